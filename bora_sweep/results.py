@@ -1,0 +1,151 @@
+"""The results of a run: four Parquet tables, one file per trial in each, written whole or not at all.
+
+`RUN/results/{trials,task_scores,curves,document_scores}/TRIAL.parquet`: plain Parquet with plain types, so that
+`pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bora_sweep.errors import InputError
+
+_SCORES = [("nll_nats", pa.float64()), ("num_tokens", pa.int64()), ("perplexity", pa.float64())]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "trials": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("status", pa.string()),  # running, finished, interrupted, failed
+            ("method", pa.string()),  # map, zero_shot
+            ("tau", pa.float64()),  # null for zero_shot, which has no prior
+            ("learning_rate", pa.float64()),
+            ("parametrization", pa.string()),
+            ("solver", pa.string()),
+            ("lora_rank", pa.int64()),
+            ("lora_alpha", pa.float64()),
+            ("seed", pa.int64()),
+            ("epochs", pa.int64()),
+            ("best_epoch", pa.int64()),
+            ("stopped_by", pa.string()),  # patience, max_epochs
+            *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
+            ("validation_macro_perplexity", pa.float64()),
+            ("test_macro_perplexity", pa.float64()),
+            ("train_seconds", pa.float64()),
+            ("tokens_per_second", pa.float64()),
+            ("peak_memory_bytes", pa.int64()),
+            ("device", pa.string()),
+            ("host", pa.string()),
+            ("versions", pa.string()),
+            ("config_json", pa.string()),
+            ("error", pa.string()),
+            ("started_at", pa.timestamp("us", tz="UTC")),
+            ("ended_at", pa.timestamp("us", tz="UTC")),
+        ]
+    ),
+    "task_scores": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("tau", pa.float64()),
+            ("task", pa.string()),
+            ("split", pa.string()),  # train (sizes alone), validation, test
+            ("num_documents", pa.int64()),
+            ("num_tokens", pa.int64()),
+            ("nll_nats", pa.float64()),  # null for train, which is not scored
+            ("perplexity", pa.float64()),
+            ("floor_nll_nats", pa.float64()),  # of the true source, null where it is not known
+            ("distance_to_global", pa.float64()),
+        ]
+    ),
+    "curves": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("epoch", pa.int64()),  # 0 is the model before training
+            ("step", pa.int64()),
+            ("split", pa.string()),  # train (over the epoch, adapters moving), validation
+            ("nll_nats", pa.float64()),
+            ("num_tokens", pa.int64()),
+            ("log_prior", pa.float64()),  # Eq. 5 without its constant, see docs/results.md
+            ("learning_rate", pa.float64()),
+            ("seconds", pa.float64()),
+        ]
+    ),
+    "document_scores": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("task", pa.string()),
+            ("split", pa.string()),  # validation, test
+            ("document_id", pa.string()),
+            ("num_tokens", pa.int64()),
+            ("nll_nats", pa.float64()),
+            ("floor_nll_nats", pa.float64()),
+        ]
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one run or of several, in the columns of `SCHEMAS` and `run`, the run's folder."""
+
+    trials: pd.DataFrame
+    task_scores: pd.DataFrame
+    curves: pd.DataFrame
+    document_scores: pd.DataFrame
+
+
+def write_table(run: Path, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, object]]) -> None:
+    """Replace `trial_id`'s file in `table`, atomically; columns that `rows` lacks are null."""
+    schema = SCHEMAS[table]
+    frame = pd.DataFrame(rows).assign(trial_id=trial_id).reindex(columns=schema.names)
+    folder = run / "results" / table
+    folder.mkdir(parents=True, exist_ok=True)
+    # Readers of a folder of Parquet skip names that begin with a dot; the suffix keeps globs for *.parquet off it too.
+    part = folder / f".{trial_id}.{os.getpid()}.part"
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), part)
+    os.replace(part, folder / f"{trial_id}.parquet")
+
+
+def read_trial_row(run: Path, trial_id: str) -> dict[str, object] | None:
+    """`trial_id`'s row of `trials`, None where it has none yet."""
+    path = run / "results" / "trials" / f"{trial_id}.parquet"
+    return pq.read_table(path).to_pylist()[0] if path.exists() else None
+
+
+def read_results(run: str | Path | list[str | Path]) -> Results:
+    """The tables of a run, or of several below one another.
+
+    Args:
+        run: A run's folder, or a list of them.
+
+    Raises:
+        InputError: The folder is not a run's, or no trial has written a result yet.
+    """
+    runs = [Path(path) for path in (run if isinstance(run, list) else [run])]
+    for path in runs:
+        if not (path / "results" / "trials").is_dir():
+            hint = "no trial has finished yet" if (path / "config.yaml").exists() else "not a run's folder"
+            raise InputError(f"{path}: {hint}; give the folder that `bora-sweep fit` or `bora-sweep sweep` wrote")
+    return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
+
+
+def _read(run: Path, table: str) -> pd.DataFrame:
+    files = sorted((run / "results" / table).glob("*.parquet"))
+    parts = [pq.read_table(file, schema=SCHEMAS[table]) for file in files]
+    joined = pa.concat_tables(parts) if parts else SCHEMAS[table].empty_table()
+    return joined.to_pandas().assign(run=str(run))
+
+
+def perplexity(nll_nats: float, num_tokens: int) -> float:
+    """exp(nats / tokens); NaN without tokens, inf where it overflows."""
+    if not num_tokens:
+        return math.nan
+    try:
+        return math.exp(nll_nats / num_tokens)
+    except OverflowError:
+        return math.inf
