@@ -32,7 +32,7 @@ class SyntheticConfig:
     num_tasks: int = 12
     """Speakers."""
     similarity: float = 0.5
-    """The dial: correlation, over speakers, of their shifts away from the world language. 0: unrelated, 1: all alike."""
+    """The dial: correlation of any two speakers' shifts away from the world language. 0: unrelated, 1: all alike."""
     shift: float = 1.8
     """How far, in logits, each speaker stands from the world language that the base model was trained on."""
     min_documents: int = 14
@@ -109,7 +109,8 @@ class DataConfig:
         fractions = (self.train_fraction, self.validation_fraction, self.test_fraction)
         _need(
             min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6),
-            f"data.train_fraction, validation_fraction, test_fraction = {fractions}: need three parts above 0 that sum to 1",
+            f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
+            "need three parts above 0 that sum to 1",
         )
         if self.source in ("file", "hub"):
             _need(self.path is not None, f"data.source={self.source}: also give data.path=…")
