@@ -303,11 +303,6 @@ class Config:
 
     def __post_init__(self) -> None:
         _need(
-            self.model.name is not None or self.data.kind == "synthetic",
-            "model.name is not set: name the base model for your text, a Hugging Face name such as "
-            "facebook/opt-350m or a local folder",
-        )
-        _need(
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
@@ -344,10 +339,13 @@ class Config:
         return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
 
 
-def with_values(config: Config, **sections: dict[str, Any]) -> Config:
-    """A copy with some values replaced, section by section: `with_values(c, prior={"tau": 0.0})`; checked as ever."""
-    changed = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(config, **changed)
+def with_values(config: Config, **changes: Any) -> Config:
+    """A copy with some values replaced, a section's by a dictionary: `with_values(c, prior={"tau": 0.0})`."""
+    sections = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **sections)
 
 
 def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Config:

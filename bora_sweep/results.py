@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -99,22 +100,33 @@ class Results:
     document_scores: pd.DataFrame
 
 
-def write_table(run: Path, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, object]]) -> None:
+def write_table(run: Path, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     """Replace `trial_id`'s file in `table`, atomically; columns that `rows` lacks are null."""
     schema = SCHEMAS[table]
-    frame = pd.DataFrame(rows).assign(trial_id=trial_id).reindex(columns=schema.names)
+    frame = pd.DataFrame(rows).assign(trial_id=trial_id)
+    columns = [_column(frame, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
     folder = run / "results" / table
     folder.mkdir(parents=True, exist_ok=True)
     # Readers of a folder of Parquet skip names that begin with a dot; the suffix keeps globs for *.parquet off it too.
     part = folder / f".{trial_id}.{os.getpid()}.part"
-    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), part)
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), part)
     os.replace(part, folder / f"{trial_id}.parquet")
 
 
-def read_trial_row(run: Path, trial_id: str) -> dict[str, object] | None:
+def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
+    return pa.array(frame[name], kind, from_pandas=True) if name in frame else pa.nulls(len(frame), kind)
+
+
+def read_trial_row(run: Path, trial_id: str) -> dict[str, Any] | None:
     """`trial_id`'s row of `trials`, None where it has none yet."""
     path = run / "results" / "trials" / f"{trial_id}.parquet"
     return pq.read_table(path).to_pylist()[0] if path.exists() else None
+
+
+def trial_rows(run: Path) -> list[dict[str, Any]]:
+    """All rows of `trials`, by trial; empty where no trial has begun."""
+    files = sorted((run / "results" / "trials").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def read_results(run: str | Path | list[str | Path]) -> Results:

@@ -1,0 +1,219 @@
+"""The command line: `bora-sweep COMMAND`.
+
+Exit codes: 0 done; 1 the run failed (what finished is kept); 2 the input is wrong (one message); 130 interrupted.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from bora_sweep import __version__
+from bora_sweep.config import Config, load_config
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.errors import InputError, one_line
+from bora_sweep.keys import describe_keys
+from bora_sweep.runs import create_run, new_run, reopen_run
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.command(parsed)
+    except InputError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return INTERRUPTED
+
+
+def _fit(parsed: argparse.Namespace) -> int:
+    from bora_sweep.model.base import load_base
+    from bora_sweep.progress import FitProgress
+    from bora_sweep.train.run import run_trial
+
+    config, run = _open(parsed, "fit")
+    corpus = _tokenized(config)
+    create_run(config, run)
+
+    def work() -> int:
+        with FitProgress(config.train.max_epochs, err) as bar:
+            row = run_trial(
+                config, corpus, lambda: load_base(config.model, config.data), run, "fit", bar.on_step, bar.on_epoch
+            )
+        out.print(f"test perplexity {row['test_perplexity']:.3f}, best epoch {row['best_epoch']}, results in {run}")
+        return DONE
+
+    return _guarded("fit", run, work)
+
+
+def _sweep(parsed: argparse.Namespace) -> int:
+    from bora_sweep.report import write_report
+    from bora_sweep.results import trial_rows
+    from bora_sweep.sweep.search import num_trials
+    from bora_sweep.sweep.tuner import run_sweep
+    from bora_sweep.sweep.view import SweepView
+
+    config, run = _open(parsed, "sweep")
+    corpus = _tokenized(config)
+    _check_model(config, corpus)
+    create_run(config, run)
+
+    def work() -> int:
+        with SweepView(run, num_trials(config), err) as view:
+            ended = run_sweep(config, corpus, run, [view])
+        rows = trial_rows(run)
+        failed = [row for row in rows if row["status"] == "failed"]
+        for row in failed:
+            err.print(f"[bold red]trial {row['trial_id']} failed:[/] {escape(row['error'] or 'no reason known')}")
+        if any(row["status"] == "finished" and row["method"] == "map" for row in rows):
+            _show_report(write_report(run))
+        if not ended:
+            raise KeyboardInterrupt
+        return FAILED if failed else DONE
+
+    return _guarded("sweep", run, work)
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from bora_sweep.report import write_report
+
+    _show_report(write_report(Path(parsed.run)))
+    return DONE
+
+
+def _describe(parsed: argparse.Namespace) -> int:
+    from bora_sweep.data.corpus import load_corpus
+    from bora_sweep.data.describe import describe
+    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.model.base import load_tokenizer
+
+    paths = [a for a in parsed.settings if "=" not in a and not a.endswith((".yaml", ".yml"))]
+    config = load_config([*(a for a in parsed.settings if a not in paths), *(f"data.path={path}" for path in paths)])
+    corpus = load_corpus(config.data)
+    counts = None
+    if config.model.name is not None or config.data.kind == "synthetic":
+        counts = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens).table()
+    for part in describe(corpus, counts):
+        out.print(part)
+    return DONE
+
+
+def _open(parsed: argparse.Namespace, command: str) -> tuple[Config, Path]:
+    config, run = reopen_run(parsed.settings, command) if parsed.resume else new_run(parsed.settings, command)
+    err.print(f"{'resuming' if parsed.resume else 'run folder'}: {run}")
+    return config, run
+
+
+def _tokenized(config: Config) -> TokenizedCorpus:
+    from bora_sweep.data.corpus import load_corpus
+    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.model.base import load_tokenizer
+
+    corpus = load_corpus(config.data)
+    for note in corpus.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}")
+    tokenized = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens)
+    documents = tokenized.documents
+    err.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(documents):,} documents, "
+              f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
+    if documents["was_cut"].any():
+        err.print(
+            f"[yellow]note:[/] {documents['was_cut'].sum():,} documents are longer than "
+            f"model.max_tokens={config.model.max_tokens} and were cut"
+        )
+    return tokenized
+
+
+def _check_model(config: Config, corpus: TokenizedCorpus) -> None:
+    """Refuse a model or targets that no trial could use, before a cluster is asked for anything."""
+    from bora_sweep.model.adapters import find_sites
+    from bora_sweep.model.base import empty_base, refuse_mismatch
+
+    base = empty_base(config.model, config.data)
+    find_sites(base, config.lora)
+    refuse_mismatch(base, corpus.largest_token, corpus.longest)
+
+
+def _guarded(command: str, run: Path, work: Callable[[], int]) -> int:
+    """Run `work`; whatever ends it early, say how to go on from what is there."""
+    hint = f"go on with: bora-sweep {command} --resume output={shlex.quote(str(run))}"
+    try:
+        return work()
+    except KeyboardInterrupt:
+        err.print(f"interrupted; {hint}")
+        return INTERRUPTED
+    except InputError:
+        raise
+    except Exception as error:
+        (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        err.print(f"[bold red]failed:[/] {escape(one_line(error))} (details in {run}/error.txt); {hint}")
+        return FAILED
+
+
+def _show_report(path: Path) -> None:
+    """The report's answer, its first paragraph after the title, and where the rest is."""
+    paragraphs = path.read_text(encoding="utf-8").split("\n\n")
+    out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
+    out.print(f"report: {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bora-sweep",
+        description="Fine-tune one language model for many related tasks, and find how much they should share.",
+        epilog="Start with: bora-sweep sweep   (an embedded corpus and model, a few minutes on two cores)",
+    )
+    parser.add_argument("--version", action="version", version=f"bora-sweep {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
+        keys = f"keys, with their defaults:\n{describe_keys(sections)}" if sections else None
+        added = commands.add_parser(
+            name, help=text, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(command=command)
+        return added
+
+    fitted = ("data", "model", "lora", "prior", "train", "method", "output")
+    _settings(add("fit", _fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
+    swept = ("data", "model", "lora", "prior", "train", "search", "ray", "output")
+    _settings(add("sweep", _sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
+    report = add("report", _report, "Tables and figures of a run, also of one that is not finished.")
+    report.add_argument("run", metavar="RUN", help="the run's folder")
+    data = add("data", _describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
+    text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
+    described = data.add_parser(
+        "describe", help=text, description=text, epilog=f"keys, with their defaults:\n{describe_keys(['data'])}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    described.add_argument("settings", nargs="*", metavar="FILE|key=value", help="a corpus, YAML files, settings")
+    return parser
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="FILE.yaml|key=value",
+        help="YAML files, merged left to right, then settings such as prior.tau=100",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a run: output=RUN, else the newest in runs/")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

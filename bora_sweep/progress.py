@@ -1,0 +1,59 @@
+"""A bar for one fit: epochs, tokens per second, time left."""
+
+import math
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from bora_sweep.train.trainer import State, StepReport
+
+
+class FitProgress:
+    """A context manager whose `on_step` and `on_epoch` feed a bar in a terminal and a line per epoch below it."""
+
+    def __init__(self, max_epochs: int, console: Console) -> None:
+        self.max_epochs, self.console = max_epochs, console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("at most"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("starting", total=None, speed="")
+        self.tokens = 0
+
+    def __enter__(self) -> "FitProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def on_step(self, report: StepReport) -> None:
+        """Move the bar by a step."""
+        self.tokens += report.num_tokens
+        done = (report.epoch - 1) * report.num_batches + report.batch
+        elapsed = self.bar.tasks[self.task].elapsed or math.inf
+        self.bar.update(
+            self.task,
+            description=f"epoch {report.epoch}",
+            completed=done,
+            total=self.max_epochs * report.num_batches,
+            speed=f"{self.tokens / elapsed:,.0f} tokens/s",
+        )
+
+    def on_epoch(self, state: State) -> None:
+        """Say how the epoch went."""
+        train, validation = (math.exp(row["nll_nats"] / row["num_tokens"]) for row in state.curve[-2:])
+        best = " (best)" if state.best_epoch == state.epoch else ""
+        self.console.print(
+            f"epoch {state.epoch}: perplexity {train:.2f} in training, {validation:.2f} on validation{best}, "
+            f"{state.curve[-2]['seconds']:.1f} s",
+            highlight=False,
+        )

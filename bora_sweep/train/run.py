@@ -1,0 +1,170 @@
+"""One trial of a run: a fit whose results land in the run's folder, whatever becomes of it."""
+
+import json
+import math
+import platform
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from bora_sweep.config import Config
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.errors import one_line
+from bora_sweep.model.prior import distance_to_global
+from bora_sweep.results import perplexity, read_trial_row, write_table
+from bora_sweep.train.checkpoint import drop_checkpoints, save_adapters
+from bora_sweep.train.trainer import Fit, State, StepReport, fit
+
+PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
+
+
+def run_trial(
+    config: Config,
+    corpus: TokenizedCorpus,
+    load_base: Callable[[], PreTrainedModel],
+    run: Path,
+    trial_id: str,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+    on_epoch: Callable[[State], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`; goes on where an earlier try was cut off.
+
+    Returns:
+        The trial's row of the `trials` table.
+
+    Raises:
+        Exception: Whatever loading the base or the fit raised, after the row was written with status `failed`, or
+            `interrupted`.
+    """
+    folder = run / "trials" / trial_id
+    row = _opening_row(config, read_trial_row(run, trial_id))
+
+    def epoch_done(state: State) -> None:
+        write_table(run, "curves", trial_id, state.curve)
+        row.update(_so_far(state))
+        write_table(run, "trials", trial_id, [row])
+        on_epoch(state)
+
+    write_table(run, "trials", trial_id, [row])
+    try:
+        done = fit(config, corpus, load_base(), folder, on_step, epoch_done)
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        row.update(status="interrupted" if interrupted else "failed", error=one_line(error), ended_at=datetime.now(UTC))
+        write_table(run, "trials", trial_id, [row])
+        raise
+    documents = document_scores(corpus, done)
+    tasks = task_scores(config, corpus, documents, done)
+    save_adapters(folder, {"mean_P": done.mean_P, "theta_KP": done.theta_KP}, _about(config, corpus, done))
+    write_table(run, "document_scores", trial_id, documents)
+    write_table(run, "task_scores", trial_id, tasks)
+    write_table(run, "curves", trial_id, done.state.curve)
+    row.update(_closing(done, tasks, config))
+    write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
+    drop_checkpoints(folder)
+    return row
+
+
+def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
+    """Rows of the `document_scores` table, validation before test."""
+    parts = [corpus.documents.iloc[corpus.split(split)].assign(nll_nats=nll) for split, nll in done.nll_nats.items()]
+    scores = pd.concat(parts, ignore_index=True)
+    return scores.assign(task=np.asarray(corpus.tasks, dtype=object)[scores["task"]])
+
+
+def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, done: Fit) -> pd.DataFrame:
+    """Rows of the `task_scores` table: sums over each task's documents, and the sizes of its training split."""
+    sums = documents.groupby(["task", "split"], as_index=False).agg(
+        nll_nats=("nll_nats", "sum"),
+        floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
+    )
+    distance_K = distance_to_global(done.theta_KP, done.mean_P).numpy()
+    scores = corpus.table().merge(sums, how="left", on=["task", "split"])
+    return scores.assign(
+        tau=_tau(config),
+        perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
+        distance_to_global=scores["task"].map(dict(zip(corpus.tasks, distance_K, strict=True))),
+    )
+
+
+def _tau(config: Config) -> float:
+    return config.prior.tau if config.method == "map" else math.nan
+
+
+def _opening_row(config: Config, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    trained = config.method == "map"
+    return {
+        "status": "running",
+        "method": config.method,
+        "tau": _tau(config),
+        "learning_rate": config.learning_rate if trained else None,
+        "parametrization": config.prior.parametrization if trained else None,
+        "solver": config.solver if trained else None,
+        "lora_rank": config.lora.rank,
+        "lora_alpha": config.lora.scale * config.lora.rank,
+        "seed": config.train.seed,
+        "epochs": 0,
+        "host": socket.gethostname(),
+        "versions": json.dumps(_versions()),
+        "config_json": config.to_json(),
+        "started_at": earlier["started_at"] if earlier else datetime.now(UTC),
+    }
+
+
+def _so_far(state: State) -> dict[str, Any]:
+    best = next(r for r in state.curve if r["epoch"] == state.best_epoch and r["split"] == "validation")
+    return {
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
+        "validation_nll_nats": best["nll_nats"],
+        "validation_num_tokens": best["num_tokens"],
+        "validation_perplexity": perplexity(best["nll_nats"], best["num_tokens"]),
+        "train_seconds": state.train_seconds,
+    }
+
+
+def _closing(done: Fit, tasks: pd.DataFrame, config: Config) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for split, rows in tasks[tasks["split"] != "train"].groupby("split"):
+        nll, num_tokens = float(rows["nll_nats"].sum()), int(rows["num_tokens"].sum())
+        scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
+        scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
+        scores |= {f"{split}_macro_perplexity": float(rows["perplexity"].mean())}
+    return {
+        **_so_far(done.state),
+        **scores,
+        "status": "finished",
+        "stopped_by": done.stopped_by if config.method == "map" else None,
+        "tokens_per_second": done.tokens_per_second,
+        "peak_memory_bytes": done.peak_memory_bytes,
+        "device": done.device,
+        "ended_at": datetime.now(UTC),
+    }
+
+
+def _about(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]:
+    """What it takes to use the adapters elsewhere."""
+    return {
+        "tasks": corpus.tasks,
+        "model": config.model.name,
+        "rank": config.lora.rank,
+        "alpha": config.lora.scale * config.lora.rank,
+        "sites": [[site.name, site.in_features, site.out_features] for site in done.layout.sites],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
