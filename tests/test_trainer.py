@@ -1,0 +1,236 @@
+"""Laws of a fit, in float64: the limits, the estimate of the gradient, resuming, and what may not change a result."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, make_corpus
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from torch.nn import functional as F
+
+from bora_sweep.config import Config, load_config
+from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
+from bora_sweep.errors import InputError
+from bora_sweep.model.objective import map_objective
+from bora_sweep.train.evaluate import to_device
+from bora_sweep.train.trainer import DivergenceError, Trainer, fit
+
+CPU = torch.device("cpu")
+SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
+
+
+def make_config(*settings: str) -> Config:
+    return load_config([*SETTINGS, *settings])
+
+
+def curve(state) -> list[tuple]:
+    return [(r["epoch"], r["split"], r["nll_nats"], r["log_prior"]) for r in state.curve]
+
+
+def same_fit(one, other) -> None:
+    assert curve(one.state) == curve(other.state)
+    assert torch.equal(one.theta_KP, other.theta_KP)
+    assert torch.equal(one.mean_P, other.mean_P)
+    assert all((one.nll_nats[split] == other.nll_nats[split]).all() for split in one.nll_nats)
+
+
+@pytest.mark.parametrize("parametrization", ["noncentered", "centered"])
+def test_the_steps_of_an_epoch_average_to_the_gradient_of_the_whole(parametrization):
+    corpus, base = make_corpus(), make_base()
+    trainer = Trainer(make_config(f"prior.parametrization={parametrization}", "prior.tau=3"), corpus, base)
+    with torch.no_grad():
+        for bank in trainer.hierarchy.parameters():
+            bank.add_(0.3 * torch.randn_like(bank))
+    batches = training_batches(corpus, 5, seed=0, epoch=1)
+    assert len({len(batch) for batch in batches}) > 1  # the last is smaller
+
+    def gradient(documents, weight):
+        trainer.hierarchy.zero_grad()
+        nll = trainer.likelihood(*to_device(collate(corpus, documents), CPU)).sum()
+        map_objective(weight * nll, 0.0, trainer.num_tokens).backward()
+        return torch.cat([bank.grad.flatten() for bank in trainer.hierarchy.parameters() if bank.grad is not None])
+
+    mean = sum(gradient(batch, len(batches)) for batch in batches) / len(batches)
+    torch.testing.assert_close(mean, gradient(corpus.split("train"), 1))
+
+
+def full_batch(*settings: str) -> Config:
+    """One step an epoch, on all documents, unclipped, so that fits of parts of the data can be compared."""
+    return make_config("train.batch_size=1000", "train.max_grad_norm=null", *settings)
+
+
+def run_epochs(trainer: Trainer, count: int) -> Trainer:
+    """Train, past any early stop, with Adam's eps so small that the scale of the objective does not show."""
+    for group in trainer.optimizer.param_groups:
+        group["eps"] = 1e-30
+    for _ in range(count):
+        trainer.run_epoch(lambda _: None)
+    trainer.adapted.detach()
+    return trainer
+
+
+def test_tau_0_equals_separate_fits():
+    sizes = {"a": 16, "b": 10, "c": 8}
+    together = make_corpus(sizes)
+    base = make_base()
+    joint = run_epochs(Trainer(full_batch("prior.tau=0"), together, base), 6)
+    for index, task in enumerate(sizes):
+        only = together.documents["task"].to_numpy() == index
+        alone = run_epochs(Trainer(full_batch("prior.tau=inf"), take(together, only, task), base), 6)
+        theta_P = alone.hierarchy.mean_P.detach()
+        torch.testing.assert_close(joint.hierarchy.theta_KP()[index], theta_P, rtol=0, atol=1e-9)
+
+
+def take(corpus, keep, task):
+    """The documents of one task as a corpus of its own."""
+    rows = np.flatnonzero(keep)
+    pieces = [corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]] for n in rows]
+    return TokenizedCorpus(
+        name=task,
+        tasks=(task,),
+        documents=corpus.documents.iloc[rows].assign(task=0).reset_index(drop=True),
+        tokens=np.concatenate(pieces),
+        offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]),
+    )
+
+
+def test_tau_inf_equals_one_peft_lora_trained_on_everything():
+    corpus, base, config = make_corpus(), make_base(), make_config("prior.tau=inf")
+    trainer = Trainer(config, corpus, base)
+    theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.layout
+    for _ in range(2):
+        trainer.run_epoch(lambda _: None)
+    trainer.adapted.detach()
+
+    peft = get_peft_model(
+        copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    ).to(torch.float64).eval()  # fmt: skip
+    weights = []
+    for name, pair in layout.split(theta_P).items():
+        module = peft.get_submodule(f"base_model.model.{name}")
+        for weight, start in zip((module.lora_A["default"].weight, module.lora_B["default"].weight), pair, strict=True):
+            weight.data.copy_(start)
+            weights.append(weight)
+    optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0)
+    for epoch in (1, 2):
+        batches = training_batches(corpus, 6, seed=0, epoch=epoch)
+        for documents in batches:
+            optimizer.zero_grad()
+            for n in documents:
+                tokens = torch.from_numpy(corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]]).long()[None]
+                nll = F.cross_entropy(peft(input_ids=tokens).logits[0, :-1], tokens[0, 1:], reduction="sum")
+                (nll * len(batches) / corpus.num_tokens("train")).backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+    expected = torch.cat([weight.detach().flatten() for weight in weights])
+    torch.testing.assert_close(trainer.hierarchy.mean_P.detach(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["prior.tau=10"],
+        ["prior.tau=0"],
+        ["prior.tau=inf"],
+        ["prior.tau=10", "prior.parametrization=centered"],
+        ["prior.tau=10", "train.solver=adamw", "train.schedule=cosine", "train.warmup_steps=3"],
+    ],
+)
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, settings):
+    corpus, config = make_corpus(), make_config("train.max_epochs=4", *settings)
+    whole = fit(config, corpus, make_base())
+
+    class KilledError(Exception):
+        pass
+
+    def die_in_epoch_3(report) -> None:
+        if report.epoch == 3 and report.batch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(config, corpus, make_base(), tmp_path, on_step=die_in_epoch_3)
+    epochs = []
+    resumed = fit(config, corpus, make_base(), tmp_path, on_epoch=lambda state: epochs.append(state.epoch))
+    assert epochs == [3, 4]
+    same_fit(resumed, whole)
+
+
+def test_the_same_seed_gives_the_same_fit_and_another_seed_another():
+    corpus = make_corpus()
+    one, again, other = (fit(make_config(f"train.seed={seed}"), corpus, make_base()) for seed in (1, 1, 2))
+    same_fit(one, again)
+    assert curve(one.state) != curve(other.state)
+
+
+def test_micro_batches_change_no_result():
+    corpus = make_corpus()
+    whole, parts = (fit(make_config(f"train.micro_batch_size={size}"), corpus, make_base()) for size in ("null", "2"))
+    torch.testing.assert_close(parts.theta_KP, whole.theta_KP, rtol=0, atol=1e-10)
+    assert [r["nll_nats"] for r in parts.state.curve] == pytest.approx(
+        [r["nll_nats"] for r in whole.state.curve], rel=1e-12
+    )
+
+
+def test_the_sum_over_a_split_is_the_sum_over_its_documents():
+    corpus, base = make_corpus(), make_base()
+    done = fit(make_config("train.max_epochs=1"), corpus, base)
+    validation = [r for r in done.state.curve if r["split"] == "validation"][done.state.best_epoch]
+    assert done.nll_nats["validation"].sum() == pytest.approx(validation["nll_nats"], rel=1e-12)
+    trainer = Trainer(make_config(), corpus, base)
+    trainer.hierarchy.mean_P.data.copy_(done.mean_P)
+    trainer.hierarchy.task_KP.data.copy_(done.theta_KP - done.mean_P)
+    for n, nll in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
+        alone = trainer.likelihood(*to_device(collate(corpus, np.array([n])), CPU))
+        assert alone.item() == pytest.approx(nll, rel=1e-10)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_a_fit():
+    corpus = make_corpus()
+    done = fit(make_config("train.learning_rate=0.3", "train.max_epochs=40", "train.patience=3"), corpus, make_base())
+    validation = [r["nll_nats"] for r in done.state.curve if r["split"] == "validation"]
+    assert done.stopped_by == "patience"
+    assert validation.index(min(validation)) == done.state.best_epoch == done.state.epoch - 3
+    assert done.nll_nats["validation"].sum() == pytest.approx(min(validation), rel=1e-12)
+    assert fit(make_config("train.max_epochs=1"), corpus, make_base()).stopped_by == "max_epochs"
+
+
+def test_zero_shot_is_the_base_model_as_it_is():
+    corpus, base = make_corpus(), make_base()
+    done = fit(make_config("method=zero_shot", "prior.tau=inf"), corpus, base)
+    assert done.state.epoch == 0
+    for n, nll in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
+        tokens = torch.from_numpy(corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]]).long()[None]
+        expected = F.cross_entropy(base(input_ids=tokens).logits[0, :-1], tokens[0, 1:], reduction="sum")
+        assert nll == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_a_loss_that_is_not_finite_names_step_tau_and_learning_rate():
+    with pytest.raises(DivergenceError) as caught:
+        fit(make_config("train.learning_rate=1e300", "prior.tau=7"), make_corpus(), make_base())
+    assert all(part in str(caught.value) for part in ("step 2", "epoch 1", "tau=7", "1e+300"))
+
+
+def test_bf16_and_accumulation_run_and_learn():
+    done = fit(
+        make_config("train.precision=bf16", "train.micro_batch_size=3"), make_corpus(), make_base(dtype=torch.float32)
+    )
+    validation = [r["nll_nats"] for r in done.state.curve if r["split"] == "validation"]
+    assert validation[-1] < validation[0]
+
+
+def test_sequences_longer_than_the_model_are_refused():
+    base = make_base()
+    base.config.max_position_embeddings = 8
+    with pytest.raises(InputError, match=r"model\.max_tokens"):
+        Trainer(make_config(), make_corpus(), base)
+
+
+def test_large_tau_approaches_one_shared_adapter():
+    corpus, base = make_corpus(), make_base()
+    shared = fit(make_config("prior.tau=inf"), corpus, base)
+    near = fit(make_config("prior.tau=1e9"), corpus, base)
+    assert near.nll_nats["test"].sum() == pytest.approx(shared.nll_nats["test"].sum(), rel=1e-4)
+    assert math.isclose(near.state.best_nll_nats, shared.state.best_nll_nats, rel_tol=1e-4)
