@@ -37,6 +37,10 @@ class SweepView(tune.Callback):
         if self.console.is_terminal:
             self.live.stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that no one makes, and a terminal cannot be pickled."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial began, or began again."""
         self._read(trial)

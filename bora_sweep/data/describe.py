@@ -1,0 +1,106 @@
+"""What a corpus holds, task by task, and what is wrong with it, for the terminal."""
+
+import pandas as pd
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.read import counted
+from bora_sweep.data.split import SPLITS
+
+_MOST_ROWS = 40
+_FEW_DOCUMENTS = 20
+_UNEQUAL = 10
+
+
+def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[RenderableType]:
+    """A table of tasks and splits, then in yellow what was left out and what may be wrong.
+
+    Args:
+        corpus: What is described.
+        num_tokens: Columns task, split, num_tokens and num_cut_documents; left out: no tokens in the table.
+    """
+    sizes = _sizes(corpus, num_tokens)
+    documents = corpus.documents
+    title = Text.assemble(
+        (corpus.name, "bold"),
+        f": {counted(len(corpus.tasks), 'task')}, {counted(len(documents), 'document')}, "
+        f"{counted(int(documents['text'].str.len().sum()), 'character')}",
+    )
+    remarks = [*corpus.notes, *_warnings(corpus, num_tokens)]
+    bullets = Table.grid(padding=(0, 1))
+    for remark in remarks:
+        bullets.add_row("•", Text(remark), style="yellow")
+    return [title, _table(sizes), bullets]
+
+
+def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
+    """Task by (kind, split): documents, and tokens where they are known."""
+    tables = {"documents": pd.crosstab(corpus.documents["task"], corpus.documents["split"])}
+    if num_tokens is not None:
+        tables["tokens"] = num_tokens.pivot_table(index="task", columns="split", values="num_tokens", aggfunc="sum")
+    columns = pd.MultiIndex.from_product([tables, SPLITS])
+    return pd.concat(tables, axis=1).reindex(index=list(corpus.tasks), columns=columns).fillna(0).astype(int)
+
+
+def _table(sizes: pd.DataFrame) -> Table:
+    """A row for each task, of many the largest and the smallest; the totals in the footer."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 0, 0, 1), footer_style="bold")
+    table.add_column("\ntask", "all tasks", overflow="fold")
+    for kind, split in sizes.columns:
+        short = "valid." if split == "validation" else split
+        table.add_column(
+            f"{kind}\n{short}" if split == SPLITS[0] else f"\n{short}",
+            f"{sizes[kind, split].sum():,}",
+            justify="right",
+            no_wrap=True,
+        )
+
+    def add(rows: pd.DataFrame) -> None:
+        for task, counts in rows.iterrows():
+            table.add_row(Text(str(task)), *(f"{count:,}" for count in counts))
+
+    if len(sizes) <= _MOST_ROWS:
+        add(sizes)
+        return table
+    by_size = sizes.loc[sizes["documents"].sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    shown = _MOST_ROWS // 4
+    add(by_size.iloc[:shown])
+    middle = by_size.iloc[shown:-shown]
+    table.add_row(f"… {len(middle)} more tasks", *(f"{count:,}" for count in middle.sum()), style="dim")
+    add(by_size.iloc[-shown:])
+    return table
+
+
+def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
+    documents = corpus.documents
+    warnings = []
+    repeated = documents.loc[documents["text"].duplicated(keep=False)]
+    if len(repeated):
+        warnings.append(
+            f"{len(repeated):,} documents share {counted(repeated['text'].nunique(), 'text')} "
+            f"({_num_across(repeated):,} across tasks); equal texts are in one split"
+        )
+    train = documents.loc[documents["split"] == "train", "task"].value_counts().reindex(corpus.tasks, fill_value=0)
+    if few := sum(train < _FEW_DOCUMENTS):
+        warnings.append(
+            f"{counted(few, 'task')} with fewer than {_FEW_DOCUMENTS} training documents (the least: {train.min()}); "
+            "the scores of one such task are noisy"
+        )
+    per_task = documents["task"].value_counts()
+    if per_task.max() > _UNEQUAL * per_task.min():
+        warnings.append(
+            f"very unequal tasks: {per_task.idxmax()!r} has {per_task.max():,} documents, {per_task.idxmin()!r} "
+            f"{per_task.min():,}; micro perplexity is mostly the large tasks', so look at macro perplexity too"
+        )
+    if num_tokens is not None and (cut := sum(num_tokens["num_cut_documents"])):
+        share = cut / len(documents)
+        warnings.append(f"{counted(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut there")
+    return warnings
+
+
+def _num_across(repeated: pd.DataFrame) -> int:
+    """Texts that occur in more than one task."""
+    return sum(tasks > 1 for tasks in repeated.groupby("text")["task"].nunique())

@@ -1,0 +1,84 @@
+"""Which document is trained on, which selects, which is reported."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from bora_sweep.data.read import counted
+from bora_sweep.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_sizes(num_documents: int, fractions: Sequence[float]) -> list[int]:
+    """`num_documents` times `fractions`, rounded by largest remainder so that the sizes sum to `num_documents`.
+
+    An empty split takes one document from the largest, as long as that leaves it one.
+    """
+    exact = [num_documents * fraction / sum(fractions) for fraction in fractions]
+    sizes = [int(size) for size in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda split: sizes[split] - exact[split])
+    for split in by_remainder[: num_documents - sum(sizes)]:
+        sizes[split] += 1
+    while min(sizes) == 0 and max(sizes) > 1:
+        sizes[sizes.index(max(sizes))] -= 1
+        sizes[sizes.index(0)] += 1
+    return sizes
+
+
+def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Sequence[float], seed: int) -> list[str]:
+    """The split of each document.
+
+    Equal texts share a split, whichever tasks they are in. Repeated texts are placed first, the most frequent first,
+    then the others in the order of a hash of seed and text: each goes to the split that most of its tasks lack, else
+    to the one with most room in them. So the order of the documents decides nothing, and a task without repeated texts
+    gets exactly its `split_sizes`.
+
+    Args:
+        tasks: The task of each document.
+        texts: The text of each document.
+        fractions: Of train, validation and test, summing to 1.
+        seed: Another seed, another assignment.
+
+    Raises:
+        InputError: A task would be without a document in some split.
+    """
+    documents = list(zip(tasks, texts, strict=True))
+    sizes = {task: split_sizes(count, fractions) for task, count in Counter(task for task, _ in documents).items()}
+    filled = {task: [0] * len(SPLITS) for task in sizes}
+    distinct = Counter(task for task, _ in set(documents))
+    _refuse([task for task, count in distinct.items() if count < len(SPLITS)], sizes, distinct)
+
+    tasks_of_text: dict[str, list[str]] = {}
+    for task, text in documents:
+        tasks_of_text.setdefault(text, []).append(task)
+    split_of_text: dict[str, int] = {}
+    for text in sorted(tasks_of_text, key=lambda text: (-len(tasks_of_text[text]), _digest(seed, text))):
+        members = tasks_of_text[text]
+        room = [
+            (sum(filled[t][s] == 0 for t in members), sum(sizes[t][s] - filled[t][s] for t in members))
+            for s in range(len(SPLITS))
+        ]
+        split_of_text[text] = split = room.index(max(room))
+        for task in members:
+            filled[task][split] += 1
+    _refuse([task for task, counts in filled.items() if min(counts) == 0], sizes, distinct)
+    return [SPLITS[split_of_text[text]] for _, text in documents]
+
+
+def _digest(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+
+
+def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str]) -> None:
+    if not tasks:
+        return
+    task = min(tasks)
+    others = f" (and {counted(len(tasks) - 1, 'task')} more)" if len(tasks) > 1 else ""
+    enough = max(sum(sizes[name]) for name in tasks) + 1
+    raise InputError(
+        f"task {task!r}{others}: {counted(sum(sizes[task]), 'document')} with "
+        f"{counted(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
+        f"share a split, across tasks too. Leave such tasks out with data.min_documents={enough}, or remove their "
+        "repeated texts"
+    )

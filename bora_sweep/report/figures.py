@@ -1,0 +1,233 @@
+"""The paper's five figures. Drawn on matplotlib's objects alone; no state of pyplot's is read or changed."""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from bora_sweep.report.formats import perplexity_text, plain, tau_text
+from bora_sweep.report.pooling import Summary
+from bora_sweep.report.statistics import Bootstrap
+from bora_sweep.report.tables import Gain
+
+# Okabe and Ito's palette, told apart by colour-blind readers too: one meaning in every figure.
+INK, GREY, PALE = "#222222", "#8c8c8c", "#e8e8e8"
+INDEPENDENT, SHARED, BEST, FLOOR = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+MOST_NAMES = 40  # tasks that a figure names, or gives an interval each
+
+
+def render(figure: Figure) -> tuple[bytes, bytes]:
+    """PNG at 200 dots per inch, and SVG with its text as paths; the same figure always gives the same bytes."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "bora-sweep"}):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
+        figure.savefig(png, format="png", dpi=200)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def task_sizes(summary: Summary) -> Figure:
+    """Figure 1: training documents of each task, most first; with names where they can be read."""
+    sizes_D = summary.train_documents_D
+    if len(sizes_D) > MOST_NAMES:
+        figure, (axes,) = _panels(7, 3.2)
+        axes.stairs(sizes_D, np.arange(len(sizes_D) + 1) + 0.5, fill=True, color=GREY)
+        axes.set_xlim(0.5 - 0.01 * len(sizes_D), len(sizes_D) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+        _label(axes, "Task, in order of size", "Training documents")
+        return figure
+    figure, (axes,) = _panels(7, 0.8 + 0.23 * len(sizes_D))
+    bars = axes.barh(np.arange(len(sizes_D)), sizes_D, height=0.7, color=GREY)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8, color=INK)
+    axes.set_yticks(np.arange(len(sizes_D)), [plain(task, 32) for task in summary.tasks], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(sizes_D) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    _label(axes, "Training documents", "")
+    return figure
+
+
+def tau_curve(summary: Summary, bootstrap: Bootstrap) -> Figure:
+    """Figure 2: tau against test perplexity; all tasks together on the left, each task on the right."""
+    scale = TauAxis([summary.settings[m].tau for m in summary.fits])
+    intervals = [bootstrap.perplexity(m) for m in summary.fits]
+    low, high = np.array([[interval.low, interval.high] for interval in intervals]).T
+    tasks_DM = summary.perplexity_DM[:, summary.fits]
+    figure, (overall, each) = _panels(10, 4, columns=2)
+    for part, linestyle in scale.parts():
+        overall.fill_between(scale.x[part], low[part], high[part], color=GREY, lw=0, alpha=0.13 if linestyle else 0.25)
+        lines = [np.column_stack([scale.x[part], row[part]]) for row in tasks_DM]
+        alpha = max(0.08, min(0.7, 15 / len(lines))) * (0.5 if linestyle else 1)
+        each.add_collection(LineCollection(lines, color=GREY, lw=0.8, alpha=alpha))
+    for axes in (overall, each):
+        _draw_micro(axes, summary, scale)
+    at = (scale.x[summary.fits.index(summary.best)], summary.settings[summary.best].test_perplexity)
+    _note(overall, f"best: τ = {tau_text(summary.best_tau)}", at, (0, -16), ha="center", color=BEST, weight="bold")
+    for name, value in references_in_view(summary).items():
+        overall.axhline(value, color=FLOOR if name == "floor" else GREY, lw=1.3, linestyle=(0, (5, 3)), zorder=1)
+        said = f"{name} {perplexity_text(value)}"
+        _note(overall, said, (1, value), (-2, 4), xycoords=("axes fraction", "data"), ha="right")
+    overall.set_title("All tasks together", loc="left", fontsize=10, color=INK)
+    each.set_title(f"Each of {len(tasks_DM):,} tasks", loc="left", fontsize=10, color=INK)
+    _spread_log(each, "y", tasks_DM)
+    return figure
+
+
+def _draw_micro(axes: Axes, summary: Summary, scale: "TauAxis") -> None:
+    """The thick line over tau with a dot for each fit; both ends and the best in their colours."""
+    y = np.array([summary.settings[m].test_perplexity for m in summary.fits])
+    for part, linestyle in scale.parts():
+        axes.plot(scale.x[part], y[part], color=INK, lw=2.2, linestyle=linestyle or "-", zorder=3)
+    axes.plot(scale.x, y, "o", ms=4, color=INK, zorder=4)
+    marks = {summary.independent: ("s", INDEPENDENT), summary.shared: ("^", SHARED), summary.best: ("D", BEST)}
+    for x, value, m in zip(scale.x, y, summary.fits, strict=True):
+        if m in marks:
+            marker, color = marks[m]
+            axes.plot(x, value, marker, ms=8, color=color, markeredgecolor="white", zorder=5)
+    scale.draw(axes)
+    axes.margins(y=0.14)
+    _label(axes, "Precision τ", "Test perplexity")
+
+
+def references(summary: Summary) -> dict[str, float]:
+    """Micro test perplexity of the zero-shot model and of the true source, where they are known."""
+    zero_shot = math.nan if summary.zero_shot is None else summary.settings[summary.zero_shot].test_perplexity
+    return {name: value for name, value in (("zero-shot", zero_shot), ("floor", summary.floor)) if value == value}
+
+
+def references_in_view(summary: Summary) -> dict[str, float]:
+    """Those for which a line at their height leaves most of the plot to the curve over tau."""
+    fits = [summary.settings[m].test_perplexity for m in summary.fits]
+    room = 0.8 * (max(fits) - min(fits))
+    return {name: v for name, v in references(summary).items() if min(fits) - room <= v <= max(fits) + room}
+
+
+@dataclass(frozen=True)
+class TauAxis:
+    """Places of ascending tau on a log axis, 0 and inf each on its own beyond a break."""
+
+    taus: list[float]
+
+    @property
+    def finite(self) -> list[float]:
+        return [math.log10(tau) for tau in self.taus if 0 < tau < math.inf] or [0.0]
+
+    @property
+    def gap(self) -> float:
+        return max(0.4, 0.16 * (self.finite[-1] - self.finite[0]))
+
+    @property
+    def x(self) -> np.ndarray:
+        low, high = self.finite[0] - self.gap, self.finite[-1] + self.gap
+        return np.array([low if tau == 0 else high if tau == math.inf else math.log10(tau) for tau in self.taus])
+
+    def parts(self) -> Iterator[tuple[slice, str]]:
+        """Stretches of a line over tau with their line style: dotted across a break, "" (solid) between."""
+        first = 1 if self.taus[0] == 0 else 0
+        last = len(self.taus) - (1 if self.taus[-1] == math.inf else 0)
+        if first >= last:
+            yield slice(None), ":"
+            return
+        yield slice(first, last), ""
+        if first:
+            yield slice(0, 2), ":"
+        if last < len(self.taus):
+            yield slice(last - 1, None), ":"
+
+    def draw(self, axes: Axes) -> None:
+        low, high = self.finite[0], self.finite[-1]
+        ends = [(tau, x) for tau, x in zip(self.taus, self.x, strict=True) if tau in (0, math.inf)]
+        decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+        inner = [(f"$10^{{{k}}}$", float(k)) for k in decades[:: 1 + len(decades) // 9]]
+        if len(inner) < 2:
+            inner = [(tau_text(tau), math.log10(tau)) for tau in self.taus if 0 < tau < math.inf]
+        ticks = [*((tau_text(tau), x) for tau, x in ends), *inner]
+        axes.set_xticks([x for _, x in ticks], [label for label, _ in ticks])
+        minor = np.add.outer(np.arange(math.floor(low), math.ceil(high)), np.log10(np.arange(2, 10))).ravel()
+        axes.set_xticks(minor[(minor >= low) & (minor <= high)], minor=True)
+        axes.set_xlim(min(self.x[0], low) - 0.4 * self.gap, max(self.x[-1], high) + 0.4 * self.gap)
+        for tau, x in ends:
+            middle = x + (0.55 if tau == 0 else -0.55) * self.gap
+            white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+            slashes = axes.text(middle, 0, "//", color=GREY, fontsize=9, clip_on=False, zorder=6, bbox=white)
+            slashes.set(transform=axes.get_xaxis_transform(), ha="center", va="center")
+
+
+def improvement_by_size(gains: list[Gain]) -> Figure:
+    """Figure 3: training documents of a task against the best fit's gain over either end, in per cent."""
+    figure, (axes,) = _panels(7, 4)
+    axes.axhline(0, color=INK, lw=1)
+    for reference, marker, color in (("independent", "o", INDEPENDENT), ("shared", "^", SHARED)):
+        part = [gain for gain in gains if gain.reference == reference]
+        if part:
+            sizes = [gain.train_documents for gain in part]
+            if len(part) <= MOST_NAMES:
+                low, high = [gain.interval.low for gain in part], [gain.interval.high for gain in part]
+                axes.vlines(sizes, low, high, color=color, lw=1, alpha=0.4)
+            values = np.array([gain.interval.estimate for gain in part])
+            _dots(axes, np.array(sizes), values, color, marker, f"against {part[0].reference_in_words}")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%".replace("-", "−")))
+    _spread_log(axes, "x", np.array([gain.train_documents for gain in gains]))
+    _label(axes, "Training documents of the task", "Reduction of test perplexity")
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.2)
+    return figure
+
+
+def by_size(sizes_D: np.ndarray, values_D: np.ndarray, label: str) -> Figure:
+    """Figures 4 and 5: training documents of each task against `values_D`."""
+    figure, (axes,) = _panels(7, 4)
+    _dots(axes, sizes_D, values_D, BEST)
+    _spread_log(axes, "x", sizes_D)
+    _spread_log(axes, "y", values_D)
+    _label(axes, "Training documents of the task", label)
+    return figure
+
+
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, marker: str = "o", label: str | None = None) -> None:
+    few = len(x) <= MOST_NAMES
+    size, alpha = (6, 0.9) if few else (3.5, 0.45)
+    axes.plot(x, y, marker, color=color, ms=size, alpha=alpha, markeredgewidth=0, label=label)
+
+
+def _panels(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    panels = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set(color=GREY, linewidth=0.8)
+        axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9, width=0.8)
+        axes.grid(axis="y", color=PALE, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
+
+
+def _note(axes: Axes, said: str, at: tuple[float, float], shift: tuple[float, float], **style) -> None:
+    style = {"color": INK, "fontsize": 9, "zorder": 6, **style}
+    axes.annotate(said, at, shift, textcoords="offset points", **style)
+
+
+def _spread_log(axes: Axes, which: str, values: np.ndarray) -> None:
+    """A log axis where values span more than a factor of 5, its ticks written as plain numbers."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    if not (low > 0 and math.isfinite(high) and high / low > 5):
+        return
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

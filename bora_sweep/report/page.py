@@ -1,0 +1,216 @@
+"""The page `report.md`, its figures and its tables, written beside the results that they are made from."""
+
+import math
+import os
+from pathlib import Path
+
+from bora_sweep.report import tables
+from bora_sweep.report.captions import illustrate
+from bora_sweep.report.figures import render
+from bora_sweep.report.formats import (
+    latex_table,
+    markdown_table,
+    markdown_text,
+    percent_text,
+    perplexity_text,
+    shorten,
+    tau_text,
+)
+from bora_sweep.report.pooling import Summary, summarise
+from bora_sweep.report.statistics import REPLICATES, Bootstrap, paired_bootstrap
+from bora_sweep.results import read_results
+
+MOST_ROWS = 41
+
+
+def write_report(run: str | Path | list[str | Path]) -> Path:
+    """Tables, figures and a page from a run's results, also of an unfinished run.
+
+    Args:
+        run: A run's folder, or a list of them; the report goes to `report/` in the first.
+
+    Returns:
+        The page, `RUN/report/report.md`. Beside it: `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
+
+    Raises:
+        InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
+    """
+    runs = list(dict.fromkeys(Path(path) for path in (run if isinstance(run, list) else [run])))
+    summary = summarise(read_results([*runs]))
+    bootstrap = paired_bootstrap(summary.documents)
+    gains = tables.task_gains(summary)
+    folder = runs[0] / "report"
+    _write_tables(folder / "tables", summary, bootstrap, gains)
+    parts = [
+        f"# Results of {', '.join(markdown_text(path.resolve().name) for path in runs)}",
+        _answer(summary, bootstrap),
+        _warnings(summary),
+        _overall(summary, bootstrap),
+        _by_task(summary),
+        "## Figures",
+        *_figures(folder / "figures", summary, bootstrap, gains),
+        _trials(summary),
+        _method(summary),
+    ]
+    page = folder / "report.md"
+    _write(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
+    return page
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _write_tables(folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> None:
+    numbers = {
+        "table_1": tables.overall_numbers(summary, bootstrap),
+        "table_a1": tables.task_numbers(summary),
+        "improvements": tables.gain_numbers(gains),
+        "trials": summary.trials,
+    }
+    for name, frame in numbers.items():
+        _write(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+    texts = {"table_1": tables.overall_table(summary, bootstrap), "table_a1": tables.task_table(summary)}
+    for name, table in texts.items():
+        _write(folder / f"{name}.tex", latex_table(table).encode())
+
+
+def _answer(summary: Summary, bootstrap: Bootstrap) -> str:
+    perplexity = perplexity_text(summary.settings[summary.best].test_perplexity)
+    gains = tables.overall_gains(summary, bootstrap)
+    said = []
+    for gain in gains:
+        size, side = (gain.interval, "below") if gain.interval.estimate >= 0 else (-gain.interval, "above")
+        said.append(f"{percent_text(size, signed=False)} {side} {gain.reference_in_words}")
+    sentence = f"τ = {tau_text(summary.best_tau)} gives test perplexity {perplexity}{': ' if said else ''}"
+    lines = [f"**{sentence}{', '.join(said)}.**"]
+    if gains:
+        lines.append("Brackets hold 95% paired-bootstrap intervals.")
+    for gain in gains:
+        sure = "excludes 0" if gain.interval.excludes_zero else "includes 0: these documents do not tell the two apart"
+        lines.append(f"The interval against {gain.reference_in_words} {sure}.")
+    return f"{' '.join(lines)}\n\n{_place(summary)}"
+
+
+def _place(summary: Summary) -> str:
+    """Where the best tau lies among those fitted, and how it was chosen."""
+    taus = [summary.settings[m].tau for m in summary.fits]
+    chosen = "τ was chosen by perplexity on the validation documents; the test documents are only reported."
+    if len(taus) == 1:
+        return f"{chosen} It is the only value fitted."
+    at = taus.index(summary.best_tau)
+    if 0 < at < len(taus) - 1:
+        neighbours = f"{tau_text(taus[at - 1])} and {tau_text(taus[at + 1])}"
+        return f"{chosen} The best value is interior; its fitted neighbours are {neighbours}."
+    meaning = {0.0: ": no sharing between tasks", math.inf: ": one model for all tasks"}.get(summary.best_tau, "")
+    return f"{chosen} The best value is at an end of those fitted (τ = {tau_text(summary.best_tau)}{meaning})."
+
+
+def _warnings(summary: Summary) -> str:
+    told = [_not_converged(summary), _unfinished(summary)]
+    if summary.several_ways:
+        told.append(
+            "Fitted with more than one learning rate, rank, parametrization or solver: "
+            f"τ = {', '.join(map(tau_text, summary.several_ways))}; the one with the lowest validation perplexity "
+            "stands for each."
+        )
+    return "\n>\n".join(f"> **Note.** {line}" for line in told if line)
+
+
+def _not_converged(summary: Summary) -> str:
+    names = {summary.independent: "one model per task", summary.shared: "one model for all"}
+    capped = []
+    for m in summary.fits:
+        if summary.settings[m].capped and (m in names or m == summary.best):
+            roles = [names[m]] if m in names else []
+            roles += ["the best"] if m == summary.best else []
+            capped.append(f"τ = {tau_text(summary.settings[m].tau)} ({', '.join(roles)})")
+    if not capped:
+        return ""
+    return (
+        f"Not converged: {' and '.join(capped)} stopped at train.max_epochs, so validation may still have been "
+        "improving and this is not yet a comparison of converged fits. Raise train.max_epochs."
+    )
+
+
+def _unfinished(summary: Summary) -> str:
+    told = []
+    absent = [name for name, m in (("τ = 0", summary.independent), ("τ = ∞", summary.shared)) if m is None]
+    if absent:
+        told.append(f"No finished fit at {' and '.join(absent)} to compare with.")
+    states = [status for status in summary.trials["status"] if status != "finished"]
+    if states:
+        counts = ", ".join(f"{states.count(status):,} {markdown_text(status)}" for status in sorted(set(states)))
+        told.append(f"Not finished and left out: {len(states):,} of {len(summary.trials):,} trials ({counts}).")
+    return " ".join(told)
+
+
+def _overall(summary: Summary, bootstrap: Bootstrap) -> str:
+    return "\n\n".join(
+        [
+            "## Table 1. Perplexity for each τ",
+            markdown_table(tables.overall_table(summary, bootstrap)),
+            "Bold: lowest validation perplexity. *Test* pools all tokens of all tasks; *macro* is the mean of the "
+            "tasks' perplexities. *Test vs best*: how far the row's test perplexity is above (+) the best row's, with "
+            "its 95% paired-bootstrap interval. [As numbers](tables/table_1.csv), [LaTeX](tables/table_1.tex).",
+        ]
+    )
+
+
+def _by_task(summary: Summary) -> str:
+    table = tables.task_table(summary)
+    hidden = len(summary.fits) - len(tables.shown_fits(summary))
+    cut = [f"{hidden} values of τ"] if hidden else []
+    cut += [f"{len(table.rows) - MOST_ROWS + 1:,} tasks"] if len(table.rows) > MOST_ROWS else []
+    left = f"The CSV has {' and '.join(cut)} more. " if cut else ""
+    return "\n\n".join(
+        [
+            "## Table A.1. Test perplexity of each task",
+            markdown_table(shorten(table, MOST_ROWS)),
+            f"Bold: the row's lowest over the τ shown; found on test, it describes and does not select. {left}"
+            "[As numbers](tables/table_a1.csv), [LaTeX](tables/table_a1.tex).",
+        ]
+    )
+
+
+def _figures(folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> list[str]:
+    parts = []
+    for number, shown in enumerate(illustrate(summary, bootstrap, gains), start=1):
+        if shown.figure is not None:
+            png, svg = render(shown.figure)
+            _write(folder / f"{shown.name}.png", png)
+            _write(folder / f"{shown.name}.svg", svg)
+            parts.append(f"![{shown.alt}](figures/{shown.name}.png)")
+        parts.append(f"**Figure {number}.** {shown.caption}")
+    return parts
+
+
+def _trials(summary: Summary) -> str:
+    table = shorten(tables.trial_table(summary), MOST_ROWS)
+    return f"## Trials\n\n{markdown_table(table, limit=160)}\n\nEvery column: [trials.csv](tables/trials.csv)."
+
+
+def _method(summary: Summary) -> str:
+    tasks = len(summary.tasks)
+    return "\n\n".join(
+        [
+            "## How it was measured",
+            "Perplexity is exp(sum of nats / number of tokens): the negative log-likelihood of every scored token, "
+            "summed over documents and seeds and divided once. Every token of a document after its start symbol is "
+            "scored once, its end token included; padding never is. Each epoch and τ is chosen on validation.",
+            markdown_table(tables.split_table(summary)),
+            f"Intervals come from a paired bootstrap: within each of {tasks:,} tasks its test documents are drawn "
+            f"with replacement, the same draw for every τ, {REPLICATES:,} times from a fixed seed; the interval runs "
+            "from the 2.5th to the 97.5th percentile. Seeds of one τ are pooled first. The intervals say how sure the "
+            "result is for other documents of these same tasks, given these fits; they do not cover another training "
+            "run, another split or other tasks. The interval of a single task with few test documents is too narrow.",
+            "*Floor* is the perplexity of the source that wrote the text, known for the embedded corpus alone: no "
+            "model is expected to do better."
+            if not math.isnan(summary.floor)
+            else "",
+        ]
+    ).rstrip()

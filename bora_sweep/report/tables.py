@@ -1,0 +1,186 @@
+"""The report's tables: as text for reading, and as numbers for CSV."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bora_sweep.report.formats import Table, percent_text, perplexity_text, tau_text
+from bora_sweep.report.pooling import SPLITS, Setting, Summary
+from bora_sweep.report.statistics import Bootstrap, Interval, paired_bootstrap
+
+_MOST_TAUS = 10
+_END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How far the best fit's test perplexity lies below a reference's, as a fraction with its 95% interval."""
+
+    reference: str  # independent (tau = 0) or shared (tau = inf)
+    interval: Interval
+    task: str | None = None  # None: all tasks together
+    train_documents: float = math.nan
+
+    @property
+    def reference_in_words(self) -> str:
+        return _END_NAMES[self.reference]
+
+
+def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
+    """Over one model per task and over one for all, where they were fitted and are not themselves the best."""
+    return [Gain(name, -bootstrap.relative_difference(summary.best, m)) for name, m in _ends(summary)]
+
+
+def task_gains(summary: Summary) -> list[Gain]:
+    """The same for each task on its own, as in Figure 3."""
+    gains = []
+    for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
+        bootstrap = paired_bootstrap(summary.documents.of_task(task))
+        for name, m in _ends(summary):
+            gains.append(Gain(name, -bootstrap.relative_difference(summary.best, m), task, size))
+    return gains
+
+
+def _ends(summary: Summary) -> list[tuple[str, int]]:
+    ends = {"independent": summary.independent, "shared": summary.shared}
+    return [(name, m) for name, m in ends.items() if m is not None and m != summary.best]
+
+
+def gain_numbers(gains: list[Gain]) -> pd.DataFrame:
+    """Figure 3 as numbers."""
+    rows = [
+        (g.task, g.train_documents, g.reference, g.interval.estimate, g.interval.low, g.interval.high) for g in gains
+    ]
+    return pd.DataFrame(rows, columns=["task", "train_documents", "reference", "improvement", "low", "high"])
+
+
+def setting_text(setting: Setting) -> str:
+    """The value of tau, or `zero-shot`."""
+    return tau_text(setting.tau) if setting.is_fit else "zero-shot"
+
+
+def overall_numbers(summary: Summary, bootstrap: Bootstrap) -> pd.DataFrame:
+    """Table 1 as numbers: a row for each setting, and its difference to the best with a 95% interval."""
+    rows = []
+    for m, setting in enumerate(summary.settings):
+        to_best = bootstrap.relative_difference(m, summary.best)
+        rows.append(
+            {
+                "method": "map" if setting.is_fit else "zero_shot",
+                "tau": setting.tau,
+                "best": m == summary.best,
+                "learning_rate": setting.learning_rate,
+                "seeds": setting.seeds,
+                "validation_perplexity": setting.validation_perplexity,
+                "test_perplexity": setting.test_perplexity,
+                "test_macro_perplexity": setting.test_macro_perplexity,
+                "relative_difference_to_best": to_best.estimate,
+                "low": to_best.low,
+                "high": to_best.high,
+                "floor_test_perplexity": summary.floor,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def overall_table(summary: Summary, bootstrap: Bootstrap) -> Table:
+    """Table 1: zero-shot, every tau ascending, and the true source where it is known."""
+    table = Table(["τ", "Learning rate", "Seeds", "Epochs (best)", "Validation", "Test", "Test, macro", "Test vs best"])
+    for m, setting in enumerate(summary.settings):
+        difference = percent_text(bootstrap.relative_difference(m, summary.best))
+        table.rows.append(
+            [
+                setting_text(setting),
+                f"{setting.learning_rate:.3g}" if setting.is_fit else "",
+                str(setting.seeds) if setting.is_fit else "",
+                f"{_range(setting.epochs)} ({_range(setting.best_epochs)})" if setting.is_fit else "",
+                perplexity_text(setting.validation_perplexity),
+                perplexity_text(setting.test_perplexity),
+                perplexity_text(setting.test_macro_perplexity),
+                "best" if m == summary.best else difference,
+            ]
+        )
+    table.bold = {(summary.best, j) for j in range(len(table.columns))}
+    if not math.isnan(summary.floor):
+        macro = perplexity_text(float(summary.floor_D.mean()))
+        table.rows.append(["floor (the true source)", *[""] * 4, perplexity_text(summary.floor), macro, ""])
+    return table
+
+
+def _range(values: list[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "–"
+    low, high = min(values), max(values)
+    return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
+
+
+def task_numbers(summary: Summary) -> pd.DataFrame:
+    """Table A.1 as numbers: a row for each task, most training documents first; test perplexity by setting."""
+    columns: dict[str, object] = {"task": summary.tasks}
+    columns |= {f"{split}_documents": summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)}
+    for m, setting in enumerate(summary.settings):
+        columns[f"tau={setting.tau!r}" if setting.is_fit else "zero_shot"] = summary.perplexity_DM[:, m]
+    return pd.DataFrame(columns | {"floor": summary.floor_D})
+
+
+def task_table(summary: Summary) -> Table:
+    """Table A.1: the lowest of each row's fits in bold; at most ten values of tau, the ends and the best among them."""
+    fits = shown_fits(summary)
+    shown = fits if summary.zero_shot is None else [summary.zero_shot, *fits]
+    labels = [f"τ = {setting_text(summary.settings[m])}" if m in fits else "zero-shot" for m in shown]
+    has_floor = not np.isnan(summary.floor_D).all()
+    table = Table(["Task", "Training documents", *labels, *(["floor"] if has_floor else [])])
+    for d, task in enumerate(summary.tasks):
+        cells = [perplexity_text(value) for value in summary.perplexity_DM[d, shown]]
+        floor = [perplexity_text(summary.floor_D[d])] if has_floor else []
+        table.rows.append([task, f"{summary.train_documents_D[d]:,.0f}", *cells, *floor])
+        lowest = fits[int(np.argmin(np.nan_to_num(summary.perplexity_DM[d, fits], nan=math.inf)))]
+        table.bold.add((d, 2 + shown.index(lowest)))
+    return table
+
+
+def shown_fits(summary: Summary) -> list[int]:
+    """Fits that Table A.1 has room for: all, or both ends, the best, and others spread evenly."""
+    if len(summary.fits) <= _MOST_TAUS:
+        return summary.fits
+    spread = np.linspace(0, len(summary.fits) - 1, _MOST_TAUS - 1).round().astype(int)
+    return sorted({summary.fits[j] for j in spread} | {summary.best})
+
+
+def trial_table(summary: Summary) -> Table:
+    """Every trial, finished or not."""
+    table = Table(["Trial", "Status", "τ", "Seed", "Epochs", "Stopped by", "Seconds", "Tokens/s", "Error"])
+    ordered = summary.trials.sort_values(["tau", "seed", "trial_id"], na_position="first")
+    for row in ordered.to_dict("records"):
+        tau = "–" if pd.isna(row["tau"]) else tau_text(row["tau"])
+        table.rows.append(
+            [
+                str(row["trial_id"]),
+                str(row["status"]),
+                "zero-shot" if row["method"] == "zero_shot" else tau,
+                *(_number(row[name]) for name in ("seed", "epochs")),
+                "–" if pd.isna(row["stopped_by"]) else str(row["stopped_by"]),
+                *(_number(row[name]) for name in ("train_seconds", "tokens_per_second")),
+                "" if pd.isna(row["error"]) else str(row["error"]),
+            ]
+        )
+    return table
+
+
+def _number(value: float) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
+
+
+def split_table(summary: Summary) -> Table:
+    """Documents and scored tokens of each split, all tasks together and by task."""
+    table = Table(["Split", "Documents", "Tokens", "Fewest documents of a task", "Median", "Most"])
+    for i, split in enumerate(SPLITS):
+        documents_D = summary.num_documents_DL[:, i]
+        counts = [documents_D.sum(), summary.num_tokens_DL[:, i].sum()]
+        spread = [documents_D.min(), np.median(documents_D), documents_D.max()]
+        table.rows.append([split, *(f"{count:,.0f}" for count in counts + spread)])
+    return table
