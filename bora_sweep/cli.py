@@ -63,9 +63,7 @@ def _fit(parsed: argparse.Namespace) -> int:
 def _sweep(parsed: argparse.Namespace) -> int:
     from bora_sweep.report import write_report
     from bora_sweep.results import trial_rows
-    from bora_sweep.sweep.search import num_trials
-    from bora_sweep.sweep.tuner import run_sweep
-    from bora_sweep.sweep.view import SweepView
+    from bora_sweep.sweep import run_sweep
 
     config, run = _open(parsed, "sweep")
     corpus = _tokenized(config)
@@ -73,8 +71,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
     create_run(config, run)
 
     def work() -> int:
-        with SweepView(run, num_trials(config), err) as view:
-            ended = run_sweep(config, corpus, run, [view])
+        ended = run_sweep(config, corpus, run, err)
         rows = trial_rows(run)
         failed = [row for row in rows if row["status"] == "failed"]
         for row in failed:

@@ -43,9 +43,10 @@ class SyntheticConfig:
     """Fixes the languages, the documents and the base model."""
 
     def __post_init__(self) -> None:
+        _need(self.seed >= 0, f"data.synthetic.seed={self.seed}: need 0 or more")
         _need(self.num_tasks >= 2, f"data.synthetic.num_tasks={self.num_tasks}: need at least 2 tasks")
         _need(0 <= self.similarity <= 1, f"data.synthetic.similarity={self.similarity}: need a value from 0 to 1")
-        _need(self.shift >= 0, f"data.synthetic.shift={self.shift}: need a value of 0 or more")
+        _need(0 <= self.shift < math.inf, f"data.synthetic.shift={self.shift}: need a finite value of 0 or more")
         _need(
             6 <= self.min_documents <= self.max_documents,
             f"data.synthetic.min_documents={self.min_documents}, max_documents={self.max_documents}: "
@@ -239,8 +240,8 @@ class SearchConfig:
     """Lower end of the search over `lr_per_tau`, where it is set and the parametrization is centered."""
     lr_per_tau_high: float = 1e-4
     """Upper end of the same."""
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    """Optuna's sampler. The first values are spread evenly over log tau, whatever the sampler."""
+    sampler: Literal["gp", "tpe", "random"] = "gp"
+    """Optuna's sampler; the default is by benchmarks/sampler.py. The first values are spread evenly over log tau."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Fixed trials beside the search: the base model as it is, tau = 0, tau = inf."""
     seeds: int = 1

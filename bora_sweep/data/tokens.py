@@ -14,7 +14,7 @@ from bora_sweep.data.corpus import Corpus
 from bora_sweep.errors import InputError
 
 PADDING = 0  # any token will do: padding stands to the right of every token that is scored
-SORTED_BATCHES = 8  # batches whose documents are sorted by length among themselves before they are cut
+SORTED_BATCHES = 32  # batches whose documents are sorted by length among themselves before they are cut
 
 
 @dataclass(frozen=True)

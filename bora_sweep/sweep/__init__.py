@@ -1,0 +1,33 @@
+"""The sweep on Ray Tune. Ray is imported only once its environment is set: it reads some of it at import."""
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from bora_sweep.config import Config
+from bora_sweep.data.tokens import TokenizedCorpus
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray then binds 127.0.0.1, as it does where it has no clusters
+
+
+def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, console: Console) -> bool:
+    """Fit every trial of the sweep that `run` holds no result of, and show on `console` how it goes.
+
+    A local Ray is reachable from this machine alone, provided that Ray was not imported before.
+
+    Returns:
+        Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
+    """
+    os.environ.update(QUIET | (LOOPBACK if config.ray.address is None else {}))
+    from bora_sweep.sweep.tuner import tune_run
+    from bora_sweep.sweep.view import SweepView
+
+    with SweepView(config, run, console) as view:
+        return tune_run(config, corpus, run, [view])

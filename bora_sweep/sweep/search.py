@@ -21,6 +21,8 @@ from bora_sweep.config import Config, with_values
 
 SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau before its sampler chooses
 
+STARTUP = 3  # results without which a sampler draws at random; some of the spread values still run when it is asked
+
 BASELINES: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "tau": math.inf},
     "independent": {"tau": 0.0},
@@ -85,7 +87,7 @@ class TauSearch(Searcher):
 
     def __init__(self, config: Config, known: dict[str, Known]) -> None:
         super().__init__()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config, self.known = config, known
         self.study = optuna.create_study(direction="minimize")
         self._fixed = fixed_points(config)
@@ -180,8 +182,8 @@ def _spread(index: int, count: int, search: Any) -> float:
 def _sampler(name: str, seed: int) -> BaseSampler:
     match name:
         case "tpe":
-            return TPESampler(seed=seed, n_startup_trials=SPREAD, multivariate=True)
+            return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
         case "gp":
-            return GPSampler(seed=seed, n_startup_trials=SPREAD)
+            return GPSampler(seed=seed, n_startup_trials=STARTUP)
         case _:
             return RandomSampler(seed=seed)

@@ -23,23 +23,9 @@ from bora_sweep.results import read_trial_row, trial_rows, write_table
 from bora_sweep.sweep.search import Known, TauSearch, num_trials, point_of
 from bora_sweep.sweep.trial import tune_trial
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # a local Ray then listens on 127.0.0.1 alone
-OBJECT_STORE_BYTES = 256 * 2**20
 
-
-def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list[tune.Callback]) -> bool:
-    """Fit every trial of the sweep that `run` holds no result of.
-
-    Returns:
-        Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
-    """
+def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list[tune.Callback]) -> bool:
+    """`bora_sweep.sweep.run_sweep`, with Tune's callbacks."""
     search = TauSearch(config, known_trials(run))
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         slots = _concurrent_trials(config)
@@ -97,7 +83,6 @@ def _ray(config: Config):
         yield
         return
     local = config.ray.address is None
-    os.environ.update({**QUIET, **(LOOPBACK if local else {})})
     umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
     previous = signal.getsignal(signal.SIGTERM)
     try:

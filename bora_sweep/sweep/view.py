@@ -13,17 +13,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bora_sweep.config import Config
 from bora_sweep.results import read_trial_row, trial_rows
+from bora_sweep.sweep.search import num_trials
 
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
 ROWS = 24  # of a terminal that the table takes at most
 
 
 class SweepView(tune.Callback):
-    """Follows a sweep by the rows that its trials write; a context manager around `run_sweep`."""
+    """Follows a sweep by the rows that its trials write; a context manager around `tune_run`."""
 
-    def __init__(self, run: Path, total: int, console: Console) -> None:
-        self.run, self.total, self.console = run, total, console
+    def __init__(self, config: Config, run: Path, console: Console) -> None:
+        self.run, self.total, self.console = run, num_trials(config), console
         self.rows = {row["trial_id"]: row for row in trial_rows(run)}
         self.started, self.done_before = time.monotonic(), self._count("finished")
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)

@@ -1,0 +1,99 @@
+"""The commands that need no Ray: what they print, what they write, and their exit codes."""
+
+import pytest
+
+from bora_sweep.cli import main
+from bora_sweep.results import read_results, trial_rows
+from bora_sweep.train.checkpoint import load_adapters
+
+SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
+
+
+def test_fit_writes_scores_and_adapters(corpus_file, model_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    code = main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"])
+    assert code == 0
+    printed = capsys.readouterr()
+    assert "test perplexity" in printed.out
+    assert "epoch 2" in printed.err
+    results = read_results(run)
+    assert results.trials["status"].tolist() == ["finished"]
+    assert results.curves["epoch"].max() == 2
+    assert set(results.document_scores["split"]) == {"validation", "test"}
+    tensors, about = load_adapters(run / "trials" / "fit")
+    assert about["tasks"] == ["ann", "bob", "cid", "dot"]
+    assert tensors["theta_KP"].shape[0] == 4
+
+
+def test_an_interrupted_fit_goes_on_with_resume(corpus_file, model_folder, tmp_path, capsys, monkeypatch):
+    from bora_sweep.progress import FitProgress
+
+    arguments = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
+    assert main(["fit", *arguments, f"output={tmp_path / 'whole'}"]) == 0
+    with monkeypatch.context() as patch:
+
+        def press_ctrl_c(*_) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(FitProgress, "on_epoch", press_ctrl_c)
+        assert main(["fit", *arguments, f"output={tmp_path / 'cut'}"]) == 130
+    assert f"--resume output={tmp_path / 'cut'}" in capsys.readouterr().err
+    assert trial_rows(tmp_path / "cut")[0]["status"] == "interrupted"
+    assert main(["fit", "--resume", f"output={tmp_path / 'cut'}"]) == 0
+    whole, cut = (read_results(tmp_path / name).document_scores for name in ("whole", "cut"))
+    assert whole["nll_nats"].tolist() == cut["nll_nats"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["prior.tua=1"], "'tau'"),
+        (["data.path=nowhere.parquet", "model.name=x"], "nowhere.parquet"),
+        (["data.path={corpus}"], "model.name is not set"),
+        (["data.path={corpus}", "model.name=no/such-folder"], "no/such-folder"),
+        (["data.path={corpus}", "model.name={model}", "data.text_column=txt"], "txt"),
+        (["data.path={corpus}", "model.name={model}", "lora.target_modules=[nope]"], "nope"),
+        (["data.path={corpus}", "model.name={model}", "model.max_tokens=1000"], None),
+        (["--resume", "output=nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(arguments, says, corpus_file, model_folder, tmp_path, capsys):
+    filled = [argument.format(corpus=corpus_file, model=model_folder) for argument in arguments]
+    own = [] if "--resume" in filled else [f"output={tmp_path / 'run'}", "train.max_epochs=1"]
+    code = main(["fit", *filled, *own])
+    printed = capsys.readouterr()
+    if says is None:  # long documents are no error: the longest that are there have 13 tokens
+        assert code == 0
+        return
+    assert code == 2
+    assert says in printed.err
+    assert "Traceback" not in printed.err
+    errors = [line for line in printed.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+
+
+def test_a_run_is_not_overwritten(corpus_file, model_folder, tmp_path, capsys):
+    arguments = ["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={tmp_path / 'run'}"]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["fit", "--resume", "prior.tau=3", f"output={tmp_path / 'run'}"]) == 2
+    assert "prior.tau=3" in capsys.readouterr().err
+
+
+def test_describe_shows_tasks_splits_and_tokens(corpus_file, model_folder, capsys):
+    assert main(["data", "describe", str(corpus_file), f"model.name={model_folder}"]) == 0
+    printed = capsys.readouterr().out
+    assert all(task in printed for task in ("ann", "bob", "cid", "dot"))
+    assert "92" in printed
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["sweep"], ["report"], ["data", "describe"]])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    if command and command[0] in ("fit", "sweep"):
+        assert "prior.tau=100.0" in printed
+        assert "one model for all" in printed

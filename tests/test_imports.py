@@ -1,0 +1,42 @@
+"""Imports go one way, and heavy or optional packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
+LAYER = {
+    "errors": 0, "config": 1, "results": 1, "keys": 2, "runs": 2, "data": 2, "model": 3, "train": 4, "progress": 5,
+    "sweep": 5, "report": 2, "cli": 6,
+}  # fmt: skip
+ONLY_IN = {"ray": {"sweep"}, "optuna": {"sweep"}, "matplotlib": {"report"}, "omegaconf": {"config"}}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return set(names) | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_layer_or_below(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "bora_sweep" and rest:
+            assert rest[0] == own or LAYER[rest[0]] < LAYER[own], f"{own} imports {name}"
+        assert own in ONLY_IN.get(top, {own}), f"{own} imports {name}"
+
+
+def test_training_runs_where_ray_optuna_and_omegaconf_are_not_installed():
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'optuna', 'omegaconf', 'datasets', 'matplotlib'): sys.modules[name] = None\n"
+        "import bora_sweep.train.run, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,108 @@
+"""The searcher alone, without Ray: what it asks for, what it learns, and that a replay is the same search."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bora_sweep.config import Config, load_config
+from bora_sweep.sweep.search import Known, Point, TauSearch, fixed_points, num_trials, trial_config
+
+
+def make_config(*settings: str) -> Config:
+    return load_config(["search.num_trials=8", "search.tau_low=1", "search.tau_high=1e4", *settings])
+
+
+def run(search: TauSearch, objective) -> list[tuple[str, Point, float]]:
+    """Ask and tell one by one until the searcher has no more."""
+    done = []
+    while (suggested := search.suggest(f"t{len(done)}")) != TauSearch.FINISHED:
+        point = Point(**suggested["point"])
+        value = objective(point, suggested["seed_index"])
+        search.on_trial_complete(f"t{len(done)}", {"objective": value})
+        done.append((suggested["trial_id"], point, value))
+    return done
+
+
+def bowl(point: Point, seed_index: int = 0) -> float:
+    return (math.log10(point.tau) - 2.2) ** 2 + 0.01 * seed_index if 0 < point.tau < math.inf else 9.0
+
+
+def test_baselines_come_first_then_listed_values_then_the_search():
+    done = run(TauSearch(make_config("search.taus=[0,50,1e9,inf,50]"), {}), bowl)
+    points = [point for _, point, _ in done]
+    assert [(p.method, p.tau) for p in points[:5]] == [
+        ("zero_shot", math.inf),
+        ("map", 0.0),
+        ("map", math.inf),
+        ("map", 50.0),
+        ("map", 1e9),
+    ]
+    assert len(points) == len(fixed_points(make_config("search.taus=[0,50,1e9,inf,50]"))) + 8 == 13
+    assert all(1 <= point.tau <= 1e4 for point in points[5:])
+    assert [trial_id for trial_id, _, _ in done] == [f"{n:03d}" for n in range(13)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_the_first_values_are_spread_evenly_and_then_gp_gathers_at_the_best(sampler):
+    done = run(TauSearch(make_config(f"search.sampler={sampler}", "search.num_trials=14"), {}), bowl)
+    logs = np.log10([point.tau for _, point, _ in done[3:]])
+    assert logs[:5] == pytest.approx([0.4, 1.2, 2.0, 2.8, 3.6])
+    if sampler == "gp":
+        assert np.median(np.abs(logs[5:] - 2.2)) < 0.5  # 1.0 for values spread over the whole range
+
+
+def test_it_is_a_function_of_the_seed_and_the_results():
+    one, again = (run(TauSearch(make_config(), {}), bowl) for _ in range(2))
+    assert one == again
+    assert one != run(TauSearch(make_config("train.seed=1"), {}), bowl)
+
+
+@pytest.mark.parametrize("cut", [0, 2, 5, 9, 11])
+def test_a_sweep_taken_up_again_goes_on_as_if_it_had_not_stopped(cut):
+    whole = run(TauSearch(make_config(), {}), bowl)
+    known = {trial_id: Known(point, True, value) for trial_id, point, value in whole[:cut]}
+    if cut < len(whole):  # one that was running when the sweep was cut off
+        known[whole[cut][0]] = Known(whole[cut][1], False, math.nan)
+    assert run(TauSearch(make_config(), known), bowl) == whole[cut:]
+
+
+def test_more_trials_can_be_asked_for_later():
+    first = run(TauSearch(make_config("search.num_trials=6"), {}), bowl)
+    known = {trial_id: Known(point, True, value) for trial_id, point, value in first}
+    more = run(TauSearch(make_config("search.num_trials=9"), known), bowl)
+    assert [trial_id for trial_id, _, _ in more] == ["009", "010", "011"]
+
+
+def test_failures_and_values_that_are_not_numbers_are_told_as_failures():
+    search = TauSearch(make_config(), {})
+    done = run(search, lambda point, _: math.nan if point.tau > 1e3 else bowl(point))
+    assert len(done) == 11
+    states = {trial.state.name for trial in search.study.trials}
+    assert states == {"COMPLETE", "FAIL"}
+    search = TauSearch(make_config(), {})
+    for i in range(5):
+        search.suggest(str(i))
+        search.on_trial_complete(str(i), None, error=True)
+    assert all(trial.state.name == "FAIL" for trial in search.study.trials)
+
+
+def test_the_search_sees_the_mean_over_seeds():
+    config = make_config("search.seeds=3", "search.num_trials=5")
+    search = TauSearch(config, {})
+    done = run(search, bowl)
+    assert len(done) == num_trials(config) == 3 * 8
+    assert [trial_id for trial_id, _, _ in done[:4]] == ["000-0", "000-1", "000-2", "001-0"]
+    for trial in search.study.trials:
+        assert trial.value == pytest.approx(bowl(Point(0, trial.params["tau"])) + 0.01)
+    seeds = [trial_config(config, Point(1, 2.0), index).train.seed for index in range(3)]
+    assert seeds == [0, 1, 2]
+
+
+def test_lr_per_tau_is_searched_where_it_is_coupled():
+    config = make_config("prior.parametrization=centered", "train.lr_per_tau=1e-5", "search.taus=[10]")
+    search = TauSearch(config, {})
+    done = run(search, bowl)
+    assert all(1e-6 <= point.lr_per_tau <= 1e-4 for _, point, _ in done[4:])
+    assert trial_config(config, done[5][1], 0).train.lr_per_tau == done[5][1].lr_per_tau
+    assert search.study.trials[0].params == {"tau": 10.0, "lr_per_tau": 1e-5}

@@ -1,0 +1,162 @@
+"""Whole sweeps through the command line, each on a Ray of its own: what a run holds, and what a kill leaves."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from bora_sweep.results import SCHEMAS, read_results, trial_rows
+
+TIMES = {"started_at", "ended_at", "train_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "run"}
+SMALL = [
+    "model.max_tokens=16",
+    "lora.rank=2",
+    "train.learning_rate=0.02",
+    "train.max_epochs=3",
+    "search.num_trials=2",
+    "search.sampler=random",
+    "train.device=cpu",
+]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bora_sweep.cli", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HOME": str(cwd), "COLUMNS": "200"},
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for(condition, process: subprocess.Popen, timeout: float = 90) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def numbers(run: Path) -> dict[str, pd.DataFrame]:
+    """The tables without what must differ between two runs of the same configuration."""
+    tables = {}
+    for name in SCHEMAS:
+        frame = getattr(read_results(run), name)
+        frame = frame.drop(columns=[column for column in frame if column in TIMES | {"config_json", "host"}])
+        tables[name] = frame.sort_values(list(frame.columns[:3])).reset_index(drop=True)
+    return tables
+
+
+def listening(process: subprocess.Popen) -> set[str]:
+    """Addresses at which the process and its descendants accept connections."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    pids = {member.pid for member in family}
+    return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids}
+
+
+@pytest.fixture(scope="module")
+def sources(corpus_file, model_folder) -> list[str]:
+    return [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory) -> tuple[Path, str, set[str]]:
+    """A sweep that nothing disturbed: its folder, what it printed, and where its processes listened."""
+    cwd = tmp_path_factory.mktemp("whole")
+    process = start("sweep", *sources, "output=run", cwd=cwd)
+    wait_for(lambda: any(row["epochs"] for row in trial_rows(cwd / "run")), process)
+    addresses = listening(process)
+    code, output = finish(process)
+    assert code == 0, output
+    return cwd / "run", output, addresses
+
+
+def test_every_task_has_a_perplexity_at_every_trial(whole):
+    run, _, _ = whole
+    results = read_results(run)
+    assert results.trials["status"].tolist() == ["finished"] * 5
+    assert results.trials["method"].tolist() == ["zero_shot", "map", "map", "map", "map"]
+    assert results.trials["tau"].tolist()[1:3] == [0.0, math.inf]
+    scored = results.task_scores[results.task_scores["split"] != "train"]
+    assert len(scored) == 5 * 4 * 2
+    assert scored["perplexity"].between(1, 1000).all()
+    for split in ("validation", "test"):
+        sums = scored[scored["split"] == split].groupby("trial_id")[["nll_nats", "num_tokens"]].sum()
+        trials = results.trials.set_index("trial_id")
+        assert sums["nll_nats"].to_numpy() == pytest.approx(trials[f"{split}_nll_nats"].to_numpy())
+        assert trials[f"{split}_perplexity"].to_numpy() == pytest.approx(
+            (sums["nll_nats"] / sums["num_tokens"]).map(math.exp).to_numpy()
+        )
+    shared = scored[scored["tau"] == math.inf]
+    assert (shared["distance_to_global"] == 0).all()
+    assert json.loads(results.trials["versions"][0])["ray"]
+
+
+def test_it_ends_with_a_report_and_says_so(whole):
+    run, output, _ = whole
+    assert "report.md" in output
+    assert "test perplexity" in output
+    assert (run / "report" / "report.md").exists()
+    assert (run / "trials" / "001" / "adapters.safetensors").exists()
+    assert not list((run / "trials").glob("*/checkpoint-*"))
+
+
+def test_nothing_of_a_local_ray_is_reachable_from_elsewhere(whole):
+    _, _, addresses = whole
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupted_sweep_is_completed_by_resume_with_the_same_numbers(kind, sources, whole, tmp_path):
+    process = start("sweep", *sources, "output=run", cwd=tmp_path)
+    run = tmp_path / "run"
+    wait_for(lambda: any(row["status"] == "finished" for row in trial_rows(run)), process)
+    process.send_signal(kind)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "--resume output=" in output
+    before = {row["trial_id"]: row for row in trial_rows(run)}
+    assert {row["status"] for row in before.values()} <= {"finished", "interrupted"}
+
+    code, output = finish(start("sweep", "--resume", "output=run", cwd=tmp_path))
+    assert code == 0, output
+    for row in trial_rows(run):
+        earlier = before.get(row["trial_id"])
+        if earlier is not None and earlier["status"] == "finished":
+            assert row == earlier  # not run again
+    for name, table in numbers(run).items():
+        pd.testing.assert_frame_equal(table, numbers(whole[0])[name])
+
+
+def test_a_trial_that_fails_says_why_and_the_sweep_goes_on(sources, tmp_path):
+    coupled = ["prior.parametrization=centered", "train.lr_per_tau=1", "search.taus=[1e-3,1e30]", "search.num_trials=0"]
+    code, output = finish(start("sweep", *sources, *coupled, "output=run", cwd=tmp_path))
+    assert code == 1, output
+    rows = {row["tau"]: row for row in trial_rows(tmp_path / "run") if row["method"] == "map"}
+    assert rows[1e30]["status"] == "failed"
+    assert "1e+30" in rows[1e30]["error"]
+    assert rows[1e30]["error"] in output.replace("\n", " ")
+    assert {rows[tau]["status"] for tau in (0.0, 1e-3, math.inf)} == {"finished"}
+    assert "report.md" in output
+
+
+def test_more_than_the_machine_has_is_refused_at_once(sources, tmp_path):
+    code, output = finish(start("sweep", *sources, "ray.cpus_per_trial=1000", "output=run", cwd=tmp_path))
+    assert code == 2, output
+    assert "ray.cpus_per_trial=1000" in output
+    assert "Traceback" not in output

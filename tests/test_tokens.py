@@ -1,0 +1,82 @@
+"""Sequences and batches: every document once, each token in its place, order by seed alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_corpus, make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.tokens import boundary_tokens, collate, scoring_batches, tokenize, training_batches
+from bora_sweep.errors import InputError
+
+START = END = 2
+
+
+def corpus_of(*texts: str) -> Corpus:
+    frame = pd.DataFrame({"task": "a", "text": texts, "split": "train", "floor_nll_nats": 5.0})
+    return Corpus("made", ("a",), frame.assign(document_id=[str(i) for i in range(len(texts))]), ())
+
+
+def test_a_sequence_is_start_text_end_and_long_ones_are_cut_before_the_end():
+    corpus = tokenize(corpus_of("w0 w1", "w0 w1 w2 w3 w4"), make_tokenizer(), max_tokens=5)
+    first, second = (corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]].tolist() for n in (0, 1))
+    assert first == [START, 3, 4, END]
+    assert second == [START, 3, 4, 5, END]
+    assert corpus.documents["num_tokens"].tolist() == [3, 4]
+    assert corpus.documents["was_cut"].tolist() == [False, True]
+    assert corpus.documents["floor_nll_nats"].isna().tolist() == [False, True]
+
+
+def test_the_start_symbol_is_what_the_tokenizer_prepends_else_bos_else_eos():
+    tokenizer = make_tokenizer()
+    assert boundary_tokens(tokenizer) == (2, 2)
+    plain = make_tokenizer()
+    plain.backend_tokenizer.post_processor = None
+    plain.bos_token = "w1"
+    assert boundary_tokens(plain) == (4, 2)
+    plain.bos_token = None
+    assert boundary_tokens(plain) == (2, 2)
+    plain.eos_token = None
+    with pytest.raises(InputError, match="end token"):
+        boundary_tokens(plain)
+
+
+@given(st.integers(1, 20), st.integers(0, 99), st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_an_epoch_holds_each_training_document_once(batch_size, seed, epoch):
+    corpus = make_corpus()
+    batches = training_batches(corpus, batch_size, seed, epoch)
+    assert sorted(np.concatenate(batches)) == corpus.split("train").tolist()
+    assert all(len(batch) <= batch_size for batch in batches)
+    again = training_batches(corpus, batch_size, seed, epoch)
+    assert all((one == other).all() for one, other in zip(batches, again, strict=True))
+
+
+def test_epochs_and_seeds_differ_in_order():
+    corpus = make_corpus()
+    orders = {tuple(np.concatenate(training_batches(corpus, 4, seed, epoch))) for seed in (0, 1) for epoch in (1, 2)}
+    assert len(orders) == 4
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    corpus = make_corpus({"a": 400, "b": 200})
+    batches = [collate(corpus, documents) for documents in training_batches(corpus, 16, 0, 1)]
+    assert sum(b.length_B.sum() for b in batches) / sum(b.tokens_BT.size for b in batches) >= 0.95
+
+
+def test_a_batch_holds_its_documents_and_their_tasks():
+    corpus = make_corpus()
+    batch = collate(corpus, np.array([20, 3]))
+    for row, n in enumerate((20, 3)):
+        tokens = corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]]
+        assert batch.tokens_BT[row, : batch.length_B[row]].tolist() == tokens.tolist()
+        assert batch.task_B[row] == corpus.documents["task"][n]
+    assert batch.num_tokens == corpus.documents["num_tokens"][[20, 3]].sum()
+
+
+def test_scoring_visits_a_split_once():
+    corpus = make_corpus()
+    seen = np.concatenate([batch.document_B for batch in scoring_batches(corpus, "test", 3)])
+    assert sorted(seen) == corpus.split("test").tolist()
