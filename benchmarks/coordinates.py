@@ -43,7 +43,7 @@ def run_variant(name: str, settings: list[str]) -> pd.Series:
     if code:
         sys.exit(code)
     trials = read_results(run).trials.query("method == 'map'")
-    return trials.set_index("tau")["test_perplexity"].rename(name)
+    return pd.Series(trials["test_perplexity"].to_numpy(), index=trials["tau"].to_numpy(), name=name)
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -124,14 +124,12 @@ def _tokenized(config: Config) -> TokenizedCorpus:
     for note in corpus.notes:
         err.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens)
-    documents = tokenized.documents
-    err.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(documents):,} documents, "
+    num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
+    err.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
               f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
-    if documents["was_cut"].any():
-        err.print(
-            f"[yellow]note:[/] {documents['was_cut'].sum():,} documents are longer than "
-            f"model.max_tokens={config.model.max_tokens} and were cut"
-        )
+    if num_cut:
+        longer = f"longer than model.max_tokens={config.model.max_tokens} and were cut"
+        err.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
     return tokenized
 
 

@@ -269,8 +269,8 @@ class RayConfig:
     """`auto` or an address joins a cluster; left out: a private Ray on this machine, reachable from nowhere else."""
     cpus_per_trial: float = 1
     """CPUs that a trial reserves; torch uses as many threads."""
-    gpus_per_trial: float = 0
-    """GPUs that a trial reserves; a fraction shares a GPU's time and memory."""
+    gpus_per_trial: float | None = None
+    """GPUs that a trial reserves; a fraction shares a GPU's time and memory. Left out: 1 where Ray sees any, else 0."""
     max_concurrent: int | None = None
     """Trials at once; left out: as many as the resources hold."""
     max_failures: int = 2
@@ -278,7 +278,10 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         _need(self.cpus_per_trial > 0, f"ray.cpus_per_trial={self.cpus_per_trial}: need a value above 0")
-        _need(self.gpus_per_trial >= 0, f"ray.gpus_per_trial={self.gpus_per_trial}: need 0 or more")
+        _need(
+            self.gpus_per_trial is None or self.gpus_per_trial >= 0,
+            f"ray.gpus_per_trial={self.gpus_per_trial}: need 0 or more",
+        )
         _need(
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"ray.max_concurrent={self.max_concurrent}: need at least 1",

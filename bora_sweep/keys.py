@@ -3,14 +3,14 @@
 import ast
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from bora_sweep import config as schema
 
 
-def describe_keys(sections: list[str]) -> str:
+def describe_keys(sections: Sequence[str]) -> str:
     """Every key of these sections with its default and what it does, one paragraph a key."""
     lines = []
     for key, default, text in _keys(schema.Config, ""):
@@ -31,12 +31,12 @@ def _keys(section: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
 
 def _docstrings(section: type) -> dict[str, str]:
     """The string under each field of a dataclass."""
-    body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
-    return {
-        field.target.id: " ".join(note.value.value.split())
-        for field, note in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(note, ast.Expr) and isinstance(note.value, ast.Constant)
-    }
+    found = {}
+    for field, note in pairwise(ast.parse(inspect.getsource(section)).body[0].body):  # type: ignore[attr-defined]
+        match field, note:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
 
 
 def _show(value: Any) -> str:

@@ -1,6 +1,5 @@
 """A run's folder: where it is, and what was asked for in it."""
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
@@ -44,10 +43,10 @@ def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Path]:
         raise InputError(f"output={run}: no config.yaml there, so no run to go on with; drop --resume to begin one")
     before = load_config([str(run / "config.yaml")])
     config = _absolute(load_config(settings, base=before))
-    for key, value in _flat(config).items():
-        if value != _flat(before)[key] and not key.startswith(FREE_ON_RESUME):
+    for key, value in _flat(config.to_dict()).items():
+        if value != _flat(before.to_dict())[key] and not key.startswith(FREE_ON_RESUME):
             raise InputError(
-                f"{key}={value}: the run was begun with {_flat(before)[key]}; give another output for this"
+                f"{key}={value}: the run was begun with {_flat(before.to_dict())[key]}; give another output for this"
             )
     return config, run
 
@@ -70,10 +69,9 @@ def _absolute(config: Config) -> Config:
     return with_values(config, **changes)
 
 
-def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"prior": {"tau": 1.0}}` as `{"prior.tau": 1.0}`."""
     flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        nested = _flat(value, f"{prefix}{field.name}.") if dataclasses.is_dataclass(value) else {}
-        flat |= nested or {f"{prefix}{field.name}": value}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -89,9 +89,8 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     kept = [body[: max_tokens - 2] for body in bodies]
     lengths = np.array([len(body) + 2 for body in kept])
     was_cut = np.array([len(body) for body in bodies]) + 2 > lengths
-    place = {task: index for index, task in enumerate(corpus.tasks)}
     documents = corpus.documents.drop(columns="text").assign(
-        task=corpus.documents["task"].map(place).to_numpy(np.int64),
+        task=pd.Categorical(corpus.documents["task"], categories=list(corpus.tasks)).codes.astype(np.int64),
         num_tokens=lengths - 1,
         was_cut=was_cut,
         # What a cut document is worth under the true source is not known.
@@ -108,12 +107,11 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 
 def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """(start symbol, end token): what the tokenizer prepends, else its BOS, else its EOS; and its EOS."""
-    end = tokenizer.eos_token_id
-    if end is None:
+    end, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    if not isinstance(end, int):
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
-    prepended = tokenizer("")["input_ids"]
-    bos = tokenizer.bos_token_id
-    return (prepended[0] if prepended else end if bos is None else bos), end
+    prepended = list(tokenizer("")["input_ids"])
+    return (prepended[0] if prepended else bos if isinstance(bos, int) else end), end
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray) -> TaskBatch:

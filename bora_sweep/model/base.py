@@ -59,7 +59,7 @@ def refuse_mismatch(base: PreTrainedModel, largest_token: int, longest: int) -> 
     Raises:
         InputError: A token is beyond its vocabulary, or a sequence is longer than its positions.
     """
-    vocabulary = base.get_input_embeddings().num_embeddings
+    vocabulary = int(base.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     if largest_token >= vocabulary:
         raise InputError(
             f"token {largest_token} is beyond the model's vocabulary of {vocabulary}: not its own tokenizer?"

@@ -63,8 +63,8 @@ def point_of(row: dict[str, Any]) -> Point:
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     """The configuration of one fit of the sweep."""
-    prior = {"tau": point.tau}
-    train = {"seed": config.train.seed + seed_index}
+    prior: dict[str, Any] = {"tau": point.tau}
+    train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
     return with_values(config, prior=prior, train=train, method=point.method)
@@ -73,7 +73,7 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
 def fixed_points(config: Config) -> list[Point]:
     """The baselines, then the user's own values that are not among them."""
     baselines = [BASELINES[name] for name in config.search.baselines]
-    listed = [{"tau": tau} for tau in dict.fromkeys(config.search.taus) if 0 < tau < math.inf]
+    listed: list[dict[str, Any]] = [{"tau": tau} for tau in dict.fromkeys(config.search.taus) if 0 < tau < math.inf]
     return [Point(number, **values) for number, values in enumerate([*baselines, *listed])]
 
 
@@ -101,7 +101,7 @@ class TauSearch(Searcher):
         """Accept whatever Tune passes on: the space is in the sweep's own configuration."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
         """The next fit that has no result yet; `FINISHED` after the last."""
         while self._waiting or self._open_next_point():
             point, seed_index = self._waiting.popleft()
@@ -138,7 +138,7 @@ class TauSearch(Searcher):
         elif index < min(SPREAD, search.num_trials):
             self.study.enqueue_trial({"tau": _spread(index, min(SPREAD, search.num_trials), search)})
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
-        asked = self.study.ask(space)
+        asked = self.study.ask(dict(space))
         self._asked[number] = asked
         return Point(number, tau=asked.params["tau"], lr_per_tau=asked.params.get("lr_per_tau"))
 
@@ -161,7 +161,7 @@ class TauSearch(Searcher):
         params = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
         params = {name: params[name] for name in space}
         if all(space[name].low <= value <= space[name].high for name, value in params.items()):
-            self.study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=mean))
+            self.study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=mean))
 
 
 def _space(config: Config) -> dict[str, FloatDistribution]:

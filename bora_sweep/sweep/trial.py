@@ -1,5 +1,6 @@
 """One trial as Ray Tune runs it: a worker process that fits, reports each epoch, and stays warm for the next."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from bora_sweep.train.run import run_trial
 from bora_sweep.train.trainer import DivergenceError, State
 
 
-def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str) -> None:
+def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
     """Fit what `params` (of `TauSearch.suggest`) says, and report to Tune after each epoch and at the end.
 
     A fit that cannot succeed by trying again (it diverges, or its input is wrong) is reported with an objective that is
     not a number and ends there; any other error is raised, so that Tune takes the trial up again from its checkpoint.
     """
+    os.umask(umask)  # the driver's: Ray's processes have a narrower one
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
     own = trial_config(config, Point(**params["point"]), params["seed_index"])
 

@@ -12,6 +12,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -20,21 +21,23 @@ from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.results import read_trial_row, trial_rows, write_table
-from bora_sweep.sweep.search import Known, TauSearch, num_trials, point_of
+from bora_sweep.sweep.search import Known, Point, TauSearch, num_trials, point_of, trial_config
 from bora_sweep.sweep.trial import tune_trial
+from bora_sweep.train.run import opening_row
 
 
 def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list[tune.Callback]) -> bool:
     """`bora_sweep.sweep.run_sweep`, with Tune's callbacks."""
     search = TauSearch(config, known_trials(run))
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
-        slots = _concurrent_trials(config)
-        with_corpus = tune.with_parameters(tune_trial, config=config, corpus=corpus, run=str(run.resolve()))
-        resources = {"CPU": config.ray.cpus_per_trial, "GPU": config.ray.gpus_per_trial}
+        resources = _resources(config)
+        umask = os.umask(0)
+        os.umask(umask)
+        shared = {"config": config, "corpus": corpus, "run": str(run.resolve()), "umask": umask}
         tuner = tune.Tuner(
-            tune.with_resources(with_corpus, resources),
+            tune.with_resources(tune.with_parameters(tune_trial, **shared), resources),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+                search_alg=search, num_samples=-1, max_concurrent_trials=_slots(config, resources), reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
@@ -46,11 +49,11 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list
         grid = tuner.fit()
     for result in grid:
         if result.error is not None and result.config is not None:
-            _mark(run, result.config["trial_id"], "failed", one_line(result.error))
+            _mark_dead(run, config, result.config, result.error)
     rows = trial_rows(run)
     for row in rows:
         if row["status"] == "running":
-            _mark(run, row["trial_id"], "interrupted", None)
+            _close(run, row, "interrupted", None)
     ended = sum(row["status"] in ("finished", "failed") for row in rows)
     return ended == num_trials(config)
 
@@ -68,12 +71,19 @@ def _objective(row: dict) -> float:
     return row["validation_nll_nats"] / tokens if tokens else math.nan
 
 
-def _mark(run: Path, trial_id: str, status: str, error: str | None) -> None:
-    """Set the status of a trial whose worker could not: it was killed, or told to stop."""
-    row = read_trial_row(run, trial_id) or {}
-    if row.get("status") not in ("finished", "failed"):
-        row.update(status=status, error=error, ended_at=datetime.now(UTC))
-        write_table(run, "trials", trial_id, [row])
+def _mark_dead(run: Path, config: Config, params: dict[str, Any], error: Exception) -> None:
+    """Mark a trial as failed whose worker could not: it was killed."""
+    row = read_trial_row(run, params["trial_id"])
+    if row is None:
+        own = trial_config(config, Point(**params["point"]), params["seed_index"])
+        row = {"trial_id": params["trial_id"], **opening_row(own)}
+    if row["status"] == "running":
+        _close(run, row, "failed", one_line(error))
+
+
+def _close(run: Path, row: dict[str, Any], status: str, error: str | None) -> None:
+    row.update(status=status, error=error, ended_at=datetime.now(UTC))
+    write_table(run, "trials", row["trial_id"], [row])
 
 
 @contextmanager
@@ -82,38 +92,52 @@ def _ray(config: Config):
     if ray.is_initialized():
         yield
         return
-    local = config.ray.address is None
-    umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
     previous = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address="local" if local else config.ray.address,
-            include_dashboard=False if local else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-        )
+        _connect(config.ray.address)
         # Tune ends in order on SIGUSR1: with SIGTERM's own handler trials would not be told to stop.
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
         yield
     finally:
-        os.umask(umask)
         with suppress(ValueError):
             signal.signal(signal.SIGTERM, previous)
         ray.shutdown()
 
 
-def _concurrent_trials(config: Config) -> int:
+def _connect(address: str | None) -> None:
+    umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"ray.address={address}: no Ray answers there ({one_line(error, limit=200)})") from error
+    finally:
+        os.umask(umask)
+
+
+def _resources(config: Config) -> dict[str, float]:
+    """What one trial reserves."""
+    gpus = config.ray.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+    return {"CPU": config.ray.cpus_per_trial, "GPU": gpus}
+
+
+def _slots(config: Config, resources: dict[str, float]) -> int:
     """Trials that run at once.
 
     Raises:
         InputError: The machine can never hold a single one; Tune would wait for ever.
     """
     there = ray.cluster_resources()
-    wanted = {"CPU": config.ray.cpus_per_trial, "GPU": config.ray.gpus_per_trial}
-    room = min(int(there.get(name, 0) / amount) for name, amount in wanted.items() if amount > 0)
+    room = min(int(there.get(name, 0) / amount) for name, amount in resources.items() if amount > 0)
     if room == 0 and config.ray.address is None:
-        short = next(name for name, amount in wanted.items() if amount > there.get(name, 0))
+        short = next(name for name, amount in resources.items() if amount > there.get(name, 0))
         key = f"ray.{short.lower()}s_per_trial"
-        raise InputError(f"{key}={wanted[short]:g}: this machine has {there.get(short, 0):g} {short}; lower {key}")
+        raise InputError(f"{key}={resources[short]:g}: this machine has {there.get(short, 0):g} {short}; lower {key}")
     return config.ray.max_concurrent or max(room, 1)

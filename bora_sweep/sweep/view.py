@@ -62,10 +62,8 @@ class SweepView(tune.Callback):
     def render(self) -> Group:
         """The table and the line below it."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name, justify in (("trial", "left"), ("tau", "right"), ("seed", "right"), ("state", "left")):
-            table.add_column(name, justify=justify)
-        for name in ("epoch", "validation perplexity", "seconds"):
-            table.add_column(name, justify="right")
+        for name in ("trial", "tau", "seed", "state", "epoch", "validation perplexity", "seconds"):
+            table.add_column(name, justify="left" if name in ("trial", "state") else "right")
         best = self._best()
         for row in self._shown():
             style = "bold" if best is not None and row["trial_id"] == best["trial_id"] else ""

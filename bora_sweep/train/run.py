@@ -44,7 +44,9 @@ def run_trial(
             `interrupted`.
     """
     folder = run / "trials" / trial_id
-    row = _opening_row(config, read_trial_row(run, trial_id))
+    row = opening_row(config)
+    if (earlier := read_trial_row(run, trial_id)) is not None:
+        row["started_at"] = earlier["started_at"]
 
     def epoch_done(state: State) -> None:
         write_table(run, "curves", trial_id, state.curve)
@@ -85,12 +87,12 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
         nll_nats=("nll_nats", "sum"),
         floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
     )
-    distance_K = distance_to_global(done.theta_KP, done.mean_P).numpy()
+    distance_of = dict(zip(corpus.tasks, distance_to_global(done.theta_KP, done.mean_P).tolist(), strict=True))
     scores = corpus.table().merge(sums, how="left", on=["task", "split"])
     return scores.assign(
         tau=_tau(config),
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
-        distance_to_global=scores["task"].map(dict(zip(corpus.tasks, distance_K, strict=True))),
+        distance_to_global=[distance_of[task] for task in scores["task"]] if config.method == "map" else None,
     )
 
 
@@ -98,7 +100,8 @@ def _tau(config: Config) -> float:
     return config.prior.tau if config.method == "map" else math.nan
 
 
-def _opening_row(config: Config, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def opening_row(config: Config) -> dict[str, Any]:
+    """A trial's row of the `trials` table as it begins."""
     trained = config.method == "map"
     return {
         "status": "running",
@@ -114,7 +117,7 @@ def _opening_row(config: Config, earlier: dict[str, Any] | None) -> dict[str, An
         "host": socket.gethostname(),
         "versions": json.dumps(_versions()),
         "config_json": config.to_json(),
-        "started_at": earlier["started_at"] if earlier else datetime.now(UTC),
+        "started_at": datetime.now(UTC),
     }
 
 
@@ -132,11 +135,12 @@ def _so_far(state: State) -> dict[str, Any]:
 
 def _closing(done: Fit, tasks: pd.DataFrame, config: Config) -> dict[str, Any]:
     scores: dict[str, Any] = {}
-    for split, rows in tasks[tasks["split"] != "train"].groupby("split"):
-        nll, num_tokens = float(rows["nll_nats"].sum()), int(rows["num_tokens"].sum())
+    for split in done.nll_nats:
+        of_split = tasks[tasks["split"] == split]
+        nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
         scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
         scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
-        scores |= {f"{split}_macro_perplexity": float(rows["perplexity"].mean())}
+        scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
     return {
         **_so_far(done.state),
         **scores,
