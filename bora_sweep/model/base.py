@@ -19,6 +19,7 @@ def base_name(model: ModelConfig, data: DataConfig) -> str:
         )
     from bora_sweep.model.embedded import base_model_folder
 
+    logging.disable_progress_bar()
     return str(base_model_folder(data.synthetic, progress=True))
 
 
@@ -37,7 +38,6 @@ def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
     Raises:
         InputError: It cannot be loaded.
     """
-    logging.disable_progress_bar()
     dtype = getattr(torch, model.dtype)
     return _load(AutoModelForCausalLM, model, base_name(model, data), dtype=dtype, use_safetensors=True)
 
@@ -70,6 +70,7 @@ def refuse_mismatch(base: PreTrainedModel, largest_token: int, longest: int) -> 
 
 
 def _load(loader, model: ModelConfig, name: str, **options):
+    logging.disable_progress_bar()
     try:
         return loader.from_pretrained(name, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError) as error:
