@@ -1,6 +1,9 @@
 """Small random models of several families, a small tokenizer, and small corpora, all made here."""
 
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
 
 import numpy as np
 import pandas as pd

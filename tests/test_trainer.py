@@ -22,6 +22,12 @@ CPU = torch.device("cpu")
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 
 
+GOLDEN = [
+    4.3046200144, 4.2319664403, 4.2166910025, 4.1414858812, 3.8588036869,
+    4.1667341486, 4.2641380407, 3.8908008875, 4.1974525241, 3.7566220106,
+]  # fmt: skip
+
+
 def make_config(*settings: str) -> Config:
     return load_config([*SETTINGS, *settings])
 
@@ -234,3 +240,12 @@ def test_large_tau_approaches_one_shared_adapter():
     near = fit(make_config("prior.tau=1e9"), corpus, base)
     assert near.nll_nats["test"].sum() == pytest.approx(shared.nll_nats["test"].sum(), rel=1e-4)
     assert math.isclose(near.state.best_nll_nats, shared.state.best_nll_nats, rel_tol=1e-4)
+
+
+def test_the_golden_curve():
+    """Ten steps of a small model: a change of the numerics shows here. Made by this very test's fit."""
+    config = make_config("prior.tau=30", "train.batch_size=4", "train.max_epochs=2", "train.learning_rate=0.02")
+    reports = []
+    fit(config, make_corpus(), make_base(), on_step=reports.append)
+    curve = [report.nll_nats / report.num_tokens for report in reports]
+    assert curve == pytest.approx(GOLDEN, rel=1e-7)

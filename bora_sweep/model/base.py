@@ -1,5 +1,7 @@
 """The frozen base model and its tokenizer: from a hub name, a local folder, or the embedded one."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -11,6 +13,8 @@ from bora_sweep.errors import InputError, one_line
 def base_name(model: ModelConfig, data: DataConfig) -> str:
     """What `from_pretrained` is given: `model.name`, or the embedded base's folder, made if it is not there yet."""
     if model.name is not None:
+        if model.name.startswith((".", "/", "~")) and not Path(model.name).is_dir():
+            raise InputError(f"model.name={model.name}: no such folder")
         return model.name
     if data.kind != "synthetic":
         raise InputError(
