@@ -64,6 +64,8 @@ class SweepView(tune.Callback):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("trial", "tau", "seed", "state", "epoch", "validation perplexity", "seconds"):
             table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+        if not self.rows:
+            return Group(Text("starting Ray and its first workers …", style="dim"))
         best = self._best()
         for row in self._shown():
             style = "bold" if best is not None and row["trial_id"] == best["trial_id"] else ""
