@@ -1,8 +1,9 @@
 """Which fits a sweep makes, and in which order: the baselines, the values that the user lists, then Optuna's.
 
-The sequence is a function of the configuration and of the results told so far: Optuna's sampler is seeded anew for each
-value from its number. So a sweep that was cut off is taken up by replaying it: values whose results are in the run's
-folder are told to a fresh study and not fitted again. No state of the searcher is kept on disk.
+The sequence is a function of the configuration and of the number of trials that run at once: Optuna's sampler is seeded
+anew for each value from its number, and is told results in the order of their numbers. So a sweep that was cut off is
+taken up by replaying it: values whose results are in the run's folder are told to a fresh study and not fitted again.
+No state of the searcher is kept on disk.
 """
 
 import json
@@ -21,7 +22,7 @@ from bora_sweep.config import Config, with_values
 
 SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau before its sampler chooses
 
-STARTUP = 3  # results without which a sampler draws at random; some of the spread values still run when it is asked
+STARTUP = 3  # results without which a sampler draws at random: not all of the spread values are known when it is asked
 
 BASELINES: dict[str, dict[str, Any]] = {
     "zero_shot": {"method": "zero_shot", "tau": math.inf},
@@ -83,48 +84,66 @@ def num_trials(config: Config) -> int:
 
 
 class TauSearch(Searcher):
-    """The sweep as a Ray Tune searcher; see the module's text."""
+    """The sweep as a Ray Tune searcher; see the module's text.
 
-    def __init__(self, config: Config, known: dict[str, Known]) -> None:
+    Args:
+        config: What is searched.
+        known: What an earlier start of the sweep left, by trial.
+        slots: Trials that run at once.
+    """
+
+    def __init__(self, config: Config, known: dict[str, Known], slots: int = 1) -> None:
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config, self.known = config, known
         self.study = optuna.create_study(direction="minimize")
+        # A value is chosen by the results of all values up to `lag` before it and of none after, in whichever order
+        # they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an earlier value.
+        self.lag = max(1, 2 * slots - 2)
         self._fixed = fixed_points(config)
-        self._next_number = 0
+        self._num_points = len(self._fixed) + config.search.num_trials
+        self._points: list[Point] = []
         self._waiting: deque[tuple[Point, int]] = deque()
-        self._asked: dict[int, optuna.Trial] = {}
-        self._objectives: dict[int, list[float]] = {}
         self._running: dict[str, Point] = {}
+        self._objectives: dict[int, list[float]] = {}
+        self._asked: dict[int, optuna.Trial] = {}
+        self._num_told = 0
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:  # noqa: ARG002
         """Accept whatever Tune passes on: the space is in the sweep's own configuration."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
-        """The next fit that has no result yet; `FINISHED` after the last."""
-        while self._waiting or self._open_next_point():
+        """The next fit that has no result yet; None while it hangs on one that runs; `FINISHED` after the last."""
+        while True:
+            if not self._waiting:
+                if len(self._points) == self._num_points:
+                    return self.FINISHED
+                if not self._open_next_point():
+                    return None
             point, seed_index = self._waiting.popleft()
             our_id = point.trial_id(seed_index, self.config.search.seeds)
             known = self.known.get(our_id)
-            if known is not None and known.finished:
-                self._tell(point, known.objective)
-                continue
-            self._running[trial_id] = point
-            return {"trial_id": our_id, "point": vars(point), "seed_index": seed_index}
-        return self.FINISHED
+            if known is None or not known.finished:
+                self._running[trial_id] = point
+                return {"trial_id": our_id, "point": vars(point), "seed_index": seed_index}
+            self._objectives[point.number].append(known.objective)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Tell Optuna once all seeds of a value are in; a fit that failed, or is not a number, counts as a failure."""
+        """Note a fit's objective; one that failed, or is not a number, counts as a failure of its value."""
         objective = math.nan if error or result is None else result.get("objective", math.nan)
-        self._tell(self._running.pop(trial_id), objective)
+        self._objectives[self._running.pop(trial_id).number].append(objective)
 
     def _open_next_point(self) -> bool:
-        number = self._next_number
-        if number >= len(self._fixed) + self.config.search.num_trials:
+        number = len(self._points)
+        if number < len(self._fixed):
+            point = self._fixed[number]
+        elif number - len(self._fixed) < SPREAD or self._tell_up_to(number - self.lag):
+            point = self._ask(number)
+        else:
             return False
-        self._next_number += 1
-        point = self._fixed[number] if number < len(self._fixed) else self._ask(number)
+        self._points.append(point)
+        self._objectives[number] = []
         self._waiting.extend((point, seed_index) for seed_index in range(self.config.search.seeds))
         return True
 
@@ -142,12 +161,17 @@ class TauSearch(Searcher):
         self._asked[number] = asked
         return Point(number, tau=asked.params["tau"], lr_per_tau=asked.params.get("lr_per_tau"))
 
-    def _tell(self, point: Point, objective: float) -> None:
-        objectives = self._objectives.setdefault(point.number, [])
-        objectives.append(objective)
-        if len(objectives) < self.config.search.seeds:
-            return
-        mean = sum(objectives) / len(objectives)
+    def _tell_up_to(self, number: int) -> bool:
+        """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""
+        for point in self._points[self._num_told : number + 1]:
+            objectives = self._objectives[point.number]
+            if len(objectives) < self.config.search.seeds:
+                return False
+            self._tell(point, sum(objectives) / len(objectives))
+            self._num_told += 1
+        return True
+
+    def _tell(self, point: Point, mean: float) -> None:
         failed = not math.isfinite(mean)
         if point.number in self._asked:
             state = TrialState.FAIL if failed else TrialState.COMPLETE
@@ -158,8 +182,8 @@ class TauSearch(Searcher):
     def _tell_fixed(self, point: Point, mean: float) -> None:
         """Let the sampler learn from the user's own values that lie within its bounds."""
         space = _space(self.config)
-        params = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
-        params = {name: params[name] for name in space}
+        given = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
+        params = {name: given[name] for name in space}
         if all(space[name].low <= value <= space[name].high for name, value in params.items()):
             self.study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=mean))
 

@@ -28,16 +28,19 @@ from bora_sweep.train.run import opening_row
 
 def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list[tune.Callback]) -> bool:
     """`bora_sweep.sweep.run_sweep`, with Tune's callbacks."""
-    search = TauSearch(config, known_trials(run))
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
+        slots = _slots(config, resources)
         umask = os.umask(0)
         os.umask(umask)
         shared = {"config": config, "corpus": corpus, "run": str(run.resolve()), "umask": umask}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(tune_trial, **shared), resources),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=-1, max_concurrent_trials=_slots(config, resources), reuse_actors=True
+                search_alg=TauSearch(config, known_trials(run), slots),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
