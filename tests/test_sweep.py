@@ -22,7 +22,7 @@ SMALL = [
     "train.learning_rate=0.02",
     "train.max_epochs=3",
     "search.num_trials=2",
-    "search.sampler=random",
+    "search.sampler=gp",
     "train.device=cpu",
 ]
 
