@@ -42,6 +42,9 @@ def test_an_interrupted_fit_goes_on_with_resume(corpus_file, model_folder, tmp_p
     assert main(["fit", "--resume", f"output={tmp_path / 'cut'}"]) == 0
     whole, cut = (read_results(tmp_path / name).document_scores for name in ("whole", "cut"))
     assert whole["nll_nats"].tolist() == cut["nll_nats"].tolist()
+    finished = trial_rows(tmp_path / "cut")
+    assert main(["fit", "--resume", f"output={tmp_path / 'cut'}"]) == 0
+    assert trial_rows(tmp_path / "cut") == finished
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,19 @@ def test_more_than_the_machine_has_is_refused_at_once(sources, tmp_path):
     assert code == 2, output
     assert "ray.cpus_per_trial=1000" in output
     assert "Traceback" not in output
+
+
+def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
+    """The best tau beats both ends on test, by intervals that exclude 0, and no model beats the true source."""
+    embedded = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
+    few = ["search.num_trials=0", "search.taus=[150]"]
+    code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path), timeout=280)
+    assert code == 0, output
+    table = (
+        pd.read_csv(tmp_path / "run" / "report" / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
+    )
+    assert table["best"].idxmax() == 150
+    assert (table.loc[[0.0, math.inf], "low"] > 0).all()
+    assert table.loc[150, "test_perplexity"] < table.loc[[0.0, math.inf], "test_perplexity"].min()
+    assert (table["floor_test_perplexity"] < table["test_perplexity"]).all()
+    assert "floor (the true source)" in (report / "report.md").read_text()

@@ -34,7 +34,9 @@ def run_trial(
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[State], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`; goes on where an earlier try was cut off.
+    """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`.
+
+    Goes on where an earlier try was cut off; one that was finished is not made again.
 
     Returns:
         The trial's row of the `trials` table.
@@ -44,8 +46,10 @@ def run_trial(
             `interrupted`.
     """
     folder = run / "trials" / trial_id
-    row = opening_row(config)
-    if (earlier := read_trial_row(run, trial_id)) is not None:
+    row, earlier = opening_row(config), read_trial_row(run, trial_id)
+    if earlier is not None:
+        if earlier["status"] == "finished":
+            return earlier
         row["started_at"] = earlier["started_at"]
 
     def epoch_done(state: State) -> None:
