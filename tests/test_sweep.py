@@ -168,9 +168,8 @@ def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
     few = ["search.num_trials=0", "search.taus=[150]"]
     code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path), timeout=280)
     assert code == 0, output
-    table = (
-        pd.read_csv(tmp_path / "run" / "report" / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
-    )
+    report = tmp_path / "run" / "report"
+    table = pd.read_csv(report / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
     assert table["best"].idxmax() == 150
     assert (table.loc[[0.0, math.inf], "low"] > 0).all()
     assert table.loc[150, "test_perplexity"] < table.loc[[0.0, math.inf], "test_perplexity"].min()
