@@ -118,7 +118,10 @@ def _connect(address: str | None) -> None:
             logging_level=logging.CRITICAL,
         )
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"ray.address={address}: no Ray answers there ({one_line(error, limit=200)})") from error
+        raise InputError(
+            f"ray.address={address}: no Ray answers there ({one_line(error, limit=200)}); is it up, and if it asks for "
+            "a token, is RAY_AUTH_MODE=token exported here?"
+        ) from error
     finally:
         os.umask(umask)
 
