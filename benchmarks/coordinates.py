@@ -4,7 +4,7 @@
 
 The defaults are those of the committed table: 14 tasks by name, 64 tokens, rank 8 on q_proj and v_proj, one learning
 rate of 3e-3, at most 25 epochs. Each variant is an ordinary sweep over listed values of tau, in `runs/coordinates-*`; a
-second start goes on where the first was cut off. The table is written to `benchmarks/results/coordinates.md`.
+second start goes on where the first was cut off. The table is written to `benchmarks/results/coordinates.md` after each.
 """
 
 import math
@@ -19,11 +19,11 @@ from bora_sweep.results import read_results
 
 COMMON = [
     "data.max_tasks=14",
+    "data.seed=8",  # a test split about as hard for the base model as the corpus: 347 against 337 (at seed 0: 321)
     "model.max_tokens=64",
     "lora.rank=8",
     "train.learning_rate=3e-3",
     "train.max_epochs=25",
-    "train.patience=25",
     "search.num_trials=0",
 ]
 CENTERED = "prior.parametrization=centered"
@@ -54,10 +54,13 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def run(settings: list[str]) -> None:
-    """All variants, then the table."""
-    table = pd.DataFrame([run_variant(name, settings) for name in VARIANTS]).sort_index(axis=1)
-    text = f"# Test perplexity by coordinates and solver\n\n{as_markdown(table)}\n\n{provenance()}\n"
-    (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
+    """Each variant, and the table so far."""
+    done = []
+    for name in VARIANTS:
+        done.append(run_variant(name, settings))
+        table = as_markdown(pd.DataFrame(done).sort_index(axis=1))
+        text = f"# Test perplexity by coordinates and solver\n\n{table}\n\n{provenance()}\n"
+        (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
     print(text)
 
 
