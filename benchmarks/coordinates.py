@@ -4,7 +4,7 @@
 
 The defaults are those of the committed table: 14 tasks by name, 64 tokens, rank 8 on q_proj and v_proj, one learning
 rate of 3e-3, at most 25 epochs. Each variant is an ordinary sweep over listed values of tau, in `runs/coordinates-*`; a
-second start goes on where the first was cut off. The table is written to `benchmarks/results/coordinates.md` after each.
+second start goes on where the first was cut off. After each, the table is in `benchmarks/results/coordinates.md`.
 """
 
 import math
@@ -61,7 +61,7 @@ def run(settings: list[str]) -> None:
         table = as_markdown(pd.DataFrame(done).sort_index(axis=1))
         text = f"# Test perplexity by coordinates and solver\n\n{table}\n\n{provenance()}\n"
         (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
-    print(text)
+        print(text, flush=True)
 
 
 if __name__ == "__main__":
