@@ -108,6 +108,21 @@ def test_padding_never_counts(extra, seed):
     torch.testing.assert_close(nll_nats(adapted(long_BT, theta_BP), long_BT, length_B), short, rtol=0, atol=1e-10)
 
 
+def test_models_on_one_base_do_not_disturb_each_other():
+    base = make_base("opt")
+    layouts = [Layout(find_sites(base, LoraConfig(target_modules=targets)), 2) for targets in TARGETS]
+    tokens_BT = torch.randint(VOCABULARY, (2, 8))
+    thetas = [torch.randn(1, layout.num_parameters, dtype=torch.float64) for layout in layouts]
+    alone = []
+    for layout, theta_1P in zip(layouts, thetas, strict=True):
+        adapted = AdaptedModel(base, layout, 1.0)
+        alone.append(adapted(tokens_BT, theta_1P))
+        adapted.detach()
+    both = [AdaptedModel(base, layout, 1.0) for layout in layouts]
+    for adapted, theta_1P, expected in zip(both, thetas, alone, strict=True):
+        assert torch.equal(adapted(tokens_BT, theta_1P), expected)
+
+
 def test_opt_350m_has_the_papers_number_of_parameters():
     from transformers import OPTConfig, OPTForCausalLM
 

@@ -130,8 +130,9 @@ def add_low_rank(output: Tensor, x: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale:
 class AdaptedModel(nn.Module):
     """A frozen causal language model that takes each row's adapter as an argument.
 
-    The base itself is left as it is but for a forward hook on each site; `detach` takes the hooks off again. It stays
-    in evaluation mode: its own dropout would make likelihoods depend on chance.
+    The base itself is left as it is but for a forward hook on each site, which acts within this module's own `forward`
+    alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would make likelihoods
+    depend on chance.
     """
 
     def __init__(self, base: PreTrainedModel, layout: Layout, scale: float) -> None:
@@ -143,6 +144,8 @@ class AdaptedModel(nn.Module):
 
     def _hook(self, site: Site):
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._adapters:  # the base is run by someone else
+                return output
             return add_low_rank(output, inputs[0], *self._adapters[site.name], self.scale)
 
         return add
