@@ -3,19 +3,28 @@
     python benchmarks/coordinates.py data.path=… model.name=…
 
 The defaults are those of the committed table: 14 tasks by name, 64 tokens, rank 8 on q_proj and v_proj, one learning
-rate of 3e-3, at most 25 epochs. Each variant is an ordinary sweep over listed values of tau, in `runs/coordinates-*`; a
-second start goes on where the first was cut off. After each, the table is in `benchmarks/results/coordinates.md`.
+rate of 3e-3, at most 25 epochs. The fits run in as many processes as there are cores, a thread each. What is done is kept
+in `runs/coordinates.json`, so that a second start goes on where the first was cut off, and the table in
+`benchmarks/results/coordinates.md` is written anew after each fit.
 """
 
+import json
 import math
+import multiprocessing
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import pandas as pd
+import torch
 from provenance import RESULTS, provenance
 
-from bora_sweep.cli import main
-from bora_sweep.results import read_results
+from bora_sweep.config import Config, load_config
+from bora_sweep.data.corpus import load_corpus
+from bora_sweep.data.tokens import tokenize
+from bora_sweep.model.base import load_base, load_tokenizer
+from bora_sweep.results import perplexity
+from bora_sweep.train import fit
 
 COMMON = [
     "data.max_tasks=14",
@@ -24,44 +33,58 @@ COMMON = [
     "lora.rank=8",
     "train.learning_rate=3e-3",
     "train.max_epochs=25",
-    "search.num_trials=0",
+    "train.device=cpu",
 ]
 CENTERED = "prior.parametrization=centered"
-VARIANTS = {
-    "noncentered, proximal": ["train.solver=proximal", "search.taus=[10,100,1e3,1e4,1e6]"],
-    "noncentered, AdamW": ["train.solver=adamw", "search.taus=[10,100,1e3,1e4,1e6]"],
-    "centered, same learning rate": [CENTERED, "search.taus=[100,1e3,1e6]"],
-    "centered, learning rate 3e-5 tau": [CENTERED, "train.lr_per_tau=3e-5", "search.taus=[10,1e3,1e4]"],
+ROWS = {
+    "noncentered, AdamW": ["train.solver=adamw"],
+    "noncentered, proximal": ["train.solver=proximal"],
+    "centered, same learning rate": [CENTERED],
+    "centered, learning rate 3e-5 tau": [CENTERED, "train.lr_per_tau=3e-5"],
 }
+CELLS = [
+    *(("noncentered, AdamW", tau) for tau in (0, 10, 100, 1e3, 1e4, 1e6)),
+    *(("noncentered, proximal", tau) for tau in (10, 100, 1e3)),
+    *(("centered, same learning rate", tau) for tau in (0, 100, 1e3)),
+    *(("noncentered, proximal", tau) for tau in (1e4, 1e6, math.inf)),
+    ("centered, same learning rate", 1e6),
+    *(("centered, learning rate 3e-5 tau", tau) for tau in (10, 1e3, 1e4)),
+]
+TAUS = sorted({tau for _, tau in CELLS})
+KEPT = Path("runs/coordinates.json")
 
 
-def run_variant(name: str, settings: list[str]) -> pd.Series:
-    """Test perplexity by tau of one sweep, made or completed."""
-    run = Path("runs") / f"coordinates-{name.replace(', ', '-').replace(' ', '_')}"
-    resume = ["--resume"] if (run / "config.yaml").exists() else []
-    code = main(["sweep", *resume, *COMMON, *VARIANTS[name], *settings, f"output={run}"])
-    if code:
-        sys.exit(code)
-    trials = read_results(run).trials.query("method == 'map'")
-    return pd.Series(trials["test_perplexity"].to_numpy(), index=trials["tau"].to_numpy(), name=name)
+def fit_cell(row: str, tau: float, settings: list[str]) -> float:
+    """Test perplexity of one fit."""
+    torch.set_num_threads(1)
+    config: Config = load_config([*COMMON, *ROWS[row], f"prior.tau={tau}", *settings])
+    corpus = tokenize(load_corpus(config.data), load_tokenizer(config.model, config.data), config.model.max_tokens)
+    done = fit(config, corpus, load_base(config.model, config.data))
+    return perplexity(float(done.nll_nats["test"].sum()), corpus.num_tokens("test"))
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """Rows are variants, columns values of tau."""
-    heads = ["tau", *("inf" if math.isinf(tau) else f"{tau:,.0f}" for tau in table.columns)]
-    rows = [[name, *("" if math.isnan(v) else f"{v:.1f}" for v in values)] for name, *values in table.itertuples()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+def as_markdown(done: dict[str, float]) -> str:
+    """Rows are coordinates and solvers, columns values of tau."""
+    lines = [["tau", *("inf" if math.isinf(tau) else f"{tau:,.0f}" for tau in TAUS)], ["---"] * (len(TAUS) + 1)]
+    for row in ROWS:
+        cells = (done.get(f"{row}, tau={tau:g}") for tau in TAUS)
+        lines.append([row, *("" if cell is None else f"{cell:.1f}" for cell in cells)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def run(settings: list[str]) -> None:
-    """Each variant, and the table so far."""
-    done = []
-    for name in VARIANTS:
-        done.append(run_variant(name, settings))
-        table = as_markdown(pd.DataFrame(done).sort_index(axis=1))
-        text = f"# Test perplexity by coordinates and solver\n\n{table}\n\n{provenance()}\n"
-        (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
-        print(text, flush=True)
+    """Every cell that is not kept yet, and the table after each."""
+    KEPT.parent.mkdir(exist_ok=True)
+    done = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        wanted = {f"{row}, tau={tau:g}": (row, tau) for row, tau in CELLS}
+        futures = {pool.submit(fit_cell, *cell, settings): name for name, cell in wanted.items() if name not in done}
+        for future in as_completed(futures):
+            done[futures[future]] = future.result()
+            print(f"{futures[future]}: {future.result():.1f}", flush=True)
+            KEPT.write_text(json.dumps(done))
+            text = f"# Test perplexity by coordinates and solver\n\n{as_markdown(done)}\n\n{provenance()}\n"
+            (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

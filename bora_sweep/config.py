@@ -193,8 +193,8 @@ class TrainConfig:
     """Documents per optimiser step."""
     micro_batch_size: int | None = None
     """Documents per forward pass, gradients accumulated over a batch; left out: the whole batch. Changes no result."""
-    max_epochs: int = 60
-    """Upper bound; a fit that meets it is marked."""
+    max_epochs: int = 200
+    """Upper bound; `patience` is what should end a fit, and one that meets this bound is marked."""
     patience: int = 5
     """Epochs without a better validation perplexity before a fit stops."""
     warmup_steps: int = 0

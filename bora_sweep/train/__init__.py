@@ -1,0 +1,5 @@
+"""Fits, without Ray and Optuna."""
+
+from bora_sweep.train.trainer import Fit, fit
+
+__all__ = ["Fit", "fit"]
