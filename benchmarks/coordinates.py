@@ -3,8 +3,8 @@
     python benchmarks/coordinates.py data.path=… model.name=…
 
 The defaults are those of the committed table: 14 tasks by name, 64 tokens, rank 8 on q_proj and v_proj, one learning
-rate of 3e-3, at most 25 epochs. The fits run in as many processes as there are cores, a thread each. What is done is kept
-in `runs/coordinates.json`, so that a second start goes on where the first was cut off, and the table in
+rate of 3e-3, at most 25 epochs. The fits run in as many processes as there are cores, a thread each. What is done is
+kept in `runs/coordinates.json`, so that a second start goes on where the first was cut off, and the table in
 `benchmarks/results/coordinates.md` is written anew after each fit.
 """
 
