@@ -75,14 +75,15 @@ def as_markdown(done: dict[str, float]) -> str:
 def run(settings: list[str]) -> None:
     """Every cell that is not kept yet, and the table after each."""
     KEPT.parent.mkdir(exist_ok=True)
-    done = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    done = kept.setdefault(" ".join(settings), {})
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         wanted = {f"{row}, tau={tau:g}": (row, tau) for row, tau in CELLS}
         futures = {pool.submit(fit_cell, *cell, settings): name for name, cell in wanted.items() if name not in done}
         for future in as_completed(futures):
             done[futures[future]] = future.result()
             print(f"{futures[future]}: {future.result():.1f}", flush=True)
-            KEPT.write_text(json.dumps(done))
+            KEPT.write_text(json.dumps(kept))
             text = f"# Test perplexity by coordinates and solver\n\n{as_markdown(done)}\n\n{provenance()}\n"
             (RESULTS / "coordinates.md").write_text(text, encoding="utf-8")
 
