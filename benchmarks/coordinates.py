@@ -28,7 +28,7 @@ from bora_sweep.train import fit
 
 COMMON = [
     "data.max_tasks=14",
-    "data.seed=8",  # a test split about as hard for the base model as the corpus: 347 against 337 (at seed 0: 321)
+    "data.seed=2",  # a test split as hard for the base model as the whole corpus, 337 both (at seed 0: 321)
     "model.max_tokens=64",
     "lora.rank=8",
     "train.learning_rate=3e-3",
