@@ -38,7 +38,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str]:
+def finish(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str]:
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
@@ -168,7 +168,7 @@ def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
     """The best tau beats both ends on test, by intervals that exclude 0, and no model beats the true source."""
     embedded = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
     few = ["search.num_trials=0", "search.taus=[150]"]
-    code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path), timeout=400)
+    code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path), timeout=280)
     assert code == 0, output
     report = tmp_path / "run" / "report"
     table = pd.read_csv(report / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
