@@ -16,8 +16,9 @@ from bora_sweep.errors import InputError
 
 Parametrization = Literal["noncentered", "centered"]
 Solver = Literal["proximal", "adamw"]
-Method = Literal["map", "zero_shot"]
-Baseline = Literal["zero_shot", "independent", "shared"]
+GlobalUpdate = Literal["gradient", "mean", "alternating"]
+Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme"]
+Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme"]
 
 
 def _need(condition: bool, message: str) -> None:
@@ -175,7 +176,7 @@ class PriorConfig:
     """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
 
     def __post_init__(self) -> None:
-        _need(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")
+        _need(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,11 @@ class TrainConfig:
     solver: Solver | None = None
     """`proximal`: the prior solved exactly in Adam's metric; `adamw`: the prior in the gradient. Left out: proximal in
     noncentered coordinates, adamw in centered ones, which have no proximal step."""
+    global_update: GlobalUpdate = "gradient"
+    """How Theta moves. `gradient`: by its own gradient, with the tasks; `mean`: put at the tasks' mean, its MAP given
+    them, after each step as well (in centered coordinates, instead); `alternating`: only so, and once an epoch."""
+    task_weights: Literal["tokens", "tasks"] = "tokens"
+    """Of the tasks in the training likelihood. `tokens`: each token alike, the paper's sum; `tasks`: each task alike."""
     batch_size: int = 64
     """Documents per optimiser step."""
     micro_batch_size: int | None = None
@@ -226,10 +232,11 @@ class TrainConfig:
 class SearchConfig:
     """Which values of tau are fitted."""
 
-    mode: Literal["optuna"] = "optuna"
-    """How the values are chosen."""
+    mode: Literal["optuna", "path"] = "optuna"
+    """`optuna`: separate fits, at values that Optuna chooses; `path`: one fit whose prior is loosened step by step, each
+    value begun where the one above it ended, which costs far less."""
     num_trials: int = 8
-    """Values that Optuna chooses; 0: only `taus` and the baselines."""
+    """Values of tau that the mode chooses; 0: only `taus` and the baselines."""
     taus: list[float] = field(default_factory=list)
     """Values that are fitted in any case, before the search."""
     tau_low: float = 1.0
@@ -243,7 +250,13 @@ class SearchConfig:
     sampler: Literal["gp", "tpe", "random"] = "gp"
     """Optuna's sampler; the default is by benchmarks/sampler.py. The first values are spread evenly over log tau."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
-    """Fixed trials beside the search: the base model as it is, tau = 0, tau = inf."""
+    """Fixed trials beside the search. `zero_shot`: the base model as it is; `independent`: tau = 0; `shared`: tau = inf;
+    `fine_tuned`: shared, then each task on its own, without a prior; `average`, `ties`, `dare`: the independent adapters
+    merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta."""
+    ranks: list[int] = field(default_factory=list)
+    """Further ranks: at each a shared model is fitted, and in mode `path` a whole path."""
+    path_patience: int = 2
+    """Epochs without a better validation perplexity before a path goes on to its next tau."""
     seeds: int = 1
     """Fits of each value, with train.seed, train.seed + 1, …; the search sees their mean."""
 
@@ -258,7 +271,17 @@ class SearchConfig:
             {"independent", "shared"} <= set(self.baselines),
             f"search.baselines={self.baselines}: every sweep is judged against both independent and shared; add them",
         )
-        _need(self.seeds >= 1, f"search.seeds={self.seeds}: need at least 1")
+        for name in ("seeds", "path_patience"):
+            _need(getattr(self, name) >= 1, f"search.{name}={getattr(self, name)}: need at least 1")
+        _need(min(self.ranks, default=1) >= 1, f"search.ranks={self.ranks}: need ranks of at least 1")
+        _need(
+            self.mode == "optuna" or not self.taus,
+            f"search.taus={self.taus}: a path chooses its own values; drop them, or search.mode=path",
+        )
+        _need(
+            self.mode == "optuna" or self.num_trials >= 1,
+            f"search.num_trials={self.num_trials}: a path needs at least 1 value",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +345,11 @@ class Config:
         if self.train.lr_per_tau is None or self.prior.tau in (0, math.inf):
             return self.train.learning_rate
         return self.train.lr_per_tau * self.prior.tau
+
+    @property
+    def global_update(self) -> GlobalUpdate:
+        """`train.global_update`; pFedMe alternates."""
+        return "alternating" if self.method == "pfedme" else self.train.global_update
 
     @property
     def solver(self) -> Solver:

@@ -123,9 +123,10 @@ def read_trial_row(run: Path, trial_id: str) -> dict[str, Any] | None:
     return pq.read_table(path).to_pylist()[0] if path.exists() else None
 
 
-def trial_rows(run: Path) -> list[dict[str, Any]]:
-    """All rows of `trials`, by trial; empty where no trial has begun."""
-    files = sorted((run / "results" / "trials").glob("*.parquet"))
+def trial_rows(run: Path, trial_id: str | None = None) -> list[dict[str, Any]]:
+    """The rows of `trials`, by trial; those of `trial_id` and of the path that it heads, where it is given."""
+    pattern = "*.parquet" if trial_id is None else f"{trial_id}.*parquet"
+    files = sorted((run / "results" / "trials").glob(pattern))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 

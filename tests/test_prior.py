@@ -64,6 +64,33 @@ def test_limits_are_exact(kind):
     assert independent.log_prior() == shared.log_prior() == 0
 
 
+@pytest.mark.parametrize("kind", ["noncentered", "centered"])
+@pytest.mark.parametrize("own", [False, True], ids=["one tau", "a tau for each coordinate"])
+def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
+    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if own else None
+    hierarchy, twin = (Hierarchy(torch.zeros(6, dtype=torch.float64), 3, 2.5, kind, tau_P) for _ in range(2))
+    mean_P, theta_KP, task_B = draw(6), draw(3, 6), torch.tensor([0, 1, 2, 2])
+    for model in (hierarchy, twin):
+        model.start_from_(mean_P, theta_KP)
+        model.rows(task_B).sin().sum().backward()
+    hierarchy.add_prior_gradient_(num_tokens=7)
+    deviations = twin.task_KP - twin.mean_P if kind == "centered" else twin.task_KP
+    (-log_prior(deviations, 0.0, 2.5 if tau_P is None else tau_P) / 7).backward()
+    torch.testing.assert_close(hierarchy.mean_P.grad, twin.mean_P.grad)
+    torch.testing.assert_close(hierarchy.task_KP.grad, twin.task_KP.grad)
+
+
+@pytest.mark.parametrize("kind", ["noncentered", "centered"])
+def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
+    hierarchy = Hierarchy(draw(6), 3, 2.0, kind)
+    hierarchy.start_from_(draw(6), draw(3, 6))
+    before = hierarchy.theta_KP()
+    hierarchy.recenter_()
+    torch.testing.assert_close(hierarchy.theta_KP(), before)
+    torch.testing.assert_close(hierarchy.mean_P.detach(), before.mean(0))
+    assert hierarchy.log_prior() >= log_prior(before, before.mean(0) + 0.01 * draw(6), 2.0)
+
+
 def test_a_row_touches_its_own_task_and_theta_alone():
     hierarchy = Hierarchy(draw(6), 4, 2.0, "noncentered")
     hierarchy.rows(torch.tensor([2, 2, 0])).sum().backward()

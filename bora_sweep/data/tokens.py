@@ -140,6 +140,26 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def separate_batches(
+    corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int, tasks: np.ndarray
+) -> list[np.ndarray]:
+    """The training split of `tasks` once, for fits that share nothing: a task's batches do not depend on other texts.
+
+    Each task's documents are shuffled by (seed, epoch, task) and spread evenly over as many batches as
+    `training_batches` makes of the whole split, some of them empty where few tasks are left.
+    """
+    document_N, task_N = corpus.split("train"), corpus.documents["task"].to_numpy()
+    num_batches = -(-len(document_N) // batch_size)
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    for task in tasks:
+        rng = np.random.default_rng([seed, epoch, task])
+        own = rng.permutation(document_N[task_N[document_N] == task])
+        place = (np.arange(len(own)) + rng.random()) * num_batches / len(own)
+        for n, batch in zip(own.tolist(), place.astype(int) % num_batches, strict=True):
+            batches[batch].append(n)
+    return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
 def scoring_batches(corpus: TokenizedCorpus, split: str, batch_size: int) -> Iterator[TaskBatch]:
     """A split once, longest documents first, so that a batch that does not fit in memory is the first."""
     document_N = corpus.split(split)

@@ -1,4 +1,4 @@
-"""The likelihood, Eq. 4, and the MAP objective, Eq. 6, per scored token.
+"""The likelihood, Eq. 4.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -23,11 +23,6 @@ def nll_nats(logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor) -> Tensor:
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     nll = F.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view_as(next_BT).sum(dim=1)
-
-
-def map_objective(nll: Tensor | float, log_prior: Tensor | float, num_tokens: int) -> Tensor | float:
-    """J = (sum_d nll_d - log p(theta | Theta, tau)) / N, Eq. 6, in nats per scored token of the training split."""
-    return (nll - log_prior) / num_tokens
 
 
 class Likelihood(nn.Module):

@@ -8,15 +8,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bora_sweep.config import Parametrization
+from bora_sweep.config import GlobalUpdate, Parametrization
 
 
-def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float) -> Tensor:
+def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> Tensor:
     """sum_k log N(theta_k; Theta, I/tau), Eq. 5, in nats, without the constant K P/2 log(tau / 2 pi).
 
-    At tau = 0 the prior is flat: 0 everywhere.
+    With tau_P each coordinate has a precision of its own. At tau = 0 the prior is flat: 0 everywhere.
     """
-    return -0.5 * tau * (theta_KP - mean_P).square().sum()
+    return -0.5 * (tau * (theta_KP - mean_P).square()).sum()
 
 
 def distance_to_global(theta_KP: Tensor, mean_P: Tensor) -> Tensor:
@@ -30,20 +30,47 @@ class Hierarchy(nn.Module):
     `noncentered`: `task_KP` holds delta_d and theta_d = Theta + delta_d; `centered`: `task_KP` holds theta_d itself.
     tau = 0: Theta is not identified and stays at its initial value, so that nothing passes between tasks.
     tau = inf: there are no deviations to hold, `task_KP` is None and every row shares Theta.
+
+    Args:
+        initial_P: Where Theta and every task begin.
+        num_tasks: K.
+        tau: Precision of the prior.
+        parametrization: The coordinates.
+        tau_P: The precision of each coordinate, where it is not `tau` for all; 0 < tau < inf.
+        global_update: How Theta moves, see `TrainConfig.global_update`.
     """
 
     mean_P: nn.Parameter
     task_KP: nn.Parameter | None
 
-    def __init__(self, initial_P: Tensor, num_tasks: int, tau: float, parametrization: Parametrization) -> None:
+    def __init__(
+        self,
+        initial_P: Tensor,
+        num_tasks: int,
+        tau: float,
+        parametrization: Parametrization,
+        tau_P: Tensor | None = None,
+        global_update: GlobalUpdate = "gradient",
+    ) -> None:
         super().__init__()
         self.num_tasks, self.tau, self.centered = num_tasks, tau, parametrization == "centered"
-        self.mean_P = nn.Parameter(initial_P.clone(), requires_grad=tau > 0)
+        self.precision = tau if tau_P is None else tau_P
+        held = tau == 0 or (tau < math.inf and (global_update == "alternating" or self._mean_solves(global_update)))
+        self.mean_P = nn.Parameter(initial_P.clone(), requires_grad=not held)
         if math.isinf(tau):
             self.task_KP = None
         else:
             start_P = initial_P if self.centered else torch.zeros_like(initial_P)
             self.task_KP = nn.Parameter(start_P.repeat(num_tasks, 1))
+
+    def _mean_solves(self, global_update: GlobalUpdate) -> bool:
+        """In centered coordinates the likelihood does not see Theta: its mean is all there is to its update."""
+        return global_update == "mean" and self.centered
+
+    @property
+    def is_tied(self) -> bool:
+        """0 < tau < inf: there are deviations, and a prior acts on them."""
+        return self.task_KP is not None and self.tau > 0
 
     def rows(self, task_B: Tensor) -> Tensor:
         """theta of each row's task, theta_BP; Theta alone, theta_1P, at tau = inf."""
@@ -58,8 +85,41 @@ class Hierarchy(nn.Module):
             return self.mean_P.detach().expand(self.num_tasks, -1)
         return (self.task_KP if self.centered else self.mean_P + self.task_KP).detach()
 
+    def delta_KP(self) -> Tensor:
+        """theta_d - Theta, detached; for a hierarchy that has deviations."""
+        assert self.task_KP is not None
+        return (self.task_KP - self.mean_P if self.centered else self.task_KP).detach()
+
     def log_prior(self) -> Tensor:
-        """log p(theta_1..K | Theta, tau) as in `log_prior`; 0 at both ends, where no prior acts."""
-        if self.task_KP is None or self.tau == 0:
-            return self.mean_P.new_zeros(())
-        return log_prior(self.task_KP, self.mean_P if self.centered else 0.0, self.tau)
+        """log p(theta_1..K | Theta, tau) as in `log_prior`, detached; 0 at both ends, where no prior acts."""
+        return log_prior(self.delta_KP(), 0.0, self.precision) if self.is_tied else self.mean_P.new_zeros(())
+
+    @torch.no_grad()
+    def add_prior_gradient_(self, num_tokens: int) -> None:
+        """Add the gradient of -log p(theta_1..K | Theta, tau) / N to that of the banks."""
+        if self.task_KP is None or not self.is_tied:
+            return
+        pull_KP = self.precision / num_tokens * self.delta_KP()
+        _accumulate(self.task_KP, pull_KP)
+        if self.centered and self.mean_P.requires_grad:
+            _accumulate(self.mean_P, -pull_KP.sum(0))
+
+    @torch.no_grad()
+    def recenter_(self) -> None:
+        """Theta at the mean of theta_1..K, its MAP given them; the tasks stay where they are."""
+        if self.task_KP is not None and self.is_tied:
+            shift_P = self.delta_KP().mean(0)
+            self.mean_P.add_(shift_P)
+            if not self.centered:
+                self.task_KP.sub_(shift_P)
+
+    @torch.no_grad()
+    def start_from_(self, mean_P: Tensor, theta_KP: Tensor) -> None:
+        """Put Theta and the tasks where another fit left them."""
+        self.mean_P.copy_(mean_P)
+        if self.task_KP is not None:
+            self.task_KP.copy_(theta_KP if self.centered else theta_KP - mean_P)
+
+
+def _accumulate(bank: nn.Parameter, gradient: Tensor) -> None:
+    bank.grad = gradient if bank.grad is None else bank.grad.add_(gradient)

@@ -1,4 +1,5 @@
-"""Which fits a sweep makes, and in which order: the baselines, the values that the user lists, then Optuna's.
+"""Which fits a sweep makes, and in which order: the baselines, the values that the user lists, then Optuna's; or, in
+mode `path`, the baselines and a path for each rank. A baseline that is made from another's adapters waits for it.
 
 The sequence is a function of the configuration and of the number of trials that run at once: Optuna's sampler is seeded
 anew for each value from its number, and is told results in the order of their numbers. So a sweep that was cut off is
@@ -8,8 +9,7 @@ No state of the searcher is kept on disk.
 
 import json
 import math
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -24,13 +24,6 @@ SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau 
 
 STARTUP = 3  # results without which a sampler draws at random: not all of the spread values are known when it is asked
 
-BASELINES: dict[str, dict[str, Any]] = {
-    "zero_shot": {"method": "zero_shot", "tau": math.inf},
-    "independent": {"tau": 0.0},
-    "shared": {"tau": math.inf},
-}
-
-
 @dataclass(frozen=True)
 class Point:
     """One choice of what is searched, fitted once for each seed."""
@@ -39,10 +32,25 @@ class Point:
     tau: float
     lr_per_tau: float | None = None
     method: str = "map"
+    """That of the trial, or `path`."""
+    rank: int | None = None
+    """Where it is not the sweep's own."""
+    after: int | None = None
+    """The point whose adapters it begins with."""
 
     def trial_id(self, seed_index: int, num_seeds: int) -> str:
         """`007`, or `007-1` for its second seed of several."""
-        return f"{self.number:03d}" if num_seeds == 1 else f"{self.number:03d}-{seed_index}"
+        return trial_id(self.number, seed_index, num_seeds)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it needs the best tau, and so waits for all others."""
+        return self.method == "pfedme"
+
+
+def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
+    """See `Point.trial_id`."""
+    return f"{number:03d}" if num_seeds == 1 else f"{number:03d}-{seed_index}"
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,10 @@ class Known:
     """Validation nats per token, where finished."""
 
 
-def point_of(row: dict[str, Any]) -> Point:
-    """The point that a row of the `trials` table was fitted at."""
+def point_of(row: dict[str, Any]) -> Point | None:
+    """The point that a row of the `trials` table was fitted at; None for a value within a path."""
+    if "." in row["trial_id"]:
+        return None
     config = json.loads(row["config_json"])
     number = int(row["trial_id"].partition("-")[0])
     return Point(number, config["prior"]["tau"], config["train"]["lr_per_tau"], row["method"])
@@ -68,19 +78,49 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
-    return with_values(config, prior=prior, train=train, method=point.method)
+    lora = {} if point.rank is None else {"rank": point.rank}
+    method = "map" if point.method == "path" else point.method
+    return with_values(config, prior=prior, train=train, lora=lora, method=method)
 
 
 def fixed_points(config: Config) -> list[Point]:
-    """The baselines, then the user's own values that are not among them."""
-    baselines = [BASELINES[name] for name in config.search.baselines]
-    listed: list[dict[str, Any]] = [{"tau": tau} for tau in dict.fromkeys(config.search.taus) if 0 < tau < math.inf]
-    return [Point(number, **values) for number, values in enumerate([*baselines, *listed])]
+    """The baselines, the shared models of other ranks, then the user's own values that are not among them.
+
+    In mode `path` a shared model is the head of a path.
+    """
+    search = config.search
+    ordered = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
+    if "zero_shot" in ordered:  # first: it is there at once
+        ordered = ["zero_shot", *(name for name in ordered if name != "zero_shot")]
+    place = {name: number for number, name in enumerate(ordered)}
+    head = "path" if search.mode == "path" else "map"
+    points = [_baseline(name, place, head) for name in ordered]
+    others = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
+    points += [Point(len(points) + i, math.inf, method=head, rank=rank) for i, rank in enumerate(others)]
+    listed = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
+    return points + [Point(len(points) + i, tau) for i, tau in enumerate(listed)]
+
+
+def _baseline(name: str, place: dict[str, int], head: str) -> Point:
+    number = place[name]
+    match name:
+        case "independent":
+            return Point(number, 0.0)
+        case "shared":
+            return Point(number, math.inf, method=head)
+        case "fine_tuned":
+            return Point(number, 0.0, method=name, after=place["shared"])
+        case "average" | "ties" | "dare":
+            return Point(number, math.inf, method=name, after=place["independent"])
+        case _:  # zero_shot; and pfedme, whose tau is known when the search has ended
+            return Point(number, math.inf, method=name)
 
 
 def num_trials(config: Config) -> int:
     """Fits of the whole sweep."""
-    return (len(fixed_points(config)) + config.search.num_trials) * config.search.seeds
+    fixed, search = fixed_points(config), config.search
+    chosen = search.num_trials * (sum(p.method == "path" for p in fixed) if search.mode == "path" else 1)
+    return (len(fixed) + chosen) * search.seeds
 
 
 class TauSearch(Searcher):
@@ -101,11 +141,12 @@ class TauSearch(Searcher):
         # they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an earlier value.
         self.lag = max(1, 2 * slots - 2)
         self._fixed = fixed_points(config)
-        self._num_points = len(self._fixed) + config.search.num_trials
+        self._num_points = len(self._fixed) + (config.search.num_trials if config.search.mode == "optuna" else 0)
         self._points: list[Point] = []
-        self._waiting: deque[tuple[Point, int]] = deque()
-        self._running: dict[str, Point] = {}
-        self._objectives: dict[int, list[float]] = {}
+        self._waiting: list[tuple[Point, int]] = []
+        self._running: dict[str, tuple[Point, int]] = {}
+        self._objectives: dict[int, dict[int, float]] = {}
+        """By point, then by seed."""
         self._asked: dict[int, optuna.Trial] = {}
         self._num_told = 0
 
@@ -116,26 +157,60 @@ class TauSearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
         """The next fit that has no result yet; None while it hangs on one that runs; `FINISHED` after the last."""
         while True:
-            if not self._waiting:
-                if len(self._points) == self._num_points:
-                    return self.FINISHED
-                if not self._open_next_point():
-                    return None
-            point, seed_index = self._waiting.popleft()
-            our_id = point.trial_id(seed_index, self.config.search.seeds)
+            ready = self._take_ready()
+            if ready is None:
+                if self._open_next_point():
+                    continue
+                ended = len(self._points) == self._num_points and not self._waiting
+                return self.FINISHED if ended else None
+            point, seed_index = ready
+            our_id = self._id(point.number, seed_index)
             known = self.known.get(our_id)
-            if known is None or not known.finished:
-                self._running[trial_id] = point
-                return {"trial_id": our_id, "point": vars(point), "seed_index": seed_index}
-            self._objectives[point.number].append(known.objective)
+            if known is not None and known.finished and point.method != "path":
+                self._objectives[point.number][seed_index] = known.objective
+                continue
+            self._running[trial_id] = point, seed_index
+            start = None if point.after is None else self._id(point.after, seed_index)
+            return {"trial_id": our_id, "point": vars(point), "seed_index": seed_index, "start": start}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Note a fit's objective; one that failed, or is not a number, counts as a failure of its value."""
         objective = math.nan if error or result is None else result.get("objective", math.nan)
-        self._objectives[self._running.pop(trial_id).number].append(objective)
+        point, seed_index = self._running.pop(trial_id)
+        self._objectives[point.number][seed_index] = objective
+
+    def _id(self, number: int, seed_index: int) -> str:
+        return trial_id(number, seed_index, self.config.search.seeds)
+
+    def _take_ready(self) -> tuple[Point, int] | None:
+        """The first fit that waits for nothing, taken off the list."""
+        for index, (point, seed_index) in enumerate(self._waiting):
+            if point.is_last and self._all_others_ended():
+                point = replace(point, tau=self._best_tau())
+            elif point.is_last or (point.after is not None and seed_index not in self._objectives[point.after]):
+                continue
+            del self._waiting[index]
+            return point, seed_index
+        return None
+
+    def _all_others_ended(self) -> bool:
+        others = [point for point in self._points if not point.is_last]
+        seeds = self.config.search.seeds
+        return len(self._points) == self._num_points and all(len(self._objectives[p.number]) == seeds for p in others)
+
+    def _best_tau(self) -> float:
+        """Of the values between the ends, the best on validation; `prior.tau` where all failed."""
+        mean_of = {}
+        for point in self._points:
+            objectives = self._objectives[point.number].values()
+            if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
+                mean_of[point.tau] = sum(objectives) / len(objectives)
+        return min(mean_of, key=mean_of.__getitem__, default=self.config.prior.tau)
 
     def _open_next_point(self) -> bool:
         number = len(self._points)
+        if number == self._num_points:
+            return False
         if number < len(self._fixed):
             point = self._fixed[number]
         elif number - len(self._fixed) < SPREAD or self._tell_up_to(number - self.lag):
@@ -143,7 +218,7 @@ class TauSearch(Searcher):
         else:
             return False
         self._points.append(point)
-        self._objectives[number] = []
+        self._objectives[number] = {}
         self._waiting.extend((point, seed_index) for seed_index in range(self.config.search.seeds))
         return True
 
@@ -165,27 +240,33 @@ class TauSearch(Searcher):
         """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""
         for point in self._points[self._num_told : number + 1]:
             objectives = self._objectives[point.number]
-            if len(objectives) < self.config.search.seeds:
-                return False
-            self._tell(point, sum(objectives) / len(objectives))
+            if self._informs(point):
+                if len(objectives) < self.config.search.seeds:
+                    return False
+                self._tell(point, sum(objectives.values()) / len(objectives))
             self._num_told += 1
         return True
+
+    def _informs(self, point: Point) -> bool:
+        """Whether Optuna learns from it: its own values, and the user's own that lie within its bounds."""
+        if point.number in self._asked:
+            return True
+        space = _space(self.config)
+        within = all(space[name].low <= value <= space[name].high for name, value in self._params(point).items())
+        return point.method == "map" and point.rank is None and within
+
+    def _params(self, point: Point) -> dict[str, float]:
+        given = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
+        return {name: given[name] for name in _space(self.config)}
 
     def _tell(self, point: Point, mean: float) -> None:
         failed = not math.isfinite(mean)
         if point.number in self._asked:
             state = TrialState.FAIL if failed else TrialState.COMPLETE
             self.study.tell(self._asked.pop(point.number), None if failed else mean, state)
-        elif not failed and point.method == "map":
-            self._tell_fixed(point, mean)
-
-    def _tell_fixed(self, point: Point, mean: float) -> None:
-        """Let the sampler learn from the user's own values that lie within its bounds."""
-        space = _space(self.config)
-        given = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
-        params = {name: given[name] for name in space}
-        if all(space[name].low <= value <= space[name].high for name, value in params.items()):
-            self.study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=mean))
+        elif not failed:
+            known = {"params": self._params(point), "distributions": dict(_space(self.config))}
+            self.study.add_trial(optuna.trial.create_trial(value=mean, **known))
 
 
 def _space(config: Config) -> dict[str, FloatDistribution]:

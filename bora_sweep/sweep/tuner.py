@@ -58,13 +58,20 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list
         if row["status"] == "running":
             _close(run, row, "interrupted", None)
     ended = sum(row["status"] in ("finished", "failed") for row in rows)
-    return ended == num_trials(config)
+    return ended == num_trials(config) or (config.search.mode == "path" and _has_failed(rows))
+
+
+def _has_failed(rows: list[dict[str, Any]]) -> bool:
+    """A path ends with its first value that fails: those after it are never begun."""
+    return any(row["status"] == "failed" for row in rows) and not any(row["status"] == "interrupted" for row in rows)
 
 
 def known_trials(run: Path) -> dict[str, Known]:
     """What an earlier start of the sweep left in `run`."""
     return {
-        row["trial_id"]: Known(point_of(row), row["status"] == "finished", _objective(row)) for row in trial_rows(run)
+        row["trial_id"]: Known(point, row["status"] == "finished", _objective(row))
+        for row in trial_rows(run)
+        if (point := point_of(row)) is not None
     }
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bora_sweep.config import Config
-from bora_sweep.results import read_trial_row, trial_rows
+from bora_sweep.results import trial_rows
 from bora_sweep.sweep.search import num_trials
 
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
@@ -53,11 +53,11 @@ class SweepView(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial ended."""
-        self._say(self._read(trial))
+        self._read(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial failed for good."""
-        self._say(self._read(trial))
+        self._read(trial)
 
     def render(self) -> Group:
         """The table and the line below it."""
@@ -85,14 +85,16 @@ class SweepView(tune.Callback):
             parts.append(f"about {timedelta(seconds=round(left))} left")
         return " · ".join(parts)
 
-    def _read(self, trial: Any) -> dict[str, Any] | None:
-        row = read_trial_row(self.run, trial.config["trial_id"])
-        if row is not None:
+    def _read(self, trial: Any) -> None:
+        """The rows of a trial, of which a path has several; those that have ended since are said."""
+        for row in trial_rows(self.run, trial.config["trial_id"]):
+            before = self.rows.get(row["trial_id"], {}).get("status")
             self.rows[row["trial_id"]] = row
-        return row
+            if row["status"] in ("finished", "failed") and row["status"] != before:
+                self._say(row)
 
-    def _say(self, row: dict[str, Any] | None) -> None:
-        if row is not None and not self.console.is_terminal:
+    def _say(self, row: dict[str, Any]) -> None:
+        if not self.console.is_terminal:
             trial_id, _, seed, state, epochs, scores, seconds = _cells(row)
             said = row["error"] if row["status"] == "failed" else f"{epochs} epochs, validation perplexity {scores}"
             self.console.print(f"{trial_id}  {_label(row)}, seed {seed}: {state}, {said}, {seconds} s", soft_wrap=True)

@@ -1,51 +1,103 @@
-"""The optimiser of one fit: AdamW, or AdamW with the prior solved exactly in Adam's own metric."""
+"""The step of a fit: Adam on the likelihood, and the prior either in the gradient or solved exactly in Adam's metric.
+
+Shapes: K adapters (one per task), P parameters of one adapter.
+"""
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from bora_sweep.config import GlobalUpdate, Solver
+from bora_sweep.model.prior import Hierarchy
 
 
-class ProximalAdam(torch.optim.AdamW):
-    """AdamW on the likelihood's gradient, then the exact minimiser of the prior in the metric of the same step.
+class ProximalAdam(torch.optim.Optimizer):
+    """Adam on the likelihood's gradient, then the exact minimiser of the prior in the metric of the same step.
 
     With m, v the bias-corrected moments and S = sqrt(v) + eps, a step solves
 
         argmin_delta  <m, delta> + 1/(2 lr) ||delta - delta_t||^2_S + p/2 ||delta||^2,
 
-    that is delta <- (S delta - lr m) / (S + lr p): AdamW's step, shrunk by S / (S + lr p). Here p is a parameter
-    group's `prior_precision`, tau / N for deviations from Theta. The fixed point, m + p delta = 0, is the MAP, and the
-    step is a contraction at any p, however large.
+    that is delta <- (S delta - lr m) / (S + lr p): Adam's step, shrunk by S / (S + lr p). A parameter group's
+    `prior_precision` is p: tau / N for deviations from Theta, a number or one for each of the P coordinates. The fixed
+    point, m + p delta = 0, is the MAP, and the step is a contraction at any p, however large. With p = 0 it is Adam
+    (Kingma & Ba 2015). `rate` multiplies lr, again for all coordinates or each.
     """
 
-    def __init__(self, groups: Iterable[dict], lr: float) -> None:
-        super().__init__(groups, lr=lr, weight_decay=0.0)
+    def __init__(
+        self, groups: Iterable[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "prior_precision": 0.0, "rate": 1.0})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None) -> None:  # type: ignore[override]  # noqa: ARG002, a closure is not taken
         """One step; see the class."""
-        loss = super().step(closure)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if group["prior_precision"] and parameter.grad is not None:
-                    metric = self._metric(group, parameter)
-                    parameter.mul_(metric / (metric + group["lr"] * group["prior_precision"]))
-        return loss
+            for bank in group["params"]:
+                if bank.grad is not None:
+                    self._step(bank, group)
 
-    def _metric(self, group: dict, parameter: Tensor) -> Tensor:
-        """S = sqrt(v) + eps."""
-        state = self.state[parameter]
-        correction = 1 - group["betas"][1] ** float(state["step"])
-        return (state["exp_avg_sq"] / correction).sqrt_().add_(group["eps"])
+    def _step(self, bank: Tensor, group: dict) -> None:
+        state, (beta1, beta2) = self.state[bank], group["betas"]
+        if not state:
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
+        state["step"] += 1
+        step = state["step"].item()
+        state["exp_avg"].lerp_(bank.grad, 1 - beta1)
+        state["exp_avg_sq"].mul_(beta2).addcmul_(bank.grad, bank.grad, value=1 - beta2)
+        metric = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])  # S
+        lr = group["lr"] * group["rate"]
+        bank.sub_(lr / (1 - beta1**step) * state["exp_avg"] / metric)
+        if _any(group["prior_precision"]):
+            bank.mul_(metric / (metric + lr * group["prior_precision"]))
 
 
-def make_optimizer(mean_P: nn.Parameter, task_KP: nn.Parameter | None, lr: float, prior_precision: float | None):
-    """AdamW over Theta and the tasks' bank; proximal on the bank where `prior_precision` is given."""
-    banks = [bank for bank in (mean_P, task_KP) if bank is not None and bank.requires_grad]
-    if prior_precision is None:
-        return torch.optim.AdamW(banks, lr=lr, weight_decay=0.0)
-    groups = [{"params": [bank], "prior_precision": prior_precision if bank is task_KP else 0.0} for bank in banks]
+def _any(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) or value != 0
+
+
+def make_optimizer(
+    hierarchy: Hierarchy, lr: float, solver: Solver, num_tokens: int, rate: float | Tensor = 1.0
+) -> ProximalAdam:
+    """Over the banks of `hierarchy` that move; with `proximal` the prior acts in the step on the deviations."""
+    precision = hierarchy.precision / num_tokens if solver == "proximal" and hierarchy.is_tied else 0.0
+    groups = [
+        {"params": [bank], "prior_precision": precision if bank is hierarchy.task_KP else 0.0, "rate": rate}
+        for bank in (hierarchy.mean_P, hierarchy.task_KP)
+        if bank is not None and bank.requires_grad
+    ]
     return ProximalAdam(groups, lr=lr)
+
+
+def map_step(
+    hierarchy: Hierarchy,
+    optimizer: torch.optim.Optimizer,
+    solver: Solver,
+    num_tokens: int,
+    max_norm: float | None = None,
+    global_update: GlobalUpdate = "gradient",
+) -> None:
+    """One step on Eq. 6, where the banks hold the likelihood's gradient per scored token; clears the gradients.
+
+    Args:
+        hierarchy: Theta and the tasks.
+        optimizer: From `make_optimizer`, as it is or wrapped by Accelerate.
+        solver: As given to `make_optimizer`.
+        num_tokens: N.
+        max_norm: Bound on the norm of each task's gradient, and of Theta's.
+        global_update: With `mean`, Theta is put at the tasks' mean after the step.
+    """
+    if solver == "adamw":
+        hierarchy.add_prior_gradient_(num_tokens)
+    if max_norm is not None:
+        for bank in hierarchy.parameters():
+            if bank.grad is not None:
+                clip_rows_(bank.grad, max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    if global_update == "mean":
+        hierarchy.recenter_()
 
 
 def clip_rows_(gradient_KP: Tensor, max_norm: float) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.errors import one_line
+from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.adapters import Layout, find_sites
+from bora_sweep.model.merge import MERGES, merge
 from bora_sweep.model.prior import distance_to_global
 from bora_sweep.results import perplexity, read_trial_row, write_table
-from bora_sweep.train.checkpoint import drop_checkpoints, save_adapters
-from bora_sweep.train.trainer import Fit, State, StepReport, fit
+from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
+from bora_sweep.train.trainer import UNTRAINED, Fit, Start, State, StepReport, fit
 
 PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
 
@@ -33,10 +35,12 @@ def run_trial(
     trial_id: str,
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[State], None] = lambda _: None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`.
 
-    Goes on where an earlier try was cut off; one that was finished is not made again.
+    Goes on where an earlier try was cut off; one that was finished is not made again. `start` is the trial whose adapters
+    it begins with, or is made from.
 
     Returns:
         The trial's row of the `trials` table.
@@ -46,7 +50,7 @@ def run_trial(
             `interrupted`.
     """
     folder = run / "trials" / trial_id
-    row, earlier = opening_row(config), read_trial_row(run, trial_id)
+    row, earlier = {**opening_row(config), "started_from": start}, read_trial_row(run, trial_id)
     if earlier is not None:
         if earlier["status"] == "finished":
             return earlier
@@ -60,22 +64,50 @@ def run_trial(
 
     write_table(run, "trials", trial_id, [row])
     try:
-        done = fit(config, corpus, load_base(), folder, on_step, epoch_done)
+        base = load_base()
+        begin = None if start is None else starting_point(config, base, run, start)
+        done = fit(config, corpus, base, folder, on_step, epoch_done, begin)
     except BaseException as error:
         interrupted = not isinstance(error, Exception)
         row.update(status="interrupted" if interrupted else "failed", error=one_line(error), ended_at=datetime.now(UTC))
         write_table(run, "trials", trial_id, [row])
         raise
+    return record(config, corpus, run, trial_id, row, done)
+
+
+def record(
+    config: Config, corpus: TokenizedCorpus, run: Path, trial_id: str, row: dict[str, Any], done: Fit
+) -> dict[str, Any]:
+    """Write a fit that has ended: its scores, its adapters and its row, which is returned."""
+    folder = run / "trials" / trial_id
     documents = document_scores(corpus, done)
     tasks = task_scores(config, corpus, documents, done)
     save_adapters(folder, {"mean_P": done.mean_P, "theta_KP": done.theta_KP}, _about(config, corpus, done))
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
-    row.update(_closing(done, tasks, config))
+    row = row | _closing(done, tasks)
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row
+
+
+def starting_point(config: Config, base: PreTrainedModel, run: Path, trial_id: str) -> Start:
+    """Where a fit begins that goes on from another's adapters: as they are, or merged into one.
+
+    Raises:
+        InputError: The other did not finish.
+    """
+    try:
+        bank, _ = load_adapters(run / "trials" / trial_id)
+    except FileNotFoundError:
+        raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
+    mean_P, theta_KP = bank["mean_P"], bank["theta_KP"]
+    if config.method in MERGES:
+        layout = Layout(find_sites(base, config.lora), config.lora.rank)
+        mean_P = merge(theta_KP, layout, config.method, config.train.seed)
+        theta_KP = mean_P.expand_as(theta_KP)
+    return Start(mean_P, theta_KP, is_candidate=config.method != "map")
 
 
 def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
@@ -96,17 +128,21 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
     return scores.assign(
         tau=_tau(config),
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
-        distance_to_global=[distance_of[task] for task in scores["task"]] if config.method == "map" else None,
+        distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
     )
 
 
+def _is_trained(config: Config) -> bool:
+    return config.method not in UNTRAINED
+
+
 def _tau(config: Config) -> float:
-    return config.prior.tau if config.method == "map" else math.nan
+    return config.prior.tau if _is_trained(config) else math.nan
 
 
 def opening_row(config: Config) -> dict[str, Any]:
     """A trial's row of the `trials` table as it begins."""
-    trained = config.method == "map"
+    trained = _is_trained(config)
     return {
         "status": "running",
         "method": config.method,
@@ -126,18 +162,21 @@ def opening_row(config: Config) -> dict[str, Any]:
 
 
 def _so_far(state: State) -> dict[str, Any]:
-    best = next(r for r in state.curve if r["epoch"] == state.best_epoch and r["split"] == "validation")
+    nll = sum(state.best_nll_nats)
+    num_tokens = next(row["num_tokens"] for row in state.curve if row["split"] == "validation")
     return {
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
-        "validation_nll_nats": best["nll_nats"],
-        "validation_num_tokens": best["num_tokens"],
-        "validation_perplexity": perplexity(best["nll_nats"], best["num_tokens"]),
+        "validation_nll_nats": nll,
+        "validation_num_tokens": num_tokens,
+        "validation_perplexity": perplexity(nll, num_tokens),
+        "train_tokens": state.train_tokens,
         "train_seconds": state.train_seconds,
+        "error": state.diverged,
     }
 
 
-def _closing(done: Fit, tasks: pd.DataFrame, config: Config) -> dict[str, Any]:
+def _closing(done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
         of_split = tasks[tasks["split"] == split]
@@ -149,7 +188,7 @@ def _closing(done: Fit, tasks: pd.DataFrame, config: Config) -> dict[str, Any]:
         **_so_far(done.state),
         **scores,
         "status": "finished",
-        "stopped_by": done.stopped_by if config.method == "map" else None,
+        "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,
         "device": done.device,

@@ -1,5 +1,7 @@
 """One MAP fit of the hierarchical model, Eq. 6, on Accelerate.
 
+The objective is J = (1/N) [sum_d nll_d - log p(theta | Theta, tau)], in nats per scored token of the training split.
+
 Shapes: B rows, T tokens, K adapters (one per task), P parameters of one adapter.
 """
 
@@ -16,21 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from bora_sweep.config import Config
-from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
+from bora_sweep.data.tokens import TokenizedCorpus, collate, separate_batches, training_batches
 from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
 from bora_sweep.model.base import refuse_mismatch
-from bora_sweep.model.objective import Likelihood, map_objective
+from bora_sweep.model.objective import Likelihood
 from bora_sweep.model.prior import Hierarchy
 from bora_sweep.train.checkpoint import load_checkpoint, save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes
 from bora_sweep.train.evaluate import score_documents, to_device
-from bora_sweep.train.optim import clip_rows_, make_optimizer
+from bora_sweep.train.optim import make_optimizer, map_step
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-class DivergenceError(ArithmeticError):
-    """The likelihood is no longer finite; the message says where, and what to lower."""
+UNTRAINED = ("zero_shot", "average", "ties", "dare")
+PARTS = 4  # of a step at tau = 0, whose documents are of any length: rows of like length share a forward pass
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,34 @@ class State:
 
     epoch: int = 0
     step: int = 0
-    best_epoch: int = 0
-    best_nll_nats: float = math.inf
+    best_epochs: list[int] = field(default_factory=list)
+    """The best epoch of the fit; at tau = 0, where tasks are fits of their own, of each task."""
+    best_nll_nats: list[float] = field(default_factory=list)
+    """On validation, then."""
     train_seconds: float = 0.0
+    diverged: str | None = None
+    """Where the loss ceased to be finite."""
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """The last epoch that is part of the fit."""
+        return max(self.best_epochs)
+
+    @property
+    def train_tokens(self) -> int:
+        """Scored tokens trained on, each as often as it was seen."""
+        return sum(row["num_tokens"] for row in self.curve if row["split"] == "train")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where another fit ended, and this one begins."""
+
+    mean_P: Tensor
+    theta_KP: Tensor
+    is_candidate: bool = True
+    """Whether the fit may end where it begins, should no epoch be better on validation."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +99,7 @@ class Fit:
     @property
     def tokens_per_second(self) -> float:
         """Scored training tokens over the seconds of the epochs that were trained, validation left out."""
-        tokens = sum(row["num_tokens"] for row in self.state.curve if row["split"] == "train")
-        return tokens / self.state.train_seconds if tokens else math.nan
+        return self.state.train_tokens / self.state.train_seconds if self.state.train_tokens else math.nan
 
 
 def fit(
@@ -86,8 +109,11 @@ def fit(
     folder: Path | None = None,
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[State], None] = lambda _: None,
+    start: Start | None = None,
 ) -> Fit:
     """The MAP estimate of Eq. 6, by early stopping on validation.
+
+    A fit whose loss ceases to be finite stops there and keeps its best epoch.
 
     Args:
         config: What to fit; `config.prior.tau` is the precision of the prior.
@@ -97,16 +123,17 @@ def fit(
             numbers that it would have had; None: nowhere.
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch, once its checkpoint is on disk.
+        start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
 
     Raises:
-        DivergenceError: The loss is not finite.
         InputError: The configuration does not fit the model or the corpus.
     """
     trainer = Trainer(config, corpus, base)
     try:
-        trainer.start(folder)
+        trainer.start(folder, start)
         while trainer.stopped_by is None:
-            trainer.run_epoch(on_step)
+            if not trainer.run_epoch(on_step):
+                continue
             if folder is not None:
                 save_checkpoint(folder, trainer.state.step, trainer.tensors(), trainer.progress())
             on_epoch(trainer.state)
@@ -123,56 +150,80 @@ class Trainer:
         self.config, self.corpus = config, corpus
         self.num_tokens = corpus.num_tokens("train")
         self.accelerator = make_accelerator(config)
-        if self.accelerator.device.type == "cuda":
+        device = self.accelerator.device
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.layout = Layout(find_sites(base, config.lora), config.lora.rank)
         dtype = torch.promote_types(base.dtype, torch.float32)
-        initial_P = self.layout.initial(config.train.seed, dtype)
-        self.hierarchy = Hierarchy(initial_P, corpus.num_tasks, config.prior.tau, config.prior.parametrization)
-        self.adapted = AdaptedModel(base, self.layout, config.lora.scale)
-        optimizer = make_optimizer(
-            self.hierarchy.mean_P,
-            self.hierarchy.task_KP,
-            config.learning_rate,
-            prior_precision=config.prior.tau / self.num_tokens if config.solver == "proximal" else None,
+        self.hierarchy = Hierarchy(
+            self.layout.initial(config.train.seed, dtype).to(device),
+            corpus.num_tasks,
+            config.prior.tau,
+            config.prior.parametrization,
+            global_update=config.global_update,
         )
+        self.weight_K = torch.from_numpy(task_weights(config, corpus)).to(device, dtype)
+        self.adapted = AdaptedModel(base, self.layout, config.lora.scale)
+        optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens)
         self.scheduler = _make_scheduler(config, corpus, optimizer)
         likelihood = Likelihood(self.adapted, self.hierarchy)
         self.likelihood, self.optimizer = self.accelerator.prepare(likelihood, optimizer)
-        self.state = State()
+        self.separate = self.hierarchy.task_KP is not None and not self.hierarchy.is_tied
+        fits = corpus.num_tasks if self.separate else 1
+        self.state = State(best_epochs=[0] * fits, best_nll_nats=[math.inf] * fits)
         self.best = self._parameters()
 
     @property
     def stopped_by(self) -> str | None:
         """Why no further epoch is due, None while one is."""
-        if self.config.method == "zero_shot":
-            return "zero_shot"
-        if self.state.epoch - self.state.best_epoch >= self.config.train.patience:
+        if self.config.method in UNTRAINED:
+            return self.config.method
+        if self.state.diverged is not None:
+            return "divergence"
+        if not self._improving().any():
             return "patience"
         return "max_epochs" if self.state.epoch >= self.config.train.max_epochs else None
 
-    def start(self, folder: Path | None) -> None:
+    def _improving(self) -> np.ndarray:
+        """Of each fit (at tau = 0 each task is one), whether its patience has not run out."""
+        return self.state.epoch - np.array(self.state.best_epochs) < self.config.train.patience
+
+    def start(self, folder: Path | None = None, start: Start | None = None) -> None:
         """Go on from the newest checkpoint in `folder`; without one, score the model before training, epoch 0."""
         checkpoint = None if folder is None else load_checkpoint(folder)
-        if checkpoint is None:
-            self._validate()
-        else:
+        if checkpoint is not None:
             self._restore(*checkpoint)
+            return
+        if start is not None:
+            self.hierarchy.start_from_(start.mean_P, start.theta_KP)
+        if start is None or start.is_candidate:
+            self._validate()
 
-    def run_epoch(self, on_step: Callable[[StepReport], None]) -> None:
-        """Train on each document once, then validate and keep the best."""
+    def run_epoch(self, on_step: Callable[[StepReport], None]) -> bool:
+        """Train on each document once, then validate and keep the best; False where the loss ceased to be finite."""
         started = time.perf_counter()
-        epoch, train = self.state.epoch + 1, self.config.train
-        batches = training_batches(self.corpus, train.batch_size, train.seed, epoch)
+        epoch = self.state.epoch + 1
+        batches = self._batches(epoch)
         nll, tokens = 0.0, 0
         for number, document_B in enumerate(batches, start=1):
             batch_nll, batch_tokens = self._step(document_B, len(batches))
+            if self.state.diverged is not None:
+                return False
             nll, tokens = nll + batch_nll, tokens + batch_tokens
             on_step(StepReport(epoch, number, len(batches), batch_nll, batch_tokens))
+        if self.config.global_update == "alternating":
+            self.hierarchy.recenter_()
         seconds = time.perf_counter() - started
         self.state.epoch, self.state.train_seconds = epoch, self.state.train_seconds + seconds
         self._record("train", nll, tokens, seconds)
         self._validate()
+        return True
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        train = self.config.train
+        if self.separate:
+            return separate_batches(self.corpus, train.batch_size, train.seed, epoch, np.flatnonzero(self._improving()))
+        return training_batches(self.corpus, train.batch_size, train.seed, epoch)
 
     def finish(self) -> Fit:
         """Score validation and test at the best epoch."""
@@ -194,42 +245,63 @@ class Trainer:
         The M batches of an epoch part the training split, so M times the nats of a batch drawn at random is an unbiased
         estimate of the sum in Eq. 4, and over an epoch the estimates average to it exactly.
         """
-        size = self.config.train.micro_batch_size or len(document_B)
         total, tokens = 0.0, 0
-        for i in range(0, len(document_B), size):
-            batch = collate(self.corpus, document_B[i : i + size])
-            nll = self.likelihood(*to_device(batch, self.accelerator.device)).sum()
-            self.accelerator.backward(map_objective(num_batches * nll, 0.0, self.num_tokens))
-            total, tokens = total + nll.item(), tokens + batch.num_tokens
-        if not math.isfinite(total):
-            raise DivergenceError(
+        for part_B in self._parts(document_B):
+            batch = collate(self.corpus, part_B)
+            rows = to_device(batch, self.accelerator.device)
+            nll_B = self.likelihood(*rows)
+            weight_B = self.weight_K[rows[-1]]
+            self.accelerator.backward(num_batches / self.num_tokens * (weight_B * nll_B).sum())
+            total, tokens = total + nll_B.sum().item(), tokens + batch.num_tokens
+        if not len(document_B):  # at tau = 0: a task's step is its own, also where no task has a document for it
+            for bank in self.hierarchy.parameters():
+                bank.grad = torch.zeros_like(bank) if bank.requires_grad else None
+        if math.isfinite(total):
+            self._update()
+        else:
+            self.state.diverged = (
                 f"the loss is {total} at step {self.state.step + 1} (epoch {self.state.epoch + 1}) with tau="
                 f"{self.config.prior.tau:g} and learning rate {self.config.learning_rate:g}; lower the learning rate"
             )
-        log_prior = self.hierarchy.log_prior()
-        if self.config.solver == "adamw" and log_prior.requires_grad:
-            self.accelerator.backward(map_objective(0.0, log_prior, self.num_tokens))
-        self._update()
         return total, tokens
+
+    def _parts(self, document_B: np.ndarray) -> list[np.ndarray]:
+        """The documents of each forward pass of a step, at tau = 0 sorted by length, so that little is padding."""
+        size = self.config.train.micro_batch_size or len(document_B)
+        if self.separate:
+            document_B = document_B[np.argsort(np.diff(self.corpus.offsets)[document_B], kind="stable")]
+            size = min(size, math.ceil(len(document_B) / PARTS))
+        return [document_B[i : i + size] for i in range(0, len(document_B), size)]
 
     def _update(self) -> None:
         self.accelerator.unscale_gradients(self.optimizer)
-        if self.config.train.max_grad_norm is not None:
-            for bank in self.hierarchy.parameters():
-                if bank.grad is not None:
-                    clip_rows_(bank.grad, self.config.train.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        train = self.config.train
+        map_step(
+            self.hierarchy,
+            self.optimizer,
+            self.config.solver,
+            self.num_tokens,
+            train.max_grad_norm,
+            self.config.global_update,
+        )
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         self.state.step += 1
 
     def _validate(self) -> None:
         started = time.perf_counter()
-        nll = float(self._score("validation").sum())
-        self._record("validation", nll, self.corpus.num_tokens("validation"), time.perf_counter() - started)
-        if nll < self.state.best_nll_nats:
-            self.state.best_nll_nats, self.state.best_epoch = nll, self.state.epoch
+        nll_N = self._score("validation")
+        seconds = time.perf_counter() - started
+        self._record("validation", float(nll_N.sum()), self.corpus.num_tokens("validation"), seconds)
+        task_N = self.corpus.documents["task"].to_numpy()[self.corpus.split("validation")]
+        nll_F = np.bincount(task_N if self.separate else np.zeros_like(task_N), nll_N, len(self.state.best_epochs))
+        better_F = self._improving() & (nll_F < np.array(self.state.best_nll_nats))
+        for index in np.flatnonzero(better_F).tolist():
+            self.state.best_nll_nats[index], self.state.best_epochs[index] = float(nll_F[index]), self.state.epoch
+        if self.separate and better_F.any():
+            rows = torch.from_numpy(np.flatnonzero(better_F)).to(self.accelerator.device)
+            self.best["task_KP"][rows] = self._parameters()["task_KP"][rows]
+        elif better_F.any():
             self.best = self._parameters()
 
     def _score(self, split: str) -> np.ndarray:
@@ -288,6 +360,20 @@ class Trainer:
             group["lr"] = rate
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+
+def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
+    """What a nat of each task counts in the objective, shape K.
+
+    At tau = 0 each task is a fit of its own, per token of its own: nothing of the others is in its gradient.
+    """
+    documents = corpus.documents.iloc[corpus.split("train")]
+    tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
+    if config.prior.tau == 0:
+        return tokens_K.sum() / tokens_K
+    if config.train.task_weights == "tasks":
+        return tokens_K.mean() / tokens_K
+    return np.ones(len(tokens_K))
 
 
 def _make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
