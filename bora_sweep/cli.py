@@ -135,11 +135,11 @@ def _tokenized(config: Config) -> TokenizedCorpus:
 
 def _check_model(config: Config, corpus: TokenizedCorpus) -> None:
     """Refuse a model or targets that no trial could use, before a cluster is asked for anything."""
-    from bora_sweep.model.adapters import find_sites
+    from bora_sweep.model.adapters import make_layout
     from bora_sweep.model.base import empty_base, refuse_mismatch
 
     base = empty_base(config.model, config.data)
-    find_sites(base, config.lora)
+    make_layout(base, config.lora)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
 
 

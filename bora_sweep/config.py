@@ -147,10 +147,15 @@ class ModelConfig:
 class LoraConfig:
     """The adapters, Eq. 3."""
 
+    variant: Literal["lora", "rslora", "lora_plus", "dora", "mora"] = "lora"
+    """`lora`: Eq. 3; `rslora`: scaled by alpha / sqrt(r); `lora_plus`: B learns faster than A; `dora`: a magnitude and
+    a direction for each output; `mora`: one square matrix with as many parameters. See docs/adapters.md."""
     rank: int = 8
-    """r of Eq. 3."""
+    """r of Eq. 3; with `mora` what its square matrix is sized by."""
     alpha: float | None = None
-    """alpha of Eq. 3; left out: equal to the rank, a scale of 1."""
+    """alpha of Eq. 3; left out: equal to the rank, a scale of 1 (sqrt(r) with `rslora`). `mora` has none."""
+    learning_rate_ratio: float = 16.0
+    """With `lora_plus` alone: the learning rate of B over that of A."""
     target_modules: list[str] | str | None = None
     """Names of modules (the last parts of their paths), one regular expression, or `all-linear`; left out: what PEFT
     adapts by default in this architecture."""
@@ -158,11 +163,22 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _need(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
         _need(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
+        _need(
+            self.alpha is None or self.variant != "mora",
+            f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
+        )
+        ratio = self.learning_rate_ratio
+        _need(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
+
+    @property
+    def resolved_alpha(self) -> float:
+        """alpha of Eq. 3."""
+        return self.rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
-        """alpha / r of Eq. 3."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        """alpha / r of Eq. 3, alpha / sqrt(r) with rslora."""
+        return self.resolved_alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)

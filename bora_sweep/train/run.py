@@ -5,6 +5,7 @@ import math
 import platform
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -115,7 +116,7 @@ def opening_row(config: Config) -> dict[str, Any]:
         "parametrization": config.prior.parametrization if trained else None,
         "solver": config.solver if trained else None,
         "lora_rank": config.lora.rank,
-        "lora_alpha": config.lora.scale * config.lora.rank,
+        "lora_alpha": config.lora.resolved_alpha,
         "seed": config.train.seed,
         "epochs": 0,
         "host": socket.gethostname(),
@@ -162,9 +163,8 @@ def _about(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]
     return {
         "tasks": corpus.tasks,
         "model": config.model.name,
-        "rank": config.lora.rank,
-        "alpha": config.lora.scale * config.lora.rank,
-        "sites": [[site.name, site.in_features, site.out_features] for site in done.layout.sites],
+        "lora": asdict(config.lora),
+        "sites": [asdict(site) for site in done.layout.sites],
     }
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
-from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
+from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.objective import Likelihood, map_objective
 from bora_sweep.model.prior import Hierarchy
@@ -125,11 +125,11 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.layout = Layout(find_sites(base, config.lora), config.lora.rank)
+        self.layout = make_layout(base, config.lora)
         dtype = torch.promote_types(base.dtype, torch.float32)
-        initial_P = self.layout.initial(config.train.seed, dtype)
+        initial_P = self.layout.initial(base, config.train.seed, dtype)
         self.hierarchy = Hierarchy(initial_P, corpus.num_tasks, config.prior.tau, config.prior.parametrization)
-        self.adapted = AdaptedModel(base, self.layout, config.lora.scale)
+        self.adapted = AdaptedModel(base, self.layout)
         optimizer = make_optimizer(
             self.hierarchy.mean_P,
             self.hierarchy.task_KP,
