@@ -92,6 +92,35 @@ def _report(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def _export(parsed: argparse.Namespace) -> int:
+    from bora_sweep.model.interchange import export_adapters
+    from bora_sweep.train.checkpoint import load_adapters
+
+    run = Path(parsed.run)
+    trial = _finished_trial(run, parsed.trial)
+    folders = export_adapters(*load_adapters(run / "trials" / trial), Path(parsed.out), parsed.task)
+    out.print(f"{escape(parsed.out)}: adapters of trial {trial}, {len(folders)} tasks and _global; see index.json")
+    return DONE
+
+
+def _finished_trial(run: Path, asked: str) -> str:
+    """The trial `asked` for; `best`: the fit of the lowest validation perplexity.
+
+    Raises:
+        InputError: There is none, or it has not finished.
+    """
+    from bora_sweep.results import read_results
+
+    trials = read_results(run).trials.to_dict("records")
+    finished = {trial["trial_id"]: trial for trial in trials if trial["status"] == "finished"}
+    fits = [name for name, trial in finished.items() if trial["method"] == "map"]
+    if asked == "best" and fits:
+        return min(fits, key=lambda name: finished[name]["validation_perplexity"])
+    if asked not in finished:
+        raise InputError(f"--trial {asked}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
+    return asked
+
+
 def _describe(parsed: argparse.Namespace) -> int:
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe
@@ -189,6 +218,14 @@ def _parser() -> argparse.ArgumentParser:
     _settings(add("sweep", _sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", _report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    text = "A trial's adapters as PEFT folders, one for each task and _global, and an index.json."
+    export = add("export", _export, text)
+    export.add_argument("run", metavar="RUN", help="the run's folder")
+    export.add_argument("out", metavar="OUT", help="where the folders are written; new or empty")
+    export.add_argument(
+        "--trial", default="best", metavar="ID", help="a finished trial; best (default): the lowest on validation"
+    )
+    export.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
     data = add("data", _describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
     text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
     described = data.add_parser(
