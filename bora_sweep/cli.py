@@ -54,6 +54,8 @@ def _fit(parsed: argparse.Namespace) -> int:
             row = run_trial(
                 config, corpus, lambda: load_base(config.model, config.data), run, "fit", bar.on_step, bar.on_epoch
             )
+        if row["stopped_by"] == "divergence":
+            err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         out.print(f"test perplexity {row['test_perplexity']:.3f}, best epoch {row['best_epoch']}, results in {run}")
         return DONE
 
@@ -67,15 +69,18 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
     config, run = _open(parsed, "sweep")
     corpus = _tokenized(config)
-    _check_model(config, corpus)
+    groups = _check_model(config, corpus)
     create_run(config, run)
 
     def work() -> int:
-        ended = run_sweep(config, corpus, run, err)
+        ended = run_sweep(config, corpus, run, groups, err)
         rows = trial_rows(run)
         failed = [row for row in rows if row["status"] == "failed"]
         for row in failed:
             err.print(f"[bold red]trial {row['trial_id']} failed:[/] {escape(row['error'] or 'no reason known')}")
+        for row in rows:
+            if row["stopped_by"] == "divergence":
+                err.print(f"[yellow]trial {row['trial_id']} ended at its best epoch:[/] {escape(row['error'])}")
         if any(row["status"] == "finished" and row["method"] == "map" for row in rows):
             _show_report(write_report(run))
         if not ended:
@@ -90,6 +95,35 @@ def _report(parsed: argparse.Namespace) -> int:
 
     _show_report(write_report(Path(parsed.run)))
     return DONE
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from bora_sweep.model.interchange import export_adapters
+    from bora_sweep.train.checkpoint import load_adapters
+
+    run = Path(parsed.run)
+    trial = _finished_trial(run, parsed.trial)
+    folders = export_adapters(*load_adapters(run / "trials" / trial), Path(parsed.out), parsed.task)
+    out.print(f"{escape(parsed.out)}: adapters of trial {trial}, {len(folders)} tasks and _global; see index.json")
+    return DONE
+
+
+def _finished_trial(run: Path, asked: str) -> str:
+    """The trial `asked` for; `best`: the fit of the lowest validation perplexity.
+
+    Raises:
+        InputError: There is none, or it has not finished.
+    """
+    from bora_sweep.results import read_results
+
+    trials = read_results(run).trials.to_dict("records")
+    finished = {trial["trial_id"]: trial for trial in trials if trial["status"] == "finished"}
+    fits = [name for name, trial in finished.items() if trial["method"] == "map"]
+    if asked == "best" and fits:
+        return min(fits, key=lambda name: finished[name]["validation_perplexity"])
+    if asked not in finished:
+        raise InputError(f"--trial {asked}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
+    return asked
 
 
 def _describe(parsed: argparse.Namespace) -> int:
@@ -133,14 +167,19 @@ def _tokenized(config: Config) -> TokenizedCorpus:
     return tokenized
 
 
-def _check_model(config: Config, corpus: TokenizedCorpus) -> None:
-    """Refuse a model or targets that no trial could use, before a cluster is asked for anything."""
-    from bora_sweep.model.adapters import find_sites
+def _check_model(config: Config, corpus: TokenizedCorpus) -> list[str]:
+    """Refuse a model or targets that no trial could use, before a cluster is asked for anything.
+
+    Returns:
+        The groups of parameters that have a tau of their own.
+    """
+    from bora_sweep.model.adapters import make_layout
     from bora_sweep.model.base import empty_base, refuse_mismatch
+    from bora_sweep.model.prior import refuse_unknown_groups
 
     base = empty_base(config.model, config.data)
-    find_sites(base, config.lora)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
+    return refuse_unknown_groups(config.prior, make_layout(base, config.lora))
 
 
 def _guarded(command: str, run: Path, work: Callable[[], int]) -> int:
@@ -189,6 +228,14 @@ def _parser() -> argparse.ArgumentParser:
     _settings(add("sweep", _sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", _report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    text = "A trial's adapters as PEFT folders, one for each task and _global, and an index.json."
+    export = add("export", _export, text)
+    export.add_argument("run", metavar="RUN", help="the run's folder")
+    export.add_argument("out", metavar="OUT", help="where the folders are written; new or empty")
+    export.add_argument(
+        "--trial", default="best", metavar="ID", help="a finished trial; best (default): the lowest on validation"
+    )
+    export.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
     data = add("data", _describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
     text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
     described = data.add_parser(

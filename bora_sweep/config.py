@@ -148,10 +148,15 @@ class ModelConfig:
 class LoraConfig:
     """The adapters, Eq. 3."""
 
+    variant: Literal["lora", "rslora", "lora_plus", "dora", "mora"] = "lora"
+    """`lora`: Eq. 3; `rslora`: scaled by alpha / sqrt(r); `lora_plus`: B learns faster than A; `dora`: a magnitude and
+    a direction for each output; `mora`: one square matrix with as many parameters. See docs/adapters.md."""
     rank: int = 8
-    """r of Eq. 3."""
+    """r of Eq. 3; with `mora` what its square matrix is sized by."""
     alpha: float | None = None
-    """alpha of Eq. 3; left out: equal to the rank, a scale of 1."""
+    """alpha of Eq. 3; left out: equal to the rank, a scale of 1 (sqrt(r) with `rslora`). `mora` has none."""
+    learning_rate_ratio: float = 16.0
+    """With `lora_plus` alone: the learning rate of B over that of A."""
     target_modules: list[str] | str | None = None
     """Names of modules (the last parts of their paths), one regular expression, or `all-linear`; left out: what PEFT
     adapts by default in this architecture."""
@@ -159,11 +164,22 @@ class LoraConfig:
     def __post_init__(self) -> None:
         _need(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
         _need(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
+        _need(
+            self.alpha is None or self.variant != "mora",
+            f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
+        )
+        ratio = self.learning_rate_ratio
+        _need(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
+
+    @property
+    def resolved_alpha(self) -> float:
+        """alpha of Eq. 3."""
+        return self.rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
-        """alpha / r of Eq. 3."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        """alpha / r of Eq. 3, alpha / sqrt(r) with rslora."""
+        return self.resolved_alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +190,25 @@ class PriorConfig:
     """Precision of N(theta_d; Theta, I/tau). 0: one model per task; inf: one model for all. A sweep searches it."""
     parametrization: Parametrization = "noncentered"
     """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
+    groups: Literal["all", "matrix", "layer"] = "all"
+    """Parameters that have a tau of their own. `all`: one tau; `matrix`: one for all A and one for all B; `layer`: one
+    for each layer. A sweep searches their scales beside tau."""
+    group_scales: dict[str, float] = field(default_factory=dict)
+    """Each group's tau divided by `tau`, by its name (A, B; layer_0, …); 1 where it is left out."""
+
+    @property
+    def group_taus(self) -> dict[str, float]:
+        """tau of each group that has a scale, where a prior acts: 0 < tau < inf."""
+        return {name: self.tau * scale for name, scale in self.group_scales.items() if 0 < self.tau < math.inf}
 
     def __post_init__(self) -> None:
         _need(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
+        _need(
+            self.groups != "all" or not self.group_scales,
+            f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
+        )
+        for name, scale in self.group_scales.items():
+            _need(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +226,7 @@ class TrainConfig:
     """How Theta moves. `gradient`: by its own gradient, with the tasks; `mean`: put at the tasks' mean, its MAP given
     them, after each step as well (in centered coordinates, instead); `alternating`: only so, and once an epoch."""
     task_weights: Literal["tokens", "tasks"] = "tokens"
-    """Of the tasks in the training likelihood. `tokens`: each token alike, the paper's sum; `tasks`: each task alike."""
+    """In the training likelihood. `tokens`: each token counts alike, the paper's sum; `tasks`: each task does."""
     batch_size: int = 64
     """Documents per optimiser step."""
     micro_batch_size: int | None = None
@@ -233,8 +265,8 @@ class SearchConfig:
     """Which values of tau are fitted."""
 
     mode: Literal["optuna", "path"] = "optuna"
-    """`optuna`: separate fits, at values that Optuna chooses; `path`: one fit whose prior is loosened step by step, each
-    value begun where the one above it ended, which costs far less."""
+    """`optuna`: separate fits, at values that Optuna chooses; `path`: one fit whose prior is loosened step by step,
+    each value begun where the one above it ended, which costs far less."""
     num_trials: int = 8
     """Values of tau that the mode chooses; 0: only `taus` and the baselines."""
     taus: list[float] = field(default_factory=list)
@@ -247,12 +279,16 @@ class SearchConfig:
     """Lower end of the search over `lr_per_tau`, where it is set and the parametrization is centered."""
     lr_per_tau_high: float = 1e-4
     """Upper end of the same."""
+    group_scale_low: float = 1e-2
+    """Lower end of the search over each of `prior.group_scales` but the first group's, where `prior.groups` is set."""
+    group_scale_high: float = 1e2
+    """Upper end of the same."""
     sampler: Literal["gp", "tpe", "random"] = "gp"
     """Optuna's sampler; the default is by benchmarks/sampler.py. The first values are spread evenly over log tau."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
-    """Fixed trials beside the search. `zero_shot`: the base model as it is; `independent`: tau = 0; `shared`: tau = inf;
-    `fine_tuned`: shared, then each task on its own, without a prior; `average`, `ties`, `dare`: the independent adapters
-    merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta."""
+    """Fixed trials beside the search. `zero_shot`: the base model as it is; `independent`: tau = 0; `shared`: tau =
+    inf; `fine_tuned`: shared, then each task on its own, without a prior; `average`, `ties`, `dare`: the independent
+    adapters merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks: at each a shared model is fitted, and in mode `path` a whole path."""
     path_patience: int = 2
@@ -262,7 +298,11 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _need(self.num_trials >= 0, f"search.num_trials={self.num_trials}: need 0 or more")
-        for low, high in (("tau_low", "tau_high"), ("lr_per_tau_low", "lr_per_tau_high")):
+        for low, high in (
+            ("tau_low", "tau_high"),
+            ("lr_per_tau_low", "lr_per_tau_high"),
+            ("group_scale_low", "group_scale_high"),
+        ):
             a, b = getattr(self, low), getattr(self, high)
             _need(0 < a < b < math.inf, f"search.{low}={a}, search.{high}={b}: need 0 < {low} < {high} < inf")
         for tau in self.taus:
@@ -324,7 +364,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     method: Method = "map"
-    """`map`: the MAP fit of Eq. 6; `zero_shot`: the base model as it is."""
+    """`map`: the MAP fit of Eq. 6; `zero_shot`: the base model as it is; the others are baselines of a sweep."""
     output: str | None = None
     """The run's folder; left out: a new one under `runs/`, named by the time."""
 

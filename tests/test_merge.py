@@ -9,13 +9,13 @@ from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.model.adapters import Layout, find_sites
+from bora_sweep.model.adapters import Layout, make_layout
 from bora_sweep.model.merge import DENSITY, MERGES, merge
 
 
 @pytest.fixture(scope="module")
 def layout() -> Layout:
-    return Layout(find_sites(make_base(), LoraConfig(rank=2)), 2)
+    return make_layout(make_base(), LoraConfig(rank=2))
 
 
 @pytest.mark.parametrize(("method", "theirs", "weight"), [("average", "linear", 1 / 9), ("ties", "ties", 1.0)])
@@ -26,15 +26,15 @@ def test_it_is_pefts_merge(layout, method, theirs, weight):
     for index, theta_P in enumerate(theta_KP):
         if index:
             peft.add_adapter(str(index), config)
-        for site, (A_RI, B_OR) in layout.split(theta_P).items():
+        for site, matrices in layout.split(theta_P).items():
             module = peft.get_submodule(f"base_model.model.{site}")
-            module.lora_A[str(index)].weight.data = A_RI.clone()
-            module.lora_B[str(index)].weight.data = B_OR.clone()
+            module.lora_A[str(index)].weight.data = matrices["A"].clone()
+            module.lora_B[str(index)].weight.data = matrices["B"].clone()
     peft.add_weighted_adapter(["0", "1", "2"], [weight] * 3, "merged", combination_type=theirs, density=DENSITY)
-    for site, (A_RI, B_OR) in layout.split(merge(theta_KP, layout, method, seed=0)).items():
+    for site, merged in layout.split(merge(theta_KP, layout, method, seed=0)).items():
         module = peft.get_submodule(f"base_model.model.{site}")
-        torch.testing.assert_close(A_RI, module.lora_A["merged"].weight.data, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(B_OR, module.lora_B["merged"].weight.data, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(merged["A"], module.lora_A["merged"].weight.data, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(merged["B"], module.lora_B["merged"].weight.data, rtol=1e-6, atol=1e-6)
 
 
 def test_dare_keeps_the_mean_in_expectation_and_follows_its_seed(layout):

@@ -187,7 +187,8 @@ def test_a_rate_scales_a_coordinates_steps():
         twin.data.fill_(value)
     ours = ProximalAdam([{"params": [mean_P], "rate": rate_P}], lr=0.1)
     theirs = torch.optim.AdamW(
-        [{"params": [twin], "lr": 0.1 * rate.item()} for twin, rate in zip(twins, rate_P, strict=True)], weight_decay=0.0
+        [{"params": [twin], "lr": 0.1 * rate.item()} for twin, rate in zip(twins, rate_P, strict=True)],
+        weight_decay=0.0,
     )
     for _ in range(5):
         mean_P.grad = draw(4)

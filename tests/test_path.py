@@ -82,7 +82,9 @@ def test_a_value_is_a_trial_like_any_other_and_begins_where_the_one_above_it_end
             [tau for tau in by_tau if tau > row["tau"]],
             [tau for tau in by_tau if tau < row["tau"]],
         )
-        neighbours = {by_tau[min(above)]["trial_id"]} | ({by_tau[max(below)]["trial_id"]} if row is best and below else set())
+        neighbours = {by_tau[min(above)]["trial_id"]} | (
+            {by_tau[max(below)]["trial_id"]} if row is best and below else set()
+        )
         assert row["started_from"] in neighbours or row["trial_id"] < min(neighbours)
         assert row["best_epoch"] >= 1
         bank, _ = load_adapters(run / "trials" / row["trial_id"])

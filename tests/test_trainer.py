@@ -113,9 +113,10 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything():
         copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     ).to(torch.float64).eval()  # fmt: skip
     weights = []
-    for name, pair in layout.split(theta_P).items():
+    for name, parts in layout.split(theta_P).items():
         module = peft.get_submodule(f"base_model.model.{name}")
-        for weight, start in zip((module.lora_A["default"].weight, module.lora_B["default"].weight), pair, strict=True):
+        for kind, start in parts.items():
+            weight = module.get_submodule(f"lora_{kind}.default").weight
             weight.data.copy_(start)
             weights.append(weight)
     optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0)

@@ -1,13 +1,15 @@
-"""LoRA adapters for many tasks in one forward pass, Eq. 3: each row of a batch brings its own.
+"""Adapters for many tasks in one forward pass, Eq. 3: each row of a batch brings its own.
 
-Shapes: B rows (or 1, an adapter that all rows share), T tokens, R rank, I in, O out, V vocabulary, P parameters of one
-adapter: all its A and B, flattened and laid end to end, so that an adapter is one row of one matrix and the prior, the
-optimiser and the files see a bank of them as a single tensor.
+Shapes: B rows (or 1, an adapter that all rows share), T tokens, V vocabulary, P parameters of one adapter: all its
+matrices, flattened and laid end to end, so that an adapter is one row of one matrix and the prior, the optimiser and
+the files see a bank of them as a single tensor.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,52 +18,88 @@ from transformers.pytorch_utils import Conv1D
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
+from bora_sweep.model.variants import Site, Variant, make_variant
 
 
 @dataclass(frozen=True)
-class Site:
-    """One adapted module: its path in the base model and its sizes."""
+class Part:
+    """One matrix (or vector) of an adapter: where it acts, which kind it is ("A", "B", "magnitude", "M"), its shape."""
 
-    name: str
-    in_features: int
-    out_features: int
+    site: Site
+    kind: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each A and B lies in an adapter's P parameters."""
+    """Where each part lies in an adapter's P parameters, and how they act."""
 
     sites: tuple[Site, ...]
-    rank: int
+    parts: tuple[Part, ...]
+    variant: Variant
 
     @property
     def sizes(self) -> list[int]:
-        """Parameters of A and B of each site, in turn."""
-        return [self.rank * width for site in self.sites for width in (site.in_features, site.out_features)]
+        """Parameters of each part, in turn."""
+        return [math.prod(part.shape) for part in self.parts]
 
     @property
     def num_parameters(self) -> int:
         """P."""
         return sum(self.sizes)
 
-    def split(self, theta_BP: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """The views A_BRI and B_BOR of each site, by its name."""
-        parts = iter(theta_BP.split(self.sizes, dim=-1))
-        return {
-            site.name: (
-                next(parts).unflatten(-1, (self.rank, site.in_features)),
-                next(parts).unflatten(-1, (site.out_features, self.rank)),
-            )
-            for site in self.sites
-        }
+    def split(self, theta_BP: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Views of each site's parts by its name and their kind, such as A_BRI and B_BOR; theta_P gives A_RI, B_OR."""
+        views: dict[str, dict[str, Tensor]] = {site.name: {} for site in self.sites}
+        for part, flat in zip(self.parts, theta_BP.split(self.sizes, dim=-1), strict=True):
+            views[part.site.name][part.kind] = flat.unflatten(-1, part.shape)
+        return views
 
-    def initial(self, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """theta_P at the start, as PEFT has it: A uniform within 1 / sqrt(I), B zero, so that the base is unchanged."""
+    @torch.no_grad()
+    def initial(self, base: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """theta_P at the start, which leaves `base` unchanged.
+
+        Raises:
+            InputError: A module whose weights the variant cannot take.
+        """
         generator = torch.Generator().manual_seed(seed)
         theta_P = torch.zeros(self.num_parameters, dtype=dtype)
-        for A_RI, _ in self.split(theta_P).values():
-            A_RI.uniform_(-1, 1, generator=generator).mul_(A_RI.shape[-1] ** -0.5)
+        views = self.split(theta_P)
+        for site in self.sites:
+            self.variant.start_(views[site.name], site, base.get_submodule(site.name), generator)
         return theta_P
+
+    def group_of(self, by: Literal["matrix", "layer"]) -> tuple[list[str], Tensor]:
+        """Names of the groups of parameters, and the group of each, index_P.
+
+        `matrix`: by the kind of part, such as "A" and "B". `layer`: by the transformer layer, "layer_0", the first
+        number in a module's path; a module outside of all layers is a group of its own, under its path.
+        """
+        of_part = [part.kind if by == "matrix" else _layer(part.site.name) for part in self.parts]
+        names = list(dict.fromkeys(of_part))
+        index = torch.tensor([names.index(name) for name in of_part])
+        return names, index.repeat_interleave(torch.tensor(self.sizes))
+
+
+def _layer(name: str) -> str:
+    number = next((piece for piece in name.split(".") if piece.isdecimal()), None)
+    return name if number is None else f"layer_{number}"
+
+
+def make_layout(base: nn.Module, config: LoraConfig) -> Layout:
+    """Where and how `config` adapts `base`, whose weights need not be there yet.
+
+    Raises:
+        InputError: As in `find_sites`, or a module that the variant cannot take.
+    """
+    return lay_out(find_sites(base, config), config)
+
+
+def lay_out(sites: Sequence[Site], config: LoraConfig) -> Layout:
+    """Adapters of `config` at sites that are known; errors as in `make_layout`."""
+    variant = make_variant(config)
+    parts = tuple(Part(site, kind, shape) for site in sites for kind, shape in variant.shapes(site).items())
+    return Layout(tuple(sites), parts, variant)
 
 
 def find_sites(base: nn.Module, config: LoraConfig) -> tuple[Site, ...]:
@@ -77,7 +115,7 @@ def find_sites(base: nn.Module, config: LoraConfig) -> tuple[Site, ...]:
     else:
         chosen = {name: m for name, m in base.named_modules() if _matches(name, targets)}
         _refuse_unmatched(base, targets, chosen)
-    return tuple(Site(name, *_widths(name, module)) for name, module in chosen.items())
+    return tuple(_site(name, module) for name, module in chosen.items())
 
 
 def _peft_default(base: nn.Module) -> list[str] | str:
@@ -107,24 +145,12 @@ def _refuse_unmatched(base: nn.Module, targets: Sequence[str] | str, chosen: dic
         )
 
 
-def _widths(name: str, module: nn.Module) -> tuple[int, int]:
+def _site(name: str, module: nn.Module) -> Site:
     if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):  # GPT-2 keeps its weight transposed, (I, O)
-        return module.weight.shape[0], module.weight.shape[1]
+        return Site(name, module.in_features, module.out_features, transposed=False)
+    if isinstance(module, Conv1D):
+        return Site(name, *module.weight.shape, transposed=True)
     raise InputError(f"lora.target_modules: {name} is a {type(module).__name__}; Linear and Conv1D can be adapted")
-
-
-def add_low_rank(output: Tensor, x: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale: float) -> Tensor:
-    """W x + (alpha / r) B_b A_b x for each row b, Eq. 3, where `output` is W x.
-
-    Rows are the outermost part of `x`, whether it comes as (B, T, I) or flattened to (B*T, I); a single adapter (B = 1)
-    then takes all tokens as its own in one matrix product.
-    """
-    rows = A_BRI.shape[0]
-    x_BTI = x.reshape(rows, -1, x.shape[-1])
-    output_BTO = output.reshape(rows, -1, output.shape[-1])
-    return torch.baddbmm(output_BTO, x_BTI @ A_BRI.mT, B_BOR.mT, alpha=scale).view_as(output)
 
 
 class AdaptedModel(nn.Module):
@@ -135,20 +161,20 @@ class AdaptedModel(nn.Module):
     depend on chance.
     """
 
-    def __init__(self, base: PreTrainedModel, layout: Layout, scale: float) -> None:
+    def __init__(self, base: PreTrainedModel, layout: Layout) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
-        self.layout, self.scale = layout, scale
-        self._adapters: dict[str, tuple[Tensor, Tensor]] = {}
+        self.layout = layout
+        self._adapters: dict[str, dict[str, Tensor]] = {}
         self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
 
     def _hook(self, site: Site):
-        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        def adapt(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not self._adapters:  # the base is run by someone else
                 return output
-            return add_low_rank(output, inputs[0], *self._adapters[site.name], self.scale)
+            return self.layout.variant.apply(output, inputs[0], self._adapters[site.name], module)
 
-        return add
+        return adapt
 
     def forward(self, tokens_BT: Tensor, theta_BP: Tensor) -> Tensor:
         """logits_BTV of the next token at each position, each row under its own adapter.
@@ -156,7 +182,9 @@ class AdaptedModel(nn.Module):
         Rows are padded on the right, if at all: a causal model's earlier positions never see what follows, so no
         attention mask is needed. theta_BP has as many rows as the tokens, or one.
         """
-        self._adapters = self.layout.split(theta_BP.to(self.base.dtype))
+        if not self.layout.variant.full_precision:
+            theta_BP = theta_BP.to(self.base.dtype)
+        self._adapters = self.layout.split(theta_BP)
         try:
             return self.base(input_ids=tokens_BT, use_cache=False).logits
         finally:

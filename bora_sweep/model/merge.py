@@ -13,8 +13,8 @@ from bora_sweep.model.adapters import Layout
 
 DENSITY = 0.5  # share of each matrix that TIES and DARE keep
 
-# Each matrix of K adapters is merged with these weights. Of K equal adapters all three then give that adapter back (DARE
-# in expectation): it is what `add_weighted_adapter` does with weights of 1/K^2, 1 and 1/K^2, of which it takes the root.
+# Of K equal adapters all three give that adapter back (DARE in expectation): it is what `add_weighted_adapter` does
+# with weights of 1/K^2, 1 and 1/K^2, of which it takes the root for each matrix.
 MERGES: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "average": lambda matrices: task_arithmetic(matrices, _equal(matrices, 1 / len(matrices))),
     "ties": lambda matrices: ties(matrices, _equal(matrices, 1.0), DENSITY),
@@ -42,7 +42,7 @@ def merge(theta_KP: Tensor, layout: Layout, method: str, seed: int) -> Tensor:
 
 
 def _matrices(layout: Layout, theta_P: Tensor) -> list[Tensor]:
-    return [matrix for parts in layout.split(theta_P).values() for matrix in parts]
+    return [matrix for parts in layout.split(theta_P).values() for matrix in parts.values()]
 
 
 def _equal(matrices: list[Tensor], weight: float) -> Tensor:

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bora_sweep.config import GlobalUpdate, Parametrization
+from bora_sweep.config import GlobalUpdate, Parametrization, PriorConfig
+from bora_sweep.errors import InputError
+from bora_sweep.model.adapters import Layout
 
 
 def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> Tensor:
@@ -123,3 +125,28 @@ class Hierarchy(nn.Module):
 
 def _accumulate(bank: nn.Parameter, gradient: Tensor) -> None:
     bank.grad = gradient if bank.grad is None else bank.grad.add_(gradient)
+
+
+def refuse_unknown_groups(prior: PriorConfig, layout: Layout) -> list[str]:
+    """The groups of parameters that have a tau of their own; none where one tau serves all.
+
+    Raises:
+        InputError: `prior.group_scales` names a group that has no parameters.
+    """
+    names = [] if prior.groups == "all" else layout.group_of(prior.groups)[0]
+    if unknown := sorted(prior.group_scales.keys() - set(names)):
+        raise InputError(f"prior.group_scales={unknown}: no parameter is in such a group; there are {', '.join(names)}")
+    return names
+
+
+def group_precisions(prior: PriorConfig, layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """tau_P where groups of parameters have a tau of their own, `prior.groups`; None where one tau serves all.
+
+    Raises:
+        InputError: As in `refuse_unknown_groups`.
+    """
+    names = refuse_unknown_groups(prior, layout)
+    if not names or prior.tau in (0, math.inf):
+        return None
+    tau_G = prior.tau * torch.tensor([prior.group_scales.get(name, 1.0) for name in names], device=device, dtype=dtype)
+    return tau_G[layout.group_of(prior.groups)[1].to(device)]

@@ -1,6 +1,7 @@
 """The sweep on Ray Tune. Ray is imported only once its environment is set: it reads some of it at import."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,10 +18,11 @@ QUIET = {
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray then binds 127.0.0.1, as it does where it has no clusters
 
 
-def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, console: Console) -> bool:
+def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, groups: Sequence[str], console: Console) -> bool:
     """Fit every trial of the sweep that `run` holds no result of, and show on `console` how it goes.
 
-    A local Ray is reachable from this machine alone, provided that Ray was not imported before.
+    A local Ray is reachable from this machine alone, provided that Ray was not imported before. `groups` are those that
+    `prior.groups` gives a tau of their own.
 
     Returns:
         Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
@@ -30,4 +32,4 @@ def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, console: Conso
     from bora_sweep.sweep.view import SweepView
 
     with SweepView(config, run, console) as view:
-        return tune_run(config, corpus, run, [view])
+        return tune_run(config, corpus, run, groups, [view])

@@ -9,6 +9,7 @@ No state of the searcher is kept on disk.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,10 @@ from bora_sweep.config import Config, with_values
 
 SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau before its sampler chooses
 
+SCALE = "scale."  # before a group's name in the search's space
+
 STARTUP = 3  # results without which a sampler draws at random: not all of the spread values are known when it is asked
+
 
 @dataclass(frozen=True)
 class Point:
@@ -37,6 +41,8 @@ class Point:
     """Where it is not the sweep's own."""
     after: int | None = None
     """The point whose adapters it begins with."""
+    group_scales: dict[str, float] | None = None
+    """`prior.group_scales`, where they are searched."""
 
     def trial_id(self, seed_index: int, num_seeds: int) -> str:
         """`007`, or `007-1` for its second seed of several."""
@@ -69,7 +75,8 @@ def point_of(row: dict[str, Any]) -> Point | None:
         return None
     config = json.loads(row["config_json"])
     number = int(row["trial_id"].partition("-")[0])
-    return Point(number, config["prior"]["tau"], config["train"]["lr_per_tau"], row["method"])
+    prior, lr_per_tau = config["prior"], config["train"]["lr_per_tau"]
+    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=prior["group_scales"])
 
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
@@ -78,6 +85,8 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
+    if point.group_scales is not None:
+        prior["group_scales"] = point.group_scales
     lora = {} if point.rank is None else {"rank": point.rank}
     method = "map" if point.method == "path" else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
@@ -130,12 +139,14 @@ class TauSearch(Searcher):
         config: What is searched.
         known: What an earlier start of the sweep left, by trial.
         slots: Trials that run at once.
+        groups: The groups of parameters whose share of tau is searched; the first is what the others are measured by.
     """
 
-    def __init__(self, config: Config, known: dict[str, Known], slots: int = 1) -> None:
+    def __init__(self, config: Config, known: dict[str, Known], slots: int = 1, groups: Sequence[str] = ()) -> None:
         super().__init__()
+        self.space = _space(config, groups[1:])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.config, self.known = config, known
+        self.config, self.known, self.groups = config, known, groups
         self.study = optuna.create_study(direction="minimize")
         # A value is chosen by the results of all values up to `lag` before it and of none after, in whichever order
         # they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an earlier value.
@@ -224,17 +235,20 @@ class TauSearch(Searcher):
 
     def _ask(self, number: int) -> Point:
         """The value that this number had before, or a new one of Optuna's."""
-        space, search = _space(self.config), self.config.search
+        search = self.config.search
         earlier = next((k.point for k in self.known.values() if k.point.number == number), None)
         index = number - len(self._fixed)
         if earlier is not None:
-            self.study.enqueue_trial({name: getattr(earlier, name) for name in space})
+            self.study.enqueue_trial(self._params(earlier))
         elif index < min(SPREAD, search.num_trials):
             self.study.enqueue_trial({"tau": _spread(index, min(SPREAD, search.num_trials), search)})
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
-        asked = self.study.ask(dict(space))
+        asked = self.study.ask(dict(self.space))
         self._asked[number] = asked
-        return Point(number, tau=asked.params["tau"], lr_per_tau=asked.params.get("lr_per_tau"))
+        scales = {name.removeprefix(SCALE): value for name, value in asked.params.items() if name.startswith(SCALE)}
+        if scales:
+            scales = {self.groups[0]: 1.0, **scales}
+        return Point(number, asked.params["tau"], asked.params.get("lr_per_tau"), group_scales=scales or None)
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""
@@ -251,13 +265,19 @@ class TauSearch(Searcher):
         """Whether Optuna learns from it: its own values, and the user's own that lie within its bounds."""
         if point.number in self._asked:
             return True
-        space = _space(self.config)
-        within = all(space[name].low <= value <= space[name].high for name, value in self._params(point).items())
+        within = all(
+            self.space[name].low <= value <= self.space[name].high for name, value in self._params(point).items()
+        )
         return point.method == "map" and point.rank is None and within
 
     def _params(self, point: Point) -> dict[str, float]:
-        given = {"tau": point.tau, "lr_per_tau": self.config.train.lr_per_tau}
-        return {name: given[name] for name in _space(self.config)}
+        """Its place in the search's space."""
+        scales = self.config.prior.group_scales if point.group_scales is None else point.group_scales
+        lr_per_tau = self.config.train.lr_per_tau if point.lr_per_tau is None else point.lr_per_tau
+        given = {"tau": point.tau, "lr_per_tau": lr_per_tau}
+        return {
+            name: given[name] if name in given else scales.get(name.removeprefix(SCALE), 1.0) for name in self.space
+        }
 
     def _tell(self, point: Point, mean: float) -> None:
         failed = not math.isfinite(mean)
@@ -265,16 +285,18 @@ class TauSearch(Searcher):
             state = TrialState.FAIL if failed else TrialState.COMPLETE
             self.study.tell(self._asked.pop(point.number), None if failed else mean, state)
         elif not failed:
-            known = {"params": self._params(point), "distributions": dict(_space(self.config))}
+            known = {"params": self._params(point), "distributions": dict(self.space)}
             self.study.add_trial(optuna.trial.create_trial(value=mean, **known))
 
 
-def _space(config: Config) -> dict[str, FloatDistribution]:
-    """log tau; and log lr_per_tau where the learning rate is coupled to tau."""
+def _space(config: Config, groups: Sequence[str]) -> dict[str, FloatDistribution]:
+    """log tau; log lr_per_tau where the learning rate is coupled to tau; the log of each group's share of tau."""
     search = config.search
     space = {"tau": FloatDistribution(search.tau_low, search.tau_high, log=True)}
     if config.train.lr_per_tau is not None:
         space["lr_per_tau"] = FloatDistribution(search.lr_per_tau_low, search.lr_per_tau_high, log=True)
+    for name in groups:
+        space[SCALE + name] = FloatDistribution(search.group_scale_low, search.group_scale_high, log=True)
     return space
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,9 @@ from bora_sweep.sweep.trial import tune_trial
 from bora_sweep.train.run import opening_row
 
 
-def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list[tune.Callback]) -> bool:
+def tune_run(
+    config: Config, corpus: TokenizedCorpus, run: Path, groups: Sequence[str], callbacks: list[tune.Callback]
+) -> bool:
     """`bora_sweep.sweep.run_sweep`, with Tune's callbacks."""
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
@@ -37,7 +40,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Path, callbacks: list
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(tune_trial, **shared), resources),
             tune_config=tune.TuneConfig(
-                search_alg=TauSearch(config, known_trials(run), slots),
+                search_alg=TauSearch(config, known_trials(run), slots, groups),
                 num_samples=-1,
                 max_concurrent_trials=slots,
                 reuse_actors=True,

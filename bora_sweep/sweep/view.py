@@ -25,7 +25,7 @@ class SweepView(tune.Callback):
     """Follows a sweep by the rows that its trials write; a context manager around `tune_run`."""
 
     def __init__(self, config: Config, run: Path, console: Console) -> None:
-        self.run, self.total, self.console = run, num_trials(config), console
+        self.config, self.run, self.total, self.console = config, run, num_trials(config), console
         self.rows = {row["trial_id"]: row for row in trial_rows(run)}
         self.started, self.done_before = time.monotonic(), self._count("finished")
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
@@ -104,7 +104,12 @@ class SweepView(tune.Callback):
         return sum(row["status"] == status for row in self.rows.values())
 
     def _best(self) -> dict[str, Any] | None:
-        finished = [r for r in self.rows.values() if r["status"] == "finished" and r["method"] == "map"]
+        rank = self.config.lora.rank
+        finished = [
+            row
+            for row in self.rows.values()
+            if row["status"] == "finished" and row["method"] == "map" and row["lora_rank"] == rank
+        ]
         return min(finished, key=lambda row: row["validation_perplexity"], default=None)
 
     def _shown(self) -> list[dict[str, Any]]:

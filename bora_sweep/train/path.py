@@ -76,12 +76,12 @@ def next_tau(nats_of: dict[float, float], low: float, high: float) -> float:
 
 
 def _is_falling(finite: list[float], low: float, high: float) -> bool:
-    """Whether only the decades from `high` downwards were fitted so far: the first value between two of them ends it."""
+    """Whether only decades from `high` downwards were fitted so far: the first value between two of them ends it."""
     return all(math.isclose(tau, max(low, high / 10**step)) for step, tau in enumerate(finite))
 
 
 def _halved(finite: list[float], nats_of: dict[float, float], low: float) -> float:
-    """The middle, in log tau, of the widest gap beside the best value; of two alike, the one whose far end is better."""
+    """The middle, in log tau, of the widest gap beside the best value; of two alike, that whose far end is better."""
     ordered = sorted(finite)
     best = min(ordered, key=nats_of.__getitem__)
     place = ordered.index(best)

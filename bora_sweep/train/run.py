@@ -4,7 +4,8 @@ import json
 import math
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.adapters import Layout, find_sites
+from bora_sweep.model.adapters import make_layout
 from bora_sweep.model.merge import MERGES, merge
 from bora_sweep.model.prior import distance_to_global
 from bora_sweep.results import perplexity, read_trial_row, write_table
@@ -39,8 +40,8 @@ def run_trial(
 ) -> dict[str, Any]:
     """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`.
 
-    Goes on where an earlier try was cut off; one that was finished is not made again. `start` is the trial whose adapters
-    it begins with, or is made from.
+    Goes on where an earlier try was cut off; one that was finished is not made again. `start` is the trial whose
+    adapters it begins with, or is made from.
 
     Returns:
         The trial's row of the `trials` table.
@@ -104,8 +105,7 @@ def starting_point(config: Config, base: PreTrainedModel, run: Path, trial_id: s
         raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
     mean_P, theta_KP = bank["mean_P"], bank["theta_KP"]
     if config.method in MERGES:
-        layout = Layout(find_sites(base, config.lora), config.lora.rank)
-        mean_P = merge(theta_KP, layout, config.method, config.train.seed)
+        mean_P = merge(theta_KP, make_layout(base, config.lora), config.method, config.train.seed)
         theta_KP = mean_P.expand_as(theta_KP)
     return Start(mean_P, theta_KP, is_candidate=config.method != "map")
 
@@ -151,7 +151,9 @@ def opening_row(config: Config) -> dict[str, Any]:
         "parametrization": config.prior.parametrization if trained else None,
         "solver": config.solver if trained else None,
         "lora_rank": config.lora.rank,
-        "lora_alpha": config.lora.scale * config.lora.rank,
+        "lora_alpha": config.lora.resolved_alpha,
+        "lora_variant": config.lora.variant,
+        "prior_groups": json.dumps(groups) if (groups := config.prior.group_taus) else None,
         "seed": config.train.seed,
         "epochs": 0,
         "host": socket.gethostname(),
@@ -201,9 +203,8 @@ def _about(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]
     return {
         "tasks": corpus.tasks,
         "model": config.model.name,
-        "rank": config.lora.rank,
-        "alpha": config.lora.scale * config.lora.rank,
-        "sites": [[site.name, site.in_features, site.out_features] for site in done.layout.sites],
+        "lora": asdict(config.lora),
+        "sites": [asdict(site) for site in done.layout.sites],
     }
 
 

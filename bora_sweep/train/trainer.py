@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, get_scheduler
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, separate_batches, training_batches
-from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
+from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.objective import Likelihood
-from bora_sweep.model.prior import Hierarchy
+from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.train.checkpoint import load_checkpoint, save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes
 from bora_sweep.train.evaluate import score_documents, to_device
@@ -153,18 +153,20 @@ class Trainer:
         device = self.accelerator.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.layout = Layout(find_sites(base, config.lora), config.lora.rank)
+        self.layout = make_layout(base, config.lora)
         dtype = torch.promote_types(base.dtype, torch.float32)
         self.hierarchy = Hierarchy(
-            self.layout.initial(config.train.seed, dtype).to(device),
+            self.layout.initial(base, config.train.seed, dtype).to(device),
             corpus.num_tasks,
             config.prior.tau,
             config.prior.parametrization,
-            global_update=config.global_update,
+            group_precisions(config.prior, self.layout, device, dtype),
+            config.global_update,
         )
         self.weight_K = torch.from_numpy(task_weights(config, corpus)).to(device, dtype)
-        self.adapted = AdaptedModel(base, self.layout, config.lora.scale)
-        optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens)
+        self.adapted = AdaptedModel(base, self.layout)
+        rate = learning_rates(config, self.layout).to(device, dtype)
+        optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens, rate)
         self.scheduler = _make_scheduler(config, corpus, optimizer)
         likelihood = Likelihood(self.adapted, self.hierarchy)
         self.likelihood, self.optimizer = self.accelerator.prepare(likelihood, optimizer)
@@ -360,6 +362,14 @@ class Trainer:
             group["lr"] = rate
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
+
+
+def learning_rates(config: Config, layout: Layout) -> Tensor:
+    """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
+    if config.lora.variant != "lora_plus":
+        return torch.ones(())
+    names, index_P = layout.group_of("matrix")
+    return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
 
 
 def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
