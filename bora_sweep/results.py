@@ -23,13 +23,16 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             ("trial_id", pa.string()),
             ("status", pa.string()),  # running, finished, interrupted, failed
-            ("method", pa.string()),  # map, zero_shot
-            ("tau", pa.float64()),  # null for zero_shot, which has no prior
+            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi
+            ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
             ("learning_rate", pa.float64()),
             ("parametrization", pa.string()),
             ("solver", pa.string()),
             ("lora_rank", pa.int64()),
             ("lora_alpha", pa.float64()),
+            ("lora_variant", pa.string()),
+            ("prior_groups", pa.string()),  # JSON of tau per group, null where one tau holds for all
+            ("started_from", pa.string()),  # trials whose adapters it began with or is made of, joined by commas
             ("seed", pa.int64()),
             ("epochs", pa.int64()),
             ("best_epoch", pa.int64()),
@@ -37,6 +40,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
             ("test_macro_perplexity", pa.float64()),
+            ("train_tokens", pa.int64()),  # scored, by this trial alone
             ("train_seconds", pa.float64()),
             ("tokens_per_second", pa.float64()),
             ("peak_memory_bytes", pa.int64()),
@@ -120,14 +124,14 @@ def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
 def read_trial_row(run: Path, trial_id: str) -> dict[str, Any] | None:
     """`trial_id`'s row of `trials`, None where it has none yet."""
     path = run / "results" / "trials" / f"{trial_id}.parquet"
-    return pq.read_table(path).to_pylist()[0] if path.exists() else None
+    return _read_file(path, "trials").to_pylist()[0] if path.exists() else None
 
 
 def trial_rows(run: Path, trial_id: str | None = None) -> list[dict[str, Any]]:
     """The rows of `trials`, by trial; those of `trial_id` and of the path that it heads, where it is given."""
     pattern = "*.parquet" if trial_id is None else f"{trial_id}.*parquet"
     files = sorted((run / "results" / "trials").glob(pattern))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    return [row for file in files for row in _read_file(file, "trials").to_pylist()]
 
 
 def read_results(run: str | Path | list[str | Path]) -> Results:
@@ -149,9 +153,14 @@ def read_results(run: str | Path | list[str | Path]) -> Results:
 
 def _read(run: Path, table: str) -> pd.DataFrame:
     files = sorted((run / "results" / table).glob("*.parquet"))
-    parts = [pq.read_table(file, schema=SCHEMAS[table]) for file in files]
+    parts = [_read_file(file, table) for file in files]
     joined = pa.concat_tables(parts) if parts else SCHEMAS[table].empty_table()
     return joined.to_pandas().assign(run=str(run))
+
+
+def _read_file(file: Path, table: str) -> pa.Table:
+    """In the columns of `SCHEMAS`: those that an older version did not write are null."""
+    return pq.read_table(file, schema=SCHEMAS[table])
 
 
 def perplexity(nll_nats: float, num_tokens: int) -> float:

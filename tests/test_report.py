@@ -255,7 +255,7 @@ def test_one_tau_fitted_in_several_ways_is_judged_on_validation(tmp_path: Path):
     write_trial(tmp_path, 100.0, nats=dict.fromkeys(SIZES, 9.0), trial_id="diverged", learning_rate=1.0)
     page = write_report(tmp_path).read_text()
     assert [row[:2] for row in table_after(page, "## Table 1")[1:]].count(["100", "0.003"]) == 1
-    assert "more than one learning rate, rank, parametrization or solver: τ = 100;" in page
+    assert "more than one learning rate, alpha, parametrization or solver: τ = 100;" in page
 
 
 def test_a_fit_that_diverged_is_shown_and_not_chosen(tmp_path: Path, recwarn: pytest.WarningsRecorder):

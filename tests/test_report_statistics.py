@@ -1,4 +1,4 @@
-"""Laws of the paired bootstrap."""
+"""Laws of the paired bootstrap, and of what is known of tau."""
 
 import math
 import time
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from bora_sweep.errors import InputError
 from bora_sweep.report import Documents, align_documents, paired_bootstrap
+from bora_sweep.report.statistics import best_tau, lowest_tau, tau_posterior
+
+UNEVEN = np.array([1.0, 5.0, 40.0, 60.0, 1e3, 2e4])
 
 
 def draw(seed: int, sizes: tuple[int, ...] = (7, 30, 12), trials: int = 2) -> Documents:
@@ -140,3 +143,73 @@ def test_a_large_run_takes_seconds():
     started = time.perf_counter()
     paired_bootstrap(documents)
     assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize(("middle", "deviation"), [(5.0, 0.3), (6.5, 0.1), (3.0, 0.5)])
+def test_the_posterior_of_a_parabola_is_gaussian(middle: float, deviation: float):
+    log_taus_V = np.linspace(0, 10, 101)
+    interval = tau_posterior(np.exp(log_taus_V), 7_000 + 0.5 * ((log_taus_V - middle) / deviation) ** 2)
+    assert math.log(interval.estimate) == pytest.approx(middle, abs=0.01)
+    assert math.log(interval.low) == pytest.approx(middle - 1.96 * deviation, abs=0.02 * deviation)
+    assert math.log(interval.high) == pytest.approx(middle + 1.96 * deviation, abs=0.02 * deviation)
+
+
+def test_the_posterior_without_information_is_the_prior():
+    interval = tau_posterior(np.array([1.0, 3.0, 1e4]), np.full(3, 123.0))
+    log_ends = np.log([interval.low, interval.estimate, interval.high]) / math.log(1e4)
+    assert log_ends == pytest.approx([0.025, 0.5, 0.975])
+
+
+def test_the_posterior_of_a_slope_is_exponential():
+    """p ~ exp(-a log tau), far from the upper end: mean 1/a, quantiles -log(1 - q) / a."""
+    taus_V = np.exp(np.linspace(0, 20, 9))
+    interval = tau_posterior(taus_V, 4 * np.log(taus_V))
+    told = np.log([interval.low, interval.estimate, interval.high])
+    assert told == pytest.approx([-math.log(0.975) / 4, 1 / 4, -math.log(0.025) / 4], abs=2e-4)
+
+
+@given(st.floats(math.log(5.0), math.log(1e3)), st.floats(0.1, 1e4), st.floats(-1e3, 1e6))
+@settings(max_examples=50, deadline=None)
+def test_the_lowest_point_of_a_parabola_is_its_vertex(middle: float, scale: float, height: float):
+    nll_V = height + scale * (np.log(UNEVEN) - middle) ** 2
+    assert math.log(lowest_tau(UNEVEN, nll_V[None])[0]) == pytest.approx(middle, abs=1e-3)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=6, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_the_lowest_point_lies_between_the_neighbours_of_the_lowest_fit(nll_V: list[float]):
+    v = int(np.argmin(nll_V))
+    (tau,) = lowest_tau(UNEVEN, np.array([nll_V]))
+    assert UNEVEN[max(v - 1, 0)] <= tau <= UNEVEN[min(v + 1, 5)]
+
+
+@pytest.mark.parametrize(("v", "tau"), [(0, 0.0), (1, 10.0), (3, 1e3), (4, math.inf)])
+def test_beside_the_ends_the_lowest_point_is_the_fit_itself(v: int, tau: float):
+    nll_V = np.abs(np.arange(5.0) - v)
+    assert lowest_tau(np.array([0, 10, 100, 1e3, math.inf]), nll_V[None])[0] == tau
+
+
+def test_95_of_100_intervals_hold_the_best_tau():
+    """Each document has a parabola of its own, as (log tau - its middle)^2: their sum is lowest at the mean middle."""
+    rng = np.random.default_rng(2)
+    taus_V, tokens_N, task_N = (
+        np.array([0, 1, 30, 200, 1e3, 1e5, math.inf]),
+        np.full(80, 20.0),
+        np.repeat(["a", "b"], 40),
+    )
+    x_V = np.clip(np.log(np.maximum(taus_V, 1e-9)), -9, 20)
+    hits, draws = 0, 200
+    for seed in range(draws):
+        middle_N = rng.normal(math.log(200), 4, 80)
+        documents = Documents(task_N.astype(object), tokens_N, (x_V - middle_N[:, None]) ** 2)
+        interval = best_tau(taus_V, paired_bootstrap(documents, 300, seed))
+        assert interval.low <= interval.estimate <= interval.high
+        hits += interval.low <= 200 <= interval.high
+    assert 0.89 <= hits / draws <= 0.985
+
+
+def test_an_interval_of_the_best_tau_may_reach_an_end():
+    nats_NM = 60 + np.random.default_rng(0).normal(0, 1, (40, 4))
+    documents = Documents(np.full(40, "a", dtype=object), np.full(40, 20.0), nats_NM)
+    interval = best_tau(np.array([0, 1.0, 10.0, math.inf]), paired_bootstrap(documents))
+    assert (interval.low, interval.high) == (0, math.inf)

@@ -4,6 +4,7 @@ import math
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from bora_sweep.errors import InputError
@@ -30,6 +31,21 @@ def test_a_trial_is_replaced_whole(tmp_path):
     assert read_trial_row(tmp_path, "000")["error"] is None
     assert read_trial_row(tmp_path, "001") is None
     assert not list((tmp_path / "results" / "trials").glob(".*"))
+
+
+def test_results_that_lack_newer_columns_are_read(tmp_path):
+    """The columns are there, null; also beside trials that have them."""
+    newer = ["lora_variant", "prior_groups", "started_from", "train_tokens"]
+    write_table(tmp_path, "trials", "000", [{"status": "finished", "lora_rank": 8, "train_tokens": 5}])
+    path = tmp_path / "results" / "trials" / "000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(newer), path)
+    assert read_results(tmp_path).trials[newer].isna().all(axis=None)
+    assert [row["started_from"] for row in [read_trial_row(tmp_path, "000"), *trial_rows(tmp_path)]] == [None, None]
+    write_table(tmp_path, "trials", "001", [{"lora_variant": "dora", "started_from": "000", "train_tokens": 7}])
+    trials = read_results(tmp_path).trials.set_index("trial_id")
+    assert list(trials.columns) == [*SCHEMAS["trials"].names[1:], "run"]
+    assert trials.loc["001", ["lora_variant", "started_from", "train_tokens"]].tolist() == ["dora", "000", 7]
+    assert trials.loc["000", "lora_rank"] == 8
 
 
 def test_several_runs_are_read_as_one(tmp_path):

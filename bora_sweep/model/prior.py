@@ -146,7 +146,7 @@ def group_precisions(prior: PriorConfig, layout: Layout, device: torch.device, d
         InputError: As in `refuse_unknown_groups`.
     """
     names = refuse_unknown_groups(prior, layout)
-    if not names or prior.tau in (0, math.inf):
+    if prior.groups == "all" or prior.tau in (0, math.inf):
         return None
     tau_G = prior.tau * torch.tensor([prior.group_scales.get(name, 1.0) for name in names], device=device, dtype=dtype)
     return tau_G[layout.group_of(prior.groups)[1].to(device)]

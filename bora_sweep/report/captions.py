@@ -57,6 +57,7 @@ def _tau_curve(summary: Summary, bootstrap: Bootstrap) -> Illustration:
         "ends, beyond the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, "
         "triangle); the diamond is the best on validation. The band holds the 95% bootstrap interval of each τ taken "
         "alone; differences between values of τ are paired, and so surer than the band suggests (Table 1)."
+        + (" Other methods, ranks and variants are in *Methods compared*." if summary.others else "")
         + (f" Outside the plot: {', '.join(beyond)}." if beyond else ""),
     )
 

@@ -45,6 +45,13 @@ def tau_text(tau: float) -> str:
     return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
+def number_text(value: float) -> str:
+    """A count or an amount: 12, 12.3, 1,235; a dash where it is not known."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
+
+
 def perplexity_text(value: float) -> str:
     """About four digits; a dash where it is not known."""
     if math.isnan(value):

@@ -4,7 +4,9 @@ import math
 import os
 from pathlib import Path
 
-from bora_sweep.report import tables
+import pandas as pd
+
+from bora_sweep.report import notes, tables
 from bora_sweep.report.captions import illustrate
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import (
@@ -16,6 +18,7 @@ from bora_sweep.report.formats import (
     shorten,
     tau_text,
 )
+from bora_sweep.report.methods import Method, compare_methods, method_numbers, method_table
 from bora_sweep.report.pooling import Summary, summarise
 from bora_sweep.report.statistics import REPLICATES, Bootstrap, paired_bootstrap
 from bora_sweep.results import read_results
@@ -39,13 +42,18 @@ def write_report(run: str | Path | list[str | Path]) -> Path:
     summary = summarise(read_results([*runs]))
     bootstrap = paired_bootstrap(summary.documents)
     gains = tables.task_gains(summary)
+    methods = compare_methods(summary)
+    compared = method_numbers(summary, bootstrap, methods)
     folder = runs[0] / "report"
-    _write_tables(folder / "tables", summary, bootstrap, gains)
+    _write_tables(folder / "tables", summary, bootstrap, gains, compared)
     parts = [
         f"# Results of {', '.join(markdown_text(path.resolve().name) for path in runs)}",
         _answer(summary, bootstrap),
-        _warnings(summary),
+        " ".join([_place(summary), *_lowest(summary, methods)]),
+        notes.tau_precision(summary),
+        notes.warnings(summary, methods),
         _overall(summary, bootstrap),
+        _methods(summary, compared),
         _by_task(summary),
         "## Figures",
         *_figures(folder / "figures", summary, bootstrap, gains),
@@ -65,16 +73,20 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def _write_tables(folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> None:
+def _write_tables(
+    folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain], compared: pd.DataFrame
+) -> None:
     numbers = {
         "table_1": tables.overall_numbers(summary, bootstrap),
         "table_a1": tables.task_numbers(summary),
         "improvements": tables.gain_numbers(gains),
         "trials": summary.trials,
     }
+    texts = {"table_1": tables.overall_table(summary, bootstrap), "table_a1": tables.task_table(summary)}
+    if not compared.empty:
+        numbers["methods"], texts["methods"] = compared, method_table(summary, compared)
     for name, frame in numbers.items():
         _write(folder / f"{name}.csv", frame.to_csv(index=False).encode())
-    texts = {"table_1": tables.overall_table(summary, bootstrap), "table_a1": tables.task_table(summary)}
     for name, table in texts.items():
         _write(folder / f"{name}.tex", latex_table(table).encode())
 
@@ -93,7 +105,7 @@ def _answer(summary: Summary, bootstrap: Bootstrap) -> str:
     for gain in gains:
         sure = "excludes 0" if gain.interval.excludes_zero else "includes 0: these documents do not tell the two apart"
         lines.append(f"The interval against {gain.reference_in_words} {sure}.")
-    return f"{' '.join(lines)}\n\n{_place(summary)}"
+    return " ".join(lines)
 
 
 def _place(summary: Summary) -> str:
@@ -110,43 +122,10 @@ def _place(summary: Summary) -> str:
     return f"{chosen} The best value is at an end of those fitted (τ = {tau_text(summary.best_tau)}{meaning})."
 
 
-def _warnings(summary: Summary) -> str:
-    told = [_not_converged(summary), _unfinished(summary)]
-    if summary.several_ways:
-        told.append(
-            "Fitted with more than one learning rate, rank, parametrization or solver: "
-            f"τ = {', '.join(map(tau_text, summary.several_ways))}; the one with the lowest validation perplexity "
-            "stands for each."
-        )
-    return "\n>\n".join(f"> **Note.** {line}" for line in told if line)
-
-
-def _not_converged(summary: Summary) -> str:
-    names = {summary.independent: "one model per task", summary.shared: "one model for all"}
-    capped = []
-    for m in summary.fits:
-        if summary.settings[m].capped and (m in names or m == summary.best):
-            roles = [names[m]] if m in names else []
-            roles += ["the best"] if m == summary.best else []
-            capped.append(f"τ = {tau_text(summary.settings[m].tau)} ({', '.join(roles)})")
-    if not capped:
-        return ""
-    return (
-        f"Not converged: {' and '.join(capped)} stopped at train.max_epochs, so validation may still have been "
-        "improving and this is not yet a comparison of converged fits. Raise train.max_epochs."
-    )
-
-
-def _unfinished(summary: Summary) -> str:
-    told = []
-    absent = [name for name, m in (("τ = 0", summary.independent), ("τ = ∞", summary.shared)) if m is None]
-    if absent:
-        told.append(f"No finished fit at {' and '.join(absent)} to compare with.")
-    states = [status for status in summary.trials["status"] if status != "finished"]
-    if states:
-        counts = ", ".join(f"{states.count(status):,} {markdown_text(status)}" for status in sorted(set(states)))
-        told.append(f"Not finished and left out: {len(states):,} of {len(summary.trials):,} trials ({counts}).")
-    return " ".join(told)
+def _lowest(summary: Summary, methods: list[Method]) -> list[str]:
+    """The method that validation would choose, where several were compared."""
+    ordered = sorted(methods, key=lambda method: summary.settings[method.setting].objective)
+    return [f"Of all methods compared, {markdown_text(m.name)} is best on validation." for m in ordered[:1]]
 
 
 def _overall(summary: Summary, bootstrap: Bootstrap) -> str:
@@ -157,6 +136,25 @@ def _overall(summary: Summary, bootstrap: Bootstrap) -> str:
             "Bold: lowest validation perplexity. *Test* pools all tokens of all tasks; *macro* is the mean of the "
             "tasks' perplexities. *Test vs best*: how far the row's test perplexity is above (+) the best row's, with "
             "its 95% paired-bootstrap interval. [As numbers](tables/table_1.csv), [LaTeX](tables/table_1.tex).",
+        ]
+    )
+
+
+def _methods(summary: Summary, compared: pd.DataFrame) -> str:
+    if compared.empty:
+        return ""
+    table = method_table(summary, compared)
+    return "\n\n".join(
+        [
+            "## Methods compared",
+            markdown_table(table, limit=160),
+            "In order of test perplexity, which chose nothing: of each method, the fit with the lowest validation "
+            f"perplexity is shown, and bold is the lowest of all. *{table.columns[4]}*: how far the row's test "
+            "perplexity is above (+) that of this fit. Brackets hold 95% bootstrap intervals, those of "
+            "differences paired. *Tokens* and *seconds* are those of training: of the fit, all its seeds, and every "
+            "fit that it started from or was made of, each counted once; *of the search*, of all finished fits that "
+            "validation chose the row from. Seconds depend on the machine and on what else it did. "
+            "[As numbers](tables/methods.csv), [LaTeX](tables/methods.tex).",
         ]
     )
 

@@ -1,6 +1,7 @@
-"""Intervals from the documents' scores: a bootstrap that is paired over documents, within tasks.
+"""Intervals from the documents' scores: a bootstrap that is paired over documents, within tasks; and two for tau.
 
-N documents, M settings (values of tau, seeds pooled), S replicates, n documents of one task.
+N documents, M settings (values of tau, seeds pooled), S replicates, n documents of one task, V values of tau, G points
+of a grid over log tau.
 """
 
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.integrate import cumulative_trapezoid
+from scipy.interpolate import PchipInterpolator
 
 from bora_sweep.errors import InputError
 
 REPLICATES = 1_000
+_GRID = 20_001
 _CELLS = 4_000_000  # of a counts array, 32 MB each: bounds the memory whatever the size of a task
 
 
@@ -142,3 +146,54 @@ def _resampled_counts(rng: np.random.Generator, replicates: int, n: int) -> np.n
     """How often each of n documents is drawn in n draws with replacement, shape (replicates, n)."""
     cell_Sn = rng.integers(0, n, (replicates, n)) + n * np.arange(replicates)[:, None]
     return np.bincount(cell_Sn.ravel(), minlength=replicates * n).reshape(replicates, n).astype(float)
+
+
+def tau_posterior(taus_V: np.ndarray, nll_nats_V: np.ndarray) -> Interval:
+    """p(tau | validation) ~ exp(-nll(tau)), uniform in log tau between the ends: exp of log tau's mean, central 95%.
+
+    nll is interpolated over log tau by PCHIP, which has no extremes of its own between the fits.
+
+    Args:
+        taus_V: Two or more, ascending, 0 < tau < inf.
+        nll_nats_V: Finite sums over the validation split.
+    """
+    log_tau_G = np.linspace(np.log(taus_V[0]), np.log(taus_V[-1]), _GRID)
+    nll_G = PchipInterpolator(np.log(taus_V), nll_nats_V)(log_tau_G)
+    density_G = np.exp(nll_G.min() - nll_G)
+    below_G = cumulative_trapezoid(density_G, log_tau_G, initial=0)
+    mean = np.trapezoid(density_G * log_tau_G, log_tau_G) / below_G[-1]
+    low, high = np.interp([0.025, 0.975], below_G / below_G[-1], log_tau_G)
+    return Interval(float(np.exp(mean)), float(np.exp(low)), float(np.exp(high)))
+
+
+def best_tau(taus_V: np.ndarray, bootstrap: Bootstrap) -> Interval:
+    """The tau of the lowest nats per token, as observed and in the replicates: central 95%.
+
+    Args:
+        taus_V: Ascending; 0 and inf may be among them.
+        bootstrap: Over validation documents, its settings in the order of `taus_V`.
+    """
+    observed = lowest_tau(taus_V, bootstrap.nats_per_token_M[None])[0]
+    # An order statistic: between a finite value and inf there is nothing to interpolate.
+    low, high = np.quantile(lowest_tau(taus_V, bootstrap.nats_per_token_SM), [0.025, 0.975], method="inverted_cdf")
+    return Interval(float(observed), float(low), float(high))
+
+
+def lowest_tau(taus_V: np.ndarray, nll_SV: np.ndarray) -> np.ndarray:
+    """Where each of S curves is lowest: the vertex of the parabola over log tau by its lowest point and the neighbours.
+
+    An interpolant without extremes of its own is lowest at one of the fits, and would tell no more than which. At the
+    ends of `taus_V`, and beside 0 and inf, there is no parabola: there it is the fit itself.
+    """
+    with np.errstate(divide="ignore"):
+        log_tau_V = np.log(taus_V)
+    lowest_S = nll_SV.argmin(axis=1)
+    tau_S = taus_V[lowest_S]
+    for v in range(1, len(taus_V) - 1):
+        left, right = log_tau_V[v] - log_tau_V[v - 1], log_tau_V[v + 1] - log_tau_V[v]
+        if np.isfinite([left, right]).all():
+            nll_n3 = nll_SV[lowest_S == v, v - 1 : v + 2]
+            fall_n, rise_n = nll_n3[:, 0] - nll_n3[:, 1], nll_n3[:, 2] - nll_n3[:, 1]
+            shift_n = (fall_n * right**2 - rise_n * left**2) / (2 * (fall_n * right + rise_n * left))
+            tau_S[lowest_S == v] *= np.exp(shift_n)
+    return tau_S

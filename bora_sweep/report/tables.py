@@ -1,17 +1,18 @@
 """The report's tables: as text for reading, and as numbers for CSV."""
 
+import json
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from bora_sweep.report.formats import Table, percent_text, perplexity_text, tau_text
-from bora_sweep.report.pooling import SPLITS, Setting, Summary
+from bora_sweep.report.formats import Table, number_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.pooling import SPLITS, Setting, Structure, Summary, structure_of
 from bora_sweep.report.statistics import Bootstrap, Interval, paired_bootstrap
 
 _MOST_TAUS = 10
-_END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
+END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Gain:
 
     @property
     def reference_in_words(self) -> str:
-        return _END_NAMES[self.reference]
+        return END_NAMES[self.reference]
 
 
 def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
@@ -58,17 +59,18 @@ def gain_numbers(gains: list[Gain]) -> pd.DataFrame:
 
 def setting_text(setting: Setting) -> str:
     """The value of tau, or `zero-shot`."""
-    return tau_text(setting.tau) if setting.is_fit else "zero-shot"
+    return "zero-shot" if setting.method == "zero_shot" else tau_text(setting.tau)
 
 
 def overall_numbers(summary: Summary, bootstrap: Bootstrap) -> pd.DataFrame:
     """Table 1 as numbers: a row for each setting, and its difference to the best with a 95% interval."""
     rows = []
-    for m, setting in enumerate(summary.settings):
+    for m in _over_tau(summary):
+        setting = summary.settings[m]
         to_best = bootstrap.relative_difference(m, summary.best)
         rows.append(
             {
-                "method": "map" if setting.is_fit else "zero_shot",
+                "method": setting.method,
                 "tau": setting.tau,
                 "best": m == summary.best,
                 "learning_rate": setting.learning_rate,
@@ -88,25 +90,31 @@ def overall_numbers(summary: Summary, bootstrap: Bootstrap) -> pd.DataFrame:
 def overall_table(summary: Summary, bootstrap: Bootstrap) -> Table:
     """Table 1: zero-shot, every tau ascending, and the true source where it is known."""
     table = Table(["τ", "Learning rate", "Seeds", "Epochs (best)", "Validation", "Test", "Test, macro", "Test vs best"])
-    for m, setting in enumerate(summary.settings):
+    for m in _over_tau(summary):
+        setting, is_fit = summary.settings[m], m != summary.zero_shot
         difference = percent_text(bootstrap.relative_difference(m, summary.best))
         table.rows.append(
             [
                 setting_text(setting),
-                f"{setting.learning_rate:.3g}" if setting.is_fit else "",
-                str(setting.seeds) if setting.is_fit else "",
-                f"{_range(setting.epochs)} ({_range(setting.best_epochs)})" if setting.is_fit else "",
+                f"{setting.learning_rate:.3g}" if is_fit else "",
+                str(setting.seeds) if is_fit else "",
+                f"{_range(setting.epochs)} ({_range(setting.best_epochs)})" if is_fit else "",
                 perplexity_text(setting.validation_perplexity),
                 perplexity_text(setting.test_perplexity),
                 perplexity_text(setting.test_macro_perplexity),
                 "best" if m == summary.best else difference,
             ]
         )
-    table.bold = {(summary.best, j) for j in range(len(table.columns))}
+    table.bold = {(_over_tau(summary).index(summary.best), j) for j in range(len(table.columns))}
     if not math.isnan(summary.floor):
         macro = perplexity_text(float(summary.floor_D.mean()))
         table.rows.append(["floor (the true source)", *[""] * 4, perplexity_text(summary.floor), macro, ""])
     return table
+
+
+def _over_tau(summary: Summary) -> list[int]:
+    """Zero-shot, if it is there, and the fits in ascending tau."""
+    return summary.fits if summary.zero_shot is None else [summary.zero_shot, *summary.fits]
 
 
 def _range(values: list[float]) -> str:
@@ -121,8 +129,15 @@ def task_numbers(summary: Summary) -> pd.DataFrame:
     columns: dict[str, object] = {"task": summary.tasks}
     columns |= {f"{split}_documents": summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)}
     for m, setting in enumerate(summary.settings):
-        columns[f"tau={setting.tau!r}" if setting.is_fit else "zero_shot"] = summary.perplexity_DM[:, m]
+        columns[_column_name(setting, m in summary.others)] = summary.perplexity_DM[:, m]
     return pd.DataFrame(columns | {"floor": summary.floor_D})
+
+
+def _column_name(setting: Setting, is_other: bool) -> str:
+    names = [] if setting.method == "map" else [setting.method]
+    names += [] if math.isnan(setting.tau) else [f"tau={setting.tau!r}"]
+    told = zip(("lora_rank", "lora_variant", "prior_groups"), setting.structure, strict=True)
+    return " ".join([*names, *(f"{name}={value}" for name, value in told if is_other and value is not None)])
 
 
 def task_table(summary: Summary) -> Table:
@@ -151,28 +166,44 @@ def shown_fits(summary: Summary) -> list[int]:
 
 def trial_table(summary: Summary) -> Table:
     """Every trial, finished or not."""
-    table = Table(["Trial", "Status", "τ", "Seed", "Epochs", "Stopped by", "Seconds", "Tokens/s", "Error"])
+    table = Table(["Trial", "Status", "τ, or method", "Seed", "Epochs", "Stopped by", "Seconds", "Tokens/s", "Error"])
     ordered = summary.trials.sort_values(["tau", "seed", "trial_id"], na_position="first")
     for row in ordered.to_dict("records"):
-        tau = "–" if pd.isna(row["tau"]) else tau_text(row["tau"])
         table.rows.append(
             [
                 str(row["trial_id"]),
                 str(row["status"]),
-                "zero-shot" if row["method"] == "zero_shot" else tau,
-                *(_number(row[name]) for name in ("seed", "epochs")),
+                fit_text(row["method"], row["tau"], structure_of(row), summary.structure),
+                *(number_text(row[name]) for name in ("seed", "epochs")),
                 "–" if pd.isna(row["stopped_by"]) else str(row["stopped_by"]),
-                *(_number(row[name]) for name in ("train_seconds", "tokens_per_second")),
+                *(number_text(row[name]) for name in ("train_seconds", "tokens_per_second")),
                 "" if pd.isna(row["error"]) else str(row["error"]),
             ]
         )
     return table
 
 
-def _number(value: float) -> str:
-    if pd.isna(value):
-        return "–"
-    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
+def fit_text(method: str, tau: float, structure: Structure, usual: Structure) -> str:
+    """`100`, `∞, rank 32`, `ties`, `pfedme, τ = 100`."""
+    taus = taus_text(tau, structure)
+    told = [taus or "–"] if method == "map" else [method.replace("_", "-"), *([f"τ = {taus}"] if taus else [])]
+    usual_rank, usual_variant, _ = usual
+    return ", ".join([*told, *unusual(structure, usual_rank, usual_variant)])
+
+
+def taus_text(tau: float, structure: Structure) -> str:
+    """The value of tau, or `10 (attention), 100 (mlp)` where groups have their own; empty where there is no prior."""
+    _, _, groups = structure
+    if groups is None:
+        return "" if math.isnan(tau) else tau_text(tau)
+    return ", ".join(f"{tau_text(value)} ({group})" for group, value in json.loads(groups).items())
+
+
+def unusual(structure: Structure, usual_rank: int | None, usual_variant: str | None) -> list[str]:
+    """Rank and variant in words, where they are known and not the usual ones."""
+    rank, variant, _ = structure
+    told = [] if rank in (None, usual_rank) else [f"rank {rank}"]
+    return told if variant in (None, usual_variant) else [*told, variant]
 
 
 def split_table(summary: Summary) -> Table:
