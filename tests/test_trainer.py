@@ -1,6 +1,7 @@
 """Laws of a fit, in float64: the limits, the estimate of the gradient, resuming, and what may not change a result."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
 from bora_sweep.train.evaluate import to_device
-from bora_sweep.train.trainer import Trainer, fit
+from bora_sweep.train.trainer import Start, Trainer, fit
 
 CPU = torch.device("cpu")
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
@@ -88,6 +89,138 @@ def test_tau_0_equals_separate_fits():
         torch.testing.assert_close(joint.hierarchy.theta_KP()[index], theta_P, rtol=0, atol=1e-9)
 
 
+def rewritten(corpus: TokenizedCorpus, task: int, lengthen: int = 0) -> TokenizedCorpus:
+    """The corpus with other words in one task's documents, each longer by some tokens."""
+    rng = np.random.default_rng(7)
+    pieces = np.split(corpus.tokens, corpus.offsets[1:-1])
+    own = corpus.documents["task"].to_numpy() == task
+    for n in np.flatnonzero(own):
+        words = rng.integers(3, 40, len(pieces[n]) - 2 + lengthen, dtype=np.int32)
+        pieces[n] = np.concatenate([pieces[n][:1], words, pieces[n][-1:]])
+    documents = corpus.documents.assign(num_tokens=[len(piece) - 1 for piece in pieces])
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+    return TokenizedCorpus(corpus.name, corpus.tasks, documents, np.concatenate(pieces), offsets)
+
+
+@pytest.mark.parametrize("method", ["map", "fine_tuned"])
+@pytest.mark.parametrize("lengthen", [0, 5])
+def test_at_tau_0_a_tasks_data_changes_nothing_of_any_other(method, lengthen):
+    """To the bit; where lengths differ, matrix products of other sizes round differently."""
+    config = make_config("prior.tau=0", "train.max_epochs=8", "train.patience=2", f"method={method}")
+    corpus, base = make_corpus({"a": 16, "b": 40, "c": 12}), make_base()
+    start = Start(0.1 * torch.randn_like(fit(config, corpus, base).mean_P), torch.zeros(0))
+    start = replace(start, theta_KP=start.mean_P.expand(3, -1)) if method == "fine_tuned" else None
+    one, other = (fit(config, text, base, start=start) for text in (corpus, rewritten(corpus, 1, lengthen)))
+    assert not torch.equal(one.theta_KP[1], other.theta_KP[1])
+    for task in (0, 2):
+        assert one.state.best_epochs[task] == other.state.best_epochs[task]
+        if lengthen:
+            torch.testing.assert_close(one.theta_KP[task], other.theta_KP[task], rtol=0, atol=1e-11)
+        else:
+            assert torch.equal(one.theta_KP[task], other.theta_KP[task])
+
+
+def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
+    corpus = make_corpus({"a": 16, "b": 40, "c": 12})
+    config = make_config("prior.tau=0", "train.learning_rate=0.1", "train.max_epochs=30", "train.patience=2")
+    trainer = Trainer(config, corpus, make_base())
+    trainer.start()
+    validation = [trainer._score("validation")]
+    while trainer.stopped_by is None:
+        trainer.run_epoch(lambda _: None)
+        validation.append(trainer._score("validation"))
+    done = trainer.finish()
+    trainer.adapted.detach()
+    task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
+    by_epoch = np.array([np.bincount(task_N, nll) for nll in validation])
+    assert done.stopped_by == "patience"
+    assert len(set(done.state.best_epochs)) > 1
+    for task, best in enumerate(done.state.best_epochs):
+        assert best == by_epoch[: best + 3, task].argmin()
+        assert done.nll_nats["validation"][task_N == task].sum() == pytest.approx(by_epoch[best, task], rel=1e-12)
+    tokens = [row["num_tokens"] for row in done.state.curve if row["split"] == "train"]
+    assert tokens[0] == corpus.num_tokens("train")
+    assert tokens[-1] < tokens[0]
+
+
+@pytest.mark.parametrize("parametrization", ["noncentered", "centered"])
+def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
+    corpus, base = make_corpus(), make_base()
+    adamw = ["train.solver=adamw", f"prior.parametrization={parametrization}", "prior.tau=4"]
+    plain, alike, firm = (
+        fit(make_config(*adamw, *more), corpus, base)
+        for more in (
+            [],
+            ["prior.groups=layer"],
+            ["prior.groups=matrix", "prior.group_scales={B: 1e6}"],
+        )
+    )
+    torch.testing.assert_close(alike.theta_KP, plain.theta_KP, rtol=0, atol=1e-12)
+    names, index_P = firm.layout.group_of("matrix")
+    is_B = index_P == names.index("B")
+    spread = [(done.theta_KP - done.mean_P)[:, is_B].norm() for done in (plain, firm)]
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_a_group_without_parameters_is_refused():
+    config = make_config("prior.groups=layer", "prior.group_scales={layer_7: 2}")
+    with pytest.raises(InputError, match=r"layer_7.*there are layer_0, layer_1"):
+        Trainer(config, make_corpus(), make_base())
+
+
+def test_tasks_can_count_alike_in_the_likelihood():
+    """The weights are the tasks', in a gradient: N / (D N_d) for a nat of task d."""
+    corpus, base = make_corpus(), make_base()
+    trainer = Trainer(make_config("train.task_weights=tasks"), corpus, base)
+    documents = corpus.documents.iloc[corpus.split("train")]
+    tokens_D = documents.groupby("task")["num_tokens"].sum().to_numpy()
+    expected = tokens_D.sum() / (3 * tokens_D)
+    torch.testing.assert_close(trainer.weight_K, torch.from_numpy(expected))
+    assert (expected * tokens_D).sum() == pytest.approx(tokens_D.sum())
+    with torch.no_grad():
+        trainer.hierarchy.mean_P.add_(0.3 * torch.randn_like(trainer.hierarchy.mean_P))
+    gradients = []
+    trainer._update = lambda: gradients.append(trainer.hierarchy.mean_P.grad.clone())
+    trainer._step(corpus.split("train"), 1)
+    trainer.hierarchy.zero_grad()
+    nll_B = trainer.likelihood(*to_device(collate(corpus, corpus.split("train")), CPU))
+    mean_D = torch.stack(
+        [nll_B[torch.from_numpy(documents["task"].to_numpy() == d)].sum() / tokens_D[d] for d in range(3)]
+    )
+    mean_D.mean().backward()
+    torch.testing.assert_close(gradients[0], trainer.hierarchy.mean_P.grad)
+    trainer.adapted.detach()
+
+
+def test_a_warm_start_begins_where_the_other_fit_ended():
+    corpus, base = make_corpus(), make_base()
+    first = fit(make_config("prior.tau=20"), corpus, base)
+    start = Start(first.mean_P, first.theta_KP)
+    for kind in ("noncentered", "centered"):
+        again = Trainer(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
+        again.start(start=start)
+        again.adapted.detach()
+        assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
+    shared = fit(
+        make_config("prior.tau=inf", "train.max_epochs=1"), corpus, base, start=replace(start, is_candidate=False)
+    )
+    assert shared.state.best_epoch == 1
+    assert [row["epoch"] for row in shared.state.curve] == [1, 1]
+
+
+def test_pfedme_moves_theta_once_an_epoch_to_the_mean_of_the_tasks():
+    corpus, base = make_corpus(), make_base()
+    trainer = Trainer(make_config("method=pfedme", "prior.tau=20"), corpus, base)
+    before = trainer.hierarchy.mean_P.detach().clone()
+    seen = []
+    trainer.start()
+    trainer.run_epoch(lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
+    trainer.adapted.detach()
+    assert all(torch.equal(mean_P, before) for mean_P in seen)
+    torch.testing.assert_close(trainer.hierarchy.mean_P.detach(), trainer.hierarchy.theta_KP().mean(0))
+    assert not torch.equal(trainer.hierarchy.mean_P, before)
+
+
 def take(corpus, keep, task):
     """The documents of one task as a corpus of its own."""
     rows = np.flatnonzero(keep)
@@ -141,6 +274,8 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything():
         ["prior.tau=0"],
         ["prior.tau=inf"],
         ["prior.tau=10", "prior.parametrization=centered"],
+        ["prior.tau=0", "train.patience=1", "train.learning_rate=0.1"],
+        ["prior.tau=10", "train.global_update=mean", "lora.variant=lora_plus", "prior.groups=matrix"],
         ["prior.tau=10", "train.solver=adamw", "train.schedule=cosine", "train.warmup_steps=3"],
     ],
 )
