@@ -14,7 +14,7 @@ class Ivon(torch.optim.AdamW):
 
         h_hat = g (theta - mu) / sigma^2                      E h_hat is the diagonal of the expected Hessian
         h     <- beta2 h + (1 - beta2) h_hat + (1 - beta2)^2 / 2 (h - h_hat)^2 / (h + p)   stays above -p
-        mu    <- mu - rate (m + p mu) / (h + p),                  m the bias-corrected mean of g, as Adam's
+        mu    <- mu - rate (m + p mu) / (h + p),                       m the bias-corrected mean of g, as Adam's
         sigma^2 = 1 / (N (h + p))
 
     The fixed point is the mean-field optimum: sigma^2 = 1 / (N h + tau). A step costs what AdamW's does.
