@@ -1,0 +1,109 @@
+"""Gradients and Fisher information of the training split, task by task, and tau from one shared fit.
+
+Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bora_sweep.config import Config
+from bora_sweep.data.tokens import TokenizedCorpus, collate
+from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
+from bora_sweep.model.evidence import Curvature, TauEstimate, tau_by_scores
+from bora_sweep.model.objective import nll_nats
+from bora_sweep.train.device import make_accelerator
+from bora_sweep.train.evaluate import to_device
+from bora_sweep.train.trainer import Fit
+
+NUM_SAMPLES = 4
+"""Draws of each document's next tokens; two are the least that tr(F^2) takes."""
+
+
+def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
+    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training."""
+    return tau_by_scores(curvature(config, corpus, base, shared.theta_KP))
+
+
+def curvature(
+    config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, theta_KP: Tensor, num_samples: int = NUM_SAMPLES
+) -> Curvature:
+    """The training split's likelihood to second order around theta_1..K.
+
+    F is the true Fisher information: each next token is drawn anew from the model, given the document's own tokens
+    before it, and the gradients of such draws have mean 0 and covariance F. Those of one task's documents are held at a
+    time, S N P numbers.
+    """
+    device = make_accelerator(config).device
+    adapted = AdaptedModel(base.to(device), Layout(find_sites(base, config.lora), config.lora.rank), config.lora.scale)
+    generator = torch.Generator(device).manual_seed(config.train.seed)
+    train = corpus.split("train")
+    task_N = corpus.documents["task"].to_numpy()[train]
+    size = config.train.micro_batch_size or config.train.batch_size
+    parts = []
+    try:
+        for task, theta_P in enumerate(theta_KP.to(device)):
+            document_N = train[task_N == task]
+            batches = [document_N[i : i + size] for i in range(0, len(document_N), size)]
+            pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
+            nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
+            num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)
+            fisher_P = draw_SNP.square().mean(0).sum(0)
+            noise = noise_trace(score_NP, num_tokens_N) if len(document_N) > 1 else fisher_P.sum()
+            sums = (nll_N1.sum(), score_NP.sum(0), fisher_P, noise, trace_of_square(draw_SNP), num_tokens_N.sum())
+            parts.append([value.cpu() for value in sums])
+    finally:
+        adapted.detach()
+    return Curvature(*(torch.stack(column) for column in zip(*parts, strict=True)))
+
+
+def _gradients(
+    adapted: AdaptedModel,
+    corpus: TokenizedCorpus,
+    document_B: np.ndarray,
+    theta_P: Tensor,
+    num_samples: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """nll_B1 and score_BP of one task's documents, and score_SBP of each were its next tokens drawn from the model.
+
+    Each row takes a copy of the adapter, so that one backward pass gives the gradient of each document.
+    """
+    tokens_BT, length_B, _ = to_device(collate(corpus, document_B), theta_P.device)
+    theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
+    logits_BTV = adapted(tokens_BT, theta_BP)
+
+    def nll_and_score(target_BT: Tensor) -> tuple[Tensor, Tensor]:
+        nll_B = nll_nats(logits_BTV, target_BT, length_B)
+        return nll_B.detach()[:, None], -torch.autograd.grad(nll_B.sum(), theta_BP, retain_graph=True)[0]
+
+    draws = [nll_and_score(next_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
+    return *nll_and_score(tokens_BT), torch.stack(draws)
+
+
+def next_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
+    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first means nothing."""
+    flat_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
+    return torch.multinomial(flat_NV, 1, generator=generator).view(logits_BTV.shape[:2]).roll(1, dims=1)
+
+
+def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
+    """The trace of the covariance of sum_n s_n, unbiased where mean and covariance of s_n are as its number of tokens.
+
+    With p_n a document's share of them, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
+    """
+    share_N = num_tokens_N / num_tokens_N.sum()
+    return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
+
+
+def trace_of_square(draw_SNP: Tensor) -> Tensor:
+    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each of covariance F_n.
+
+    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m); so pairs of two different
+    samples count.
+    """
+    S, N, _ = draw_SNP.shape
+    flat_MP = draw_SNP.flatten(0, 1)
+    square_SS = (flat_MP @ flat_MP.T).double().square().view(S, N, S, N).sum((1, 3))
+    return (square_SS.sum() - square_SS.trace()) / (S * (S - 1))

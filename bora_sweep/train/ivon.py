@@ -1,0 +1,73 @@
+"""IVON, the variational online Newton step (Shen et al. 2024, Algorithm 1), for the tasks' bank; AdamW for Theta.
+
+Shapes: K adapters (one per task), P parameters of one adapter.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Ivon(torch.optim.AdamW):
+    """Mean-field q(delta_d) = N(mu_d, diag(sigma_d^2)) under the prior N(0, I/tau), Theta a point.
+
+    With N scored tokens, p = tau / N and g the gradient per token at a draw mu + sigma eps, eps standard normal:
+
+        h_hat = g (theta - mu) / sigma^2                      E h_hat is the diagonal of the expected Hessian
+        h     <- beta2 h + (1 - beta2) h_hat + (1 - beta2)^2 / 2 (h - h_hat)^2 / (h + p)   stays above -p
+        mu    <- mu - rate (m + p mu) / (h + p),                       m the bias-corrected mean of g, as Adam's
+        sigma^2 = 1 / (N (h + p))
+
+    The fixed point is the mean-field optimum: sigma^2 = 1 / (N h + tau). A step costs what AdamW's does.
+    """
+
+    def __init__(
+        self,
+        mean_P: nn.Parameter,
+        task_KP: nn.Parameter,
+        lr: float,
+        *,
+        num_tokens: int,
+        tau: float,
+        rate: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        first_hessian: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        groups = [{"params": [bank], "weight_decay": 0.0} for bank in (mean_P, task_KP) if bank.requires_grad]
+        super().__init__(groups, lr=lr)
+        self.bank, self.num_tokens, self.tau, self.rate, self.ivon_betas = task_KP, num_tokens, tau, rate, betas
+        self.generator = torch.Generator(task_KP.device).manual_seed(seed)
+        self.state[task_KP] = {
+            "step": torch.tensor(0.0),
+            "gradient": torch.zeros_like(task_KP),
+            "hessian": torch.full_like(task_KP, first_hessian),
+            "mean": task_KP.detach().clone(),
+        }
+
+    def std_KP(self) -> Tensor:
+        """sigma."""
+        return (self.num_tokens * self.state[self.bank]["hessian"] + self.tau).rsqrt()
+
+    @torch.no_grad()
+    def perturb(self) -> None:
+        """Move the bank from its mean to a draw of q, where the next gradient is to be taken."""
+        mean_KP = self.state[self.bank]["mean"].copy_(self.bank)
+        noise_KP = torch.empty_like(mean_KP).normal_(generator=self.generator)
+        self.bank.copy_(mean_KP + self.std_KP() * noise_KP)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step from the gradient at the draw; the bank is left at its new mean."""
+        state, (beta1, beta2), p = self.state[self.bank], self.ivon_betas, self.tau / self.num_tokens
+        assert self.bank.grad is not None
+        gradient, self.bank.grad = self.bank.grad, None  # AdamW passes over a bank without a gradient
+        loss = super().step(closure)
+        state["step"] += 1
+        mean, hessian = state["mean"], state["hessian"]
+        drawn = gradient * (self.bank - mean) * (self.num_tokens * (hessian + p))
+        correction = 0.5 * (1 - beta2) ** 2 * (hessian - drawn).square() / (hessian + p)
+        state["gradient"].lerp_(gradient, 1 - beta1)
+        hessian.lerp_(drawn, 1 - beta2).add_(correction)
+        moment = state["gradient"] / (1 - beta1 ** float(state["step"]))
+        self.bank.copy_(mean - self.rate * (moment + p * mean) / (hessian + p))
+        return loss
