@@ -17,8 +17,8 @@ from bora_sweep.errors import InputError
 Parametrization = Literal["noncentered", "centered"]
 Solver = Literal["proximal", "adamw"]
 GlobalUpdate = Literal["gradient", "mean", "alternating"]
-Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme"]
-Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme"]
+Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
 
 
 def _need(condition: bool, message: str) -> None:
@@ -288,7 +288,10 @@ class SearchConfig:
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Fixed trials beside the search. `zero_shot`: the base model as it is; `independent`: tau = 0; `shared`: tau =
     inf; `fine_tuned`: shared, then each task on its own, without a prior; `average`, `ties`, `dare`: the independent
-    adapters merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta."""
+    adapters merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta; `vi`:
+    a posterior of the tasks at the best tau."""
+    estimate_tau: bool = False
+    """Estimate tau from the shared model's gradients, for the report: about three epochs more of it."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks: at each a shared model is fitted, and in mode `path` a whole path."""
     path_patience: int = 2
@@ -364,7 +367,8 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     method: Method = "map"
-    """`map`: the MAP fit of Eq. 6; `zero_shot`: the base model as it is; the others are baselines of a sweep."""
+    """`map`: the MAP fit of Eq. 6; `vi`: a mean-field posterior of the tasks; `zero_shot`: the base model as it is; the
+    others are baselines of a sweep."""
     output: str | None = None
     """The run's folder; left out: a new one under `runs/`, named by the time."""
 

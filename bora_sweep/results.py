@@ -36,6 +36,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("seed", pa.int64()),
             ("epochs", pa.int64()),
             ("best_epoch", pa.int64()),
+            *[(name, pa.float64()) for name in ("tau_estimate", "tau_low", "tau_high")],  # from the shared fit alone
             ("stopped_by", pa.string()),  # patience, max_epochs
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
@@ -65,6 +66,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("perplexity", pa.float64()),
             ("floor_nll_nats", pa.float64()),  # of the true source, null where it is not known
             ("distance_to_global", pa.float64()),
+            ("posterior_std", pa.float64()),  # root mean square over the task's parameters; null but for vi
         ]
     ),
     "curves": pa.schema(

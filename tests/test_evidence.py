@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from bora_sweep.config import load_config
 from bora_sweep.data.tokens import collate
-from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
+from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.evidence import (
     Curvature,
     TauEstimate,
@@ -150,7 +150,7 @@ def exact_fisher(adapted: AdaptedModel, corpus, n: int, theta_P: Tensor) -> Tens
 
 def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher_information():
     corpus, base = make_corpus({"a": 12, "b": 8, "c": 6}), make_base()
-    adapted = AdaptedModel(base, Layout(find_sites(base, CONFIG.lora), CONFIG.lora.rank), CONFIG.lora.scale)
+    adapted = AdaptedModel(base, make_layout(base, CONFIG.lora))
     size = adapted.layout.num_parameters
     theta_KP = 0.2 * torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     train = corpus.split("train")
@@ -178,7 +178,7 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
 
 def test_micro_batches_change_no_gradient_and_the_base_is_given_back():
     corpus, base = make_corpus(), make_base()
-    size = Layout(find_sites(base, CONFIG.lora), CONFIG.lora.rank).num_parameters
+    size = make_layout(base, CONFIG.lora).num_parameters
     theta_KP = torch.full((3, size), 0.1, dtype=torch.float64)
     whole, parts = (
         curvature(load_config([f"train.micro_batch_size={rows}"], base=CONFIG), corpus, base, theta_KP)

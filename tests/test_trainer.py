@@ -103,10 +103,10 @@ def rewritten(corpus: TokenizedCorpus, task: int, lengthen: int = 0) -> Tokenize
 
 
 @pytest.mark.parametrize("method", ["map", "fine_tuned"])
-@pytest.mark.parametrize("lengthen", [0, 5])
-def test_at_tau_0_a_tasks_data_changes_nothing_of_any_other(method, lengthen):
-    """To the bit; where lengths differ, matrix products of other sizes round differently."""
-    config = make_config("prior.tau=0", "train.max_epochs=8", "train.patience=2", f"method={method}")
+@pytest.mark.parametrize(("lengthen", "patience"), [(0, 8), (0, 2), (5, 2)])
+def test_at_tau_0_a_tasks_data_changes_nothing_of_any_other(method, lengthen, patience):
+    """To the bit; but matrix products of other sizes (longer texts, a task that has stopped) round differently."""
+    config = make_config("prior.tau=0", "train.max_epochs=8", f"train.patience={patience}", f"method={method}")
     corpus, base = make_corpus({"a": 16, "b": 40, "c": 12}), make_base()
     start = Start(0.1 * torch.randn_like(fit(config, corpus, base).mean_P), torch.zeros(0))
     start = replace(start, theta_KP=start.mean_P.expand(3, -1)) if method == "fine_tuned" else None
@@ -114,10 +114,9 @@ def test_at_tau_0_a_tasks_data_changes_nothing_of_any_other(method, lengthen):
     assert not torch.equal(one.theta_KP[1], other.theta_KP[1])
     for task in (0, 2):
         assert one.state.best_epochs[task] == other.state.best_epochs[task]
-        if lengthen:
-            torch.testing.assert_close(one.theta_KP[task], other.theta_KP[task], rtol=0, atol=1e-11)
-        else:
+        if patience == 8:
             assert torch.equal(one.theta_KP[task], other.theta_KP[task])
+        torch.testing.assert_close(one.theta_KP[task], other.theta_KP[task], rtol=0, atol=1e-11)
 
 
 def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
@@ -274,7 +273,8 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything():
         ["prior.tau=0"],
         ["prior.tau=inf"],
         ["prior.tau=10", "prior.parametrization=centered"],
-        ["prior.tau=0", "train.patience=1", "train.learning_rate=0.1"],
+        ["prior.tau=10", "method=vi"],
+        ["prior.tau=0", "train.patience=2", "train.learning_rate=0.03"],
         ["prior.tau=10", "train.global_update=mean", "lora.variant=lora_plus", "prior.groups=matrix"],
         ["prior.tau=10", "train.solver=adamw", "train.schedule=cosine", "train.warmup_steps=3"],
     ],

@@ -9,9 +9,17 @@ from torch import nn
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
 from bora_sweep.train.ivon import Ivon
-from bora_sweep.train.variational import VariationalTrainer, fit_variational
+from bora_sweep.train.trainer import fit
+from bora_sweep.train.variational import VariationalTrainer
 
-SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
+SETTINGS = [
+    "method=vi",
+    "lora.rank=2",
+    "train.device=cpu",
+    "train.batch_size=6",
+    "train.max_epochs=3",
+    "train.learning_rate=0.01",
+]
 
 
 @pytest.mark.parametrize("tau", [0.5, 20.0])
@@ -64,18 +72,18 @@ def test_theta_alone_takes_adamw_s_steps():
 def test_a_variational_fit_learns_repeats_itself_and_is_surer_with_more_text():
     corpus = make_corpus({"a": 80, "b": 8})
     config = load_config([*SETTINGS, "prior.tau=5", "train.max_epochs=10", "train.patience=10"])
-    one, again = (fit_variational(config, corpus, make_base()) for _ in range(2))
-    assert torch.equal(one.fit.theta_KP, again.fit.theta_KP)
+    one, again = (fit(config, corpus, make_base()) for _ in range(2))
+    assert torch.equal(one.theta_KP, again.theta_KP)
     assert torch.equal(one.std_KP, again.std_KP)
-    curve = [row["nll_nats"] for row in one.fit.state.curve if row["split"] == "validation"]
+    curve = [row["nll_nats"] for row in one.state.curve if row["split"] == "validation"]
     assert min(curve) < curve[0]
-    assert one.fit.nll_nats["validation"].sum() == pytest.approx(min(curve), rel=1e-9)
+    assert one.nll_nats["validation"].sum() == pytest.approx(min(curve), rel=1e-9)
     assert one.std_KP[0].mean() < one.std_KP[1].mean()
 
 
 def test_draws_of_a_posterior_without_width_score_as_its_mean():
     corpus = make_corpus()
-    trainer = VariationalTrainer(load_config([*SETTINGS, "prior.tau=5"]), corpus, make_base(), rate=0.1)
+    trainer = VariationalTrainer(load_config([*SETTINGS, "prior.tau=5"]), corpus, make_base())
     trainer.start(None)
     trainer.run_epoch(lambda _: None)
     trainer.best["std_KP"].zero_()
@@ -89,4 +97,4 @@ def test_draws_of_a_posterior_without_width_score_as_its_mean():
 @pytest.mark.parametrize("setting", ["prior.tau=0", "prior.tau=inf", "prior.parametrization=centered"])
 def test_what_has_no_deviations_to_be_unsure_of_is_refused(setting):
     with pytest.raises(InputError, match="0 < tau < inf"):
-        fit_variational(load_config([*SETTINGS, setting]), make_corpus(), make_base())
+        fit(load_config([*SETTINGS, setting]), make_corpus(), make_base())

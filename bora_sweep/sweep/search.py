@@ -51,7 +51,7 @@ class Point:
     @property
     def is_last(self) -> bool:
         """Whether it needs the best tau, and so waits for all others."""
-        return self.method == "pfedme"
+        return self.method in ("pfedme", "vi")
 
 
 def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
@@ -121,7 +121,7 @@ def _baseline(name: str, place: dict[str, int], head: str) -> Point:
             return Point(number, 0.0, method=name, after=place["shared"])
         case "average" | "ties" | "dare":
             return Point(number, math.inf, method=name, after=place["independent"])
-        case _:  # zero_shot; and pfedme, whose tau is known when the search has ended
+        case _:  # zero_shot; and pfedme and vi, whose tau is known when the search has ended
             return Point(number, math.inf, method=name)
 
 

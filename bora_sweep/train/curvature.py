@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus, collate
-from bora_sweep.model.adapters import AdaptedModel, Layout, find_sites
+from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.evidence import Curvature, TauEstimate, tau_by_scores
 from bora_sweep.model.objective import nll_nats
 from bora_sweep.train.device import make_accelerator
@@ -36,7 +36,7 @@ def curvature(
     time, S N P numbers.
     """
     device = make_accelerator(config).device
-    adapted = AdaptedModel(base.to(device), Layout(find_sites(base, config.lora), config.lora.rank), config.lora.scale)
+    adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
     generator = torch.Generator(device).manual_seed(config.train.seed)
     train = corpus.split("train")
     task_N = corpus.documents["task"].to_numpy()[train]

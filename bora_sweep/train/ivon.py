@@ -36,7 +36,7 @@ class Ivon(torch.optim.AdamW):
         groups = [{"params": [bank], "weight_decay": 0.0} for bank in (mean_P, task_KP) if bank.requires_grad]
         super().__init__(groups, lr=lr)
         self.bank, self.num_tokens, self.tau, self.rate, self.ivon_betas = task_KP, num_tokens, tau, rate, betas
-        self.generator = torch.Generator(task_KP.device).manual_seed(seed)
+        self.generator, self.seed = torch.Generator(task_KP.device), seed
         self.state[task_KP] = {
             "step": torch.tensor(0.0),
             "gradient": torch.zeros_like(task_KP),
@@ -52,6 +52,8 @@ class Ivon(torch.optim.AdamW):
     def perturb(self) -> None:
         """Move the bank from its mean to a draw of q, where the next gradient is to be taken."""
         mean_KP = self.state[self.bank]["mean"].copy_(self.bank)
+        step = int(self.state[self.bank]["step"])
+        self.generator.manual_seed(1_000_003 * self.seed + step)  # of the step alone: a resumed fit draws the same
         noise_KP = torch.empty_like(mean_KP).normal_(generator=self.generator)
         self.bank.copy_(mean_KP + self.std_KP() * noise_KP)
 

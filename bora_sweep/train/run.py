@@ -5,7 +5,7 @@ import math
 import platform
 import socket
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from bora_sweep.model.merge import MERGES, merge
 from bora_sweep.model.prior import distance_to_global
 from bora_sweep.results import perplexity, read_trial_row, write_table
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
+from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.trainer import UNTRAINED, Fit, Start, State, StepReport, fit
 
 PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
@@ -68,6 +69,8 @@ def run_trial(
         base = load_base()
         begin = None if start is None else starting_point(config, base, run, start)
         done = fit(config, corpus, base, folder, on_step, epoch_done, begin)
+        if config.search.estimate_tau and config.method == "map" and math.isinf(config.prior.tau):
+            row["tau_estimate"], row["tau_low"], row["tau_high"] = astuple(estimate_tau(config, corpus, base, done))
     except BaseException as error:
         interrupted = not isinstance(error, Exception)
         row.update(status="interrupted" if interrupted else "failed", error=one_line(error), ended_at=datetime.now(UTC))
@@ -83,7 +86,9 @@ def record(
     folder = run / "trials" / trial_id
     documents = document_scores(corpus, done)
     tasks = task_scores(config, corpus, documents, done)
-    save_adapters(folder, {"mean_P": done.mean_P, "theta_KP": done.theta_KP}, _about(config, corpus, done))
+    banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
+    kept = {name: bank for name, bank in banks.items() if bank is not None}
+    save_adapters(folder, kept, _about(config, corpus, done))
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
@@ -124,11 +129,15 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
         floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
     )
     distance_of = dict(zip(corpus.tasks, distance_to_global(done.theta_KP, done.mean_P).tolist(), strict=True))
+    std_of = None
+    if done.std_KP is not None:
+        std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
     scores = corpus.table().merge(sums, how="left", on=["task", "split"])
     return scores.assign(
         tau=_tau(config),
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
+        posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
     )
 
 

@@ -95,6 +95,8 @@ class Fit:
     layout: Layout
     peak_memory_bytes: int
     device: str
+    std_KP: Tensor | None = None
+    """Of the posterior of theta_1..K, where the method gives one."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -128,7 +130,7 @@ def fit(
     Raises:
         InputError: The configuration does not fit the model or the corpus.
     """
-    trainer = Trainer(config, corpus, base)
+    trainer = make_trainer(config, corpus, base)
     try:
         trainer.start(folder, start)
         while trainer.stopped_by is None:
@@ -140,6 +142,15 @@ def fit(
         return trainer.finish()
     finally:
         trainer.adapted.detach()
+
+
+def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> "Trainer":
+    """The trainer of `config.method`; errors as in `fit`."""
+    if config.method != "vi":
+        return Trainer(config, corpus, base)
+    from bora_sweep.train.variational import VariationalTrainer  # a Trainer itself
+
+    return VariationalTrainer(config, corpus, base)
 
 
 class Trainer:
@@ -167,7 +178,7 @@ class Trainer:
         self.adapted = AdaptedModel(base, self.layout)
         rate = learning_rates(config, self.layout).to(device, dtype)
         optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens, rate)
-        self.scheduler = _make_scheduler(config, corpus, optimizer)
+        self.scheduler = make_scheduler(config, corpus, optimizer)
         likelihood = Likelihood(self.adapted, self.hierarchy)
         self.likelihood, self.optimizer = self.accelerator.prepare(likelihood, optimizer)
         self.separate = self.hierarchy.task_KP is not None and not self.hierarchy.is_tied
@@ -348,7 +359,7 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         self.state = State(**progress["state"])
-        names = [name for name, _ in self.hierarchy.named_parameters()]
+        names = list(self._parameters())
         self.hierarchy.load_state_dict({name: tensors[name] for name in names})
         self.best = {name: tensors[f"best.{name}"].to(self.accelerator.device) for name in names}
         moments: dict[int, dict[str, Tensor]] = {}
@@ -386,7 +397,8 @@ def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
     return np.ones(len(tokens_K))
 
 
-def _make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
+def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
+    """`train.schedule` over the steps that `train.max_epochs` allows."""
     batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],
