@@ -71,6 +71,23 @@ def _several_ways(summary: Summary) -> str:
 
 
 def tau_precision(summary: Summary) -> str:
+    """How well tau is known by the sweep, and what the shared model alone says of it; empty where neither is there."""
+    return "\n\n".join(told for told in (_by_the_sweep(summary), _by_the_shared_model(summary)) if told)
+
+
+def _by_the_shared_model(summary: Summary) -> str:
+    """`TauEstimate` of each shared fit that has one, in the order of the trials."""
+    estimated = summary.trials.dropna(subset=["tau_estimate"])
+    if estimated.empty:
+        return ""
+    intervals = [Interval(*values) for values in estimated[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
+    return (
+        "*Without a sweep.* By the gradients of the tasks at the shared model alone, τ = "
+        f"{'; '.join(map(_interval_text, intervals))}, with a 95% interval over tasks, given this fit."
+    )
+
+
+def _by_the_sweep(summary: Summary) -> str:
     """The interval of the best tau over validation documents, and its posterior; empty with fewer than three values."""
     fits = [m for m in summary.fits if math.isfinite(summary.settings[m].objective)]
     between = [m for m in fits if m in summary.between]
