@@ -58,7 +58,7 @@ def run(settings: list[str]) -> None:
         told = "; ".join(f"tau = {tau:g}: {end.result()}" for tau, end in ends.items())
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     text = (
-        "# Epochs to converge over tau, by coordinates and solver\n\nCells: epochs trained (best epoch): test perplexity."
+        "# Epochs to converge over tau, by coordinates and solver\n\nCells: epochs (best epoch): test perplexity."
         f"\n\n{table}\n\nThe ends, exact: {told}.\n\n{provenance()}\n"
     )
     print(text)
