@@ -46,6 +46,10 @@ def _fit(parsed: argparse.Namespace) -> int:
     from bora_sweep.train.run import run_trial
 
     config, run = _open(parsed, "fit")
+    if config.method not in ("map", "vi", "zero_shot", "pfedme"):
+        raise InputError(
+            f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
+        )
     corpus = _tokenized(config)
     create_run(config, run)
 

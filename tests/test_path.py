@@ -123,3 +123,11 @@ def test_walking_a_finished_path_again_fits_nothing(whole):
 
     again = run_path(load_config(SETTINGS), make_corpus(), refuse, run, "002")
     assert [row["validation_nll_nats"] for row in again] == [row["validation_nll_nats"] for row in rows]
+
+
+def test_a_value_that_diverges_at_once_ends_where_it_began(tmp_path):
+    config = load_config([*SETTINGS, "search.num_trials=1", "train.learning_rate=1e300"])
+    rows = run_path(config, make_corpus(), make_base, tmp_path, "002")
+    assert [row["stopped_by"] for row in rows] == ["divergence", "divergence"]
+    assert all("1e+300" in row["error"] for row in rows)
+    assert rows[1]["validation_nll_nats"] == pytest.approx(rows[0]["validation_nll_nats"])

@@ -142,6 +142,22 @@ def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
     assert tokens[-1] < tokens[0]
 
 
+def test_at_tau_0_a_task_that_is_left_alone_takes_a_step_for_every_batch():
+    corpus = make_corpus({"a": 30, "b": 30, "c": 6})
+    trainer = Trainer(make_config("prior.tau=0", "train.batch_size=4"), corpus, make_base())
+    trainer.start()
+    trainer.state.epoch, trainer.state.best_epochs = 10, [0, 0, 10]
+    batches = trainer._batches(11)
+    assert len(batches) == -(-len(corpus.split("train")) // 4)
+    assert sum(len(batch) == 0 for batch in batches) >= len(batches) - 4
+    before = trainer.hierarchy.theta_KP().clone()
+    assert trainer.run_epoch(lambda _: None)
+    trainer.adapted.detach()
+    assert trainer.state.step == len(batches)
+    assert torch.equal(trainer.hierarchy.theta_KP()[:2], before[:2])
+    assert not torch.equal(trainer.hierarchy.theta_KP()[2], before[2])
+
+
 @pytest.mark.parametrize("parametrization", ["noncentered", "centered"])
 def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
     corpus, base = make_corpus(), make_base()

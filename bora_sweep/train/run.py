@@ -174,7 +174,7 @@ def opening_row(config: Config) -> dict[str, Any]:
 
 def _so_far(state: State) -> dict[str, Any]:
     nll = sum(state.best_nll_nats)
-    num_tokens = next(row["num_tokens"] for row in state.curve if row["split"] == "validation")
+    num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
     return {
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,

@@ -284,7 +284,7 @@ class Trainer:
         if self.separate:
             document_B = document_B[np.argsort(np.diff(self.corpus.offsets)[document_B], kind="stable")]
             size = min(size, math.ceil(len(document_B) / PARTS))
-        return [document_B[i : i + size] for i in range(0, len(document_B), size)]
+        return [document_B[i : i + size] for i in range(0, len(document_B), max(size, 1))]
 
     def _update(self) -> None:
         self.accelerator.unscale_gradients(self.optimizer)
