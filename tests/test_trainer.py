@@ -9,6 +9,7 @@ import torch
 from conftest import make_base, make_corpus
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional as F
 
 from bora_sweep.config import Config, load_config
@@ -249,8 +250,9 @@ def take(corpus, keep, task):
     )
 
 
-def test_tau_inf_equals_one_peft_lora_trained_on_everything():
-    corpus, base, config = make_corpus(), make_base(), make_config("prior.tau=inf")
+@pytest.mark.parametrize("variant", ["lora", "lora_plus"])
+def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
+    corpus, base, config = make_corpus(), make_base(), make_config("prior.tau=inf", f"lora.variant={variant}")
     trainer = Trainer(config, corpus, base)
     theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.layout
     for _ in range(2):
@@ -267,7 +269,8 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything():
             weight = module.get_submodule(f"lora_{kind}.default").weight
             weight.data.copy_(start)
             weights.append(weight)
-    optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0)
+    kind, ratio = torch.optim.AdamW, config.lora.learning_rate_ratio if variant == "lora_plus" else 1.0
+    optimizer = create_loraplus_optimizer(peft, kind, lr=0.01, loraplus_lr_ratio=ratio, weight_decay=0.0)
     for epoch in (1, 2):
         batches = training_batches(corpus, 6, seed=0, epoch=epoch)
         for documents in batches:
