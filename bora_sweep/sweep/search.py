@@ -311,6 +311,6 @@ def _sampler(name: str, seed: int) -> BaseSampler:
         case "tpe":
             return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
         case "gp":
-            return GPSampler(seed=seed, n_startup_trials=STARTUP)
+            return GPSampler(seed=seed, n_startup_trials=STARTUP, deterministic_objective=True)  # asks no value twice
         case _:
             return RandomSampler(seed=seed)

@@ -122,14 +122,17 @@ class SweepView(tune.Callback):
 
 
 def _label(row: dict[str, Any]) -> str:
-    return "zero-shot" if row["tau"] is None else f"tau = {row['tau']:,.4g}"
+    """What is fitted: tau, after the method where it is not BoRA's own."""
+    method = row["method"].replace("_", "-")
+    tau = "" if row["tau"] is None else f"tau = {row['tau']:,.4g}"
+    return tau if method == "map" else ", ".join(part for part in (method, tau) if part)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     perplexity, seconds = row["validation_perplexity"], row["train_seconds"]
     return (
         row["trial_id"],
-        "zero-shot" if row["tau"] is None else f"{row['tau']:,.4g}",
+        _label(row).removeprefix("tau = "),
         str(row["seed"]),
         f"[{STYLES[row['status']]}]{row['status']}[/]",
         str(row["epochs"]),
