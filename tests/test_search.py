@@ -79,6 +79,15 @@ def test_it_is_a_function_of_the_seed_and_the_results():
     assert one != run(TauSearch(make_config("train.seed=1"), {}), bowl)
 
 
+def test_no_value_is_fitted_twice():
+    config = make_config("search.num_trials=14", "search.tau_high=1e5")
+    done = run(
+        TauSearch(config, {}), lambda point, _: 1 / point.tau if 0 < point.tau < math.inf else 9.0
+    )  # edge is best
+    logs = np.sort(np.log([point.tau for _, point, _ in done[3:]]))
+    assert np.diff(logs).min() > 0.005
+
+
 @pytest.mark.parametrize("slots", [2, 5])
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_order_in_which_trials_end_decides_nothing(slots, seeds):

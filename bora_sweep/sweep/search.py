@@ -25,6 +25,8 @@ SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau 
 
 SCALE = "scale."  # before a group's name in the search's space
 
+SAME = 0.01  # nearer than this in log tau, two values are one: the sampler would measure noise that fits do not have
+
 STARTUP = 3  # results without which a sampler draws at random: not all of the spread values are known when it is asked
 
 
@@ -244,11 +246,23 @@ class TauSearch(Searcher):
             self.study.enqueue_trial({"tau": _spread(index, min(SPREAD, search.num_trials), search)})
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
+        if earlier is None and (other := self._instead_of(asked.params)) is not None:
+            self.study.tell(asked, state=TrialState.FAIL)
+            self.study.enqueue_trial({"tau": other})
+            asked = self.study.ask(dict(self.space))
         self._asked[number] = asked
         scales = {name.removeprefix(SCALE): value for name, value in asked.params.items() if name.startswith(SCALE)}
         if scales:
             scales = {self.groups[0]: 1.0, **scales}
         return Point(number, asked.params["tau"], asked.params.get("lr_per_tau"), group_scales=scales or None)
+
+    def _instead_of(self, params: dict[str, float]) -> float | None:
+        """A tau halfway to the nearest value, where the sampler asks again for one that was fitted; else None."""
+        log_tau, known = math.log(params["tau"]), [math.log(p.tau) for p in self._points if self._informs(p)]
+        others = [other for other in known if abs(other - log_tau) > SAME]
+        if len(params) > 1 or not others or len(others) == len(known):
+            return None
+        return math.exp((log_tau + min(others, key=lambda other: abs(other - log_tau))) / 2)
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""
@@ -311,6 +325,6 @@ def _sampler(name: str, seed: int) -> BaseSampler:
         case "tpe":
             return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True)
         case "gp":
-            return GPSampler(seed=seed, n_startup_trials=STARTUP, deterministic_objective=True)  # asks no value twice
+            return GPSampler(seed=seed, n_startup_trials=STARTUP)
         case _:
             return RandomSampler(seed=seed)
