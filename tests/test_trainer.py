@@ -224,6 +224,19 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
     assert [row["epoch"] for row in shared.state.curve] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "settings", [["method=fine_tuned", "prior.tau=0"], ["prior.tau=20"], ["method=average", "prior.tau=inf"]]
+)
+def test_a_fit_that_begins_elsewhere_ends_at_its_own_best_and_never_above_its_start(settings):
+    corpus, base = make_corpus(), make_base()
+    shared = fit(make_config("prior.tau=inf", "train.max_epochs=8", "train.learning_rate=0.05"), corpus, base)
+    begun = sum(shared.state.best_nll_nats)
+    assert begun < 0.99 * fit(make_config("method=zero_shot"), corpus, base).nll_nats["validation"].sum()
+    done = fit(make_config(*settings), corpus, base, start=Start(shared.mean_P, shared.theta_KP))
+    assert done.nll_nats["validation"].sum() == pytest.approx(sum(done.state.best_nll_nats), rel=1e-12)
+    assert sum(done.state.best_nll_nats) <= begun * (1 + 1e-12)
+
+
 def test_pfedme_moves_theta_once_an_epoch_to_the_mean_of_the_tasks():
     corpus, base = make_corpus(), make_base()
     trainer = Trainer(make_config("method=pfedme", "prior.tau=20"), corpus, base)

@@ -209,6 +209,7 @@ class Trainer:
             return
         if start is not None:
             self.hierarchy.start_from_(start.mean_P, start.theta_KP)
+            self.best = self._parameters()
         if start is None or start.is_candidate:
             self._validate()
 
