@@ -291,8 +291,8 @@ class SearchConfig:
     adapters merged into one; `pfedme`: the best tau's objective, solved by turns for the tasks and for Theta; `vi`:
     a posterior of the tasks at the best tau."""
     estimate_tau: bool = False
-    """Estimate tau from the shared model's gradients, for the report. Costs about three epochs, and holds five gradients
-    of each training document of a task in memory at a time."""
+    """Estimate tau from the shared model's gradients, for the report. Costs about three epochs, and holds five
+    gradients of each training document of a task in memory at a time."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks: at each a shared model is fitted, and in mode `path` a whole path."""
     path_patience: int = 2
