@@ -326,6 +326,11 @@ class SearchConfig:
             self.mode == "optuna" or self.num_trials >= 1,
             f"search.num_trials={self.num_trials}: a path needs at least 1 value",
         )
+        _need(
+            self.mode == "optuna" or not {"pfedme", "vi"} & set(self.baselines),
+            f"search.baselines={self.baselines}: pfedme and vi take the best tau of separate fits; drop them, or "
+            "search.mode=path",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,7 @@ def test_an_interrupted_fit_goes_on_with_resume(corpus_file, model_folder, tmp_p
         (["data.path={corpus}", "model.name={model}", "prior.groups=matrix", "prior.group_scales={{C: 2}}"], "A, B"),
         (["data.path={corpus}", "model.name={model}", "method=average"], "search.baselines"),
         (["search.mode=path", "search.taus=[3]"], "a path chooses its own values"),
+        (["search.mode=path", "search.baselines=[independent,shared,vi]"], "best tau of separate fits"),
         (["data.path={corpus}", "model.name={model}", "model.max_tokens=1000"], None),
         (["--resume", "output=nowhere"], "nowhere"),
     ],

@@ -72,7 +72,7 @@ def next_tau(nats_of: dict[float, float], low: float, high: float) -> float:
     lowest = min(finite)
     if below_best < TURNED and lowest > low and _is_falling(finite, low, high):
         return max(low, lowest / 10)
-    return _halved(finite, nats_of, low)
+    return _halved(finite, nats_of)
 
 
 def _is_falling(finite: list[float], low: float, high: float) -> bool:
@@ -80,14 +80,12 @@ def _is_falling(finite: list[float], low: float, high: float) -> bool:
     return all(math.isclose(tau, max(low, high / 10**step)) for step, tau in enumerate(finite))
 
 
-def _halved(finite: list[float], nats_of: dict[float, float], low: float) -> float:
+def _halved(finite: list[float], nats_of: dict[float, float]) -> float:
     """The middle, in log tau, of the widest gap beside the best value; of two alike, that whose far end is better."""
     ordered = sorted(finite)
     best = min(ordered, key=nats_of.__getitem__)
     place = ordered.index(best)
     gaps = [(ordered[i], ordered[i + 1]) for i in (place - 1, place) if 0 <= i < len(ordered) - 1]
-    if not gaps:  # a single value: the search's range is below a decade, or holds one value
-        return math.sqrt(best * low) if best > low else best / 2
     width_of = {gap: round(math.log(gap[1] / gap[0]), 6) for gap in gaps}
     lower, upper = max(gaps, key=lambda gap: (width_of[gap], -max(nats_of[tau] for tau in gap)))
     return math.sqrt(lower * upper)
