@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,7 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         self.layout = layout
+        self.head = _linear_head(base, layout)
         self._adapters: dict[str, dict[str, Tensor]] = {}
         self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
 
@@ -182,11 +183,18 @@ class AdaptedModel(nn.Module):
         Rows are padded on the right, if at all: a causal model's earlier positions never see what follows, so no
         attention mask is needed. theta_BP has as many rows as the tokens, or one.
         """
+        return self._run(self.base, tokens_BT, theta_BP).logits
+
+    def hidden(self, tokens_BT: Tensor, theta_BP: Tensor) -> Tensor:
+        """hidden_BTH, of which `head` makes the logits; arguments as in `forward`."""
+        return self._run(self.base.base_model, tokens_BT, theta_BP).last_hidden_state
+
+    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor) -> Any:
         if not self.layout.variant.full_precision:
             theta_BP = theta_BP.to(self.base.dtype)
         self._adapters = self.layout.split(theta_BP)
         try:
-            return self.base(input_ids=tokens_BT, use_cache=False).logits
+            return module(input_ids=tokens_BT, use_cache=False)
         finally:
             self._adapters = {}
 
@@ -194,3 +202,19 @@ class AdaptedModel(nn.Module):
         """Take the hooks off the base, which is then the model that was given."""
         for hook in self._hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
+    """What makes logits of the last hidden state, where that is all that does; None in a base that caps or scales them.
+
+    Found by trying: no attribute tells.
+    """
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or any(base.get_submodule(site.name) is head for site in layout.sites):
+        return None
+    tokens_BT = torch.arange(4, device=base.device)[None] % head.out_features
+    hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
+    if hidden is None or hidden.shape[-1] != head.in_features:
+        return None
+    return head if torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits) else None

@@ -1,7 +1,9 @@
 """The likelihood, Eq. 4.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary, H hidden; M positions of a batch, C of a chunk.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.prior import Hierarchy
 
 IGNORED = -100
+CHUNK = {"cpu": 256}
+"""Positions whose logits stand at a time, by benchmarks/loss.py: on a CPU its caches hold them."""
+CHUNK_ELSEWHERE = 2048
 
 
 def nll_nats(logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor) -> Tensor:
@@ -18,11 +23,58 @@ def nll_nats(logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor) -> Tensor:
 
     A row's first `length_B` tokens are its document: all but the start symbol are scored, padding never is.
     """
-    position_T = torch.arange(1, tokens_BT.shape[1] + 1, device=tokens_BT.device)
-    next_BT = tokens_BT.roll(-1, dims=1).masked_fill(position_T >= length_B[:, None], IGNORED)
+    next_BT = next_tokens(tokens_BT, length_B)
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     nll = F.cross_entropy(logits_BTV.flatten(0, 1), next_BT.flatten(), ignore_index=IGNORED, reduction="none")
     return nll.view_as(next_BT).sum(dim=1)
+
+
+def next_tokens(tokens_BT: Tensor, length_B: Tensor) -> Tensor:
+    """next_BT, what each position predicts; IGNORED from a row's last token on."""
+    position_T = torch.arange(1, tokens_BT.shape[1] + 1, device=tokens_BT.device)
+    return tokens_BT.roll(-1, dims=1).masked_fill(position_T >= length_B[:, None], IGNORED)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """-log softmax(W h + b)[target] of each position, W and b frozen, without ever holding the logits of all.
+
+    Position m's loss depends on h_m alone, so its gradient, W' (softmax(W h_m + b) - e_target), is there as soon as the
+    logits are: both are computed chunk by chunk in the forward pass, and the backward pass scales. It is what a plain
+    loss costs in operations, and M x H numbers of memory where that takes M x V.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_M: Tensor, chunk: int
+    ) -> Tensor:
+        """nll_M, in float32 at least."""
+        dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
+        nll_M = torch.empty(len(hidden_MH), dtype=dtype, device=hidden_MH.device)
+        score_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden_MH), chunk):
+            rows = slice(start, start + chunk)
+            target_C1 = target_M[rows, None]
+            logits_CV = F.linear(hidden_MH[rows], weight_VH, bias_V).to(dtype)
+            total_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            nll_M[rows] = (total_C1 - logits_CV.gather(1, target_C1)).squeeze(1)
+            if score_MH is not None:
+                probability_CV = logits_CV.sub_(total_C1).exp_()
+                probability_CV.scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
+                score_MH[rows] = probability_CV.to(weight_VH.dtype) @ weight_VH
+        ctx.save_for_backward(score_MH)
+        return nll_M
+
+    @staticmethod
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+        """The gradient of h alone."""
+        (score_MH,) = ctx.saved_tensors
+        return score_MH * grad_M[:, None].to(score_MH.dtype), None, None, None, None
+
+
+def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
+    """-log softmax(head(h))[target] of each position in nats; `head` gets no gradient."""
+    chunk = CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE)
+    return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, chunk)
 
 
 class Likelihood(nn.Module):
@@ -34,5 +86,10 @@ class Likelihood(nn.Module):
 
     def forward(self, tokens_BT: Tensor, length_B: Tensor, task_B: Tensor) -> Tensor:
         """nll_B in nats."""
-        logits_BTV = self.adapted(tokens_BT, self.hierarchy.rows(task_B))
-        return nll_nats(logits_BTV, tokens_BT, length_B)
+        theta_BP, head = self.hierarchy.rows(task_B), self.adapted.head
+        if head is None:
+            return nll_nats(self.adapted(tokens_BT, theta_BP), tokens_BT, length_B)
+        next_BT = next_tokens(tokens_BT, length_B)
+        hidden_BTH = self.adapted.hidden(tokens_BT, theta_BP)
+        nll_M = linear_nll(hidden_BTH.flatten(0, 1), head, next_BT.flatten().clamp(min=0))
+        return nll_M.view_as(next_BT).masked_fill(next_BT == IGNORED, 0.0).sum(dim=1)
