@@ -13,7 +13,8 @@ import numpy as np
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
-from bora_sweep.sweep.search import Point, TauSearch
+from bora_sweep.sweep.points import Point
+from bora_sweep.sweep.search import TauSearch
 
 REPETITIONS, NOISE_NATS = 30, 0.002
 
@@ -44,12 +45,13 @@ def search(sampler: str, num_trials: int, objective: Callable[[Point], float], s
             suggested = searcher.suggest(str(len(done) + len(running)))
             if not isinstance(suggested, dict):
                 break
-            running.append((str(len(done) + len(running)), Point(**suggested["point"])))
+            running.append((str(len(done) + len(running)), suggested["fits"][0]))
         if not running:
             return min((value, point.tau) for value, point in done if 0 < point.tau < math.inf)[1]
-        trial_id, point = running.pop(0)
+        trial_id, fit = running.pop(0)
+        point = Point(**fit["point"])
         done.append((objective(point), point))
-        searcher.on_trial_complete(trial_id, {"objective": done[-1][0]})
+        searcher.on_trial_complete(trial_id, {"objectives": {fit["trial_id"]: done[-1][0]}})
 
 
 def run() -> None:

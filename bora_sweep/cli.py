@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fit(parsed: argparse.Namespace) -> int:
     from bora_sweep.model.base import load_base
     from bora_sweep.progress import FitProgress
-    from bora_sweep.train.run import run_trial
+    from bora_sweep.train.run import Trial, run_trial
 
     config, run = _open(parsed, "fit")
     if config.method not in ("map", "vi", "zero_shot", "pfedme"):
@@ -55,9 +55,8 @@ def _fit(parsed: argparse.Namespace) -> int:
 
     def work() -> int:
         with FitProgress(config.train.max_epochs, err) as bar:
-            row = run_trial(
-                config, corpus, lambda: load_base(config.model, config.data), run, "fit", bar.on_step, bar.on_epoch
-            )
+            base = lambda: load_base(config.model, config.data)  # noqa: E731
+            row = run_trial(Trial("fit", config), corpus, base, run, bar.on_step, bar.on_epoch)
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         out.print(f"test perplexity {row['test_perplexity']:.3f}, best epoch {row['best_epoch']}, results in {run}")

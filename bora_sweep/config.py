@@ -295,6 +295,9 @@ class SearchConfig:
     gradients of each training document of a task in memory at a time."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks: at each a shared model is fitted, and in mode `path` a whole path."""
+    pack: int | str = 1
+    """Fits of a trial that share its forward passes, the base model and the documents' order, each with a tau of its
+    own: it pays where a batch does not fill the device. `auto` measures at the start how many do."""
     path_patience: int = 2
     """Epochs without a better validation perplexity before a path goes on to its next tau."""
     seeds: int = 1
@@ -317,6 +320,10 @@ class SearchConfig:
         )
         for name in ("seeds", "path_patience"):
             _need(getattr(self, name) >= 1, f"search.{name}={getattr(self, name)}: need at least 1")
+        _need(
+            self.pack == "auto" or (isinstance(self.pack, int) and self.pack >= 1),
+            f"search.pack={self.pack}: need a number of at least 1, or auto",
+        )
         _need(min(self.ranks, default=1) >= 1, f"search.ranks={self.ranks}: need ranks of at least 1")
         _need(
             self.mode == "optuna" or not self.taus,
@@ -387,6 +394,10 @@ class Config:
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples the learning rate to tau in centered coordinates; "
             "set prior.parametrization=centered, or drop it",
+        )
+        _need(
+            self.search.pack == 1 or self.train.precision != "fp16",
+            f"search.pack={self.search.pack}: fits of a pack would share fp16's loss scale; set train.precision=bf16",
         )
 
     @property

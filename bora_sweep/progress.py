@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from bora_sweep.train.trainer import State, StepReport
+from bora_sweep.train.state import State, StepReport
 
 
 class FitProgress:

@@ -44,6 +44,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("train_tokens", pa.int64()),  # scored, by this trial alone
             ("train_seconds", pa.float64()),
             ("tokens_per_second", pa.float64()),
+            ("non_padding_fraction", pa.float64()),  # of what training passed through the model
             ("peak_memory_bytes", pa.int64()),
             ("device", pa.string()),
             ("host", pa.string()),
@@ -163,6 +164,12 @@ def _read(run: Path, table: str) -> pd.DataFrame:
 def _read_file(file: Path, table: str) -> pa.Table:
     """In the columns of `SCHEMAS`: those that an older version did not write are null."""
     return pq.read_table(file, schema=SCHEMAS[table])
+
+
+def objective(row: dict[str, Any]) -> float:
+    """What a search minimises: validation nats per token of a row of `trials`; NaN where it has none."""
+    tokens = row["validation_num_tokens"]
+    return row["validation_nll_nats"] / tokens if tokens else math.nan
 
 
 def perplexity(nll_nats: float, num_tokens: int) -> float:

@@ -26,8 +26,9 @@ from bora_sweep.model.evidence import (
 )
 from bora_sweep.train import fit
 from bora_sweep.train.curvature import curvature, estimate_tau, noise_trace
-from bora_sweep.train.evaluate import to_device
-from bora_sweep.train.trainer import Trainer
+from bora_sweep.train.device import make_accelerator
+from bora_sweep.train.evaluate import score, to_device
+from bora_sweep.train.trainer import make_trainer
 
 CONFIG = load_config(
     [
@@ -165,10 +166,10 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
     torch.testing.assert_close(found.trace_square_K.sum(), fisher_KPP.square().sum(), rtol=0.15, atol=0)
 
     config = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, tau=1.0))
-    trainer = Trainer(config, corpus, base)
+    trainer = make_trainer(config, corpus, base, make_accelerator(config))
     trainer.hierarchy.mean_P.data.zero_()
     trainer.hierarchy.task_KP.data.copy_(theta_KP)
-    nll_B = trainer.likelihood(*to_device(collate(corpus, corpus.split("train")), theta_KP.device))
+    nll_B = score([trainer], collate(corpus, corpus.split("train")))[0][0]
     nll_B.sum().backward()
     trainer.adapted.detach()
     torch.testing.assert_close(found.nll_K.sum(), nll_B.detach().sum())

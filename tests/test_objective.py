@@ -93,7 +93,7 @@ def test_the_likelihood_is_that_of_the_base_s_own_logits(family):
     length_B, task_B = torch.tensor([9, 2, 5, 7, 9]), torch.tensor([0, 1, 2, 2, 0])
     plain_B = nll_nats(adapted(tokens_BT, hierarchy.rows(task_B)), tokens_BT, length_B)
     expected = torch.autograd.grad(plain_B.sum(), list(hierarchy.parameters()))
-    nll_B = Likelihood(adapted, hierarchy)(tokens_BT, length_B, task_B)
+    nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, length_B, task_B)[0]
     gradients = torch.autograd.grad(nll_B.sum(), list(hierarchy.parameters()))
     assert (adapted.head is None) == (family in NOT_LINEAR)
     torch.testing.assert_close(nll_B, plain_B, rtol=1e-12, atol=1e-12)

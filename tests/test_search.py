@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.sweep.search import Known, Point, TauSearch, fixed_points, num_trials, trial_config
+from bora_sweep.sweep.points import Known, Point, fixed_points, num_trials, trial_config
+from bora_sweep.sweep.search import TauSearch
 
 
 def make_config(*settings: str) -> Config:
@@ -17,11 +18,17 @@ def run(search: TauSearch, objective) -> list[tuple[str, Point, float]]:
     """Ask and tell one by one until the searcher has no more."""
     done = []
     while (suggested := search.suggest(f"t{len(done)}")) != TauSearch.FINISHED:
-        point = Point(**suggested["point"])
-        value = objective(point, suggested["seed_index"])
-        search.on_trial_complete(f"t{len(done)}", {"objective": value})
-        done.append((suggested["trial_id"], point, value))
+        done += tell(search, f"t{len(done)}", suggested, objective)
     return done
+
+
+def tell(search: TauSearch, tune_id: str, suggested: dict, objective) -> list[tuple[str, Point, float]]:
+    """End a trial of Tune's with the objectives of its fits."""
+    points = [Point(**fit["point"]) for fit in suggested["fits"]]
+    values = [objective(point, fit["seed_index"]) for point, fit in zip(points, suggested["fits"], strict=True)]
+    ids = [fit["trial_id"] for fit in suggested["fits"]]
+    search.on_trial_complete(tune_id, {"objectives": dict(zip(ids, values, strict=True))})
+    return list(zip(ids, points, values, strict=True))
 
 
 def run_at_once(search: TauSearch, objective, slots: int, rng: np.random.Generator) -> list[tuple[str, Point, float]]:
@@ -38,11 +45,7 @@ def run_at_once(search: TauSearch, objective, slots: int, rng: np.random.Generat
             assert suggested == TauSearch.FINISHED
             return sorted(done, key=lambda entry: entry[0])
         ended = str(rng.choice(list(running)))
-        suggested = running.pop(ended)
-        point = Point(**suggested["point"])
-        value = objective(point, suggested["seed_index"])
-        search.on_trial_complete(ended, {"objective": value})
-        done.append((suggested["trial_id"], point, value))
+        done += tell(search, ended, running.pop(ended), objective)
 
 
 def bowl(point: Point, seed_index: int = 0) -> float:
@@ -150,3 +153,54 @@ def test_lr_per_tau_is_searched_where_it_is_coupled():
     assert trial_config(config, done[5][1], 0).train.lr_per_tau == done[5][1].lr_per_tau
     told = [trial.params for trial in search.study.trials]
     assert {"tau": 10.0, "lr_per_tau": 1e-5} in told
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_pack_holds_fits_of_one_seed_and_decides_nothing_by_the_order_in_which_trials_end(slots, seeds):
+    config = make_config("search.pack=3", "search.num_trials=11", f"search.seeds={seeds}", "search.ranks=[2]")
+    packs = []
+
+    class Watched(TauSearch):
+        def suggest(self, trial_id):
+            suggested = super().suggest(trial_id)
+            if isinstance(suggested, dict):
+                packs.append(suggested["fits"])
+            return suggested
+
+    sweeps = [run_at_once(Watched(config, {}, slots), bowl, slots, np.random.default_rng(order)) for order in range(3)]
+    assert all(sweep == sweeps[0] for sweep in sweeps)
+    assert len(sweeps[0]) == num_trials(config)
+    for pack in packs:
+        assert len({fit["seed_index"] for fit in pack}) == 1
+        assert len(pack) == 1 or all(Point(**fit["point"]).can_be_packed for fit in pack)
+    assert max(map(len, packs)) == 3
+    assert np.mean([len(pack) for pack in packs if Point(**pack[0]["point"]).can_be_packed]) > 2
+
+
+def test_the_values_of_a_pack_differ_and_packs_gather_at_the_best():
+    done = run(TauSearch(make_config("search.pack=4", "search.num_trials=16"), {}), bowl)
+    logs = np.log10([point.tau for _, point, _ in done[3:]])
+    assert np.diff(np.sort(logs)).min() > 0.002
+    assert np.median(np.abs(logs[8:] - 2.2)) < 0.5
+
+
+@pytest.mark.parametrize("cut", [0, 3, 5, 8, 11])
+def test_a_packed_sweep_taken_up_again_fits_the_values_that_it_would_have_fitted(cut):
+    config = make_config("search.pack=3")
+    whole = run(TauSearch(config, {}), bowl)
+    known = {trial_id: Known(point, True, value) for trial_id, point, value in whole[:cut]}
+    rest = run(TauSearch(config, known), bowl)
+    assert sorted(rest, key=lambda entry: entry[0]) == sorted(whole[cut:], key=lambda entry: entry[0])
+
+
+def test_pfedme_and_vi_take_all_that_the_best_fit_was_given():
+    config = make_config("search.baselines=[independent,shared,pfedme,vi]", "prior.groups=matrix")
+    done = run(TauSearch(config, {}, groups=["A", "B"]), lambda point, _: bowl(point) if point.method == "map" else 1.0)
+    best = min(
+        (entry for entry in done if 0 < entry[1].tau < math.inf and entry[1].method == "map"), key=lambda e: e[2]
+    )
+    for _, point, _ in done[-2:]:
+        assert point.method in ("pfedme", "vi")
+        assert (point.tau, point.group_scales) == (best[1].tau, best[1].group_scales)
+        assert point.group_scales["A"] == 1.0

@@ -145,6 +145,18 @@ def test_an_interrupted_sweep_is_completed_by_resume_with_the_same_numbers(kind,
         pd.testing.assert_frame_equal(table, numbers(whole[0])[name])
 
 
+@pytest.mark.parametrize("pack", ["3", "auto"])
+def test_packs_make_the_trials_that_separate_fits_make(pack, sources, whole, tmp_path):
+    code, output = finish(start("sweep", *sources, f"search.pack={pack}", "output=run", cwd=tmp_path))
+    assert code == 0, output
+    assert "pack: 3" in (tmp_path / "run" / "config.yaml").read_text() or pack == "auto"
+    assert "auto" not in (tmp_path / "run" / "config.yaml").read_text().partition("pack")[2].partition("\n")[0]
+    packed, solo = read_results(tmp_path / "run").trials, read_results(whole[0]).trials
+    for name in ("trial_id", "status", "method", "tau", "seed", "epochs", "best_epoch", "train_tokens"):
+        assert packed[name].tolist() == pytest.approx(solo[name].tolist(), nan_ok=True), name
+    assert packed["test_nll_nats"].to_numpy() == pytest.approx(solo["test_nll_nats"].to_numpy(), rel=1e-4)  # float32
+
+
 def test_a_trial_that_diverges_says_why_keeps_its_best_epoch_and_the_sweep_goes_on(sources, tmp_path):
     coupled = ["prior.parametrization=centered", "train.lr_per_tau=1", "search.taus=[1e-3,1e30]", "search.num_trials=0"]
     code, output = finish(start("sweep", *sources, *coupled, "output=run", cwd=tmp_path))

@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
-from bora_sweep.train.evaluate import to_device
-from bora_sweep.train.trainer import Start, Trainer, fit
+from bora_sweep.train import fit
+from bora_sweep.train.device import make_accelerator
+from bora_sweep.train.evaluate import score, score_documents
+from bora_sweep.train.loop import finish, run_epoch, step, validate
+from bora_sweep.train.state import Start
+from bora_sweep.train.trainer import Trainer, make_trainer
 
-CPU = torch.device("cpu")
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 
 
@@ -30,6 +33,10 @@ GOLDEN = [
 
 def make_config(*settings: str) -> Config:
     return load_config([*SETTINGS, *settings])
+
+
+def trainer_of(config: Config, corpus: TokenizedCorpus, base) -> Trainer:
+    return make_trainer(config, corpus, base, make_accelerator(config))
 
 
 def curve(state) -> list[tuple]:
@@ -46,7 +53,7 @@ def same_fit(one, other) -> None:
 @pytest.mark.parametrize("parametrization", ["noncentered", "centered"])
 def test_the_steps_of_an_epoch_average_to_the_gradient_of_the_whole(parametrization):
     corpus, base = make_corpus(), make_base()
-    trainer = Trainer(make_config(f"prior.parametrization={parametrization}", "prior.tau=3"), corpus, base)
+    trainer = trainer_of(make_config(f"prior.parametrization={parametrization}", "prior.tau=3"), corpus, base)
     with torch.no_grad():
         for bank in trainer.hierarchy.parameters():
             bank.add_(0.3 * torch.randn_like(bank))
@@ -55,7 +62,7 @@ def test_the_steps_of_an_epoch_average_to_the_gradient_of_the_whole(parametrizat
 
     def gradient(documents, weight):
         trainer.hierarchy.zero_grad()
-        nll = trainer.likelihood(*to_device(collate(corpus, documents), CPU)).sum()
+        nll = score([trainer], collate(corpus, documents))[0].sum()
         (weight * nll / trainer.num_tokens).backward()
         return torch.cat([bank.grad.flatten() for bank in trainer.hierarchy.parameters() if bank.grad is not None])
 
@@ -73,7 +80,7 @@ def run_epochs(trainer: Trainer, count: int) -> Trainer:
     for group in trainer.optimizer.param_groups:
         group["eps"] = 1e-30
     for _ in range(count):
-        trainer.run_epoch(lambda _: None)
+        run_epoch([trainer])
     trainer.adapted.detach()
     return trainer
 
@@ -82,10 +89,10 @@ def test_tau_0_equals_separate_fits():
     sizes = {"a": 16, "b": 10, "c": 8}
     together = make_corpus(sizes)
     base = make_base()
-    joint = run_epochs(Trainer(full_batch("prior.tau=0"), together, base), 6)
+    joint = run_epochs(trainer_of(full_batch("prior.tau=0"), together, base), 6)
     for index, task in enumerate(sizes):
         only = together.documents["task"].to_numpy() == index
-        alone = run_epochs(Trainer(full_batch("prior.tau=inf"), take(together, only, task), base), 6)
+        alone = run_epochs(trainer_of(full_batch("prior.tau=inf"), take(together, only, task), base), 6)
         theta_P = alone.hierarchy.mean_P.detach()
         torch.testing.assert_close(joint.hierarchy.theta_KP()[index], theta_P, rtol=0, atol=1e-9)
 
@@ -123,13 +130,13 @@ def test_at_tau_0_a_tasks_data_changes_nothing_of_any_other(method, lengthen, pa
 def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
     corpus = make_corpus({"a": 16, "b": 40, "c": 12})
     config = make_config("prior.tau=0", "train.learning_rate=0.1", "train.max_epochs=30", "train.patience=2")
-    trainer = Trainer(config, corpus, make_base())
-    trainer.start()
-    validation = [trainer._score("validation")]
+    trainer = trainer_of(config, corpus, make_base())
+    validate([trainer])
+    validation = [score_documents([trainer], "validation")[0]]
     while trainer.stopped_by is None:
-        trainer.run_epoch(lambda _: None)
-        validation.append(trainer._score("validation"))
-    done = trainer.finish()
+        run_epoch([trainer])
+        validation.append(score_documents([trainer], "validation")[0])
+    done = finish(trainer)
     trainer.adapted.detach()
     task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
     by_epoch = np.array([np.bincount(task_N, nll) for nll in validation])
@@ -145,14 +152,14 @@ def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
 
 def test_at_tau_0_a_task_that_is_left_alone_takes_a_step_for_every_batch():
     corpus = make_corpus({"a": 30, "b": 30, "c": 6})
-    trainer = Trainer(make_config("prior.tau=0", "train.batch_size=4"), corpus, make_base())
-    trainer.start()
+    trainer = trainer_of(make_config("prior.tau=0", "train.batch_size=4"), corpus, make_base())
+    validate([trainer])
     trainer.state.epoch, trainer.state.best_epochs = 10, [0, 0, 10]
-    batches = trainer._batches(11)
+    batches = trainer.batches(11)
     assert len(batches) == -(-len(corpus.split("train")) // 4)
     assert sum(len(batch) == 0 for batch in batches) >= len(batches) - 4
     before = trainer.hierarchy.theta_KP().clone()
-    assert trainer.run_epoch(lambda _: None)
+    run_epoch([trainer])
     trainer.adapted.detach()
     assert trainer.state.step == len(batches)
     assert torch.equal(trainer.hierarchy.theta_KP()[:2], before[:2])
@@ -181,13 +188,13 @@ def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
 def test_a_group_without_parameters_is_refused():
     config = make_config("prior.groups=layer", "prior.group_scales={layer_7: 2}")
     with pytest.raises(InputError, match=r"layer_7.*there are layer_0, layer_1"):
-        Trainer(config, make_corpus(), make_base())
+        trainer_of(config, make_corpus(), make_base())
 
 
 def test_tasks_can_count_alike_in_the_likelihood():
     """The weights are the tasks', in a gradient: N / (D N_d) for a nat of task d."""
     corpus, base = make_corpus(), make_base()
-    trainer = Trainer(make_config("train.task_weights=tasks"), corpus, base)
+    trainer = trainer_of(make_config("train.task_weights=tasks"), corpus, base)
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_D = documents.groupby("task")["num_tokens"].sum().to_numpy()
     expected = tokens_D.sum() / (3 * tokens_D)
@@ -196,10 +203,10 @@ def test_tasks_can_count_alike_in_the_likelihood():
     with torch.no_grad():
         trainer.hierarchy.mean_P.add_(0.3 * torch.randn_like(trainer.hierarchy.mean_P))
     gradients = []
-    trainer._update = lambda: gradients.append(trainer.hierarchy.mean_P.grad.clone())
-    trainer._step(corpus.split("train"), 1)
+    trainer.end_step = lambda _: gradients.append(trainer.hierarchy.mean_P.grad.clone())
+    step([trainer], corpus.split("train"), 1)
     trainer.hierarchy.zero_grad()
-    nll_B = trainer.likelihood(*to_device(collate(corpus, corpus.split("train")), CPU))
+    nll_B = score([trainer], collate(corpus, corpus.split("train")))[0][0]
     mean_D = torch.stack(
         [nll_B[torch.from_numpy(documents["task"].to_numpy() == d)].sum() / tokens_D[d] for d in range(3)]
     )
@@ -213,8 +220,9 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
     first = fit(make_config("prior.tau=20"), corpus, base)
     start = Start(first.mean_P, first.theta_KP)
     for kind in ("noncentered", "centered"):
-        again = Trainer(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
-        again.start(start=start)
+        again = trainer_of(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
+        assert again.start(start=start)
+        validate([again])
         again.adapted.detach()
         assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
     shared = fit(
@@ -239,11 +247,11 @@ def test_a_fit_that_begins_elsewhere_ends_at_its_own_best_and_never_above_its_st
 
 def test_pfedme_moves_theta_once_an_epoch_to_the_mean_of_the_tasks():
     corpus, base = make_corpus(), make_base()
-    trainer = Trainer(make_config("method=pfedme", "prior.tau=20"), corpus, base)
+    trainer = trainer_of(make_config("method=pfedme", "prior.tau=20"), corpus, base)
     before = trainer.hierarchy.mean_P.detach().clone()
     seen = []
-    trainer.start()
-    trainer.run_epoch(lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
+    validate([trainer])
+    run_epoch([trainer], lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
     trainer.adapted.detach()
     assert all(torch.equal(mean_P, before) for mean_P in seen)
     torch.testing.assert_close(trainer.hierarchy.mean_P.detach(), trainer.hierarchy.theta_KP().mean(0))
@@ -266,10 +274,10 @@ def take(corpus, keep, task):
 @pytest.mark.parametrize("variant", ["lora", "lora_plus"])
 def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
     corpus, base, config = make_corpus(), make_base(), make_config("prior.tau=inf", f"lora.variant={variant}")
-    trainer = Trainer(config, corpus, base)
+    trainer = trainer_of(config, corpus, base)
     theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.layout
     for _ in range(2):
-        trainer.run_epoch(lambda _: None)
+        run_epoch([trainer])
     trainer.adapted.detach()
 
     peft = get_peft_model(
@@ -351,11 +359,11 @@ def test_the_sum_over_a_split_is_the_sum_over_its_documents():
     done = fit(make_config("train.max_epochs=1"), corpus, base)
     validation = [r for r in done.state.curve if r["split"] == "validation"][done.state.best_epoch]
     assert done.nll_nats["validation"].sum() == pytest.approx(validation["nll_nats"], rel=1e-12)
-    trainer = Trainer(make_config(), corpus, base)
+    trainer = trainer_of(make_config(), corpus, base)
     trainer.hierarchy.mean_P.data.copy_(done.mean_P)
     trainer.hierarchy.task_KP.data.copy_(done.theta_KP - done.mean_P)
     for n, nll in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
-        alone = trainer.likelihood(*to_device(collate(corpus, np.array([n])), CPU))
+        alone = score([trainer], collate(corpus, np.array([n])))[0]
         assert alone.item() == pytest.approx(nll, rel=1e-10)
 
 
@@ -400,7 +408,7 @@ def test_sequences_longer_than_the_model_are_refused():
     base = make_base()
     base.config.max_position_embeddings = 8
     with pytest.raises(InputError, match=r"model\.max_tokens"):
-        Trainer(make_config(), make_corpus(), base)
+        trainer_of(make_config(), make_corpus(), base)
 
 
 def test_large_tau_approaches_one_shared_adapter():

@@ -8,8 +8,10 @@ from torch import nn
 
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
+from bora_sweep.train import fit
+from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.ivon import Ivon
-from bora_sweep.train.trainer import fit
+from bora_sweep.train.loop import finish, run_epoch
 from bora_sweep.train.variational import VariationalTrainer
 
 SETTINGS = [
@@ -83,12 +85,12 @@ def test_a_variational_fit_learns_repeats_itself_and_is_surer_with_more_text():
 
 def test_draws_of_a_posterior_without_width_score_as_its_mean():
     corpus = make_corpus()
-    trainer = VariationalTrainer(load_config([*SETTINGS, "prior.tau=5"]), corpus, make_base())
-    trainer.start(None)
-    trainer.run_epoch(lambda _: None)
+    config = load_config([*SETTINGS, "prior.tau=5"])
+    trainer = VariationalTrainer(config, corpus, make_base(), make_accelerator(config))
+    run_epoch([trainer])
     trainer.best["std_KP"].zero_()
     sampled = trainer.sampled_nll(3)
-    done = trainer.finish()
+    done = finish(trainer)
     trainer.adapted.detach()
     for split, nll in done.nll_nats.items():
         np.testing.assert_allclose(sampled[split], nll, rtol=1e-12)

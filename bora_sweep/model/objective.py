@@ -1,8 +1,9 @@
 """The likelihood, Eq. 4.
 
-Shapes: B rows, T tokens, V vocabulary, H hidden; M positions of a batch, C of a chunk.
+Shapes: B rows, T tokens, V vocabulary, H hidden; M positions of a batch, C of a chunk; S hierarchies.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,19 +78,24 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, chunk)
 
 
-class Likelihood(nn.Module):
-    """-log p(row | theta of the row's task), Eq. 4, of a base model under a hierarchy of adapters."""
+class Likelihood:
+    """-log p(row | theta of the row's task), Eq. 4, of a base model under each of several hierarchies of adapters."""
 
-    def __init__(self, adapted: AdaptedModel, hierarchy: Hierarchy) -> None:
-        super().__init__()
-        self.adapted, self.hierarchy = adapted, hierarchy
+    def __init__(self, adapted: AdaptedModel, hierarchies: Sequence[Hierarchy]) -> None:
+        self.adapted, self.hierarchies = adapted, hierarchies
 
-    def forward(self, tokens_BT: Tensor, length_B: Tensor, task_B: Tensor) -> Tensor:
-        """nll_B in nats."""
-        theta_BP, head = self.hierarchy.rows(task_B), self.adapted.head
+    def __call__(self, tokens_BT: Tensor, length_B: Tensor, task_B: Tensor) -> Tensor:
+        """nll_SB in nats: all hierarchies in one forward pass, the rows repeated for each."""
+        count, head = len(self.hierarchies), self.adapted.head
+        if count == 1:
+            theta_BP = self.hierarchies[0].rows(task_B)
+        else:
+            theta_BP = torch.cat([h.rows(task_B).expand(len(task_B), -1) for h in self.hierarchies])
+        tokens, length = tokens_BT.repeat(count, 1), length_B.repeat(count)
         if head is None:
-            return nll_nats(self.adapted(tokens_BT, theta_BP), tokens_BT, length_B)
-        next_BT = next_tokens(tokens_BT, length_B)
-        hidden_BTH = self.adapted.hidden(tokens_BT, theta_BP)
+            return nll_nats(self.adapted(tokens, theta_BP), tokens, length).view(count, -1)
+        next_BT = next_tokens(tokens, length)
+        hidden_BTH = self.adapted.hidden(tokens, theta_BP)
         nll_M = linear_nll(hidden_BTH.flatten(0, 1), head, next_BT.flatten().clamp(min=0))
-        return nll_M.view_as(next_BT).masked_fill(next_BT == IGNORED, 0.0).sum(dim=1)
+        nll_B = nll_M.view_as(next_BT).masked_fill(next_BT == IGNORED, 0.0).sum(dim=1)
+        return nll_B.view(count, -1)

@@ -7,10 +7,9 @@ taken up by replaying it: values whose results are in the run's folder are told 
 No state of the searcher is kept on disk.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -19,9 +18,10 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from bora_sweep.config import Config, with_values
+from bora_sweep.config import Config
+from bora_sweep.sweep.points import Known, Point, fixed_points, trial_id
 
-SPREAD = 5  # of Optuna's first values, how many are spread evenly over log tau before its sampler chooses
+SPREAD = 5  # of Optuna's first values, how many at least are spread evenly over log tau before its sampler chooses
 
 SCALE = "scale."  # before a group's name in the search's space
 
@@ -30,117 +30,15 @@ SAME = 0.01  # nearer than this in log tau, two values are one: the sampler woul
 STARTUP = 3  # results without which a sampler draws at random: not all of the spread values are known when it is asked
 
 
-@dataclass(frozen=True)
-class Point:
-    """One choice of what is searched, fitted once for each seed."""
-
-    number: int
-    tau: float
-    lr_per_tau: float | None = None
-    method: str = "map"
-    """That of the trial, or `path`."""
-    rank: int | None = None
-    """Where it is not the sweep's own."""
-    after: int | None = None
-    """The point whose adapters it begins with."""
-    group_scales: dict[str, float] | None = None
-    """`prior.group_scales`, where they are searched."""
-
-    def trial_id(self, seed_index: int, num_seeds: int) -> str:
-        """`007`, or `007-1` for its second seed of several."""
-        return trial_id(self.number, seed_index, num_seeds)
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it needs the best tau, and so waits for all others."""
-        return self.method in ("pfedme", "vi")
-
-
-def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
-    """See `Point.trial_id`."""
-    return f"{number:03d}" if num_seeds == 1 else f"{number:03d}-{seed_index}"
-
-
-@dataclass(frozen=True)
-class Known:
-    """What an earlier start of the sweep left of a trial."""
-
-    point: Point
-    finished: bool
-    objective: float
-    """Validation nats per token, where finished."""
-
-
-def point_of(row: dict[str, Any]) -> Point | None:
-    """The point that a row of the `trials` table was fitted at; None for a value within a path."""
-    if "." in row["trial_id"]:
-        return None
-    config = json.loads(row["config_json"])
-    number = int(row["trial_id"].partition("-")[0])
-    prior, lr_per_tau = config["prior"], config["train"]["lr_per_tau"]
-    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=prior["group_scales"])
-
-
-def trial_config(config: Config, point: Point, seed_index: int) -> Config:
-    """The configuration of one fit of the sweep."""
-    prior: dict[str, Any] = {"tau": point.tau}
-    train: dict[str, Any] = {"seed": config.train.seed + seed_index}
-    if point.lr_per_tau is not None:
-        train["lr_per_tau"] = point.lr_per_tau
-    if point.group_scales is not None:
-        prior["group_scales"] = point.group_scales
-    lora = {} if point.rank is None else {"rank": point.rank}
-    method = "map" if point.method == "path" else point.method
-    return with_values(config, prior=prior, train=train, lora=lora, method=method)
-
-
-def fixed_points(config: Config) -> list[Point]:
-    """The baselines, the shared models of other ranks, then the user's own values that are not among them.
-
-    In mode `path` a shared model is the head of a path.
-    """
-    search = config.search
-    ordered = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
-    if "zero_shot" in ordered:  # first: it is there at once
-        ordered = ["zero_shot", *(name for name in ordered if name != "zero_shot")]
-    place = {name: number for number, name in enumerate(ordered)}
-    head = "path" if search.mode == "path" else "map"
-    points = [_baseline(name, place, head) for name in ordered]
-    others = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
-    points += [Point(len(points) + i, math.inf, method=head, rank=rank) for i, rank in enumerate(others)]
-    listed = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
-    return points + [Point(len(points) + i, tau) for i, tau in enumerate(listed)]
-
-
-def _baseline(name: str, place: dict[str, int], head: str) -> Point:
-    number = place[name]
-    match name:
-        case "independent":
-            return Point(number, 0.0)
-        case "shared":
-            return Point(number, math.inf, method=head)
-        case "fine_tuned":
-            return Point(number, 0.0, method=name, after=place["shared"])
-        case "average" | "ties" | "dare":
-            return Point(number, math.inf, method=name, after=place["independent"])
-        case _:  # zero_shot; and pfedme and vi, whose tau is known when the search has ended
-            return Point(number, math.inf, method=name)
-
-
-def num_trials(config: Config) -> int:
-    """Fits of the whole sweep."""
-    fixed, search = fixed_points(config), config.search
-    chosen = search.num_trials * (sum(p.method == "path" for p in fixed) if search.mode == "path" else 1)
-    return (len(fixed) + chosen) * search.seeds
-
-
 class TauSearch(Searcher):
     """The sweep as a Ray Tune searcher; see the module's text.
 
+    A trial of Tune's is a pack of `config.search.pack` fits, or of fewer where no more are ready that can go together.
+
     Args:
-        config: What is searched.
+        config: What is searched; `search.pack` is a number.
         known: What an earlier start of the sweep left, by trial.
-        slots: Trials that run at once.
+        slots: Trials of Tune's that run at once.
         groups: The groups of parameters whose share of tau is searched; the first is what the others are measured by.
     """
 
@@ -150,14 +48,17 @@ class TauSearch(Searcher):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config, self.known, self.groups = config, known, groups
         self.study = optuna.create_study(direction="minimize")
-        # A value is chosen by the results of all values up to `lag` before it and of none after, in whichever order
-        # they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an earlier value.
+        self.pack = int(config.search.pack)
+        self.spread = min(max(SPREAD, self.pack), config.search.num_trials)
+        # The values of a pack are chosen by the results of all values up to `lag` packs before it and of none after, in
+        # whichever order they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an
+        # earlier value. Optuna takes account of those that still run, lest it ask for them again.
         self.lag = max(1, 2 * slots - 2)
         self._fixed = fixed_points(config)
         self._num_points = len(self._fixed) + (config.search.num_trials if config.search.mode == "optuna" else 0)
         self._points: list[Point] = []
         self._waiting: list[tuple[Point, int]] = []
-        self._running: dict[str, tuple[Point, int]] = {}
+        self._running: dict[str, list[tuple[Point, int]]] = {}
         self._objectives: dict[int, dict[int, float]] = {}
         """By point, then by seed."""
         self._asked: dict[int, optuna.Trial] = {}
@@ -168,38 +69,52 @@ class TauSearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
-        """The next fit that has no result yet; None while it hangs on one that runs; `FINISHED` after the last."""
-        while True:
-            ready = self._take_ready()
+        """The next fits that have no result yet; None while they hang on one that runs; `FINISHED` after the last."""
+        pack: list[tuple[Point, int]] = []
+        while len(pack) < self.pack:
+            ready = self._take_ready(pack)
             if ready is None:
-                if self._open_next_point():
+                if self._may_open(pack) and self._open_next_point():
                     continue
-                ended = len(self._points) == self._num_points and not self._waiting
-                return self.FINISHED if ended else None
+                break
             point, seed_index = ready
-            our_id = self._id(point.number, seed_index)
-            known = self.known.get(our_id)
+            known = self.known.get(self._id(point.number, seed_index))
             if known is not None and known.finished and point.method != "path":
                 self._objectives[point.number][seed_index] = known.objective
                 continue
-            self._running[trial_id] = point, seed_index
-            start = None if point.after is None else self._id(point.after, seed_index)
-            return {"trial_id": our_id, "point": vars(point), "seed_index": seed_index, "start": start}
+            pack.append(ready)
+        if pack:
+            self._running[trial_id] = pack
+            return {"fits": [self._fit(*ready) for ready in pack]}
+        ended = len(self._points) == self._num_points and not self._waiting
+        return self.FINISHED if ended else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Note a fit's objective; one that failed, or is not a number, counts as a failure of its value."""
-        objective = math.nan if error or result is None else result.get("objective", math.nan)
-        point, seed_index = self._running.pop(trial_id)
-        self._objectives[point.number][seed_index] = objective
+        """Note the fits' objectives; one that failed, or is not a number, counts as a failure of its value."""
+        objectives = {} if error or result is None else result.get("objectives", {})
+        for point, seed_index in self._running.pop(trial_id):
+            self._objectives[point.number][seed_index] = objectives.get(self._id(point.number, seed_index), math.nan)
+
+    def _fit(self, point: Point, seed_index: int) -> dict[str, Any]:
+        """What `tune_trial` is to fit."""
+        start = None if point.after is None else self._id(point.after, seed_index)
+        own = self._id(point.number, seed_index)
+        return {"trial_id": own, "point": vars(point), "seed_index": seed_index, "start": start}
+
+    def _may_open(self, pack: list[tuple[Point, int]]) -> bool:
+        """A pack that cannot grow, or whose other seeds wait, opens no further value."""
+        return not pack or pack[0][0].can_be_packed
 
     def _id(self, number: int, seed_index: int) -> str:
         return trial_id(number, seed_index, self.config.search.seeds)
 
-    def _take_ready(self) -> tuple[Point, int] | None:
-        """The first fit that waits for nothing, taken off the list."""
+    def _take_ready(self, pack: list[tuple[Point, int]]) -> tuple[Point, int] | None:
+        """The first fit that waits for nothing and can join the pack, taken off the list."""
         for index, (point, seed_index) in enumerate(self._waiting):
+            if pack and not (pack[0][0].can_be_packed and point.can_be_packed and seed_index == pack[0][1]):
+                continue
             if point.is_last and self._all_others_ended():
-                point = replace(point, tau=self._best_tau())
+                point = replace(self._best(), number=point.number, method=point.method)
             elif point.is_last or (point.after is not None and seed_index not in self._objectives[point.after]):
                 continue
             del self._waiting[index]
@@ -211,14 +126,15 @@ class TauSearch(Searcher):
         seeds = self.config.search.seeds
         return len(self._points) == self._num_points and all(len(self._objectives[p.number]) == seeds for p in others)
 
-    def _best_tau(self) -> float:
-        """Of the values between the ends, the best on validation; `prior.tau` where all failed."""
+    def _best(self) -> Point:
+        """Of the values between the ends, the best on validation; the configured one where all failed."""
         mean_of = {}
         for point in self._points:
             objectives = self._objectives[point.number].values()
             if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
-                mean_of[point.tau] = sum(objectives) / len(objectives)
-        return min(mean_of, key=mean_of.__getitem__, default=self.config.prior.tau)
+                mean_of[point.number] = sum(objectives) / len(objectives)
+        best = min(mean_of, key=mean_of.__getitem__, default=None)
+        return Point(-1, self.config.prior.tau) if best is None else self._points[best]
 
     def _open_next_point(self) -> bool:
         number = len(self._points)
@@ -226,7 +142,7 @@ class TauSearch(Searcher):
             return False
         if number < len(self._fixed):
             point = self._fixed[number]
-        elif number - len(self._fixed) < SPREAD or self._tell_up_to(number - self.lag):
+        elif number - len(self._fixed) < self.spread or self._tell_up_to(self._known_to(number)):
             point = self._ask(number)
         else:
             return False
@@ -235,6 +151,11 @@ class TauSearch(Searcher):
         self._waiting.extend((point, seed_index) for seed_index in range(self.config.search.seeds))
         return True
 
+    def _known_to(self, number: int) -> int:
+        """The last value whose result counts in the choice of this one."""
+        place = number - len(self._fixed)
+        return max(-1, number - place % self.pack - 1 - (self.lag - 1) * self.pack)
+
     def _ask(self, number: int) -> Point:
         """The value that this number had before, or a new one of Optuna's."""
         search = self.config.search
@@ -242,8 +163,8 @@ class TauSearch(Searcher):
         index = number - len(self._fixed)
         if earlier is not None:
             self.study.enqueue_trial(self._params(earlier))
-        elif index < min(SPREAD, search.num_trials):
-            self.study.enqueue_trial({"tau": _spread(index, min(SPREAD, search.num_trials), search)})
+        elif index < self.spread:
+            self.study.enqueue_trial({"tau": _spread(index, self.spread, search)})
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
         if earlier is None and (other := self._instead_of(asked.params)) is not None:

@@ -5,7 +5,6 @@ own Parquet and checkpoints alone: nothing of Tune's state is ever read back, so
 """
 
 import logging
-import math
 import os
 import signal
 import tempfile
@@ -18,12 +17,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from bora_sweep.config import Config
+from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.results import read_trial_row, trial_rows, write_table
-from bora_sweep.sweep.search import Known, Point, TauSearch, num_trials, point_of, trial_config
-from bora_sweep.sweep.trial import tune_trial
+from bora_sweep.results import objective, read_trial_row, trial_rows, write_table
+from bora_sweep.runs import create_run
+from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
+from bora_sweep.sweep.search import TauSearch
+from bora_sweep.sweep.trial import measure_pack, tune_trial
 from bora_sweep.train.run import opening_row
 
 
@@ -34,6 +35,7 @@ def tune_run(
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
         slots = _slots(config, resources)
+        config = _with_pack(config, corpus, run, resources)
         umask = os.umask(0)
         os.umask(umask)
         shared = {"config": config, "corpus": corpus, "run": str(run.resolve()), "umask": umask}
@@ -55,7 +57,8 @@ def tune_run(
         grid = tuner.fit()
     for result in grid:
         if result.error is not None and result.config is not None:
-            _mark_dead(run, config, result.config, result.error)
+            for params in result.config["fits"]:
+                _mark_dead(run, config, params, result.error)
     rows = trial_rows(run)
     for row in rows:
         if row["status"] == "running":
@@ -72,16 +75,10 @@ def _has_failed(rows: list[dict[str, Any]]) -> bool:
 def known_trials(run: Path) -> dict[str, Known]:
     """What an earlier start of the sweep left in `run`."""
     return {
-        row["trial_id"]: Known(point, row["status"] == "finished", _objective(row))
+        row["trial_id"]: Known(point, row["status"] == "finished", objective(row))
         for row in trial_rows(run)
         if (point := point_of(row)) is not None
     }
-
-
-def _objective(row: dict) -> float:
-    """Validation nats per token."""
-    tokens = row["validation_num_tokens"]
-    return row["validation_nll_nats"] / tokens if tokens else math.nan
 
 
 def _mark_dead(run: Path, config: Config, params: dict[str, Any], error: Exception) -> None:
@@ -97,6 +94,17 @@ def _mark_dead(run: Path, config: Config, params: dict[str, Any], error: Excepti
 def _close(run: Path, row: dict[str, Any], status: str, error: str | None) -> None:
     row.update(status=status, error=error, ended_at=datetime.now(UTC))
     write_table(run, "trials", row["trial_id"], [row])
+
+
+def _with_pack(config: Config, corpus: TokenizedCorpus, run: Path, resources: dict[str, float]) -> Config:
+    """`search.pack` as a number: `auto` is measured where trials run, and the run's configuration then says what."""
+    if config.search.pack != "auto":
+        return config
+    measured = ray.remote(measure_pack).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+    pack = ray.get(measured.remote(config, corpus, config.search.num_trials + 1))
+    config = with_values(config, search={"pack": pack})
+    create_run(config, run)
+    return config
 
 
 @contextmanager

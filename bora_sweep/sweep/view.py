@@ -15,7 +15,7 @@ from rich.text import Text
 
 from bora_sweep.config import Config
 from bora_sweep.results import trial_rows
-from bora_sweep.sweep.search import num_trials
+from bora_sweep.sweep.points import num_trials
 
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
 ROWS = 24  # of a terminal that the table takes at most
@@ -86,8 +86,9 @@ class SweepView(tune.Callback):
         return " · ".join(parts)
 
     def _read(self, trial: Any) -> None:
-        """The rows of a trial, of which a path has several; those that have ended since are said."""
-        for row in trial_rows(self.run, trial.config["trial_id"]):
+        """The rows of a pack or a path; those that have ended since are said."""
+        rows = [row for fit in trial.config["fits"] for row in trial_rows(self.run, fit["trial_id"])]
+        for row in rows:
             before = self.rows.get(row["trial_id"], {}).get("status")
             self.rows[row["trial_id"]] = row
             if row["status"] in ("finished", "failed") and row["status"] != before:

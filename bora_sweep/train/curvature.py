@@ -15,7 +15,7 @@ from bora_sweep.model.evidence import Curvature, TauEstimate, tau_by_scores
 from bora_sweep.model.objective import nll_nats
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import to_device
-from bora_sweep.train.trainer import Fit
+from bora_sweep.train.state import Fit
 
 NUM_SAMPLES = 4
 """Draws of each document's next tokens; two are the least that tr(F^2) takes."""

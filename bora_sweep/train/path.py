@@ -20,8 +20,9 @@ from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.results import write_table
 from bora_sweep.train.checkpoint import drop_checkpoints
-from bora_sweep.train.run import record, run_trial, starting_point
-from bora_sweep.train.trainer import State, fit
+from bora_sweep.train.loop import fit
+from bora_sweep.train.run import Trial, record, run_trial, starting_point
+from bora_sweep.train.state import State
 
 TURNED = 2  # values in a row that are worse than the best, after which tau falls no further
 UPWARD = "upward.json"
@@ -114,10 +115,9 @@ class _Path:
         """Fit `tau` from the value above it; read its row where it was fitted before."""
         above = [other for other in self.rows if other > tau]
         start = self.rows[min(above)]["trial_id"] if above else None
-        own = self._config(tau)
         trial_id = f"{self.trial_id}.{len(self.rows):02d}" if self.rows else self.trial_id
-        row = run_trial(own, self.corpus, self.load_base, self.run, trial_id, on_epoch=self.on_epoch, start=start)
-        self.rows[tau] = {"trial_id": trial_id, **row}
+        trial = Trial(trial_id, self._config(tau), start)
+        self.rows[tau] = run_trial(trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch)
 
     def try_best_from_below(self) -> None:
         """Fit the best value once more, begun at its neighbour below, and keep the better of the two fits."""

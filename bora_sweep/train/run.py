@@ -1,11 +1,11 @@
-"""One trial of a run: a fit whose results land in the run's folder, whatever becomes of it."""
+"""The trials of a run: fits whose results land in the run's folder, whatever becomes of them."""
 
 import json
 import math
 import platform
 import socket
-from collections.abc import Callable
-from dataclasses import asdict, astuple
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,59 +24,104 @@ from bora_sweep.model.prior import distance_to_global
 from bora_sweep.results import perplexity, read_trial_row, write_table
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.curvature import estimate_tau
-from bora_sweep.train.trainer import UNTRAINED, Fit, Start, State, StepReport, fit
+from bora_sweep.train.loop import Slot, fit_pack
+from bora_sweep.train.state import Fit, Start, State, StepReport
+from bora_sweep.train.trainer import UNTRAINED
 
 PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One fit of a run: what to fit, and the trial whose adapters it begins with, or is made from."""
+
+    trial_id: str
+    config: Config
+    start: str | None = None
+
+
 def run_trial(
-    config: Config,
+    trial: Trial,
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
     run: Path,
-    trial_id: str,
     on_step: Callable[[StepReport], None] = lambda _: None,
     on_epoch: Callable[[State], None] = lambda _: None,
-    start: str | None = None,
 ) -> dict[str, Any]:
-    """Fit, and write `trial_id`'s rows, adapters and checkpoints under `run`.
+    """`run_pack` of one trial; returns its row of the `trials` table."""
+    return run_pack([trial], corpus, load_base, run, on_step, on_epoch)[trial.trial_id]
 
-    Goes on where an earlier try was cut off; one that was finished is not made again. `start` is the trial whose
-    adapters it begins with, or is made from.
+
+def run_pack(
+    trials: Sequence[Trial],
+    corpus: TokenizedCorpus,
+    load_base: Callable[[], PreTrainedModel],
+    run: Path,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+    on_epoch: Callable[[State], None] = lambda _: None,
+) -> dict[str, dict[str, Any]]:
+    """Fit, in shared forward passes, and write each trial's rows, adapters and checkpoints under `run`.
+
+    Goes on where an earlier try was cut off; a trial that was finished is not made again, and one that ends is written
+    while the others go on.
 
     Returns:
-        The trial's row of the `trials` table.
+        Each trial's row of the `trials` table.
 
     Raises:
-        Exception: Whatever loading the base or the fit raised, after the row was written with status `failed`, or
-            `interrupted`.
+        Exception: Whatever loading the base or the fits raised, after the rows of those that had not ended were written
+            with status `failed`, or `interrupted`.
     """
-    folder = run / "trials" / trial_id
-    row, earlier = {**opening_row(config), "started_from": start}, read_trial_row(run, trial_id)
-    if earlier is not None:
-        if earlier["status"] == "finished":
-            return earlier
-        row["started_at"] = earlier["started_at"]
-
-    def epoch_done(state: State) -> None:
-        write_table(run, "curves", trial_id, state.curve)
-        row.update(_so_far(state))
-        write_table(run, "trials", trial_id, [row])
-        on_epoch(state)
-
-    write_table(run, "trials", trial_id, [row])
+    opened = {trial.trial_id: _open_row(run, trial) for trial in trials}
+    rows = {trial_id: row for trial_id, row in opened.items() if row["status"] == "finished"}
+    open_trials = [trial for trial in trials if trial.trial_id not in rows]
+    if not open_trials:
+        return rows
+    for trial in open_trials:
+        write_table(run, "trials", trial.trial_id, [opened[trial.trial_id]])
     try:
         base = load_base()
-        begin = None if start is None else starting_point(config, base, run, start)
-        done = fit(config, corpus, base, folder, on_step, epoch_done, begin)
-        if config.search.estimate_tau and config.method == "map" and math.isinf(config.prior.tau):
-            row["tau_estimate"], row["tau_low"], row["tau_high"] = astuple(estimate_tau(config, corpus, base, done))
+        slots = [_slot(trial, base, run, opened[trial.trial_id], on_epoch) for trial in open_trials]
+        for place, done in fit_pack(slots, corpus, base, on_step):
+            trial = open_trials[place]
+            row = opened[trial.trial_id] | _estimated_tau(trial.config, corpus, base, done)
+            rows[trial.trial_id] = record(trial.config, corpus, run, trial.trial_id, row, done)
     except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        row.update(status="interrupted" if interrupted else "failed", error=one_line(error), ended_at=datetime.now(UTC))
-        write_table(run, "trials", trial_id, [row])
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        for trial_id in opened.keys() - rows.keys():
+            opened[trial_id].update(status=status, error=one_line(error), ended_at=datetime.now(UTC))
+            write_table(run, "trials", trial_id, [opened[trial_id]])
         raise
-    return record(config, corpus, run, trial_id, row, done)
+    return rows
+
+
+def _open_row(run: Path, trial: Trial) -> dict[str, Any]:
+    """The row that an earlier try finished, else a new one that keeps the first try's time."""
+    earlier = read_trial_row(run, trial.trial_id)
+    if earlier is not None and earlier["status"] == "finished":
+        return earlier
+    begun = {} if earlier is None else {"started_at": earlier["started_at"]}
+    return {**opening_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **begun}
+
+
+def _slot(
+    trial: Trial, base: PreTrainedModel, run: Path, row: dict[str, Any], on_epoch: Callable[[State], None]
+) -> Slot:
+    def epoch_done(state: State) -> None:
+        write_table(run, "curves", trial.trial_id, state.curve)
+        row.update(_so_far(state))
+        write_table(run, "trials", trial.trial_id, [row])
+        on_epoch(state)
+
+    start = None if trial.start is None else starting_point(trial.config, base, run, trial.start)
+    return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done)
+
+
+def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:
+    if not (config.search.estimate_tau and config.method == "map" and math.isinf(config.prior.tau)):
+        return {}
+    found = estimate_tau(config, corpus, base, done)
+    return {"tau_estimate": found.tau, "tau_low": found.low, "tau_high": found.high}
 
 
 def record(
@@ -183,6 +228,7 @@ def _so_far(state: State) -> dict[str, Any]:
         "validation_perplexity": perplexity(nll, num_tokens),
         "train_tokens": state.train_tokens,
         "train_seconds": state.train_seconds,
+        "non_padding_fraction": state.non_padding_fraction,
         "error": state.diverged,
     }
 

@@ -4,18 +4,19 @@ Shapes: K adapters (one per task), P parameters of one adapter, S samples, N doc
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
+from bora_sweep.train.evaluate import score_documents
 from bora_sweep.train.ivon import Ivon
-from bora_sweep.train.trainer import Fit, Trainer, make_scheduler
+from bora_sweep.train.trainer import Trainer, make_scheduler
 
 RATE = 0.1  # IVON's step in units of a Newton step
 
@@ -29,13 +30,16 @@ class VariationalTrainer(Trainer):
         InputError: tau is 0 or inf, or the coordinates are centered.
     """
 
-    def __init__(self, config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> None:
+    def __init__(
+        self, config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, accelerator: Accelerator
+    ) -> None:
         if not 0 < config.prior.tau < math.inf or config.prior.parametrization != "noncentered":
             raise InputError(
                 f"prior.tau={config.prior.tau:g}, prior.parametrization={config.prior.parametrization}: a posterior "
                 "over deviations needs 0 < tau < inf and noncentered coordinates"
             )
-        super().__init__(with_values(config, train={"max_grad_norm": None, "solver": "proximal"}), corpus, base)
+        unclipped = with_values(config, train={"max_grad_norm": None, "solver": "proximal"})
+        super().__init__(unclipped, corpus, base, accelerator)
         assert self.hierarchy.task_KP is not None
         self.ivon = Ivon(
             self.hierarchy.mean_P,
@@ -47,25 +51,25 @@ class VariationalTrainer(Trainer):
             seed=config.train.seed,
         )
         self.scheduler = make_scheduler(config, corpus, self.ivon)
-        self.optimizer = self.accelerator.prepare(self.ivon)
+        self.optimizer = accelerator.prepare(self.ivon)
         self.hierarchy.register_buffer("std_KP", self.ivon.std_KP())
         self.best = self._parameters()
 
-    def _step(self, document_B: np.ndarray, num_batches: int) -> tuple[float, int]:
+    def begin_step(self) -> None:
+        """Gradients are taken at a draw."""
         self.ivon.perturb()
-        return super()._step(document_B, num_batches)
 
     def _parameters(self) -> dict[str, Tensor]:
-        std = {"std_KP": self.ivon.std_KP()} if hasattr(self, "ivon") else {}
+        std = {"std_KP": self.ivon.std_KP().cpu()} if hasattr(self, "ivon") else {}
         return {**super()._parameters(), **std}
 
-    def finish(self) -> Fit:
-        """theta_1..K are the means of q; the best epoch on validation is judged at them."""
-        return replace(super().finish(), std_KP=self.hierarchy.get_buffer("std_KP").cpu())
+    def std_KP(self) -> Tensor:
+        """Of q at the best epoch, whose means are theta_1..K; an epoch is judged at them."""
+        return self.best["std_KP"]
 
     def sampled_nll(self, num_samples: int) -> dict[str, np.ndarray]:
         """-log mean_s p(document | theta_s) for `num_samples` draws of q at the best epoch."""
-        self.hierarchy.load_state_dict(self.best)
+        self.return_to_best()
         bank = self.hierarchy.task_KP
         assert bank is not None
         mean_KP, std_KP = bank.detach().clone(), self.hierarchy.get_buffer("std_KP")
@@ -74,6 +78,6 @@ class VariationalTrainer(Trainer):
         for _ in range(num_samples):
             bank.data = mean_KP + std_KP * torch.empty_like(mean_KP).normal_(generator=generator)
             for split, nll in draws.items():
-                nll.append(self._score(split))
+                nll.append(score_documents([self], split)[0])
         bank.data = mean_KP
         return {split: math.log(num_samples) - np.logaddexp.reduce(-np.stack(nll)) for split, nll in draws.items()}

@@ -1,0 +1,99 @@
+"""How a fit stands while it runs, where it begins, and what it leaves.
+
+Shapes: K adapters (one per task), P parameters of one adapter.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bora_sweep.data.tokens import TaskBatch
+from bora_sweep.model.adapters import Layout
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Sent after each optimiser step."""
+
+    epoch: int
+    batch: int
+    num_batches: int
+    nll_nats: float
+    num_tokens: int
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside tensors, and what is reported after each epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epochs: list[int] = field(default_factory=list)
+    """The best epoch of the fit; at tau = 0, where tasks are fits of their own, of each task."""
+    best_nll_nats: list[float] = field(default_factory=list)
+    """On validation, then."""
+    train_seconds: float = 0.0
+    num_read: int = 0
+    """Tokens of documents that training steps passed through the model, start symbols included."""
+    num_positions: int = 0
+    """The same with padding."""
+    diverged: str | None = None
+    """Where the loss ceased to be finite."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """The last epoch that is part of the fit."""
+        return max(self.best_epochs)
+
+    @property
+    def non_padding_fraction(self) -> float:
+        """Of what training steps passed through the model."""
+        return self.num_read / self.num_positions if self.num_positions else math.nan
+
+    def count(self, batch: TaskBatch) -> None:
+        """Note what a training step passes through the model."""
+        self.num_read += int(batch.length_B.sum())
+        self.num_positions += batch.tokens_BT.size
+
+    @property
+    def train_tokens(self) -> int:
+        """Scored tokens trained on, each as often as it was seen."""
+        return sum(row["num_tokens"] for row in self.curve if row["split"] == "train")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where another fit ended, and this one begins."""
+
+    mean_P: Tensor
+    theta_KP: Tensor
+    is_candidate: bool = True
+    """Whether the fit may end where it begins, should no epoch be better on validation."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit that has ended, at its best epoch on validation."""
+
+    state: State
+    stopped_by: str | None
+    nll_nats: dict[str, np.ndarray]
+    """Of each document of "validation" and "test", in the corpus's order."""
+    mean_P: Tensor
+    """Theta."""
+    theta_KP: Tensor
+    """theta_1..K; at tau = inf all are Theta."""
+    layout: Layout
+    peak_memory_bytes: int
+    device: str
+    std_KP: Tensor | None = None
+    """Of the posterior of theta_1..K, where the method gives one."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Scored training tokens over the seconds of the epochs that were trained, validation left out."""
+        return self.state.train_tokens / self.state.train_seconds if self.state.train_tokens else math.nan
