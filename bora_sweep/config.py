@@ -243,6 +243,8 @@ class TrainConfig:
     """Each task's gradient, and Theta's, is clipped to this norm on its own, so that no task scales another's step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward and backward pass."""
+    compile: bool = False
+    """Compile the model by torch.compile, once for all trials of a worker process: it pays in long fits on a GPU."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto`: the accelerator that Accelerate finds."""
     seed: int = 0

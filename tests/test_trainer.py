@@ -1,6 +1,7 @@
 """Laws of a fit, in float64: the limits, the estimate of the gradient, resuming, and what may not change a result."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -402,6 +403,21 @@ def test_bf16_and_accumulation_run_and_learn():
     )
     validation = [r["nll_nats"] for r in done.state.curve if r["split"] == "validation"]
     assert validation[-1] < validation[0]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_fit_equals_an_eager_one_and_its_graphs_serve_every_tau(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    corpus, base = make_corpus(), make_base()
+    torch._dynamo.reset()
+    graphs = []
+    for tau in (20, 500):
+        settings = [f"prior.tau={tau}", "train.max_epochs=1"]
+        eager, compiled = (fit(make_config(*settings, *more), corpus, base) for more in ([], ["train.compile=true"]))
+        torch.testing.assert_close(compiled.theta_KP, eager.theta_KP, rtol=0, atol=1e-9)
+        assert compiled.nll_nats["test"] == pytest.approx(eager.nll_nats["test"], rel=1e-9)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
 
 
 def test_sequences_longer_than_the_model_are_refused():

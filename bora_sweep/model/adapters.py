@@ -158,15 +158,18 @@ class AdaptedModel(nn.Module):
 
     The base itself is left as it is but for a forward hook on each site, which acts within this module's own `forward`
     alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would make likelihoods
-    depend on chance.
+    depend on chance. With `compiled` it runs by torch.compile, whose graphs are kept by shapes alone and serve every
+    later model over the same base.
     """
 
-    def __init__(self, base: PreTrainedModel, layout: Layout) -> None:
+    def __init__(self, base: PreTrainedModel, layout: Layout, *, compiled: bool = False) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         self.layout = layout
         self.head = _linear_head(base, layout)
         self._adapters: dict[str, dict[str, Tensor]] = {}
+        if compiled:
+            self._run = torch.compile(self._run)
         self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
 
     def _hook(self, site: Site):

@@ -126,7 +126,8 @@ def can_be_packed(config: Config) -> bool:
 def _shared(config: Config) -> tuple:
     """What the fits of a pack have in common."""
     train = config.train
-    return config.lora, train.seed, train.batch_size, train.micro_batch_size, train.precision, train.device
+    batches = train.seed, train.batch_size, train.micro_batch_size
+    return config.lora, batches, train.precision, train.compile, train.device
 
 
 def run_epoch(trainers: Sequence[Trainer], on_step: Callable[[StepReport], None] = lambda _: None) -> None:

@@ -70,7 +70,7 @@ class Trainer:
             config.global_update,
         )
         self.weight_K = torch.from_numpy(task_weights(config, corpus)).to(device, dtype)
-        self.adapted = AdaptedModel(base.to(device), self.layout)
+        self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
         rate = learning_rates(config, self.layout).to(device, dtype)
         optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens, rate)
         self.scheduler = make_scheduler(config, corpus, optimizer)
