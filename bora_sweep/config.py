@@ -230,7 +230,8 @@ class TrainConfig:
     batch_size: int = 64
     """Documents per optimiser step."""
     micro_batch_size: int | None = None
-    """Documents per forward pass, gradients accumulated over a batch; left out: the whole batch. Changes no result."""
+    """Documents per forward pass at most, gradients accumulated over a batch; left out: the whole batch. Changes no
+    result."""
     max_epochs: int = 200
     """Upper bound; `patience` is what should end a fit, and one that meets this bound is marked."""
     patience: int = 5

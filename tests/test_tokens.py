@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.tokens import boundary_tokens, collate, scoring_batches, tokenize, training_batches
+from bora_sweep.data.tokens import (
+    FILLED,
+    SMALLEST_PART,
+    boundary_tokens,
+    collate,
+    forward_parts,
+    scoring_batches,
+    tokenize,
+    training_batches,
+)
 from bora_sweep.errors import InputError
 
 START = END = 2
@@ -64,6 +73,19 @@ def test_rows_of_a_batch_are_of_like_length():
     corpus = make_corpus({"a": 400, "b": 200})
     batches = [collate(corpus, documents) for documents in training_batches(corpus, 16, 0, 1)]
     assert sum(b.length_B.sum() for b in batches) / sum(b.tokens_BT.size for b in batches) >= 0.95
+
+
+@given(st.integers(0, 60), st.sampled_from([None, 3, 20]), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_the_parts_of_a_step_are_its_documents_with_little_padding_or_few_rows(size, largest, seed):
+    corpus = make_corpus({"a": 200, "b": 40})
+    document_B = np.random.default_rng(seed).choice(corpus.split("train"), size, replace=False)
+    parts = forward_parts(corpus, document_B, largest)
+    assert sorted(n for part in parts for n in part) == sorted(document_B)
+    assert all(0 < len(part) <= (largest or size) for part in parts)
+    lengths = [np.diff(corpus.offsets)[part] for part in parts]
+    filled = sum(map(sum, lengths)) / max(1, sum(len(own) * max(own) for own in lengths))
+    assert not parts or filled >= FILLED or len(parts[0]) <= SMALLEST_PART
 
 
 def test_a_batch_holds_its_documents_and_their_tasks():

@@ -14,6 +14,7 @@ from bora_sweep.data.corpus import Corpus
 from bora_sweep.errors import InputError
 
 PADDING = 0  # any token will do: padding stands to the right of every token that is scored
+FILLED, SMALLEST_PART = 0.95, 8
 SORTED_BATCHES = 32  # batches whose documents are sorted by length among themselves before they are cut
 
 
@@ -158,6 +159,23 @@ def separate_batches(
         for n, batch in zip(own.tolist(), place.astype(int) % num_batches, strict=True):
             batches[batch].append(n)
     return [np.array(batch, dtype=np.int64) for batch in batches]
+
+
+def forward_parts(corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None) -> list[np.ndarray]:
+    """A batch's documents as the rows of one forward pass, or of several where too much of one would be padding.
+
+    Sorted by length and halved until `FILLED` of what passes through the model is not padding, down to `SMALLEST_PART`
+    rows; `largest` bounds the rows of each.
+    """
+    length_N = np.diff(corpus.offsets)
+    sorted_B = document_B[np.argsort(length_N[document_B], kind="stable")]
+    size = max(1, min(largest or len(sorted_B), len(sorted_B)))
+    while True:
+        parts = [sorted_B[i : i + size] for i in range(0, len(sorted_B), size)]
+        padded = sum(len(part) * length_N[part[-1]] for part in parts)
+        if size <= SMALLEST_PART or length_N[document_B].sum() >= FILLED * padded:
+            return parts
+        size = max(SMALLEST_PART, -(-size // 2))
 
 
 def scoring_batches(corpus: TokenizedCorpus, split: str, batch_size: int) -> Iterator[TaskBatch]:

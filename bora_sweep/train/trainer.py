@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from bora_sweep.config import Config
-from bora_sweep.data.tokens import TokenizedCorpus, separate_batches, training_batches
+from bora_sweep.data.tokens import TokenizedCorpus, forward_parts, separate_batches, training_batches
 from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.prior import Hierarchy, group_precisions
@@ -29,7 +29,6 @@ from bora_sweep.train.state import Start, State
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 UNTRAINED = ("zero_shot", "average", "ties", "dare")
-PARTS = 4  # of a step at tau = 0, whose documents are of any length: rows of like length share a forward pass
 
 
 def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, accelerator: Accelerator) -> "Trainer":
@@ -114,8 +113,7 @@ class Trainer:
 
     def parts(self, document_B: np.ndarray) -> list[np.ndarray]:
         """The documents of each forward pass of a step."""
-        size = self.config.train.micro_batch_size or max(len(document_B), 1)
-        return [document_B[i : i + size] for i in range(0, len(document_B), size)]
+        return forward_parts(self.corpus, document_B, self.config.train.micro_batch_size)
 
     def begin_step(self) -> None:
         """Before the forward passes of a step."""
@@ -241,13 +239,6 @@ class SeparateTrainer(Trainer):
         """Those of the tasks whose patience has not run out."""
         train, tasks = self.config.train, np.flatnonzero(self._improving())
         return separate_batches(self.corpus, train.batch_size, train.seed, epoch, tasks)
-
-    def parts(self, document_B: np.ndarray) -> list[np.ndarray]:
-        """Sorted by length, so that little is padding."""
-        document_B = document_B[np.argsort(np.diff(self.corpus.offsets)[document_B], kind="stable")]
-        size = self.config.train.micro_batch_size or len(document_B)
-        size = max(1, min(size, math.ceil(len(document_B) / PARTS)))
-        return [document_B[i : i + size] for i in range(0, len(document_B), size)]
 
     def begin_step(self) -> None:
         """A task's step is its own, also where no task has a document for it: the gradient is then 0."""
