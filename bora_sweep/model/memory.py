@@ -45,9 +45,15 @@ class StepMemory:
 
 
 def step_memory(
-    base: PreTrainedModel, layout: Layout, num_tasks: int, rows: int, tokens: int, chunk: int = CHUNK_ELSEWHERE
+    base: PreTrainedModel,
+    layout: Layout,
+    num_tasks: int,
+    rows: int,
+    tokens: int,
+    passes: int = 1,
+    chunk: int = CHUNK_ELSEWHERE,
 ) -> StepMemory:
-    """The peak of one forward and backward pass over B rows of T tokens, and of the step after it.
+    """The peak of forward and backward passes over B rows of T tokens each, and of the step after them.
 
     Args:
         base: The base model in the dtype that it is used in; its weights need not be there (`empty_base`).
@@ -55,6 +61,7 @@ def step_memory(
         num_tasks: D; with several fits at once, their sum.
         rows: B of a forward pass.
         tokens: T.
+        passes: Of a step: more than one accumulate the bank's gradient, which is then there while they run.
         chunk: C.
 
     Raises:
@@ -66,22 +73,26 @@ def step_memory(
     saved, feed_forward = _per_position(base, layout)
     width: int = base.get_input_embeddings().embedding_dim  # type: ignore[assignment]
     vocabulary: int = base.get_input_embeddings().num_embeddings  # type: ignore[assignment]
+    gradient = FLOAT * (bank + theta)
+    accumulated = gradient if passes > 1 else 0
     logits = FLOAT * vocabulary * (LOSS_COPIES * min(chunk, positions) + (chunk if positions > chunk else 0))
     return StepMemory(
         base=sum(weight.numel() for weight in base.parameters()) * size,
         banks=3 * FLOAT * (bank + theta),
-        forward=adapters_in_use + positions * (saved + 2 * size * width) + logits,
-        backward=adapters * size + positions * (saved + feed_forward),
-        gather=FLOAT * (adapters + max(adapters, bank + theta)),
-        update=FLOAT * ((1 + STEP_COPIES) * bank + theta),
+        forward=accumulated + adapters_in_use + positions * (saved + 2 * size * width) + logits,
+        backward=accumulated + adapters * size + positions * (saved + feed_forward),
+        gather=accumulated + FLOAT * adapters + max(FLOAT * adapters, gradient),
+        update=gradient + FLOAT * STEP_COPIES * bank,
     )
 
 
-def tasks_that_fit(memory: int, base: PreTrainedModel, layout: Layout, rows: int, tokens: int) -> int:
+def tasks_that_fit(memory: int, base: PreTrainedModel, layout: Layout, rows: int, tokens: int, passes: int = 1) -> int:
     """The largest D whose step stays within `memory` bytes; arguments and errors as in `step_memory`."""
-    return bisect_right(
-        range(1, memory), memory, key=lambda num_tasks: step_memory(base, layout, num_tasks, rows, tokens).peak
-    )
+
+    def peak(num_tasks: int) -> int:
+        return step_memory(base, layout, num_tasks, rows, tokens, passes).peak
+
+    return bisect_right(range(1, memory), memory, key=peak)
 
 
 def _per_position(base: PreTrainedModel, layout: Layout) -> tuple[int, int]:
