@@ -1,0 +1,101 @@
+"""How many tasks fit on a GPU beside the base model, by the formula of `bora_sweep.model.memory`.
+
+    python benchmarks/memory.py
+
+Nothing is allocated: the models are sizes alone. Written to `benchmarks/results/memory.md` and `.json`.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from provenance import RESULTS, provenance
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+
+from bora_sweep.config import LoraConfig
+from bora_sweep.model.adapters import make_layout
+from bora_sweep.model.memory import step_memory, tasks_that_fit
+
+GIGABYTE = 10**9
+CARDS = (24, 80, 141)
+USABLE = 0.9  # of a card: the CUDA context, the allocator's gaps and the libraries' scratch space take the rest
+ROWS, TOKENS, TASKS = 64, 128, 25
+RANK = 16
+PASSES = (1, 8)  # of a step's rows: train.micro_batch_size=8 makes eight of 64
+
+
+def bases() -> dict[str, PreTrainedModel]:
+    """Models of known sizes, without weights."""
+    opt_350m = OPTConfig(
+        vocab_size=50272, hidden_size=1024, word_embed_proj_dim=512, ffn_dim=4096, num_hidden_layers=24,
+        num_attention_heads=16, max_position_embeddings=2048, do_layer_norm_before=False,
+    )  # fmt: skip
+    llama_1b = LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    llama_8b = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return {
+            "opt-350m": OPTForCausalLM(opt_350m).bfloat16(),
+            "Llama 3.2 1B": LlamaForCausalLM(llama_1b).bfloat16(),
+            "Llama 3 8B": LlamaForCausalLM(llama_8b).bfloat16(),
+        }
+
+
+def row(name: str, base: PreTrainedModel, targets: list[str] | str, passes: int) -> dict[str, Any]:
+    """A line of the table."""
+    layout = make_layout(base, LoraConfig(rank=RANK, target_modules=targets))
+    batch = (ROWS // passes, TOKENS, passes)
+    memory = step_memory(base, layout, TASKS, *batch)
+    fitting = {card: tasks_that_fit(round(USABLE * card * GIGABYTE), base, layout, *batch) for card in CARDS}
+    return {
+        "model": name,
+        "targets": targets if isinstance(targets, str) else ", ".join(targets),
+        "P": layout.num_parameters,
+        "passes": f"{passes} x {ROWS // passes} rows",
+        **{part: size / GIGABYTE for part, size in asdict(memory).items()},
+        "peak": memory.peak / GIGABYTE,
+        **{f"tasks in {card} GB": number for card, number in fitting.items()},
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    lines = [list(rows[0]), ["---", "---", "---:", "---", *["---:"] * (len(rows[0]) - 4)]]
+    lines += [[_say(cell) for cell in row.values()] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _say(cell: Any) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}"
+
+
+def main() -> None:
+    """The table."""
+    targets = (["q_proj", "v_proj"], "all-linear")
+    rows = [row(name, base, t, passes) for name, base in bases().items() for t in targets for passes in PASSES]
+    text = f"""# Memory of a step, and how many tasks fit
+
+Gigabytes (10^9 bytes) of a step on {ROWS} documents of {TOKENS} tokens with {TASKS} tasks, by the parts of
+`step_memory`; then the tasks that fit on a card of which {USABLE:.0%} is used. The base is in bfloat16; adapters of
+rank {RANK} and all that belongs to them are in float32. Reckoned, not measured: `tests/test_memory.py` holds the
+formula against measured peaks of small models.
+
+{as_markdown(rows)}
+
+{provenance()}
+"""
+    print(text)
+    (RESULTS / "memory.md").write_text(text, encoding="utf-8")
+    (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
