@@ -6,6 +6,8 @@ Shapes: K adapters (one per task), P parameters of one adapter.
 import torch
 from torch import Tensor, nn
 
+START_STEPS = 20  # the first gain is 0.1: a draw or two do not decide h
+
 
 class Ivon(torch.optim.AdamW):
     """Mean-field q(delta_d) = N(mu_d, diag(sigma_d^2)) under the prior N(0, I/tau), Theta a point.
@@ -13,11 +15,27 @@ class Ivon(torch.optim.AdamW):
     With N scored tokens, p = tau / N and g the gradient per token at a draw mu + sigma eps, eps standard normal:
 
         h_hat = g (theta - mu) / sigma^2                      E h_hat is the diagonal of the expected Hessian
-        h     <- beta2 h + (1 - beta2) h_hat + (1 - beta2)^2 / 2 (h - h_hat)^2 / (h + p)   stays above -p
+        h     <- h + gain (h_hat - h) + gain^2 / 2 (h - h_hat)^2 / (h + p)                stays above -p
         mu    <- mu - rate (m + p mu) / (h + p),                       m the bias-corrected mean of g, as Adam's
         sigma^2 = 1 / (N (h + p))
 
     The fixed point is the mean-field optimum: sigma^2 = 1 / (N h + tau). A step costs what AdamW's does.
+
+    The paper's gain is 1 - beta2 throughout, which leaves h mostly at its initial value for 1 / (1 - beta2) steps, more
+    than many a fit takes. Here it is 2 / (START_STEPS + t) at step t until that is less: h is a mean of all h_hat with
+    weights that grow as t (polynomial-decay averaging, Shamir & Zhang 2013), and where it began, the first noisy steps
+    included, is forgotten as 1 / t^2.
+
+    Args:
+        mean_P: Theta.
+        task_KP: The deviations.
+        lr: AdamW's, of Theta.
+        num_tokens: N.
+        tau: Precision of the prior, one for all coordinates or tau_P for each.
+        rate: The means' step, as a part of a Newton step.
+        betas: How long m and h look back.
+        first_hessian: h at the start.
+        seed: Of the draws.
     """
 
     def __init__(
@@ -27,7 +45,7 @@ class Ivon(torch.optim.AdamW):
         lr: float,
         *,
         num_tokens: int,
-        tau: float,
+        tau: float | Tensor,
         rate: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.999),
         first_hessian: float = 1e-3,
@@ -67,9 +85,10 @@ class Ivon(torch.optim.AdamW):
         state["step"] += 1
         mean, hessian = state["mean"], state["hessian"]
         drawn = gradient * (self.bank - mean) * (self.num_tokens * (hessian + p))
-        correction = 0.5 * (1 - beta2) ** 2 * (hessian - drawn).square() / (hessian + p)
+        gain = max(1 - beta2, 2 / (START_STEPS + float(state["step"])))
+        correction = 0.5 * gain**2 * (hessian - drawn).square() / (hessian + p)
         state["gradient"].lerp_(gradient, 1 - beta1)
-        hessian.lerp_(drawn, 1 - beta2).add_(correction)
+        hessian.lerp_(drawn, gain).add_(correction)
         moment = state["gradient"] / (1 - beta1 ** float(state["step"]))
         self.bank.copy_(mean - self.rate * (moment + p * mean) / (hessian + p))
         return loss

@@ -46,7 +46,7 @@ class VariationalTrainer(Trainer):
             self.hierarchy.task_KP,
             config.learning_rate,
             num_tokens=self.num_tokens,
-            tau=config.prior.tau,
+            tau=self.hierarchy.precision,
             rate=RATE,
             seed=config.train.seed,
         )
