@@ -56,10 +56,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             target_C1 = target_M[rows, None]
             logits_CV = F.linear(hidden_MH[rows], weight_VH, bias_V).to(dtype)
-            total_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            nll_M[rows] = (total_C1 - logits_CV.gather(1, target_C1)).squeeze(1)
+            own_C1, largest_C1 = logits_CV.gather(1, target_C1), logits_CV.amax(-1, keepdim=True)
+            mass_CV = logits_CV.sub_(largest_C1).exp_()  # the one exponential that loss and gradient share
+            total_C1 = mass_CV.sum(-1, keepdim=True)
+            nll_M[rows] = (total_C1.log() + largest_C1 - own_C1).squeeze(1)
             if score_MH is not None:
-                probability_CV = logits_CV.sub_(total_C1).exp_()
+                probability_CV = mass_CV.mul_(total_C1.reciprocal())
                 probability_CV.scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
                 score_MH[rows] = probability_CV.to(weight_VH.dtype) @ weight_VH
         ctx.save_for_backward(score_MH)

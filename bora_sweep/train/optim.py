@@ -11,6 +11,9 @@ from torch import Tensor
 from bora_sweep.config import GlobalUpdate, Solver
 from bora_sweep.model.prior import Hierarchy
 
+BLOCK = 1 << 17
+"""Numbers of a bank that a step on a CPU takes at a time: all its passes over them find them in the cache."""
+
 
 class ProximalAdam(torch.optim.Optimizer):
     """Adam on the likelihood's gradient, then the exact minimiser of the prior in the metric of the same step.
@@ -36,21 +39,24 @@ class ProximalAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for bank in group["params"]:
                 if bank.grad is not None:
-                    self._step(bank, group)
+                    self._step(bank, bank.grad, group)
 
-    def _step(self, bank: Tensor, group: dict) -> None:
+    def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state, (beta1, beta2) = self.state[bank], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         state["step"] += 1
         step = state["step"].item()
-        state["exp_avg"].lerp_(bank.grad, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(bank.grad, bank.grad, value=1 - beta2)
-        metric = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])  # S
-        lr = group["lr"] * group["rate"]
-        bank.sub_(lr / (1 - beta1**step) * state["exp_avg"] / metric)
-        if _any(group["prior_precision"]):
-            bank.mul_(metric / (metric + lr * group["prior_precision"]))
+        rows = len(bank) if bank.is_cuda or bank.dim() == 1 else max(1, BLOCK // bank.shape[-1])
+        parts = (tensor.split(rows) for tensor in (bank, gradient, state["exp_avg"], state["exp_avg_sq"]))
+        for theta, g, moment, square in zip(*parts, strict=True):
+            moment.lerp_(g, 1 - beta1)
+            square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            metric = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])  # S
+            lr = group["lr"] * group["rate"]
+            theta.sub_(lr / (1 - beta1**step) * moment / metric)
+            if _any(group["prior_precision"]):
+                theta.mul_(metric / (metric + lr * group["prior_precision"]))
 
 
 def _any(value: float | Tensor) -> bool:
