@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py
 
-Runs step.py, mfu.py, tasks.py and loss.py as processes of their own, so that one that fails leaves the others be; also
+Runs step.py, mfu.py, tasks.py, pack.py and loss.py as processes of their own, so that one that fails leaves the others be; also
 where the package is not installed, torch, Transformers and Accelerate are. Exits with 1 if any failed.
 """
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = (["step.py", "opt-350m"], ["mfu.py"], ["tasks.py"], ["step.py", "llama-1b"], ["loss.py"])
+COMMANDS = (["step.py", "opt-350m"], ["mfu.py"], ["tasks.py"], ["pack.py"], ["step.py", "llama-1b"], ["loss.py"])
 SECONDS = 460
 
 

@@ -7,7 +7,6 @@ Shapes: B rows, T tokens, K adapters (one per task), P parameters of one adapter
 """
 
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,19 +33,19 @@ def num_scored(batch: Batch) -> int:
 class Ours:
     """One forward for all tasks, noncentered coordinates, the proximal step: what `bora_sweep.train` does in a step."""
 
-    def __init__(self, geometry: Geometry, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, geometry: Geometry, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
         base = geometry.base(device, dtype)
         self.layout = make_layout(base, geometry.lora)
         initial_P = self.layout.initial(base, 0, torch.promote_types(dtype, torch.float32)).to(device)
         self.hierarchy = Hierarchy(initial_P, geometry.num_tasks, TAU, "noncentered")
         self.weight_K = torch.ones(geometry.num_tasks, device=device)
-        self.adapted = AdaptedModel(base, self.layout)
-        self.likelihood: Callable[..., Tensor] = Likelihood(self.adapted, self.hierarchy)
+        self.adapted = AdaptedModel(base, self.layout, compiled=compiled)
+        self.likelihood = Likelihood(self.adapted, [self.hierarchy])
         self.optimizer = make_optimizer(self.hierarchy, LEARNING_RATE, "proximal", NUM_TOKENS)
 
     def backward(self, batch: Batch) -> float:
         """The batch's nats, their gradient per token of the batch in the banks."""
-        nll_B = self.likelihood(*batch)
+        (nll_B,) = self.likelihood(*batch)
         ((self.weight_K[batch[2]] * nll_B).sum() / num_scored(batch)).backward()
         return nll_B.sum().item()
 

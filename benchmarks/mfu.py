@@ -40,8 +40,7 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 def utilisation(geometry: Geometry, peak: float) -> list[dict]:
     """A row for the eager step and one for the compiled, timed in turn."""
     device, dtype = here()
-    loops = {"eager": Ours(geometry, device, dtype), "torch.compile": Ours(geometry, device, dtype)}
-    loops["torch.compile"].likelihood = torch.compile(loops["torch.compile"].likelihood, dynamic=False)
+    loops = {"eager": Ours(geometry, device, dtype), "torch.compile": Ours(geometry, device, dtype, compiled=True)}
     batches = geometry.batches(4, device)
     flops = flops_per_token(loops["eager"], geometry.tokens) * geometry.rows * geometry.tokens
     times = interleaved([lambda n, loop=loop: loop.step(batches[n % 4]) for loop in loops.values()], ROUNDS, warmup=4)

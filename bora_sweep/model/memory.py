@@ -17,8 +17,6 @@ FLOAT = 4
 """Bytes of a number in the banks, their gradient and Adam's moments."""
 STEP_COPIES = 3
 """Of the bank, which a step of `bora_sweep.train.optim.ProximalAdam` makes and drops."""
-LOSS_COPIES = 2
-"""Of a chunk's logits, which `bora_sweep.model.objective.LinearCrossEntropy` makes; those of the chunk before stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +73,8 @@ def step_memory(
     vocabulary: int = base.get_input_embeddings().num_embeddings  # type: ignore[assignment]
     gradient = FLOAT * (bank + theta)
     accumulated = gradient if passes > 1 else 0
-    logits = FLOAT * vocabulary * (LOSS_COPIES * min(chunk, positions) + (chunk if positions > chunk else 0))
+    copies = FLOAT if size >= FLOAT else FLOAT + size  # of a logit as `LinearCrossEntropy` has it
+    logits = vocabulary * (copies * min(chunk, positions) + (FLOAT * chunk if positions > chunk else 0))
     return StepMemory(
         base=sum(weight.numel() for weight in base.parameters()) * size,
         banks=3 * FLOAT * (bank + theta),
