@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py
 
-Runs step.py, mfu.py, tasks.py, pack.py and loss.py as processes of their own, so that one that fails leaves the others be; also
-where the package is not installed, torch, Transformers and Accelerate are. Exits with 1 if any failed.
+Runs step.py, mfu.py, tasks.py, pack.py and loss.py as processes of their own, so that one that fails leaves the others
+be; also where the package is not installed, but torch, Transformers and Accelerate are. Exits with 1 if any failed.
 """
 
 import os
