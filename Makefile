@@ -20,8 +20,11 @@ check: test ## the tests, the linter and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv/installed ## the benchmarks that need no data and no GPU
+bench: .venv/installed ## the benchmarks that need neither data nor a GPU, in under five minutes
 	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/step.py tiny crowd
+	$(BIN)/python benchmarks/tasks.py
+	$(BIN)/python benchmarks/loss.py
 
 clean: ## remove the virtual environment
 	rm -rf .venv

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bora_sweep.model.prior import Hierarchy, log_prior
+from bora_sweep.train import optim
 from bora_sweep.train.optim import ProximalAdam, clip_rows_, make_optimizer, map_step
 
 
@@ -67,6 +68,21 @@ def test_it_stays_where_prior_and_likelihood_balance(precision, lr):
         task_KP.grad = -precision * start_KP  # the likelihood's gradient at the MAP
         optimizer.step()
     torch.testing.assert_close(task_KP.detach(), start_KP, rtol=1e-9, atol=0)
+
+
+def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch):
+    start_KP, rate_P = draw(5, 4), torch.tensor([1.0, 16.0, 0.5, 4.0], dtype=torch.float64)
+    gradients, ended = [draw(5, 4) for _ in range(3)], []
+    for block in (8, 1000):
+        monkeypatch.setattr(optim, "BLOCK", block)
+        bank = nn.Parameter(start_KP.clone())
+        optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate_P, "rate": rate_P}], lr=0.1)
+        for gradient in gradients:
+            bank.grad = gradient.clone()
+            optimizer.step()
+        ended.append(bank.detach())
+    torch.testing.assert_close(*ended, rtol=1e-14, atol=0)
+    assert not torch.equal(ended[0], start_KP)
 
 
 class HierarchicalRegression:

@@ -47,7 +47,8 @@ class ProximalAdam(torch.optim.Optimizer):
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         state["step"] += 1
         step = state["step"].item()
-        rows = len(bank) if bank.is_cuda or bank.dim() == 1 else max(1, BLOCK // bank.shape[-1])
+        is_cut = bank.device.type == "cpu" and bank.dim() > 1
+        rows = max(1, BLOCK // bank.shape[-1]) if is_cut else len(bank)
         parts = (tensor.split(rows) for tensor in (bank, gradient, state["exp_avg"], state["exp_avg_sq"]))
         for theta, g, moment, square in zip(*parts, strict=True):
             moment.lerp_(g, 1 - beta1)
