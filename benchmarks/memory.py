@@ -1,4 +1,4 @@
-"""How many tasks fit on a GPU beside the base model, by the formula of `bora_sweep.model.memory`.
+"""How many tasks fit on a GPU beside the base model, by the formula of `bora_sweep.train.memory`.
 
     python benchmarks/memory.py
 
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.model.adapters import make_layout
-from bora_sweep.model.memory import step_memory, tasks_that_fit
+from bora_sweep.train.memory import step_memory, tasks_that_fit
 
 GIGABYTE = 10**9
 CARDS = (24, 80, 141)

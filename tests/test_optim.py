@@ -74,7 +74,7 @@ def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch):
     start_KP, rate_P = draw(5, 4), torch.tensor([1.0, 16.0, 0.5, 4.0], dtype=torch.float64)
     gradients, ended = [draw(5, 4) for _ in range(3)], []
     for block in (8, 1000):
-        monkeypatch.setattr(optim, "BLOCK", block)
+        monkeypatch.setitem(optim.BLOCK, "cpu", block)
         bank = nn.Parameter(start_KP.clone())
         optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate_P, "rate": rate_P}], lr=0.1)
         for gradient in gradients:

@@ -54,16 +54,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         score_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_MH), chunk):
             rows = slice(start, start + chunk)
-            target_C1 = target_M[rows, None]
             logits_CV = F.linear(hidden_MH[rows], weight_VH, bias_V).to(dtype)
-            own_C1, largest_C1 = logits_CV.gather(1, target_C1), logits_CV.amax(-1, keepdim=True)
-            mass_CV = logits_CV.sub_(largest_C1).exp_()  # the one exponential that loss and gradient share
-            total_C1 = mass_CV.sum(-1, keepdim=True)
-            nll_M[rows] = (total_C1.log() + largest_C1 - own_C1).squeeze(1)
+            nll_M[rows] = _to_residual(logits_CV, target_M[rows, None])
             if score_MH is not None:
-                probability_CV = mass_CV.mul_(total_C1.reciprocal())
-                probability_CV.scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
-                score_MH[rows] = probability_CV.to(weight_VH.dtype) @ weight_VH
+                score_MH[rows] = logits_CV.to(weight_VH.dtype) @ weight_VH
+            del logits_CV  # or they would stand beside the next
         ctx.save_for_backward(score_MH)
         return nll_M
 
@@ -72,6 +67,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The gradient of h alone."""
         (score_MH,) = ctx.saved_tensors
         return score_MH * grad_M[:, None].to(score_MH.dtype), None, None, None, None
+
+
+def _to_residual(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
+    """nll_C; the logits become softmax(logits) - e_target in place, from the same exponentials."""
+    own_C1, largest_C1 = logits_CV.gather(1, target_C1), logits_CV.amax(-1, keepdim=True)
+    total_C1 = logits_CV.sub_(largest_C1).exp_().sum(-1, keepdim=True)
+    logits_CV.mul_(total_C1.reciprocal()).scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
+    return (total_C1.log() + largest_C1 - own_C1).squeeze(1)
 
 
 def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:

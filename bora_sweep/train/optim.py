@@ -11,8 +11,10 @@ from torch import Tensor
 from bora_sweep.config import GlobalUpdate, Solver
 from bora_sweep.model.prior import Hierarchy
 
-BLOCK = 1 << 17
-"""Numbers of a bank that a step on a CPU takes at a time: all its passes over them find them in the cache."""
+BLOCK = {"cpu": 1 << 17}
+"""Numbers of a bank that a step takes at a time: on a CPU all its passes over them find them in the cache."""
+BLOCK_ELSEWHERE = 1 << 26
+"""On a GPU enough to fill it, and few enough that what a step makes is small beside the bank."""
 
 
 class ProximalAdam(torch.optim.Optimizer):
@@ -47,8 +49,8 @@ class ProximalAdam(torch.optim.Optimizer):
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         state["step"] += 1
         step = state["step"].item()
-        is_cut = bank.device.type == "cpu" and bank.dim() > 1
-        rows = max(1, BLOCK // bank.shape[-1]) if is_cut else len(bank)
+        block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
+        rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
         parts = (tensor.split(rows) for tensor in (bank, gradient, state["exp_avg"], state["exp_avg_sq"]))
         for theta, g, moment, square in zip(*parts, strict=True):
             moment.lerp_(g, 1 - beta1)

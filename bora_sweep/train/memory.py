@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import Layout
 from bora_sweep.model.objective import CHUNK_ELSEWHERE
+from bora_sweep.train.optim import BLOCK_ELSEWHERE
 
 FLOAT = 4
 """Bytes of a number in the banks, their gradient and Adam's moments."""
 STEP_COPIES = 3
-"""Of the bank, which a step of `bora_sweep.train.optim.ProximalAdam` makes and drops."""
+"""Of a block of the bank, which a step of `bora_sweep.train.optim.ProximalAdam` makes and drops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ def step_memory(
     tokens: int,
     passes: int = 1,
     chunk: int = CHUNK_ELSEWHERE,
+    block: int = BLOCK_ELSEWHERE,
 ) -> StepMemory:
     """The peak of forward and backward passes over B rows of T tokens each, and of the step after them.
 
@@ -61,6 +63,7 @@ def step_memory(
         tokens: T.
         passes: Of a step: more than one accumulate the bank's gradient, which is then there while they run.
         chunk: C.
+        block: Numbers of the bank that a step takes at a time.
 
     Raises:
         InputError: The model is neither an OPT nor of Llama's kind.
@@ -74,14 +77,14 @@ def step_memory(
     gradient = FLOAT * (bank + theta)
     accumulated = gradient if passes > 1 else 0
     copies = FLOAT if size >= FLOAT else FLOAT + size  # of a logit as `LinearCrossEntropy` has it
-    logits = vocabulary * (copies * min(chunk, positions) + (FLOAT * chunk if positions > chunk else 0))
+    logits = vocabulary * copies * min(chunk, positions)
     return StepMemory(
         base=sum(weight.numel() for weight in base.parameters()) * size,
         banks=3 * FLOAT * (bank + theta),
         forward=accumulated + adapters_in_use + positions * (saved + 2 * size * width) + logits,
         backward=accumulated + adapters * size + positions * (saved + feed_forward),
         gather=accumulated + FLOAT * adapters + max(FLOAT * adapters, gradient),
-        update=gradient + FLOAT * STEP_COPIES * bank,
+        update=gradient + FLOAT * STEP_COPIES * max(theta, min(bank, block)),
     )
 
 
