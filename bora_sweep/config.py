@@ -333,6 +333,10 @@ class SearchConfig:
             f"search.taus={self.taus}: a path chooses its own values; drop them, or search.mode=path",
         )
         _need(
+            self.mode == "optuna" or self.pack == 1,
+            f"search.pack={self.pack}: a path fits one value after another; drop it, or search.mode=path",
+        )
+        _need(
             self.mode == "optuna" or self.num_trials >= 1,
             f"search.num_trials={self.num_trials}: a path needs at least 1 value",
         )

@@ -34,6 +34,8 @@ def test_the_resolved_yaml_reads_back_to_an_equal_configuration(tmp_path):
         ("train.solver=sgd", "sgd"),
         ("lora.rank=0", "at least 1"),
         ("search.tau_low=0", "tau_low"),
+        ("search.pack=0", "at least 1"),
+        ("search.pack=many", "or auto"),
         ("search.baselines=[shared]", "independent"),
         ("data.train_fraction=0.9", "sum to 1"),
         ("data.source=hub", "data.path"),
@@ -48,6 +50,13 @@ def test_wrong_settings_are_refused_by_key_value_and_mend(setting, says):
     assert setting.split("=")[0].split(".")[-1] in message
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("other", ["train.precision=fp16", "search.mode=path"])
+@pytest.mark.parametrize("pack", ["4", "auto"])
+def test_a_pack_of_what_cannot_be_packed_is_refused(other, pack):
+    with pytest.raises(InputError, match=f"search.pack={pack}"):
+        load_config([other, f"search.pack={pack}"])
 
 
 @pytest.mark.parametrize("text", ["prior: [", "- 1\n- 2\n", "\xff"])

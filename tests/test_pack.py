@@ -86,7 +86,8 @@ def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_b
 
 def test_each_trial_of_a_pack_has_its_rows_as_soon_as_it_ends_and_is_not_made_again(tmp_path):
     corpus = make_corpus()
-    trials = [Trial(f"{n:03d}", load_config([*SETTINGS, *settings])) for n, settings in enumerate(UNLIKE[:3])]
+    configs = [load_config([*SETTINGS, "search.estimate_tau=true", *settings]) for settings in UNLIKE[:3]]
+    trials = [Trial(f"{n:03d}", config) for n, config in enumerate(configs)]
     seen = []
     rows = run_pack(
         trials, corpus, make_base, tmp_path,
@@ -96,6 +97,7 @@ def test_each_trial_of_a_pack_has_its_rows_as_soon_as_it_ends_and_is_not_made_ag
     results = read_results(tmp_path)
     assert results.trials["tau"].tolist() == [0.5, math.inf, 1e4]
     assert results.trials["status"].eq("finished").all()
+    assert results.trials["tau_estimate"].notna().tolist() == [False, True, False]
     assert len(results.document_scores) == 3 * sum(len(corpus.split(split)) for split in ("validation", "test"))
 
     def refuse():
