@@ -85,7 +85,7 @@ def fit_pack(
     Yields:
         (place in `slots`, fit), in the order in which they end.
     """
-    assert len({_shared(slot.config) for slot in slots}) == 1
+    assert all(_shared(slot.config) == _shared(slots[0].config) for slot in slots)
     assert len(slots) == 1 or all(can_be_packed(slot.config) for slot in slots)
     accelerator = make_accelerator(slots[0].config)
     if accelerator.device.type == "cuda":
