@@ -13,8 +13,8 @@ from bora_sweep.train.loop import Slot, fit_pack
 from bora_sweep.train.run import Trial, run_pack
 
 SETTINGS = [
-    "lora.rank=2", "lora.target_modules=[q_proj,v_proj]", "train.device=cpu", "train.batch_size=4", "train.max_epochs=6", "train.learning_rate=0.02",
-    "train.patience=2",
+    "lora.rank=2", "lora.target_modules=[q_proj,v_proj]", "train.device=cpu", "train.batch_size=4",
+    "train.max_epochs=6", "train.learning_rate=0.02", "train.patience=2",
 ]  # fmt: skip
 UNLIKE = [
     ["prior.tau=0.5"],

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
-from bora_sweep.train import fit
+from bora_sweep.train import fit, loop
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
@@ -376,6 +376,19 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_fit():
     assert validation.index(min(validation)) == done.state.best_epoch == done.state.epoch - 3
     assert done.nll_nats["validation"].sum() == pytest.approx(min(validation), rel=1e-12)
     assert fit(make_config("train.max_epochs=1"), corpus, make_base()).stopped_by == "max_epochs"
+
+
+@pytest.mark.parametrize("tau", [0, 10])
+def test_the_last_epoch_that_patience_allows_counts(tau, monkeypatch):
+    """Validation that improves at every second epoch alone never ends a fit whose patience is 2."""
+    corpus = make_corpus()
+    scores = iter([10.0, 11.0, 9.0, 12.0, 8.0, 9.0, 9.5, 7.0])
+    size = len(corpus.split("validation"))
+    scripted = lambda trainers, split: np.full((len(trainers), size), next(scores, 0.0) if split == "validation" else 1)  # noqa: E731
+    monkeypatch.setattr(loop, "score_documents", scripted)
+    done = fit(make_config(f"prior.tau={tau}", "train.patience=2", "train.max_epochs=20"), corpus, make_base())
+    assert (done.stopped_by, done.state.epoch) == ("patience", 6)
+    assert set(done.state.best_epochs) == {4}
 
 
 def test_zero_shot_is_the_base_model_as_it_is():

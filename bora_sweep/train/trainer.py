@@ -84,13 +84,13 @@ class Trainer:
             return self.config.method
         if self.state.diverged is not None:
             return "divergence"
-        if not self._improving().any():
+        if not self._is_due(self.state.epoch + 1).any():
             return "patience"
         return "max_epochs" if self.state.epoch >= self.config.train.max_epochs else None
 
-    def _improving(self) -> np.ndarray:
-        """Of each fit, whether its patience has not run out."""
-        return self.state.epoch - np.array(self.state.best_epochs) < self.config.train.patience
+    def _is_due(self, epoch: int) -> np.ndarray:
+        """Of each fit, whether its patience reaches as far as this epoch."""
+        return epoch - np.array(self.state.best_epochs) <= self.config.train.patience
 
     def start(self, folder: Path | None = None, start: Start | None = None) -> bool:
         """Go on from the newest checkpoint in `folder`, else begin.
@@ -152,7 +152,7 @@ class Trainer:
         """Keep the epoch if its scores of the validation split are the best so far."""
         self._record("validation", float(nll_N.sum()), self.corpus.num_tokens("validation"), seconds)
         nll_F = self._nats_of_fits(nll_N)
-        better_F = self._improving() & (nll_F < np.array(self.state.best_nll_nats))
+        better_F = self._is_due(self.state.epoch) & (nll_F < np.array(self.state.best_nll_nats))
         for index in np.flatnonzero(better_F).tolist():
             self.state.best_nll_nats[index], self.state.best_epochs[index] = float(nll_F[index]), self.state.epoch
         if better_F.any():
@@ -237,7 +237,7 @@ class SeparateTrainer(Trainer):
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Those of the tasks whose patience has not run out."""
-        train, tasks = self.config.train, np.flatnonzero(self._improving())
+        train, tasks = self.config.train, np.flatnonzero(self._is_due(epoch))
         return separate_batches(self.corpus, train.batch_size, train.seed, epoch, tasks)
 
     def begin_step(self) -> None:
