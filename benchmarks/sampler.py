@@ -51,7 +51,7 @@ def search(sampler: str, num_trials: int, objective: Callable[[Point], float], s
         trial_id, fit = running.pop(0)
         point = Point(**fit["point"])
         done.append((objective(point), point))
-        searcher.on_trial_complete(trial_id, {"objectives": {fit["trial_id"]: done[-1][0]}})
+        searcher.on_trial_complete(trial_id, {f"objectives/{fit['trial_id']}": done[-1][0]})
 
 
 def run() -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.sweep.points import Known, Point, fixed_points, num_trials, trial_config
@@ -27,7 +28,8 @@ def tell(search: TauSearch, tune_id: str, suggested: dict, objective) -> list[tu
     points = [Point(**fit["point"]) for fit in suggested["fits"]]
     values = [objective(point, fit["seed_index"]) for point, fit in zip(points, suggested["fits"], strict=True)]
     ids = [fit["trial_id"] for fit in suggested["fits"]]
-    search.on_trial_complete(tune_id, {"objectives": dict(zip(ids, values, strict=True))})
+    result = {"objectives": dict(zip(ids, values, strict=True))}
+    search.on_trial_complete(tune_id, flatten_dict(result))  # as Tune does
     return list(zip(ids, points, values, strict=True))
 
 

@@ -91,9 +91,10 @@ class TauSearch(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Note the fits' objectives; one that failed, or is not a number, counts as a failure of its value."""
-        objectives = {} if error or result is None else result.get("objectives", {})
+        found = {} if error or result is None else result
         for point, seed_index in self._running.pop(trial_id):
-            self._objectives[point.number][seed_index] = objectives.get(self._id(point.number, seed_index), math.nan)
+            key = f"objectives/{self._id(point.number, seed_index)}"  # Tune flattens what was reported
+            self._objectives[point.number][seed_index] = found.get(key, math.nan)
 
     def _fit(self, point: Point, seed_index: int) -> dict[str, Any]:
         """What `tune_trial` is to fit."""
