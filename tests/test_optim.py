@@ -70,21 +70,6 @@ def test_it_stays_where_prior_and_likelihood_balance(precision, lr):
     torch.testing.assert_close(task_KP.detach(), start_KP, rtol=1e-9, atol=0)
 
 
-def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch):
-    start_KP, rate_P = draw(5, 4), torch.tensor([1.0, 16.0, 0.5, 4.0], dtype=torch.float64)
-    gradients, ended = [draw(5, 4) for _ in range(3)], []
-    for block in (8, 1000):
-        monkeypatch.setattr(optim, "BLOCK", block)
-        bank = nn.Parameter(start_KP.clone())
-        optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate_P, "rate": rate_P}], lr=0.1)
-        for gradient in gradients:
-            bank.grad = gradient.clone()
-            optimizer.step()
-        ended.append(bank.detach())
-    torch.testing.assert_close(*ended, rtol=1e-14, atol=0)
-    assert not torch.equal(ended[0], start_KP)
-
-
 class HierarchicalRegression:
     """y_d = X_d theta_d + noise, nll_d = 1/2 ||y_d - X_d theta_d||^2, with the prior of Eq. 5: a linear system."""
 
@@ -224,3 +209,18 @@ def test_clipping_scales_long_rows_to_the_bound_and_leaves_short_ones(num_rows, 
     for after, row in zip(gradient_KP, before, strict=True):
         expected = row if row.norm() <= max_norm else row * (max_norm / row.norm())
         torch.testing.assert_close(after, expected)
+
+
+def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch):
+    start_KP, rate_P = draw(5, 4), torch.tensor([1.0, 16.0, 0.5, 4.0], dtype=torch.float64)
+    gradients, ended = [draw(5, 4) for _ in range(3)], []
+    for block in (8, 1000):
+        monkeypatch.setattr(optim, "BLOCK", block)
+        bank = nn.Parameter(start_KP.clone())
+        optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate_P, "rate": rate_P}], lr=0.1)
+        for gradient in gradients:
+            bank.grad = gradient.clone()
+            optimizer.step()
+        ended.append(bank.detach())
+    torch.testing.assert_close(*ended, rtol=1e-14, atol=0)
+    assert not torch.equal(ended[0], start_KP)
