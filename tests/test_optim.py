@@ -11,6 +11,12 @@ from bora_sweep.train import optim
 from bora_sweep.train.optim import ProximalAdam, clip_rows_, make_optimizer, map_step
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same draws for a test whichever ran before it."""
+    torch.manual_seed(0)
+
+
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
