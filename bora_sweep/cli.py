@@ -9,7 +9,9 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,9 +19,14 @@ from rich.markup import escape
 from bora_sweep import __version__
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.errors import InputError, one_line
+from bora_sweep.errors import InputError, one_line, redact
+from bora_sweep.interrupt import noting_signals
 from bora_sweep.keys import describe_keys
-from bora_sweep.runs import create_run, new_run, reopen_run
+from bora_sweep.runs import create_run, driving, new_run, reopen_run
+from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -51,18 +58,19 @@ def _fit(parsed: argparse.Namespace) -> int:
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
     corpus = _tokenized(config)
-    create_run(config, run)
+
+    def base() -> "PreTrainedModel":
+        return load_base(config.model, config.data)
 
     def work() -> int:
-        with FitProgress(config.train.max_epochs, err) as bar:
-            base = lambda: load_base(config.model, config.data)  # noqa: E731
-            row = run_trial(Trial("fit", config), corpus, base, run, bar.on_step, bar.on_epoch)
+        with noting_signals(_say_stopping) as pulse, FitProgress(config.train.max_epochs, err) as bar:
+            row = run_trial(Trial("fit", config), corpus, base, run, bar.on_step, bar.on_epoch, pulse)
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         out.print(f"test perplexity {row['test_perplexity']:.3f}, best epoch {row['best_epoch']}, results in {run}")
         return DONE
 
-    return _guarded("fit", run, work)
+    return _guarded("fit", config, run, work)
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
@@ -73,7 +81,6 @@ def _sweep(parsed: argparse.Namespace) -> int:
     config, run = _open(parsed, "sweep")
     corpus = _tokenized(config)
     groups = _check_model(config, corpus)
-    create_run(config, run)
 
     def work() -> int:
         ended = run_sweep(config, corpus, run, groups, err)
@@ -90,13 +97,13 @@ def _sweep(parsed: argparse.Namespace) -> int:
             raise KeyboardInterrupt
         return FAILED if failed else DONE
 
-    return _guarded("sweep", run, work)
+    return _guarded("sweep", config, run, work)
 
 
 def _report(parsed: argparse.Namespace) -> int:
     from bora_sweep.report import write_report
 
-    _show_report(write_report(Path(parsed.run)))
+    _show_report(write_report(folder_at(parsed.run)))
     return DONE
 
 
@@ -104,14 +111,14 @@ def _export(parsed: argparse.Namespace) -> int:
     from bora_sweep.model.interchange import export_adapters
     from bora_sweep.train.checkpoint import load_adapters
 
-    run = Path(parsed.run)
+    run = folder_at(parsed.run)
     trial = _finished_trial(run, parsed.trial)
     folders = export_adapters(*load_adapters(run / "trials" / trial), Path(parsed.out), parsed.task)
     out.print(f"{escape(parsed.out)}: adapters of trial {trial}, {len(folders)} tasks and _global; see index.json")
     return DONE
 
 
-def _finished_trial(run: Path, asked: str) -> str:
+def _finished_trial(run: Folder, asked: str) -> str:
     """The trial `asked` for; `best`: the fit of the lowest validation perplexity.
 
     Raises:
@@ -146,7 +153,7 @@ def _describe(parsed: argparse.Namespace) -> int:
     return DONE
 
 
-def _open(parsed: argparse.Namespace, command: str) -> tuple[Config, Path]:
+def _open(parsed: argparse.Namespace, command: str) -> tuple[Config, Folder]:
     config, run = reopen_run(parsed.settings, command) if parsed.resume else new_run(parsed.settings, command)
     err.print(f"{'resuming' if parsed.resume else 'run folder'}: {run}")
     return config, run
@@ -185,25 +192,32 @@ def _check_model(config: Config, corpus: TokenizedCorpus) -> list[str]:
     return refuse_unknown_groups(config.prior, make_layout(base, config.lora))
 
 
-def _guarded(command: str, run: Path, work: Callable[[], int]) -> int:
-    """Run `work`; whatever ends it early, say how to go on from what is there."""
+def _say_stopping() -> None:
+    err.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
+
+
+def _guarded(command: str, config: Config, run: Folder, work: Callable[[], int]) -> int:
+    """Run `work` as the only one in the run's folder; whatever ends it early, say how to go on from what is there."""
     hint = f"go on with: bora-sweep {command} --resume output={shlex.quote(str(run))}"
     try:
-        return work()
+        with driving(run):
+            create_run(config, run)
+            return work()
     except KeyboardInterrupt:
         err.print(f"interrupted; {hint}")
         return INTERRUPTED
     except InputError:
         raise
     except Exception as error:
-        (run / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(StorageFullError):
+            write_bytes(run / "error.txt", redact(traceback.format_exc()).encode())
         err.print(f"[bold red]failed:[/] {escape(one_line(error))} (details in {run}/error.txt); {hint}")
         return FAILED
 
 
-def _show_report(path: Path) -> None:
+def _show_report(path: Folder) -> None:
     """The report's answer, its first paragraph after the title, and where the rest is."""
-    paragraphs = path.read_text(encoding="utf-8").split("\n\n")
+    paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
     out.print(f"report: {path}")
 

@@ -245,14 +245,17 @@ class TrainConfig:
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward and backward pass."""
     compile: bool = False
-    """Compile the model by torch.compile, once for all trials of a worker process: it pays in long fits on a GPU."""
+    """Compile the model by torch.compile, once for all trials of a worker process; the first step takes that much
+    longer."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto`: the accelerator that Accelerate finds."""
     seed: int = 0
     """Fixes the adapters' initial values and the order of the documents."""
+    checkpoint_minutes: float = 5.0
+    """Between two checkpoints within an epoch; each epoch ends with one. A machine that is lost costs no more."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "lr_per_tau", "max_grad_norm"):
+        for name in ("learning_rate", "lr_per_tau", "max_grad_norm", "checkpoint_minutes"):
             value = getattr(self, name)
             _need(value is None or 0 < value < math.inf, f"train.{name}={value}: need a finite value above 0")
         for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
@@ -301,7 +304,7 @@ class SearchConfig:
     pack: int | str = 1
     """Fits of a trial that share its forward passes, the base model and the documents' order, each with a tau of its
     own: it pays where a batch does not fill the device. `auto` measures at the start how many do."""
-    path_patience: int = 2
+    path_patience: int = 1
     """Epochs without a better validation perplexity before a path goes on to its next tau."""
     seeds: int = 1
     """Fits of each value, with train.seed, train.seed + 1, …; the search sees their mean."""
@@ -361,6 +364,8 @@ class RayConfig:
     """Trials at once; left out: as many as the resources hold."""
     max_failures: int = 2
     """How often a trial that crashed is taken up again from its last checkpoint."""
+    trial_timeout: float | None = 1800.0
+    """Seconds without a step after which a trial counts as crashed; left out: it may hang for ever."""
 
     def __post_init__(self) -> None:
         _need(self.cpus_per_trial > 0, f"ray.cpus_per_trial={self.cpus_per_trial}: need a value above 0")
@@ -372,6 +377,8 @@ class RayConfig:
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"ray.max_concurrent={self.max_concurrent}: need at least 1",
         )
+        timeout = self.trial_timeout
+        _need(timeout is None or timeout > 0, f"ray.trial_timeout={timeout}: need a value above 0")
         _need(self.max_failures >= 0, f"ray.max_failures={self.max_failures}: need 0 or more")
 
 
@@ -418,6 +425,11 @@ class Config:
     def global_update(self) -> GlobalUpdate:
         """`train.global_update`; pFedMe alternates."""
         return "alternating" if self.method == "pfedme" else self.train.global_update
+
+    @property
+    def can_be_packed(self) -> bool:
+        """Whether the fit may share its forward passes with others: at tau = 0 each task has batches of its own."""
+        return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:

@@ -5,16 +5,19 @@
 """
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, one_line
+from bora_sweep.storage import Folder, exists, folder_at, listed, read_bytes, write_whole
+
+FORMAT = 1
+"""Of the tables; a release that gives a column another meaning raises it. Files without it are of before it."""
+FORMAT_KEY = b"bora_sweep_format"
 
 _SCORES = [("nll_nats", pa.float64()), ("num_tokens", pa.int64()), ("perplexity", pa.float64())]
 
@@ -51,6 +54,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("versions", pa.string()),
             ("config_json", pa.string()),
             ("error", pa.string()),
+            ("notes", pa.string()),  # what happened on the way: less memory than asked for, a damaged checkpoint
             ("started_at", pa.timestamp("us", tz="UTC")),
             ("ended_at", pa.timestamp("us", tz="UTC")),
         ]
@@ -107,63 +111,80 @@ class Results:
     document_scores: pd.DataFrame
 
 
-def write_table(run: Path, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
+def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     """Replace `trial_id`'s file in `table`, atomically; columns that `rows` lacks are null."""
     schema = SCHEMAS[table]
     frame = pd.DataFrame(rows).assign(trial_id=trial_id)
     columns = [_column(frame, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
-    folder = run / "results" / table
-    folder.mkdir(parents=True, exist_ok=True)
-    # Readers of a folder of Parquet skip names that begin with a dot; the suffix keeps globs for *.parquet off it too.
-    part = folder / f".{trial_id}.{os.getpid()}.part"
-    pq.write_table(pa.Table.from_arrays(columns, schema=schema), part)
-    os.replace(part, folder / f"{trial_id}.parquet")
+    made = pa.Table.from_arrays(columns, schema=schema.with_metadata({FORMAT_KEY: str(FORMAT)}))
+    # Readers of a folder of Parquet skip names that begin with a dot, as a file's does until it is whole.
+    write_whole(run / "results" / table / f"{trial_id}.parquet", lambda file: pq.write_table(made, file))
 
 
 def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
     return pa.array(frame[name], kind, from_pandas=True) if name in frame else pa.nulls(len(frame), kind)
 
 
-def read_trial_row(run: Path, trial_id: str) -> dict[str, Any] | None:
+def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
     """`trial_id`'s row of `trials`, None where it has none yet."""
-    path = run / "results" / "trials" / f"{trial_id}.parquet"
-    return _read_file(path, "trials").to_pylist()[0] if path.exists() else None
+    try:
+        return _read_file(run / "results" / "trials" / f"{trial_id}.parquet", "trials").to_pylist()[0]
+    except FileNotFoundError:
+        return None
 
 
-def trial_rows(run: Path, trial_id: str | None = None) -> list[dict[str, Any]]:
+def trial_rows(run: Folder, trial_id: str | None = None) -> list[dict[str, Any]]:
     """The rows of `trials`, by trial; those of `trial_id` and of the path that it heads, where it is given."""
     pattern = "*.parquet" if trial_id is None else f"{trial_id}.*parquet"
-    files = sorted((run / "results" / "trials").glob(pattern))
+    files = listed(run / "results" / "trials", pattern)
     return [row for file in files for row in _read_file(file, "trials").to_pylist()]
 
 
-def read_results(run: str | Path | list[str | Path]) -> Results:
+def read_results(run: str | Folder | list[str | Folder]) -> Results:
     """The tables of a run, or of several below one another.
 
     Args:
-        run: A run's folder, or a list of them.
+        run: A run's folder, or a list of them; also `s3://…` and `gs://…`.
 
     Raises:
-        InputError: The folder is not a run's, or no trial has written a result yet.
+        InputError: The folder is not a run's, no trial has written a result yet, or a file is damaged or of a newer
+            version.
     """
-    runs = [Path(path) for path in (run if isinstance(run, list) else [run])]
+    runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for path in runs:
-        if not (path / "results" / "trials").is_dir():
-            hint = "no trial has finished yet" if (path / "config.yaml").exists() else "not a run's folder"
+        if not exists(path / "results" / "trials"):
+            hint = "no trial has finished yet" if exists(path / "config.yaml") else "not a run's folder"
             raise InputError(f"{path}: {hint}; give the folder that `bora-sweep fit` or `bora-sweep sweep` wrote")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
 
 
-def _read(run: Path, table: str) -> pd.DataFrame:
-    files = sorted((run / "results" / table).glob("*.parquet"))
-    parts = [_read_file(file, table) for file in files]
+def _read(run: Folder, table: str) -> pd.DataFrame:
+    parts = [_read_file(file, table) for file in listed(run / "results" / table, "*.parquet")]
     joined = pa.concat_tables(parts) if parts else SCHEMAS[table].empty_table()
     return joined.to_pandas().assign(run=str(run))
 
 
-def _read_file(file: Path, table: str) -> pa.Table:
+def _read_file(file: Folder, table: str) -> pa.Table:
     """In the columns of `SCHEMAS`: those that an older version did not write are null."""
-    return pq.read_table(file, schema=SCHEMAS[table])
+    content = read_bytes(file)
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(content))
+        written = int((opened.schema_arrow.metadata or {}).get(FORMAT_KEY, b"0"))
+        if written > FORMAT:
+            raise InputError(
+                f"{file}: written by a newer bora_sweep (results format {written}, this one reads up to {FORMAT}); "
+                "install the version that its `versions` column names"
+            )
+        found = opened.read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{file}: damaged ({one_line(error, limit=200)}); remove it, and --resume makes it anew"
+        ) from None
+    columns = [
+        found[name].cast(kind) if name in found.column_names else pa.nulls(len(found), kind)
+        for name, kind in zip(SCHEMAS[table].names, SCHEMAS[table].types, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMAS[table])
 
 
 def objective(row: dict[str, Any]) -> float:

@@ -1,8 +1,10 @@
-"""Files of a trial: whole or not there, and without pickle."""
+"""Files of a trial: whole or not believed, and without pickle."""
 
+import pytest
 import torch
 
 from bora_sweep.train.checkpoint import (
+    DamagedError,
     drop_checkpoints,
     load_adapters,
     load_checkpoint,
@@ -11,23 +13,55 @@ from bora_sweep.train.checkpoint import (
 )
 
 
-def test_the_newest_whole_checkpoint_is_read_and_older_ones_are_dropped(tmp_path):
+def names(trial) -> list[str]:
+    return sorted(path.name for path in trial.iterdir())
+
+
+def test_the_newest_whole_checkpoint_is_read_and_all_but_two_are_dropped(tmp_path):
     assert load_checkpoint(tmp_path) is None
-    for step in (5, 10):
+    for step in (5, 10, 15):
         save_checkpoint(tmp_path, step, {"bank": torch.full((2, 3), float(step))}, {"step": step})
-    half = tmp_path / ".checkpoint-000000015.1.part"
-    half.mkdir()
-    (half / "state.json").write_text("{")
-    tensors, state = load_checkpoint(tmp_path)
-    assert state == {"step": 10}
-    assert torch.equal(tensors["bank"], torch.full((2, 3), 10.0))
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-000000010"]
+    (tmp_path / ".checkpoint-000000020.safetensors.1.part").write_bytes(b"{")
+    tensors, state, damage = load_checkpoint(tmp_path)
+    assert (state, damage) == ({"step": 15}, [])
+    assert torch.equal(tensors["bank"], torch.full((2, 3), 15.0))
+    assert names(tmp_path)[1:] == ["checkpoint-000000010.safetensors", "checkpoint-000000015.safetensors"]
+    drop_checkpoints(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_the_same_step_can_be_written_again(tmp_path):
     for value in (1.0, 2.0):
         save_checkpoint(tmp_path, 5, {"bank": torch.tensor([value])}, {})
     assert load_checkpoint(tmp_path)[0]["bank"].item() == 2.0
+
+
+@pytest.mark.parametrize("place", [9, 60, 200, -1])
+def test_one_bit_is_enough_to_fall_back_to_the_checkpoint_before(place, tmp_path):
+    for step in (5, 10):
+        bank = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        save_checkpoint(tmp_path, step, {"bank": bank, "step": torch.tensor(step)}, {"step": step, "words": ["ø"] * 20})
+    newest = tmp_path / "checkpoint-000000010.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[place] ^= 1
+    newest.write_bytes(content)
+    tensors, state, (said,) = load_checkpoint(tmp_path)
+    assert state["step"] == 5
+    assert tensors["step"].item() == 5
+    assert newest.name in said
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, -1])
+def test_a_torn_file_is_not_believed(kept, tmp_path):
+    save_adapters(tmp_path, {"mean_P": torch.randn(50)}, {"tasks": ["a"]})
+    file = tmp_path / "adapters.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DamagedError, match="adapters"):
+        load_adapters(tmp_path)
+    save_checkpoint(tmp_path, 5, {"bank": torch.randn(50)}, {})
+    only = tmp_path / "checkpoint-000000005.safetensors"
+    only.write_bytes(only.read_bytes()[:kept])
+    assert load_checkpoint(tmp_path) is None
 
 
 def test_adapters_carry_what_they_are(tmp_path):

@@ -384,7 +384,10 @@ def test_the_last_epoch_that_patience_allows_counts(tau, monkeypatch):
     corpus = make_corpus()
     scores = iter([10.0, 11.0, 9.0, 12.0, 8.0, 9.0, 9.5, 7.0])
     size = len(corpus.split("validation"))
-    scripted = lambda trainers, split: np.full((len(trainers), size), next(scores, 0.0) if split == "validation" else 1)  # noqa: E731
+
+    def scripted(trainers, split, *_) -> np.ndarray:
+        return np.full((len(trainers), size), next(scores, 0.0) if split == "validation" else 1)
+
     monkeypatch.setattr(loop, "score_documents", scripted)
     done = fit(make_config(f"prior.tau={tau}", "train.patience=2", "train.max_epochs=20"), corpus, make_base())
     assert (done.stopped_by, done.state.epoch) == ("patience", 6)

@@ -1,8 +1,6 @@
 """The page `report.md`, its figures and its tables, written beside the results that they are made from."""
 
 import math
-import os
-from pathlib import Path
 
 import pandas as pd
 
@@ -22,11 +20,12 @@ from bora_sweep.report.methods import Method, compare_methods, method_numbers, m
 from bora_sweep.report.pooling import Summary, summarise
 from bora_sweep.report.statistics import REPLICATES, Bootstrap, paired_bootstrap
 from bora_sweep.results import read_results
+from bora_sweep.storage import Folder, folder_at, write_bytes
 
 MOST_ROWS = 41
 
 
-def write_report(run: str | Path | list[str | Path]) -> Path:
+def write_report(run: str | Folder | list[str | Folder]) -> Folder:
     """Tables, figures and a page from a run's results, also of an unfinished run.
 
     Args:
@@ -38,16 +37,16 @@ def write_report(run: str | Path | list[str | Path]) -> Path:
     Raises:
         InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
     """
-    runs = list(dict.fromkeys(Path(path) for path in (run if isinstance(run, list) else [run])))
+    runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
     summary = summarise(read_results([*runs]))
     bootstrap = paired_bootstrap(summary.documents)
     gains = tables.task_gains(summary)
     methods = compare_methods(summary)
     compared = method_numbers(summary, bootstrap, methods)
-    folder = runs[0] / "report"
-    _write_tables(folder / "tables", summary, bootstrap, gains, compared)
+    place = runs[0] / "report"
+    _write_tables(place / "tables", summary, bootstrap, gains, compared)
     parts = [
-        f"# Results of {', '.join(markdown_text(path.resolve().name) for path in runs)}",
+        f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
         _answer(summary, bootstrap),
         " ".join([_place(summary), *_lowest(summary, methods)]),
         notes.tau_precision(summary),
@@ -56,25 +55,17 @@ def write_report(run: str | Path | list[str | Path]) -> Path:
         _methods(summary, compared),
         _by_task(summary),
         "## Figures",
-        *_figures(folder / "figures", summary, bootstrap, gains),
+        *_figures(place / "figures", summary, bootstrap, gains),
         _trials(summary),
         _method(summary),
     ]
-    page = folder / "report.md"
-    _write(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
+    page = place / "report.md"
+    write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
     return page
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def _write_tables(
-    folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain], compared: pd.DataFrame
+    folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain], compared: pd.DataFrame
 ) -> None:
     numbers = {
         "table_1": tables.overall_numbers(summary, bootstrap),
@@ -86,9 +77,9 @@ def _write_tables(
     if not compared.empty:
         numbers["methods"], texts["methods"] = compared, method_table(summary, compared)
     for name, frame in numbers.items():
-        _write(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_bytes(folder / f"{name}.csv", frame.to_csv(index=False).encode())
     for name, table in texts.items():
-        _write(folder / f"{name}.tex", latex_table(table).encode())
+        write_bytes(folder / f"{name}.tex", latex_table(table).encode())
 
 
 def _answer(summary: Summary, bootstrap: Bootstrap) -> str:
@@ -175,13 +166,13 @@ def _by_task(summary: Summary) -> str:
     )
 
 
-def _figures(folder: Path, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> list[str]:
+def _figures(folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> list[str]:
     parts = []
     for number, shown in enumerate(illustrate(summary, bootstrap, gains), start=1):
         if shown.figure is not None:
             png, svg = render(shown.figure)
-            _write(folder / f"{shown.name}.png", png)
-            _write(folder / f"{shown.name}.svg", svg)
+            write_bytes(folder / f"{shown.name}.png", png)
+            write_bytes(folder / f"{shown.name}.svg", svg)
             parts.append(f"![{shown.alt}](figures/{shown.name}.png)")
         parts.append(f"**Figure {number}.** {shown.caption}")
     return parts

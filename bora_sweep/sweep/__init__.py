@@ -2,23 +2,24 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.storage import Folder
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours tells the trials to write checkpoints first
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray then binds 127.0.0.1, as it does where it has no clusters
 
 
-def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, groups: Sequence[str], console: Console) -> bool:
+def run_sweep(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], console: Console) -> bool:
     """Fit every trial of the sweep that `run` holds no result of, and show on `console` how it goes.
 
     A local Ray is reachable from this machine alone, provided that Ray was not imported before. `groups` are those that
@@ -32,4 +33,4 @@ def run_sweep(config: Config, corpus: TokenizedCorpus, run: Path, groups: Sequen
     from bora_sweep.sweep.view import SweepView
 
     with SweepView(config, run, console) as view:
-        return tune_run(config, corpus, run, groups, [view])
+        return tune_run(config, corpus, run, groups, view)

@@ -24,15 +24,6 @@ class Point:
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
 
-    def trial_id(self, seed_index: int, num_seeds: int) -> str:
-        """`007`, or `007-1` for its second seed of several."""
-        return trial_id(self.number, seed_index, num_seeds)
-
-    @property
-    def can_be_packed(self) -> bool:
-        """Whether fits at the sweep's own rank may share its forward passes; at tau = 0 batches are a task's own."""
-        return self.method == "map" and self.tau > 0 and self.rank is None
-
     @property
     def is_last(self) -> bool:
         """Whether it needs the best tau, and so waits for all others."""
@@ -40,7 +31,7 @@ class Point:
 
 
 def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
-    """See `Point.trial_id`."""
+    """`007`, or `007-1` for its second seed of several."""
     return f"{number:03d}" if num_seeds == 1 else f"{number:03d}-{seed_index}"
 
 

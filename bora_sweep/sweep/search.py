@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from bora_sweep.config import Config
-from bora_sweep.sweep.points import Known, Point, fixed_points, trial_id
+from bora_sweep.sweep.points import Known, Point, fixed_points, trial_config, trial_id
 
 SPREAD = 5  # of Optuna's first values, how many at least are spread evenly over log tau before its sampler chooses
 
@@ -54,6 +54,8 @@ class TauSearch(Searcher):
         # whichever order they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an
         # earlier value. Optuna takes account of those that still run, lest it ask for them again.
         self.lag = max(1, 2 * slots - 2)
+        self.is_stopping = False
+        """Set from outside: no further fit is begun."""
         self._fixed = fixed_points(config)
         self._num_points = len(self._fixed) + (config.search.num_trials if config.search.mode == "optuna" else 0)
         self._points: list[Point] = []
@@ -70,6 +72,8 @@ class TauSearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
         """The next fits that have no result yet; None while they hang on one that runs; `FINISHED` after the last."""
+        if self.is_stopping:
+            return self.FINISHED
         pack: list[tuple[Point, int]] = []
         while len(pack) < self.pack:
             ready = self._take_ready(pack)
@@ -104,7 +108,11 @@ class TauSearch(Searcher):
 
     def _may_open(self, pack: list[tuple[Point, int]]) -> bool:
         """A pack that cannot grow, or whose other seeds wait, opens no further value."""
-        return not pack or pack[0][0].can_be_packed
+        return not pack or self._can_be_packed(pack[0][0])
+
+    def _can_be_packed(self, point: Point) -> bool:
+        """Whether its fits may share their forward passes with those of other points, which have the sweep's rank."""
+        return point.rank is None and point.method == "map" and trial_config(self.config, point, 0).can_be_packed
 
     def _id(self, number: int, seed_index: int) -> str:
         return trial_id(number, seed_index, self.config.search.seeds)
@@ -112,7 +120,7 @@ class TauSearch(Searcher):
     def _take_ready(self, pack: list[tuple[Point, int]]) -> tuple[Point, int] | None:
         """The first fit that waits for nothing and can join the pack, taken off the list."""
         for index, (point, seed_index) in enumerate(self._waiting):
-            if pack and not (pack[0][0].can_be_packed and point.can_be_packed and seed_index == pack[0][1]):
+            if pack and (seed_index != pack[0][1] or not all(map(self._can_be_packed, (pack[0][0], point)))):
                 continue
             if point.is_last and self._all_others_ended():
                 point = replace(self._best(), number=point.number, method=point.method)

@@ -1,8 +1,8 @@
 """One trial as Ray Tune runs it: a worker process that fits, reports each epoch, and stays warm for the next."""
 
 import os
+import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,44 +12,76 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config, DataConfig, ModelConfig
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
+from bora_sweep.interrupt import Interrupted
 from bora_sweep.model.base import load_base
-from bora_sweep.results import objective
+from bora_sweep.results import objective, read_trial_row, write_table
+from bora_sweep.storage import Folder, folder_at
 from bora_sweep.sweep.points import Point, trial_config
+from bora_sweep.sweep.worker import Pulse, watched
 from bora_sweep.train.packing import choose_pack
 from bora_sweep.train.path import run_path
 from bora_sweep.train.run import Trial, run_pack
 from bora_sweep.train.state import State
 
+REPORT_SECONDS = 1.0  # between two reports to Tune, which cost more than a short epoch
+
 
 def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
-    """Fit what `params` (of `TauSearch.suggest`) says, and report to Tune after each epoch and at the end.
+    """Fit what `params` (of `TauSearch.suggest`) says, and report to Tune on the way and at the end.
 
-    Fits whose input is wrong cannot succeed by trying again: they are reported without an objective and end there; any
-    other error is raised, so that Tune takes the trial up again from its checkpoints.
+    Fits whose input is wrong cannot succeed by trying again: they are reported without an objective and end there, as
+    do those of a run that is to stop; any other error is raised, so that Tune takes the trial up again from its
+    checkpoints.
     """
     os.umask(umask)  # the driver's: Ray's processes have a narrower one
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    trials = [
+        Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
+        for fit in params["fits"]
+    ]
+    place = folder_at(run)
+    pulse = Pulse(place)
+
+    def on_hang(reason: str) -> None:
+        for trial in trials:
+            _note_error(place, trial.trial_id, reason)
+
+    try:
+        with watched(pulse, config.ray.trial_timeout, on_hang):
+            pulse()
+            rows = _fit(trials, params["fits"][0]["point"]["method"] == "path", config, corpus, place, pulse)
+    except (InputError, Interrupted):
+        rows = {}
+    tune.report({"objectives": {trial_id: objective(row) for trial_id, row in rows.items()}})
+
+
+def _fit(
+    trials: list[Trial], is_path: bool, config: Config, corpus: TokenizedCorpus, run: Folder, pulse: Pulse
+) -> dict[str, dict[str, Any]]:
+    """Each trial's row; of a path that of its best value."""
+    reported_at = time.monotonic()
 
     def report(state: State) -> None:
-        tune.report({"epoch": state.epoch})
+        nonlocal reported_at
+        if time.monotonic() - reported_at > REPORT_SECONDS:
+            tune.report({"epoch": state.epoch})
+            reported_at = time.monotonic()
 
     def warm_base() -> PreTrainedModel:
         return _warm_base(config.model, config.data)
 
-    fits = params["fits"]
-    trials = [
-        Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
-        for fit in fits
-    ]
-    try:
-        if fits[0]["point"]["method"] == "path":
-            path = run_path(trials[0].config, corpus, warm_base, Path(run), trials[0].trial_id, report)
-            rows = {trials[0].trial_id: min(path, key=lambda row: row["validation_perplexity"])}
-        else:
-            rows = run_pack(trials, corpus, warm_base, Path(run), on_epoch=report)
-    except InputError:
-        rows = {}
-    tune.report({"objectives": {trial_id: objective(row) for trial_id, row in rows.items()}})
+    if not is_path:
+        return run_pack(trials, corpus, warm_base, run, on_epoch=report, pulse=pulse)
+    (head,) = trials
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, report, pulse)
+    return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
+
+
+def _note_error(run: Folder, trial_id: str, reason: str) -> None:
+    """Say in its row why a trial's worker is about to end."""
+    row = read_trial_row(run, trial_id)
+    if row is not None and row["status"] == "running":
+        write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
 def measure_pack(config: Config, corpus: TokenizedCorpus, most: int) -> int:

@@ -6,10 +6,9 @@ own Parquet and checkpoints alone: nothing of Tune's state is ever read back, so
 
 import logging
 import os
-import signal
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,51 +19,68 @@ from ray import tune
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.results import objective, read_trial_row, trial_rows, write_table
+from bora_sweep.interrupt import noting_signals
+from bora_sweep.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs import create_run
+from bora_sweep.storage import Folder, listed, remove, write_bytes
 from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.sweep.search import TauSearch
 from bora_sweep.sweep.trial import measure_pack, tune_trial
+from bora_sweep.sweep.view import SweepView
+from bora_sweep.sweep.worker import STOP
 from bora_sweep.train.run import opening_row
 
 
-def tune_run(
-    config: Config, corpus: TokenizedCorpus, run: Path, groups: Sequence[str], callbacks: list[tune.Callback]
-) -> bool:
-    """`bora_sweep.sweep.run_sweep`, with Tune's callbacks."""
+def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], view: SweepView) -> bool:
+    """`bora_sweep.sweep.run_sweep`, shown by `view`."""
+    _clear(run)
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
         slots = _slots(config, resources)
         config = _with_pack(config, corpus, run, resources)
+        search = TauSearch(config, known_trials(run), slots, groups)
         umask = os.umask(0)
         os.umask(umask)
-        shared = {"config": config, "corpus": corpus, "run": str(run.resolve()), "umask": umask}
+        place = run.resolve() if isinstance(run, Path) else run
+        shared = {"config": config, "corpus": corpus, "run": str(place), "umask": umask}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(tune_trial, **shared), resources),
             tune_config=tune.TuneConfig(
-                search_alg=TauSearch(config, known_trials(run), slots, groups),
-                num_samples=-1,
-                max_concurrent_trials=slots,
-                reuse_actors=True,
+                search_alg=search, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=callbacks,
+                callbacks=[view],
             ),
         )
-        grid = tuner.fit()
+
+        def stop() -> None:
+            search.is_stopping = True
+            write_bytes(run / STOP, b"")
+            view.say_stopping()
+
+        try:
+            with noting_signals(stop):
+                grid = tuner.fit()
+        finally:
+            _close_running(run)
     for result in grid:
         if result.error is not None and result.config is not None:
             for params in result.config["fits"]:
                 _mark_dead(run, config, params, result.error)
     rows = trial_rows(run)
-    for row in rows:
-        if row["status"] == "running":
-            _close(run, row, "interrupted", None)
     ended = sum(row["status"] in ("finished", "failed") for row in rows)
     return ended == num_trials(config) or (config.search.mode == "path" and _has_failed(rows))
+
+
+def _clear(run: Folder) -> None:
+    """Away with what an earlier start left half done: a wish to stop, files that were not whole yet."""
+    remove(run / STOP)
+    for table in SCHEMAS:
+        for part in listed(run / "results" / table, ".*.part"):
+            remove(part)
 
 
 def _has_failed(rows: list[dict[str, Any]]) -> bool:
@@ -72,7 +88,7 @@ def _has_failed(rows: list[dict[str, Any]]) -> bool:
     return any(row["status"] == "failed" for row in rows) and not any(row["status"] == "interrupted" for row in rows)
 
 
-def known_trials(run: Path) -> dict[str, Known]:
+def known_trials(run: Folder) -> dict[str, Known]:
     """What an earlier start of the sweep left in `run`."""
     return {
         row["trial_id"]: Known(point, row["status"] == "finished", objective(row))
@@ -81,22 +97,29 @@ def known_trials(run: Path) -> dict[str, Known]:
     }
 
 
-def _mark_dead(run: Path, config: Config, params: dict[str, Any], error: Exception) -> None:
+def _mark_dead(run: Folder, config: Config, params: dict[str, Any], error: Exception) -> None:
     """Mark a trial as failed whose worker could not: it was killed."""
     row = read_trial_row(run, params["trial_id"])
     if row is None:
         own = trial_config(config, Point(**params["point"]), params["seed_index"])
         row = {"trial_id": params["trial_id"], **opening_row(own)}
-    if row["status"] == "running":
-        _close(run, row, "failed", one_line(error))
+    if row["status"] != "finished":
+        _close(run, row, "failed", row["error"] or one_line(error))
 
 
-def _close(run: Path, row: dict[str, Any], status: str, error: str | None) -> None:
+def _close_running(run: Folder) -> None:
+    """Trials that no worker works on any more."""
+    for row in trial_rows(run):
+        if row["status"] == "running":
+            _close(run, row, "interrupted", row["error"])
+
+
+def _close(run: Folder, row: dict[str, Any], status: str, error: str | None) -> None:
     row.update(status=status, error=error, ended_at=datetime.now(UTC))
     write_table(run, "trials", row["trial_id"], [row])
 
 
-def _with_pack(config: Config, corpus: TokenizedCorpus, run: Path, resources: dict[str, float]) -> Config:
+def _with_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
     """`search.pack` as a number: `auto` is measured where trials run, and the run's configuration then says what."""
     if config.search.pack != "auto":
         return config
@@ -113,16 +136,10 @@ def _ray(config: Config):
     if ray.is_initialized():
         yield
         return
-    previous = signal.getsignal(signal.SIGTERM)
     try:
         _connect(config.ray.address)
-        # Tune ends in order on SIGUSR1: with SIGTERM's own handler trials would not be told to stop.
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGUSR1))
         yield
     finally:
-        with suppress(ValueError):
-            signal.signal(signal.SIGTERM, previous)
         ray.shutdown()
 
 
@@ -156,12 +173,24 @@ def _slots(config: Config, resources: dict[str, float]) -> int:
     """Trials that run at once.
 
     Raises:
-        InputError: The machine can never hold a single one; Tune would wait for ever.
+        InputError: No node that is there can ever hold a single one, and none is said to come: Tune would wait for
+            ever.
     """
-    there = ray.cluster_resources()
-    room = min(int(there.get(name, 0) / amount) for name, amount in resources.items() if amount > 0)
-    if room == 0 and config.ray.address is None:
-        short = next(name for name, amount in resources.items() if amount > there.get(name, 0))
-        key = f"ray.{short.lower()}s_per_trial"
-        raise InputError(f"{key}={resources[short]:g}: this machine has {there.get(short, 0):g} {short}; lower {key}")
-    return config.ray.max_concurrent or max(room, 1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = {name: amount for name, amount in resources.items() if amount > 0}
+    room = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
+    if room:
+        return config.ray.max_concurrent or room
+    if config.ray.address is not None and config.ray.max_concurrent is not None:
+        return config.ray.max_concurrent
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+    most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
+    if config.ray.address is None:
+        raise InputError(
+            f"ray.cpus_per_trial, ray.gpus_per_trial: a trial asks for {asked}, this machine has {most}; lower them"
+        )
+    raise InputError(
+        f"ray.address={config.ray.address}: a trial asks for {asked}, and the largest node there has {most}; lower "
+        "ray.cpus_per_trial or ray.gpus_per_trial, or, where the autoscaler will start nodes that hold it, say by "
+        "ray.max_concurrent how many trials are to run at once"
+    )

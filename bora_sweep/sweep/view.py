@@ -3,7 +3,6 @@
 import math
 import time
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from bora_sweep.config import Config
 from bora_sweep.results import trial_rows
+from bora_sweep.storage import Folder
 from bora_sweep.sweep.points import num_trials
 
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
@@ -24,7 +24,7 @@ ROWS = 24  # of a terminal that the table takes at most
 class SweepView(tune.Callback):
     """Follows a sweep by the rows that its trials write; a context manager around `tune_run`."""
 
-    def __init__(self, config: Config, run: Path, console: Console) -> None:
+    def __init__(self, config: Config, run: Folder, console: Console) -> None:
         self.config, self.run, self.total, self.console = config, run, num_trials(config), console
         self.rows = {row["trial_id"]: row for row in trial_rows(run)}
         self.started, self.done_before = time.monotonic(), self._count("finished")
@@ -58,6 +58,10 @@ class SweepView(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial failed for good."""
         self._read(trial)
+
+    def say_stopping(self) -> None:
+        """The first Ctrl-C."""
+        self.console.print("stopping: trials write their checkpoints … (Ctrl-C again to stop at once)")
 
     def render(self) -> Group:
         """The table and the line below it."""

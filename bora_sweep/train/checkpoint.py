@@ -1,77 +1,100 @@
-"""A trial's files: checkpoints that are written whole or not at all, and the adapters that remain.
+"""A trial's files: checkpoints while it runs, `TRIAL/checkpoint-000000007.safetensors`, and the adapters that remain.
 
-`TRIAL/checkpoint-000007/{tensors.safetensors, state.json}` while a fit runs, `TRIAL/adapters.safetensors` once it has
-ended. Nothing is pickled.
+Each is one file of tensors with JSON in its header, and a checksum over both: what does not match it is not believed.
+Nothing is pickled.
 """
 
 import json
-import os
-import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, uint8
+
+from bora_sweep.storage import Folder, listed, remove, with_local, write_whole
 
 ADAPTERS = "adapters.safetensors"
+KEPT = 2  # checkpoints of a trial: the newest, and the one before should that be damaged
+
+Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def save_checkpoint(trial: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write `trial/checkpoint-STEP` and drop the ones before it."""
-    final = trial / f"checkpoint-{step:09d}"
-    part = trial / f".{final.name}.{os.getpid()}.part"
-    part.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part / "tensors.safetensors")
-    (part / "state.json").write_text(json.dumps(state))
-    for file in part.iterdir():
-        _flush(file)
-    _flush(part)
-    if final.exists():  # the same step, written by a fit that did not live to see it
-        shutil.rmtree(final)
-    part.rename(final)
-    _flush(trial)
-    for older in _checkpoints(trial)[:-1]:
-        shutil.rmtree(older)
+class DamagedError(Exception):
+    """A file is not what was written."""
 
 
-def load_checkpoint(trial: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest checkpoint, None where there is none."""
-    found = _checkpoints(trial)
-    if not found:
-        return None
-    return load_file(found[-1] / "tensors.safetensors"), json.loads((found[-1] / "state.json").read_text())
+def save_checkpoint(trial: Folder, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write the checkpoint of `step`, and drop all but the one before it."""
+    _save(trial / f"checkpoint-{step:09d}.safetensors", tensors, state)
+    for older in _checkpoints(trial)[:-KEPT]:
+        remove(older)
 
 
-def save_adapters(trial: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """Tensors and state of the newest checkpoint that is whole, and what was wrong with newer ones.
+
+    None where there is none at all.
+    """
+    damage: list[str] = []
+    for file in reversed(_checkpoints(trial)):
+        try:
+            return *with_local(file, _load), damage
+        except DamagedError as error:
+            damage.append(f"{file.name} is damaged ({error}); went on without it")
+    return None
+
+
+def save_adapters(trial: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write the fit's adapters, with `about` them as JSON in the file's header."""
-    trial.mkdir(parents=True, exist_ok=True)
-    part = trial / f".{ADAPTERS}.{os.getpid()}.part"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"about": json.dumps(about)})
-    _flush(part)
-    part.replace(trial / ADAPTERS)
+    _save(trial / ADAPTERS, tensors, about)
 
 
-def drop_checkpoints(trial: Path) -> None:
+def load_adapters(trial: Folder) -> Content:
+    """What `save_adapters` wrote.
+
+    Raises:
+        FileNotFoundError: It has written none.
+        DamagedError: The file is not what was written.
+    """
+    return with_local(trial / ADAPTERS, _load)
+
+
+def drop_checkpoints(trial: Folder) -> None:
     """Remove what only a resume would need."""
-    for leftover in [*trial.glob("checkpoint-*"), *trial.glob(".checkpoint-*.part")]:
-        shutil.rmtree(leftover)
+    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part")]:
+        remove(leftover)
 
 
-def load_adapters(trial: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_adapters` wrote."""
-    with safe_open(trial / ADAPTERS, framework="pt") as file:
-        about = json.loads(file.metadata()["about"])
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118, not a dict
+def _checkpoints(trial: Folder) -> list[Folder]:
+    return listed(trial, "checkpoint-*.safetensors")
 
 
-def _checkpoints(trial: Path) -> list[Path]:
-    return sorted(trial.glob("checkpoint-*"))
+def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about)
+    header = {"about": text, "crc32": f"{_checksum(own, text):08x}"}
+    write_whole(path, lambda file: save_file(own, file, header))
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _load(file: Path) -> Content:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+    except SafetensorError as error:
+        raise DamagedError(f"{file.name}: {error}") from None
+    if header.get("crc32") != f"{_checksum(tensors, header.get('about', '')):08x}":
+        raise DamagedError(f"{file.name}: its checksum does not match")
+    return tensors, json.loads(header["about"])
+
+
+def _checksum(tensors: dict[str, Tensor], about: str) -> int:
+    """CRC-32 of the JSON, and of each tensor's name, shape, type and bytes, in the order of the names."""
+    value = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(uint8).numpy().data, value)
+    return value

@@ -3,7 +3,8 @@
 Shapes: S fits, B rows, N documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from bora_sweep.data.tokens import TaskBatch, scoring_batches
 from bora_sweep.model.objective import Likelihood
 from bora_sweep.train.trainer import Trainer
+
+T = TypeVar("T")
 
 
 def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,12 +33,33 @@ def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor
         return likelihood(tokens_BT, length_B, task_B), task_B
 
 
+def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
+    """`work`, with half as many documents in a forward pass each time that the device's memory does not hold them."""
+    while True:
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if trainers[0].micro_batch_size == 1:
+                raise
+        for trainer in trainers:
+            trainer.halve_micro_batch()
+        if trainers[0].accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64; no padding counted.
+
+    `pulse` is called after each batch.
+    """
+    return within_memory(trainers, lambda: _score_documents(trainers, split, pulse))
+
+
 @torch.no_grad()
-def score_documents(trainers: Sequence[Trainer], split: str) -> np.ndarray:
-    """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64; no padding counted."""
-    corpus, train = trainers[0].corpus, trainers[0].config.train
+def _score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[], None]) -> np.ndarray:
+    corpus = trainers[0].corpus
     nll_SN = np.zeros((len(trainers), len(corpus.documents)))
-    size = 2 * (train.micro_batch_size or train.batch_size)  # no gradients to hold
-    for batch in scoring_batches(corpus, split, size):
+    for batch in scoring_batches(corpus, split, 2 * trainers[0].micro_batch_size):  # no gradients to hold
         nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
+        pulse()
     return nll_SN[:, corpus.split(split)]

@@ -10,7 +10,6 @@ Shapes: S fits of a pack, B rows, N documents.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,11 +17,17 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus, collate
+from bora_sweep.interrupt import Interrupted
+from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes
-from bora_sweep.train.evaluate import score, score_documents
+from bora_sweep.train.evaluate import score, score_documents, within_memory
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer, make_trainer
+
+
+def nothing(*_: object) -> None:
+    """What is called where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,10 @@ class Slot:
     """One fit of a pack."""
 
     config: Config
-    folder: Path | None = None
-    """Where a checkpoint is written after each epoch, and from where a fit that was cut off goes on."""
+    folder: Folder | None = None
+    """Where checkpoints are written, and from where a fit that was cut off goes on."""
     start: Start | None = None
-    on_epoch: Callable[[State], None] = lambda _: None
+    on_epoch: Callable[[State], None] = nothing
     """Called after each epoch, once its checkpoint is on disk."""
 
 
@@ -41,29 +46,34 @@ def fit(
     config: Config,
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
-    folder: Path | None = None,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_epoch: Callable[[State], None] = lambda _: None,
+    folder: Folder | None = None,
+    on_step: Callable[[StepReport], None] = nothing,
+    on_epoch: Callable[[State], None] = nothing,
     start: Start | None = None,
+    pulse: Callable[[], None] = nothing,
 ) -> Fit:
     """The MAP estimate of Eq. 6, by early stopping on validation.
 
-    A fit whose loss ceases to be finite stops there and keeps its best epoch.
+    A fit whose loss ceases to be finite stops there and keeps its best epoch. One that does not fit in the device's
+    memory goes on with fewer documents in a forward pass, and as many in a step.
 
     Args:
         config: What to fit; `config.prior.tau` is the precision of the prior.
         corpus: The tokenised text.
         base: The base model; it is frozen, lent for the fit and given back as it came.
-        folder: Where a checkpoint is written after each epoch, and from where a fit that was cut off goes on, with the
-            numbers that it would have had; None: nowhere.
+        folder: Where a checkpoint is written after each epoch and every `train.checkpoint_minutes`, and from where a
+            fit that was cut off goes on, with the numbers that it would have had; None: nowhere.
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch, once its checkpoint is on disk.
         start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
+        pulse: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
+            written first.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
+        Interrupted: `pulse` raised it.
     """
-    ((_, done),) = fit_pack([Slot(config, folder, start, on_epoch)], corpus, base, on_step)
+    ((_, done),) = fit_pack([Slot(config, folder, start, on_epoch)], corpus, base, on_step, pulse)
     return done
 
 
@@ -71,22 +81,24 @@ def fit_pack(
     slots: Sequence[Slot],
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
-    on_step: Callable[[StepReport], None] = lambda _: None,
+    on_step: Callable[[StepReport], None] = nothing,
+    pulse: Callable[[], None] = nothing,
 ) -> Iterator[tuple[int, Fit]]:
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
     Args:
         slots: The fits; they may differ by tau, learning rate, prior and solver, not by their batches, adapters or
-            precision, and those at tau = 0, or not of method `map`, are fitted alone.
+            precision, and those that `Config.can_be_packed` denies are fitted alone.
         corpus: The tokenised text.
         base: As for `fit`.
         on_step: Called after each step of the pack, with the nats of all its fits.
+        pulse: As for `fit`.
 
     Yields:
         (place in `slots`, fit), in the order in which they end.
     """
     assert all(_shared(slot.config) == _shared(slots[0].config) for slot in slots)
-    assert len(slots) == 1 or all(can_be_packed(slot.config) for slot in slots)
+    assert len(slots) == 1 or all(slot.config.can_be_packed for slot in slots)
     accelerator = make_accelerator(slots[0].config)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -94,33 +106,52 @@ def fit_pack(
     try:
         new = [trainer for place, trainer in running.items() if trainer.start(slots[place].folder, slots[place].start)]
         if new:
-            validate(new)
+            validate(new, pulse)
         while running:
             for place in [place for place, trainer in running.items() if trainer.stopped_by is not None]:
-                yield place, finish(running[place])
+                yield place, finish(running[place], pulse)
                 running.pop(place).adapted.detach()
-            _advance(running, slots, on_step)
+            if running:
+                _advance(running, slots, on_step, pulse)
     finally:
         for trainer in running.values():
             trainer.adapted.detach()
 
 
-def _advance(running: dict[int, Trainer], slots: Sequence[Slot], on_step: Callable[[StepReport], None]) -> None:
-    """One epoch of those that are furthest behind: all of them, but where a pack was cut off between checkpoints."""
-    behind = min((trainer.state.epoch for trainer in running.values()), default=0)
-    pack = {place: trainer for place, trainer in running.items() if trainer.state.epoch == behind}
-    if pack:
-        run_epoch(list(pack.values()), on_step)
-    for place, trainer in pack.items():
-        if trainer.state.epoch > behind:
-            if (folder := slots[place].folder) is not None:
+def _advance(
+    running: dict[int, Trainer],
+    slots: Sequence[Slot],
+    on_step: Callable[[StepReport], None],
+    pulse: Callable[[], None],
+) -> None:
+    """To the end of the epoch of those furthest behind: all, but where a pack was cut off between checkpoints."""
+    behind = min((trainer.state.epoch, trainer.state.batch) for trainer in running.values())
+    pack = {
+        place: trainer for place, trainer in running.items() if (trainer.state.epoch, trainer.state.batch) == behind
+    }
+    saved_at = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved_at
+        saved_at = time.monotonic()
+        for place, trainer in pack.items():
+            if (folder := slots[place].folder) is not None and trainer.state.diverged is None:
                 save_checkpoint(folder, trainer.state.step, trainer.tensors(), trainer.progress())
+
+    def stepped(report: StepReport) -> None:
+        on_step(report)
+        if time.monotonic() - saved_at > 60 * slots[0].config.train.checkpoint_minutes:
+            save()
+
+    try:
+        run_epoch(list(pack.values()), stepped, pulse)
+    except Interrupted:
+        save()
+        raise
+    save()
+    for place, trainer in pack.items():
+        if trainer.state.diverged is None:
             slots[place].on_epoch(trainer.state)
-
-
-def can_be_packed(config: Config) -> bool:
-    """Whether a fit may share its forward passes with others: at tau = 0 each task has batches of its own."""
-    return config.method == "map" and config.prior.tau > 0 and config.train.precision != "fp16"
 
 
 def _shared(config: Config) -> tuple:
@@ -130,65 +161,84 @@ def _shared(config: Config) -> tuple:
     return config.lora, batches, train.precision, train.compile, train.device
 
 
-def run_epoch(trainers: Sequence[Trainer], on_step: Callable[[StepReport], None] = lambda _: None) -> None:
-    """Train on each document once, then validate; a fit whose loss ceases to be finite drops out on the way."""
-    started = time.perf_counter()
-    epoch = trainers[0].state.epoch + 1
+def run_epoch(
+    trainers: Sequence[Trainer],
+    on_step: Callable[[StepReport], None] = nothing,
+    pulse: Callable[[], None] = nothing,
+) -> None:
+    """Train on each document once, or on those left of an epoch that was cut off, then validate.
+
+    A fit whose loss ceases to be finite drops out on the way.
+    """
+    epoch, done = trainers[0].state.epoch + 1, trainers[0].state.batch
     batches = trainers[0].batches(epoch)
-    nats = {id(trainer): 0.0 for trainer in trainers}
-    running, tokens = list(trainers), 0
-    for number, document_B in enumerate(batches, start=1):
-        batch_nats, batch_tokens = step(running, document_B, len(batches))
-        for trainer, nll in zip(running, batch_nats, strict=True):
-            nats[id(trainer)] += nll
+    running = list(trainers)
+    for number, document_B in enumerate(batches[done:], start=done + 1):
+        nats, tokens = step(running, document_B, len(batches))
         running = [trainer for trainer in running if trainer.state.diverged is None]
         if not running:
             return
-        tokens += batch_tokens
-        on_step(StepReport(epoch, number, len(batches), sum(batch_nats), len(batch_nats) * batch_tokens))
-    seconds = (time.perf_counter() - started) / len(trainers)
-    for trainer in running:
-        trainer.end_epoch(nats[id(trainer)], tokens, seconds)
-    validate(running)
+        on_step(StepReport(epoch, number, len(batches), sum(nats), len(nats) * tokens))
+        pulse()
+    nll_SN, seconds = timed_scores(running, pulse)
+    for trainer, nll_N in zip(running, nll_SN, strict=True):
+        trainer.end_epoch()
+        trainer.judge(nll_N, seconds)
 
 
 def step(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
     """One optimiser step of each fit on the same documents; returns the nats of each, and the scored tokens."""
+    started = time.perf_counter()
     for trainer in trainers:
         trainer.begin_step()
+    nats, tokens = within_memory(trainers, lambda: _gradients(trainers, document_B, num_batches))
+    for trainer, own in zip(trainers, nats, strict=True):
+        trainer.end_step(own)
+    seconds = (time.perf_counter() - started) / len(trainers)
+    for trainer, own in zip(trainers, nats, strict=True):
+        trainer.state.end_batch(own, tokens, seconds)
+    return nats, tokens
+
+
+def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
+    """Add the batch's gradients to those of the banks; nats of each fit, and scored tokens."""
     accelerator, tokens = trainers[0].accelerator, 0
     nats_S = torch.zeros(len(trainers), dtype=torch.float64)
-    for part_B in trainers[0].parts(document_B):
-        batch = collate(trainers[0].corpus, part_B)
+    batches = [collate(trainers[0].corpus, part_B) for part_B in trainers[0].parts(document_B)]
+    for batch in batches:
         nll_SB, task_B = score(trainers, batch)
         losses = [trainer.loss(nll_B, task_B, num_batches) for trainer, nll_B in zip(trainers, nll_SB, strict=True)]
         accelerator.backward(torch.stack(losses).sum())
         nats_S += nll_SB.detach().sum(dim=1).double().cpu()
         tokens += batch.num_tokens
-        for trainer in trainers:
+    for trainer in trainers:
+        for batch in batches:
             trainer.state.count(batch)
-    for trainer, nats in zip(trainers, nats_S.tolist(), strict=True):
-        trainer.end_step(nats)
     return nats_S.tolist(), tokens
 
 
-def validate(trainers: Sequence[Trainer]) -> None:
+def validate(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> None:
     """Score the validation split, and keep this epoch of the fits for which it is the best so far."""
-    started = time.perf_counter()
-    nll_SN = score_documents(trainers, "validation")
-    seconds = (time.perf_counter() - started) / len(trainers)
+    nll_SN, seconds = timed_scores(trainers, pulse)
     for trainer, nll_N in zip(trainers, nll_SN, strict=True):
         trainer.judge(nll_N, seconds)
 
 
-def finish(trainer: Trainer) -> Fit:
+def timed_scores(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> tuple[np.ndarray, float]:
+    """Nats of the validation split, nll_SN, and the seconds that each fit's took."""
+    started = time.perf_counter()
+    nll_SN = score_documents(trainers, "validation", pulse)
+    return nll_SN, (time.perf_counter() - started) / len(trainers)
+
+
+def finish(trainer: Trainer, pulse: Callable[[], None] = nothing) -> Fit:
     """Score validation and test at the best epoch."""
     trainer.return_to_best()
     device = trainer.accelerator.device
     return Fit(
         state=trainer.state,
         stopped_by=trainer.stopped_by,
-        nll_nats={split: score_documents([trainer], split)[0] for split in ("validation", "test")},
+        nll_nats={split: score_documents([trainer], split, pulse)[0] for split in ("validation", "test")},
         mean_P=trainer.hierarchy.mean_P.detach().cpu(),
         theta_KP=trainer.hierarchy.theta_KP().cpu(),
         layout=trainer.layout,

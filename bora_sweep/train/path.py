@@ -11,7 +11,6 @@ values whose results are in the run's folder are read, not fitted.
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -19,12 +18,13 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.results import write_table
+from bora_sweep.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
-from bora_sweep.train.loop import fit
+from bora_sweep.train.loop import fit, nothing
 from bora_sweep.train.run import Trial, record, run_trial, starting_point
 from bora_sweep.train.state import State
 
-TURNED = 2  # values in a row that are worse than the best, after which tau falls no further
+TURNED = 2  # values in a row that are worse than the best below inf, after which tau falls no further
 UPWARD = "upward.json"
 
 
@@ -32,9 +32,10 @@ def run_path(
     config: Config,
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
-    run: Path,
+    run: Folder,
     trial_id: str,
-    on_epoch: Callable[[State], None] = lambda _: None,
+    on_epoch: Callable[[State], None] = nothing,
+    pulse: Callable[[], None] = nothing,
 ) -> list[dict[str, Any]]:
     """Fit `search.num_trials` values of tau, and tau = inf before them, each a trial of its own.
 
@@ -45,11 +46,12 @@ def run_path(
         run: The run's folder.
         trial_id: Of the fit at tau = inf; the values after it are `trial_id.01`, `trial_id.02`, …
         on_epoch: Called after each epoch of each fit.
+        pulse: As for `bora_sweep.train.fit`.
 
     Returns:
         The rows of the `trials` table, in the order of the fits.
     """
-    path = _Path(config, corpus, load_base, run, trial_id, on_epoch)
+    path = _Path(config, corpus, load_base, run, trial_id, on_epoch, pulse)
     path.add(math.inf)
     while len(path.rows) <= config.search.num_trials:
         path.add(next_tau(path.nats_per_token(), config.search.tau_low, config.search.tau_high))
@@ -68,9 +70,9 @@ def next_tau(nats_of: dict[float, float], low: float, high: float) -> float:
     finite = [tau for tau in nats_of if tau < math.inf]
     if not finite:
         return high
-    best = min(nats_of, key=nats_of.__getitem__)
+    # Not against tau = inf, whose fit may keep any of its epochs: the values after it begin anew from its end.
+    best, lowest = min(finite, key=nats_of.__getitem__), min(finite)
     below_best = sum(tau < best for tau in finite)
-    lowest = min(finite)
     if below_best < TURNED and lowest > low and _is_falling(finite, low, high):
         return max(low, lowest / 10)
     return _halved(finite, nats_of)
@@ -100,12 +102,13 @@ class _Path:
         config: Config,
         corpus: TokenizedCorpus,
         load_base: Callable[[], PreTrainedModel],
-        run: Path,
+        run: Folder,
         trial_id: str,
         on_epoch: Callable[[State], None],
+        pulse: Callable[[], None],
     ) -> None:
         self.config, self.corpus, self.load_base = config, corpus, load_base
-        self.run, self.trial_id, self.on_epoch = run, trial_id, on_epoch
+        self.run, self.trial_id, self.on_epoch, self.pulse = run, trial_id, on_epoch, pulse
         self.rows: dict[float, dict[str, Any]] = {}
 
     def nats_per_token(self) -> dict[float, float]:
@@ -117,7 +120,9 @@ class _Path:
         start = self.rows[min(above)]["trial_id"] if above else None
         trial_id = f"{self.trial_id}.{len(self.rows):02d}" if self.rows else self.trial_id
         trial = Trial(trial_id, self._config(tau), start)
-        self.rows[tau] = run_trial(trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch)
+        self.rows[tau] = run_trial(
+            trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch, pulse=self.pulse
+        )
 
     def try_best_from_below(self) -> None:
         """Fit the best value once more, begun at its neighbour below, and keep the better of the two fits."""
@@ -128,18 +133,18 @@ class _Path:
             return
         row, start = self.rows[best], self.rows[max(below)]["trial_id"]
         folder = self.run / "trials" / row["trial_id"]
-        if (folder / UPWARD).exists():
+        if exists(folder / UPWARD):
             return
         own, base = self._config(best), self.load_base()
         begin = starting_point(own, base, self.run, start)
-        done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin)
+        done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, pulse=self.pulse)
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = sum(done.state.best_nll_nats)
         if nll < row["validation_nll_nats"]:
             row = record(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
         self.rows[best] = row | spent
         write_table(self.run, "trials", row["trial_id"], [self.rows[best]])
-        (folder / UPWARD).write_text(json.dumps({"started_from": start, "validation_nll_nats": nll}))
+        write_bytes(folder / UPWARD, json.dumps({"started_from": start, "validation_nll_nats": nll}).encode())
         drop_checkpoints(folder)
 
     def _config(self, tau: float) -> Config:

@@ -4,11 +4,12 @@ import json
 import math
 import platform
 import socket
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ from bora_sweep.model.adapters import make_layout
 from bora_sweep.model.merge import MERGES, merge
 from bora_sweep.model.prior import distance_to_global
 from bora_sweep.results import perplexity, read_trial_row, write_table
+from bora_sweep.storage import Folder, StorageFullError
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.curvature import estimate_tau
-from bora_sweep.train.loop import Slot, fit_pack
+from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import UNTRAINED
 
+ROW_SECONDS = 1.0
+"""Between two rows that say how far a trial is: short epochs would spend their time on them."""
 PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
 
 
@@ -44,21 +48,23 @@ def run_trial(
     trial: Trial,
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
-    run: Path,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_epoch: Callable[[State], None] = lambda _: None,
+    run: Folder,
+    on_step: Callable[[StepReport], None] = nothing,
+    on_epoch: Callable[[State], None] = nothing,
+    pulse: Callable[[], None] = nothing,
 ) -> dict[str, Any]:
     """`run_pack` of one trial; returns its row of the `trials` table."""
-    return run_pack([trial], corpus, load_base, run, on_step, on_epoch)[trial.trial_id]
+    return run_pack([trial], corpus, load_base, run, on_step, on_epoch, pulse)[trial.trial_id]
 
 
 def run_pack(
     trials: Sequence[Trial],
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
-    run: Path,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_epoch: Callable[[State], None] = lambda _: None,
+    run: Folder,
+    on_step: Callable[[StepReport], None] = nothing,
+    on_epoch: Callable[[State], None] = nothing,
+    pulse: Callable[[], None] = nothing,
 ) -> dict[str, dict[str, Any]]:
     """Fit, in shared forward passes, and write each trial's rows, adapters and checkpoints under `run`.
 
@@ -82,7 +88,7 @@ def run_pack(
     try:
         base = load_base()
         slots = [_slot(trial, base, run, opened[trial.trial_id], on_epoch) for trial in open_trials]
-        for place, done in fit_pack(slots, corpus, base, on_step):
+        for place, done in fit_pack(slots, corpus, base, on_step, pulse):
             trial = open_trials[place]
             row = opened[trial.trial_id] | _estimated_tau(trial.config, corpus, base, done)
             rows[trial.trial_id] = record(trial.config, corpus, run, trial.trial_id, row, done)
@@ -90,12 +96,13 @@ def run_pack(
         status = "failed" if isinstance(error, Exception) else "interrupted"
         for trial_id in opened.keys() - rows.keys():
             opened[trial_id].update(status=status, error=one_line(error), ended_at=datetime.now(UTC))
-            write_table(run, "trials", trial_id, [opened[trial_id]])
+            with suppress(StorageFullError):  # the first error says what is wrong
+                write_table(run, "trials", trial_id, [opened[trial_id]])
         raise
     return rows
 
 
-def _open_row(run: Path, trial: Trial) -> dict[str, Any]:
+def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     """The row that an earlier try finished, else a new one that keeps the first try's time."""
     earlier = read_trial_row(run, trial.trial_id)
     if earlier is not None and earlier["status"] == "finished":
@@ -105,12 +112,17 @@ def _open_row(run: Path, trial: Trial) -> dict[str, Any]:
 
 
 def _slot(
-    trial: Trial, base: PreTrainedModel, run: Path, row: dict[str, Any], on_epoch: Callable[[State], None]
+    trial: Trial, base: PreTrainedModel, run: Folder, row: dict[str, Any], on_epoch: Callable[[State], None]
 ) -> Slot:
+    written_at = -math.inf
+
     def epoch_done(state: State) -> None:
-        write_table(run, "curves", trial.trial_id, state.curve)
+        nonlocal written_at
         row.update(_so_far(state))
-        write_table(run, "trials", trial.trial_id, [row])
+        if time.monotonic() - written_at > ROW_SECONDS:
+            write_table(run, "curves", trial.trial_id, state.curve)
+            write_table(run, "trials", trial.trial_id, [row])
+            written_at = time.monotonic()
         on_epoch(state)
 
     start = None if trial.start is None else starting_point(trial.config, base, run, trial.start)
@@ -125,7 +137,7 @@ def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedMode
 
 
 def record(
-    config: Config, corpus: TokenizedCorpus, run: Path, trial_id: str, row: dict[str, Any], done: Fit
+    config: Config, corpus: TokenizedCorpus, run: Folder, trial_id: str, row: dict[str, Any], done: Fit
 ) -> dict[str, Any]:
     """Write a fit that has ended: its scores, its adapters and its row, which is returned."""
     folder = run / "trials" / trial_id
@@ -143,7 +155,7 @@ def record(
     return row
 
 
-def starting_point(config: Config, base: PreTrainedModel, run: Path, trial_id: str) -> Start:
+def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str) -> Start:
     """Where a fit begins that goes on from another's adapters: as they are, or merged into one.
 
     Raises:
@@ -230,6 +242,7 @@ def _so_far(state: State) -> dict[str, Any]:
         "train_seconds": state.train_seconds,
         "non_padding_fraction": state.non_padding_fraction,
         "error": state.diverged,
+        "notes": "; ".join(state.notes) or None,
     }
 
 

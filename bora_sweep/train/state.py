@@ -31,6 +31,11 @@ class State:
 
     epoch: int = 0
     step: int = 0
+    batch: int = 0
+    """Batches of the epoch after `epoch` that were trained on; the sums of that epoch so far:"""
+    nats: float = 0.0
+    num_tokens: int = 0
+    seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
     """The best epoch of the fit; at tau = 0, where tasks are fits of their own, of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
@@ -42,6 +47,10 @@ class State:
     """The same with padding."""
     diverged: str | None = None
     """Where the loss ceased to be finite."""
+    micro_batch_size: int | None = None
+    """Documents per forward pass, where the device's memory did not hold as many as were asked for."""
+    notes: list[str] = field(default_factory=list)
+    """What happened on the way that a reader of the results should know."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -58,6 +67,16 @@ class State:
         """Note what a training step passes through the model."""
         self.num_read += int(batch.length_B.sum())
         self.num_positions += batch.tokens_BT.size
+
+    def end_batch(self, nats: float, num_tokens: int, seconds: float) -> None:
+        """Note what a step's documents were worth, and what it took."""
+        self.batch, self.nats = self.batch + 1, self.nats + nats
+        self.num_tokens, self.seconds = self.num_tokens + num_tokens, self.seconds + seconds
+
+    def end_epoch(self) -> None:
+        """After the last batch."""
+        self.epoch, self.train_seconds = self.epoch + 1, self.train_seconds + self.seconds
+        self.batch, self.nats, self.num_tokens, self.seconds = 0, 0.0, 0, 0.0
 
     @property
     def train_tokens(self) -> int:

@@ -9,7 +9,6 @@ adapter.
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from bora_sweep.data.tokens import TokenizedCorpus, forward_parts, separate_batc
 from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.prior import Hierarchy, group_precisions
+from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.state import Start, State
@@ -92,7 +92,23 @@ class Trainer:
         """Of each fit, whether its patience reaches as far as this epoch."""
         return epoch - np.array(self.state.best_epochs) <= self.config.train.patience
 
-    def start(self, folder: Path | None = None, start: Start | None = None) -> bool:
+    @property
+    def micro_batch_size(self) -> int:
+        """Documents per forward pass at most."""
+        train = self.config.train
+        return self.state.micro_batch_size or train.micro_batch_size or train.batch_size
+
+    def halve_micro_batch(self) -> None:
+        """After a pass that the device's memory did not hold: what it left goes, and the next is half as large."""
+        rows = self.micro_batch_size
+        self.state.micro_batch_size = max(1, rows // 2)
+        said = f"out of memory with {rows} documents in a forward pass; went on with {self.state.micro_batch_size}"
+        self.state.notes.append(said)
+        for bank in self.hierarchy.parameters():
+            if bank.grad is not None:
+                bank.grad.zero_()
+
+    def start(self, folder: Folder | None = None, start: Start | None = None) -> bool:
         """Go on from the newest checkpoint in `folder`, else begin.
 
         Returns:
@@ -100,7 +116,9 @@ class Trainer:
         """
         checkpoint = None if folder is None else load_checkpoint(folder)
         if checkpoint is not None:
-            self._restore(*checkpoint)
+            tensors, progress, damage = checkpoint
+            self._restore(tensors, progress)
+            self.state.notes += damage
             return False
         if start is not None:
             self.hierarchy.start_from_(start.mean_P, start.theta_KP)
@@ -113,7 +131,7 @@ class Trainer:
 
     def parts(self, document_B: np.ndarray) -> list[np.ndarray]:
         """The documents of each forward pass of a step."""
-        return forward_parts(self.corpus, document_B, self.config.train.micro_batch_size)
+        return forward_parts(self.corpus, document_B, self.micro_batch_size)
 
     def begin_step(self) -> None:
         """Before the forward passes of a step."""
@@ -141,12 +159,13 @@ class Trainer:
             self.scheduler.step()
         self.state.step += 1
 
-    def end_epoch(self, nll_nats: float, num_tokens: int, seconds: float) -> None:
+    def end_epoch(self) -> None:
         """After the last step: the sums over the training split as it was seen, and what it took."""
         if self.config.global_update == "alternating":
             self.hierarchy.recenter_()
-        self.state.epoch, self.state.train_seconds = self.state.epoch + 1, self.state.train_seconds + seconds
-        self._record("train", nll_nats, num_tokens, seconds)
+        nats, num_tokens, seconds = self.state.nats, self.state.num_tokens, self.state.seconds
+        self.state.end_epoch()
+        self._record("train", nats, num_tokens, seconds)
 
     def judge(self, nll_N: np.ndarray, seconds: float) -> None:
         """Keep the epoch if its scores of the validation split are the best so far."""
