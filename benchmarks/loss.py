@@ -18,7 +18,7 @@ from timing import interleaved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bora_sweep.model.objective import LinearCrossEntropy
+from bora_sweep.model.objective import LinearCrossEntropy, workspace
 
 CHUNKS = {"cpu": (32, 64, 128, 256, 512, 1024), "cuda": (512, 1024, 2048, 4096, 8192)}
 SIZES = {"cpu": ((4096, 128, 4096), (1024, 512, 50272)), "cuda": ((8192, 1024, 4096), (8192, 1024, 50272))}
@@ -35,9 +35,12 @@ def plain(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
 
 def chunked(size: int) -> Loss:
     """The loss of our step with chunks of `size` positions."""
-    return lambda hidden_MH, head, target_M: LinearCrossEntropy.apply(
-        hidden_MH, head.weight, head.bias, target_M, size
-    ).sum()
+
+    def loss(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
+        space_CV = workspace((size, len(head.weight)), torch.float32, hidden_MH.device)
+        return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV).sum()
+
+    return loss
 
 
 def run() -> None:

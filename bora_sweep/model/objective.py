@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary, H hidden; M positions of a batch, C of a chunk; S hierarchies.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ IGNORED = -100
 CHUNK = {"cpu": 256}
 """Positions whose logits stand at a time, by benchmarks/loss.py: on a CPU its caches hold them."""
 CHUNK_ELSEWHERE = 2048
+
+_kept = threading.local()
 
 
 def nll_nats(logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor) -> Tensor:
@@ -46,19 +49,18 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_M: Tensor, chunk: int
+        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_M: Tensor, space_CV: Tensor
     ) -> Tensor:
-        """nll_M, in float32 at least."""
-        dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
-        nll_M = torch.empty(len(hidden_MH), dtype=dtype, device=hidden_MH.device)
+        """nll_M, in float32 at least; the logits of C positions at a time lie in `space_CV`."""
+        nll_M = torch.empty(len(hidden_MH), dtype=space_CV.dtype, device=hidden_MH.device)
         score_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden_MH), chunk):
-            rows = slice(start, start + chunk)
-            logits_CV = F.linear(hidden_MH[rows], weight_VH, bias_V).to(dtype)
+        for start in range(0, len(hidden_MH), len(space_CV)):
+            rows = slice(start, start + len(space_CV))
+            logits_CV = space_CV[: len(nll_M[rows])]
+            _linear_into(logits_CV, hidden_MH[rows], weight_VH, bias_V)
             nll_M[rows] = _to_residual(logits_CV, target_M[rows, None])
             if score_MH is not None:
                 score_MH[rows] = logits_CV.to(weight_VH.dtype) @ weight_VH
-            del logits_CV  # or they would stand beside the next
         ctx.save_for_backward(score_MH)
         return nll_M
 
@@ -67,6 +69,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The gradient of h alone."""
         (score_MH,) = ctx.saved_tensors
         return score_MH * grad_M[:, None].to(score_MH.dtype), None, None, None, None
+
+
+def _linear_into(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> None:
+    """W h + b, written where it is wanted."""
+    if out_CV.dtype != weight_VH.dtype:
+        out_CV.copy_(F.linear(hidden_CH, weight_VH, bias_V))
+    elif bias_V is None:
+        torch.mm(hidden_CH, weight_VH.t(), out=out_CV)
+    else:
+        torch.addmm(bias_V, hidden_CH, weight_VH.t(), out=out_CV)
 
 
 def _to_residual(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
@@ -79,8 +91,19 @@ def _to_residual(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
 
 def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     """-log softmax(head(h))[target] of each position in nats; `head` gets no gradient."""
-    chunk = CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE)
-    return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, chunk)
+    shape = CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE), len(head.weight)
+    space_CV = workspace(shape, torch.promote_types(hidden_MH.dtype, torch.float32), hidden_MH.device)
+    return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV)
+
+
+def workspace(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a chunk's logits; on a CPU a thread's own, used again: new pages would have to be mapped each time."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    kept = getattr(_kept, "space", None)
+    if kept is None or kept.shape != shape or kept.dtype != dtype:
+        kept = _kept.space = torch.empty(shape, dtype=dtype)
+    return kept
 
 
 class Likelihood:
@@ -99,8 +122,8 @@ class Likelihood:
         tokens, length = tokens_BT.repeat(count, 1), length_B.repeat(count)
         if head is None:
             return nll_nats(self.adapted(tokens, theta_BP), tokens, length).view(count, -1)
-        next_BT = next_tokens(tokens, length)
-        hidden_BTH = self.adapted.hidden(tokens, theta_BP)
+        next_BT = next_tokens(tokens, length)[:, :-1]  # after a row's last position there is nothing to predict
+        hidden_BTH = self.adapted.hidden(tokens, theta_BP)[:, :-1]
         nll_M = linear_nll(hidden_BTH.flatten(0, 1), head, next_BT.flatten().clamp(min=0))
         nll_B = nll_M.view_as(next_BT).masked_fill(next_BT == IGNORED, 0.0).sum(dim=1)
         return nll_B.view(count, -1)
