@@ -58,6 +58,8 @@ def _fit(parsed: argparse.Namespace) -> int:
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
     corpus = _tokenized(config)
+    if not parsed.resume:
+        _check_model(config, corpus)
 
     def base() -> "PreTrainedModel":
         return load_base(config.model, config.data)
@@ -79,6 +81,11 @@ def _sweep(parsed: argparse.Namespace) -> int:
     from bora_sweep.sweep import run_sweep
 
     config, run = _open(parsed, "sweep")
+    if config.init_from is not None:
+        raise InputError(
+            f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "
+            "the data but their own training: drop it"
+        )
     corpus = _tokenized(config)
     groups = _check_model(config, corpus)
 
@@ -108,32 +115,24 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from bora_sweep.model.interchange import export_adapters
-    from bora_sweep.train.checkpoint import load_adapters
+    from bora_sweep.data.read import counted
+    from bora_sweep.export import export
 
-    run = folder_at(parsed.run)
-    trial = _finished_trial(run, parsed.trial)
-    folders = export_adapters(*load_adapters(run / "trials" / trial), Path(parsed.out), parsed.task)
-    out.print(f"{escape(parsed.out)}: adapters of trial {trial}, {len(folders)} tasks and _global; see index.json")
+    folders = export(folder_at(parsed.run), Path(parsed.out), parsed.trial, parsed.task, merge=parsed.merge)
+    what = "full models" if parsed.merge else "adapters"
+    out.print(f"{escape(parsed.out)}: {what} of _global and {counted(len(folders), 'task')}, named in tasks.json")
     return DONE
 
 
-def _finished_trial(run: Folder, asked: str) -> str:
-    """The trial `asked` for; `best`: the fit of the lowest validation perplexity.
+def _generate(parsed: argparse.Namespace) -> int:
+    from bora_sweep.generate import Sampling, generate, visible
 
-    Raises:
-        InputError: There is none, or it has not finished.
-    """
-    from bora_sweep.results import read_results
-
-    trials = read_results(run).trials.to_dict("records")
-    finished = {trial["trial_id"]: trial for trial in trials if trial["status"] == "finished"}
-    fits = [name for name, trial in finished.items() if trial["method"] == "map"]
-    if asked == "best" and fits:
-        return min(fits, key=lambda name: finished[name]["validation_perplexity"])
-    if asked not in finished:
-        raise InputError(f"--trial {asked}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
-    return asked
+    sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.seed)
+    texts = generate(folder_at(parsed.run), parsed.prompt, parsed.task, parsed.trial, sampling)
+    out.print(escape(visible(parsed.prompt)))
+    for name, text in texts:
+        out.print(f"\n[bold]== {escape(visible(name))} ==[/]\n{escape(visible(text))}")
+    return DONE
 
 
 def _describe(parsed: argparse.Namespace) -> int:
@@ -178,18 +177,22 @@ def _tokenized(config: Config) -> TokenizedCorpus:
 
 
 def _check_model(config: Config, corpus: TokenizedCorpus) -> list[str]:
-    """Refuse a model or targets that no trial could use, before a cluster is asked for anything.
+    """Refuse a model, targets or adapters that no trial could use, before anything is begun.
 
     Returns:
         The groups of parameters that have a tau of their own.
     """
     from bora_sweep.model.adapters import make_layout
     from bora_sweep.model.base import empty_base, refuse_mismatch
+    from bora_sweep.model.interchange import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
-    return refuse_unknown_groups(config.prior, make_layout(base, config.lora))
+    layout = make_layout(base, config.lora)
+    if config.init_from is not None:
+        read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks)
+    return refuse_unknown_groups(config.prior, layout)
 
 
 def _say_stopping() -> None:
@@ -239,20 +242,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    fitted = ("data", "model", "lora", "prior", "train", "method", "output")
+    fitted = ("data", "model", "lora", "prior", "train", "init_from", "method", "output")
     _settings(add("fit", _fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
     swept = ("data", "model", "lora", "prior", "train", "search", "ray", "output")
     _settings(add("sweep", _sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", _report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
-    text = "A trial's adapters as PEFT folders, one for each task and _global, and an index.json."
-    export = add("export", _export, text)
-    export.add_argument("run", metavar="RUN", help="the run's folder")
-    export.add_argument("out", metavar="OUT", help="where the folders are written; new or empty")
-    export.add_argument(
-        "--trial", default="best", metavar="ID", help="a finished trial; best (default): the lowest on validation"
-    )
-    export.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
+    _exporting(add("export", _export, "A trial's adapters as PEFT folders, one for each task and _global."))
+    _generating(add("generate", _generate, "Text from tasks' adapters, beside that of _global and of the base model."))
     data = add("data", _describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
     text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
     described = data.add_parser(
@@ -261,6 +258,31 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     described.add_argument("settings", nargs="*", metavar="FILE|key=value", help="a corpus, YAML files, settings")
     return parser
+
+
+def _exporting(parser: argparse.ArgumentParser) -> None:
+    _of_trial(parser)
+    parser.add_argument("out", metavar="OUT", help="where folders, model cards and tasks.json go; new or empty")
+    parser.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
+    parser.add_argument("--merge", action="store_true", help="full models, the base with the adapter in its weights")
+
+
+def _generating(parser: argparse.ArgumentParser) -> None:
+    _of_trial(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="how the text begins")
+    parser.add_argument("--task", action="append", required=True, metavar="NAME", help="a task; repeat it for several")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most; default: 64")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token each time; default: 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws, the same for each adapter")
+
+
+def _of_trial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--trial", default="best", metavar="ID", help="a finished trial; best (default): the lowest on validation"
+    )
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:

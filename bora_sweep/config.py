@@ -393,6 +393,9 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    init_from: str | None = None
+    """Adapters that a fit begins with, for `fit` alone: a PEFT adapter's folder, or a folder of them with a
+    `tasks.json` as `export` writes it. Theta and each task begin there, a task that it lacks at Theta."""
     method: Method = "map"
     """`map`: the MAP fit of Eq. 6; `vi`: a mean-field posterior of the tasks; `zero_shot`: the base model as it is; the
     others are baselines of a sweep."""
@@ -412,6 +415,10 @@ class Config:
         _need(
             self.search.pack == 1 or self.train.precision != "fp16",
             f"search.pack={self.search.pack}: fits of a pack would share fp16's loss scale; set train.precision=bf16",
+        )
+        _need(
+            self.init_from is None or self.method in ("map", "vi", "pfedme"),
+            f"init_from={self.init_from}: method={self.method} does not begin with adapters of its own; drop init_from",
         )
 
     @property
@@ -449,6 +456,13 @@ class Config:
         from omegaconf import OmegaConf
 
         return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+
+def read_config(text: str) -> Config:
+    """What `Config.to_json` wrote; keys that it lacks have their defaults."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))  # type: ignore[return-value]
 
 
 def with_values(config: Config, **changes: Any) -> Config:

@@ -53,7 +53,7 @@ def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
     run = folder_at(asked) if asked is not None else found[-1].parent
     if not exists(run / "config.yaml"):
         raise InputError(f"output={run}: no config.yaml there, so no run to go on with; drop --resume to begin one")
-    before = read_config(run)
+    before = _config_of(run)
     config = _absolute(load_config(settings, base=before))
     for key, value in _flat(config.to_dict()).items():
         if value != _flat(before.to_dict())[key] and not key.startswith(FREE_ON_RESUME):
@@ -63,7 +63,7 @@ def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
     return config, run
 
 
-def read_config(run: Folder) -> Config:
+def _config_of(run: Folder) -> Config:
     """What the run was begun with."""
     return with_local(run / "config.yaml", lambda file: load_config([str(file)]))
 
@@ -137,6 +137,8 @@ def _absolute(config: Config) -> Config:
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}
+    if config.init_from is not None:
+        changes["init_from"] = str(Path(config.init_from).absolute())
     return with_values(config, **changes)
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
     "errors": 0, "config": 1, "results": 1, "keys": 2, "runs": 2, "data": 2, "model": 3, "train": 4, "progress": 5,
-    "sweep": 5, "report": 2, "cli": 6,
+    "sweep": 5, "report": 2, "trained": 5, "export": 6, "generate": 6, "cli": 7,
 }  # fmt: skip
 ONLY_IN = {"ray": {"sweep"}, "optuna": {"sweep"}, "matplotlib": {"report"}, "omegaconf": {"config"}}
 

@@ -7,7 +7,8 @@ the files see a bank of them as a single tensor.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,9 +158,9 @@ class AdaptedModel(nn.Module):
     """A frozen causal language model that takes each row's adapter as an argument.
 
     The base itself is left as it is but for a forward hook on each site, which acts within this module's own `forward`
-    alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would make likelihoods
-    depend on chance. With `compiled` it runs by torch.compile, whose graphs are kept by shapes alone and serve every
-    later model over the same base.
+    and `attached` alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would
+    make likelihoods depend on chance. With `compiled` it runs by torch.compile, whose graphs are kept by shapes alone
+    and serve every later model over the same base.
     """
 
     def __init__(self, base: PreTrainedModel, layout: Layout, *, compiled: bool = False) -> None:
@@ -193,13 +194,25 @@ class AdaptedModel(nn.Module):
         return self._run(self.base.base_model, tokens_BT, theta_BP).last_hidden_state
 
     def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor) -> Any:
-        if not self.layout.variant.full_precision:
-            theta_BP = theta_BP.to(self.base.dtype)
-        self._adapters = self.layout.split(theta_BP)
+        self._attach(theta_BP)
         try:
             return module(input_ids=tokens_BT, use_cache=False)
         finally:
             self._adapters = {}
+
+    @contextmanager
+    def attached(self, theta_P: Tensor) -> Iterator[None]:
+        """Within, the base has this adapter, whoever runs it."""
+        self._attach(theta_P[None])
+        try:
+            yield
+        finally:
+            self._adapters = {}
+
+    def _attach(self, theta_BP: Tensor) -> None:
+        if not self.layout.variant.full_precision:
+            theta_BP = theta_BP.to(self.base.dtype)
+        self._adapters = self.layout.split(theta_BP)
 
     def detach(self) -> None:
         """Take the hooks off the base, which is then the model that was given."""

@@ -1,81 +1,70 @@
-"""A fit's adapters as folders that other programs read: PEFT's own format where PEFT has the variant.
+"""Adapters as folders that other programs read, and back: PEFT's own format where PEFT has the variant.
 
-`OUT/_global/` holds Theta, `OUT/FOLDER/` a task's adapter, and `OUT/index.json` says which folder is whose.
+`FOLDER/_global/` holds Theta, `FOLDER/NAME/` a task's adapter, and `FOLDER/tasks.json` says which folder is whose.
 
 Shapes: K tasks, P parameters of one adapter.
 """
 
 import hashlib
 import json
-import re
+from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.errors import InputError
-from bora_sweep.model.adapters import Layout, lay_out
-from bora_sweep.model.variants import Site
+from bora_sweep.data.corpus import folder_name
+from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.adapters import Layout, Part
 
-GLOBAL = "_global"
+GLOBAL, TASKS = "_global", "tasks.json"
+DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
+# Keys of adapter_config.json that are read here, or that say nothing about what trained weights mean. Any other that is
+# not at PEFT's default may change what the adapter does.
+KNOWN = {
+    "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "exclude_modules", "layers_to_transform",
+    "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "base_model_name_or_path",
+    "revision", "auto_mapping", "peft_version", "ensure_weight_tying",
+}  # fmt: skip
+LEAVES_BASE = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights; the others subtract from W
 
-def export_adapters(
-    tensors: dict[str, Tensor], about: dict[str, Any], out: Path, tasks: Sequence[str] | None = None
-) -> dict[str, str]:
-    """Write Theta and the tasks' adapters below `out`, each in a folder of its own.
+
+def folder_names(tasks: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each task, no two alike on any file system; `_global` and `tasks.json` stay free.
+
+    `folder_name`'s, and where several tasks would have that, a tilde and a hash of the task's own name after it.
+    """
+    plain = {task: folder_name(task) for task in tasks}
+    times = Counter([TASKS, *(name.casefold() for name in plain.values())])
+    return {task: name if times[name.casefold()] == 1 else f"{name}~{_hash(task)}" for task, name in plain.items()}
+
+
+def _hash(task: str) -> str:
+    return hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+def write_adapter(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+    """Write one adapter into `folder`, which is made.
 
     A PEFT folder loads by `PeftModel.from_pretrained(base, folder)`. PEFT has no MoRA: such a folder has `config.json`
     and `mora.safetensors` instead, the matrices M by the paths of their modules.
 
     Args:
-        tensors: `mean_P` and `theta_KP`, and
-        about: what they are, both as `bora_sweep.train.checkpoint.load_adapters` reads them from a trial's folder.
-        out: The folder; new or empty.
-        tasks: Names; left out: all.
-
-    Returns:
-        The folder of each task, as in `index.json`.
-
-    Raises:
-        InputError: `out` holds something, or there is no such task.
+        folder: Where.
+        layout: What the parameters are.
+        theta_P: The adapter.
+        config: Its rank, alpha and variant.
+        base: What `from_pretrained` loads the base model by; None: not said.
     """
-    theta_of = dict(zip(about["tasks"], tensors["theta_KP"], strict=True))
-    for task in tasks or ():
-        if task not in theta_of:
-            near = get_close_matches(task, theta_of, n=3, cutoff=0.0)
-            raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already and not empty; give a new folder")
-    folders = {task: name for task, name in safe_names(about["tasks"]).items() if tasks is None or task in tasks}
-    config = LoraConfig(**about["lora"])
-    layout = lay_out([Site(**site) for site in about["sites"]], config)
-    write = _write_mora if config.variant == "mora" else _write_peft
-    for folder, theta_P in [(GLOBAL, tensors["mean_P"]), *((folders[task], theta_of[task]) for task in folders)]:
-        (out / folder).mkdir(parents=True)
-        write(out / folder, layout, theta_P, config, about["model"])
-    (out / "index.json").write_text(json.dumps(folders, ensure_ascii=False, indent=2), encoding="utf-8")
-    return folders
-
-
-def safe_names(tasks: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each task: its own where that is plain, else what is plain of it, a dot and a hash.
-
-    Plain: ASCII letters, digits, `-` and `_`, a letter or digit first, 64 at most, and no other task's name in other
-    case. No two names are alike on any file system, and none is `_global`.
-    """
-    lower = [task.lower() for task in tasks]
-    names = {}
-    for task in tasks:
-        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", task) is not None and lower.count(task.lower()) == 1
-        kept = re.sub(r"[^A-Za-z0-9]+", "-", task)[:40].strip("-") or "task"
-        names[task] = task if plain else f"{kept}.{hashlib.sha256(task.encode()).hexdigest()[:12]}"
-    return names
+    folder.mkdir(parents=True)
+    (_write_mora if config.variant == "mora" else _write_peft)(folder, layout, theta_P, config, base)
 
 
 def _write_peft(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
@@ -92,12 +81,14 @@ def _write_peft(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfi
         task_type="CAUSAL_LM",
         inference_mode=True,
     ).save_pretrained(str(folder))
-    named = {
-        f"base_model.model.{name}.{PEFT_NAMES[kind]}": part.clone()
-        for name, parts in layout.split(theta_P).items()
-        for kind, part in parts.items()
-    }
-    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+    flats = theta_P.split(layout.sizes)
+    named = {_key(part): flat.view(part.shape).clone() for part, flat in zip(layout.parts, flats, strict=True)}
+    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+
+
+def _key(part: Part) -> str:
+    """Its name in PEFT's files."""
+    return f"base_model.model.{part.site.name}.{PEFT_NAMES[part.kind]}"
 
 
 def _write_mora(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
@@ -110,4 +101,108 @@ def _write_mora(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfi
     }
     (folder / "config.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     named = {name: parts["M"].clone() for name, parts in layout.split(theta_P).items()}
-    save_file(named, folder / "mora.safetensors", {"format": "pt"})
+    (folder / "mora.safetensors").write_bytes(save(named, {"format": "pt"}))
+
+
+def read_adapters(source: Path, layout: Layout, config: LoraConfig, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """mean_P and theta_KP of PEFT adapters, for a fit of `tasks` to begin with: what `write_adapter` wrote, to the bit.
+
+    Args:
+        source: One adapter's folder, which is Theta and every task's; or a folder of them with a `tasks.json`, where
+            Theta is `_global`, or the tasks' mean if there is none, and a task that is not there begins at Theta.
+        layout: Where the fit has adapters.
+        config: Their rank, alpha and variant.
+        tasks: The fit's.
+
+    Raises:
+        InputError: There is no adapter, or one that the fit could not go on from as it is.
+    """
+    if (source / DESCRIPTION).is_file():
+        mean_P = _read_peft(source, layout, config)
+        return mean_P, mean_P.expand(len(tasks), -1)
+    theta_of = {task: _read_peft(source / name, layout, config) for task, name in _folders(source).items()}
+    if (source / GLOBAL).is_dir():
+        mean_P = _read_peft(source / GLOBAL, layout, config)
+    elif theta_of:
+        mean_P = torch.stack(list(theta_of.values())).mean(0)
+    else:
+        raise InputError(f"init_from={source}: {TASKS} names no task, and there is no {GLOBAL}")
+    return mean_P, torch.stack([theta_of.get(task, mean_P) for task in tasks])
+
+
+def _folders(source: Path) -> dict[str, str]:
+    """The folder of each task, as `tasks.json` has it, checked: it may come from anywhere."""
+    if not source.is_dir():
+        raise InputError(f"init_from={source}: no such folder")
+    if not (source / TASKS).is_file():
+        raise InputError(
+            f"init_from={source}: holds neither {DESCRIPTION} nor {TASKS}; give a PEFT adapter's folder, or one that "
+            "bora-sweep export wrote"
+        )
+    folders = _read_json(source / TASKS)
+    for task, name in folders.items():
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise InputError(f"init_from={source}: {TASKS} gives task {task!r} {name!r}; need a folder's plain name")
+    return folders
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"init_from: {path} cannot be read ({one_line(error, limit=200)})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"init_from: {path} holds no JSON object")
+    return found
+
+
+def _read_peft(folder: Path, layout: Layout, config: LoraConfig) -> Tensor:
+    """theta_P of one folder, in float32 at least."""
+    _refuse_other_kinds(folder, _read_json(folder / DESCRIPTION), config)
+    try:
+        named = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"init_from={folder}: {WEIGHTS} cannot be read ({one_line(error, limit=200)}); only safetensors are, "
+            "nothing is unpickled"
+        ) from None
+    shape_of = {_key(part): part.shape for part in layout.parts}
+    if different := sorted(shape_of.keys() ^ named.keys()):
+        whose = "the adapter lacks" if different[0] in shape_of else "the fit has no place for"
+        raise InputError(
+            f"init_from={folder}: {whose} {different[0]}, and {len(different) - 1} more do not match; set "
+            "lora.target_modules to the adapter's, and model.name to its base"
+        )
+    for key, shape in shape_of.items():
+        if named[key].shape != shape:
+            raise InputError(
+                f"init_from={folder}: {key} has shape {tuple(named[key].shape)} where the model needs {shape}; set "
+                "model.name to the adapter's base"
+            )
+    theta_P = torch.cat([named[key].flatten() for key in shape_of])
+    return theta_P.to(torch.promote_types(theta_P.dtype, torch.float32))
+
+
+def _refuse_other_kinds(folder: Path, described: dict[str, Any], config: LoraConfig) -> None:
+    """Refuse an adapter whose weights would mean something else in this fit."""
+    from peft import LoraConfig as PeftConfig
+
+    default = {**PeftConfig().to_dict(), "peft_type": "LORA"}
+    strange = {
+        key: value
+        for key, value in described.items()
+        if key not in KNOWN
+        and (value not in LEAVES_BASE if key == "init_lora_weights" else value and value != default.get(key))
+    }
+    for key, value in strange.items():
+        raise InputError(
+            f"init_from={folder}: {DESCRIPTION} has {key}={value!r}; a fit begins with plain LoRA, rsLoRA or DoRA only"
+        )
+    marks = [name for name in ("rslora", "dora") if described.get(f"use_{name}")]
+    found = {"rank": described.get("r"), "alpha": described.get("lora_alpha"), "variant": "+".join(marks) or "lora"}
+    variant = "lora" if config.variant == "lora_plus" else config.variant  # differs in its learning rates alone
+    asked = {"rank": config.rank, "alpha": config.resolved_alpha, "variant": variant}
+    wrong = [name for name in asked if asked[name] != found[name]]
+    if wrong:
+        has, need = (", ".join(f"lora.{name}={kind[name]}" for name in wrong) for kind in (found, asked))
+        raise InputError(f"init_from={folder}: the adapter has {has}, the fit {need}; give the fit the adapter's")

@@ -21,6 +21,7 @@ from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus, forward_parts, separate_batches, training_batches
 from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
+from bora_sweep.model.interchange import read_adapters
 from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint
@@ -109,10 +110,13 @@ class Trainer:
                 bank.grad.zero_()
 
     def start(self, folder: Folder | None = None, start: Start | None = None) -> bool:
-        """Go on from the newest checkpoint in `folder`, else begin.
+        """Go on from the newest checkpoint in `folder`, else begin: at `start`, or at the adapters of `init_from`.
 
         Returns:
             Whether the model is to be scored before training, epoch 0.
+
+        Raises:
+            InputError: Adapters of `init_from` that this fit could not go on from.
         """
         checkpoint = None if folder is None else load_checkpoint(folder)
         if checkpoint is not None:
@@ -120,6 +124,9 @@ class Trainer:
             self._restore(tensors, progress)
             self.state.notes += damage
             return False
+        if start is None and self.config.init_from is not None:
+            source = Path(self.config.init_from)
+            start = Start(*read_adapters(source, self.layout, self.config.lora, self.corpus.tasks))
         if start is not None:
             self.hierarchy.start_from_(start.mean_P, start.theta_KP)
             self.best = self._parameters()

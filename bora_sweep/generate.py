@@ -1,0 +1,112 @@
+"""Text from a trial's adapters: the same prompt and the same draws under the base, under Theta and under each task.
+
+Shapes: T tokens, P parameters of one adapter.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from bora_sweep.data.tokens import boundary_tokens
+from bora_sweep.errors import InputError
+from bora_sweep.model.adapters import AdaptedModel
+from bora_sweep.model.base import load_base, load_tokenizer
+from bora_sweep.model.interchange import GLOBAL
+from bora_sweep.storage import Folder
+from bora_sweep.train.device import make_accelerator
+from bora_sweep.trained import read_trained
+
+BASE = "base model"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: from the model's own probabilities to the power of 1 / temperature."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """0: the likeliest token each time."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens {self.max_new_tokens}: need at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature {self.temperature}: need a finite value of 0 or more")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: need 0 or more")
+
+
+def generate(
+    run: Folder, prompt: str, tasks: Sequence[str], trial: str = "best", sampling: Sampling | None = None
+) -> list[tuple[str, str]]:
+    """How the base model, then Theta, then each of `tasks` goes on from `prompt`.
+
+    The prompt follows the start symbol as a document does in training. One base is in memory; each text is drawn with
+    the same seed, so that it does not depend on which others are asked for.
+
+    Args:
+        run: The run's folder.
+        prompt: How the text begins; may be empty.
+        tasks: Names.
+        trial: As in `read_trained`.
+        sampling: How tokens are drawn; left out: the defaults.
+
+    Returns:
+        (name, text) of each, the prompt left out; the first two are `base model` and `_global`.
+
+    Raises:
+        InputError: There is no such trial or task, the base cannot be loaded, or it has too few positions.
+    """
+    trained = read_trained(run, trial)
+    trained.refuse_unknown(tasks)
+    model, data = trained.config.model, trained.config.data
+    sampling = sampling or Sampling()
+    tokenizer = load_tokenizer(model, data)
+    start, end = boundary_tokens(tokenizer)
+    prompt_T = [start, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    base = load_base(model, data)
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if positions is not None and len(prompt_T) + sampling.max_new_tokens > positions:
+        raise InputError(
+            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {len(prompt_T)} tokens and the model "
+            f"{positions} positions; shorten either"
+        )
+    adapted = AdaptedModel(base.to(make_accelerator(trained.config).device), trained.layout)
+    base.generation_config = _plain(sampling, end)
+    told = _text(tokenizer, prompt_T)
+    texts = []
+    for name, theta_P in [(BASE, None), (GLOBAL, trained.mean_P), *((task, trained.theta_of[task]) for task in tasks)]:
+        with nullcontext() if theta_P is None else adapted.attached(theta_P.to(base.device)):
+            whole_T = _draw(base, prompt_T, sampling.seed)
+        texts.append((name, _text(tokenizer, whole_T).removeprefix(told)))  # new tokens alone would lose a first space
+    return texts
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens_T: list[int]) -> str:
+    return str(tokenizer.decode(tokens_T, skip_special_tokens=True))
+
+
+def _plain(sampling: Sampling, end: int) -> GenerationConfig:
+    """The model's own probabilities, whatever its authors set for chats."""
+    drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, do_sample=bool(drawn), eos_token_id=end, pad_token_id=end, **drawn
+    )
+
+
+def _draw(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
+    """The prompt's tokens and those that follow."""
+    tokens_1T = torch.tensor([prompt_T], device=base.device)
+    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+    return found_1T[0].tolist()
+
+
+def visible(text: str) -> str:
+    """With control characters spelt out, as `\\x1b`: neither a model nor a task's name commands the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

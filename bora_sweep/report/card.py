@@ -1,0 +1,159 @@
+"""The model card of an exported adapter: YAML that the Hugging Face hub reads, what was fitted, how well, how to load.
+
+A name from the data never acts as markup.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
+from bora_sweep.results import Results, perplexity
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+ENDS = {0.0: "one model per task", math.inf: "one model for all"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a card tells of, beside scores."""
+
+    row: dict[str, Any]
+    """The trial's, of `trials`."""
+    task: str | None
+    """None: the global adapter."""
+    folder: str
+    corpus: str
+    """The data set's name."""
+    base: str | None
+    """What `from_pretrained` loads the base by; None: the embedded one."""
+    is_full: bool
+    """The base with the adapter merged into it."""
+
+
+def card(about: Exported, results: Results) -> str:
+    """The card as Markdown."""
+    name = "all tasks (Θ)" if about.task is None else markdown_text(about.task)
+    kind = "Language model" if about.is_full else "Adapter"
+    parts = [
+        f"---\n{_front_matter(about)}---",
+        f"# {kind} for {name}",
+        _introduction(about),
+        markdown_table(_facts(about, results)),
+        "## Perplexity",
+        markdown_table(_scores(about, results)),
+        _caption(about),
+        "## Use",
+        "From the folder that holds this one:",
+        f"```python\n{_snippet(about)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(about: Exported) -> str:
+    variant = about.row["lora_variant"]
+    front: dict[str, Any] = {}
+    if about.base is not None and HUB_NAME.fullmatch(about.base):  # the hub refuses a card that names a local folder
+        front |= {"base_model": about.base, "base_model_relation": "finetune" if about.is_full else "adapter"}
+    if about.is_full or variant != "mora":
+        front["library_name"] = "transformers" if about.is_full else "peft"
+    front |= {"pipeline_tag": "text-generation", "tags": ["bora", variant]}
+    return yaml.safe_dump(front, sort_keys=False)
+
+
+def _introduction(about: Exported) -> str:
+    which = "This is Θ, for a task that the fit has not seen." if about.task is None else "This is one task's θ."
+    return (
+        "Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to a common one, Θ, by the "
+        f"prior θ ∼ N(Θ, I/τ) (BoRA, Eide & Frigessi 2025). {which}"
+    )
+
+
+def _facts(about: Exported, results: Results) -> Table:
+    row = about.row
+    rows = [
+        ["Base model", about.base or "the embedded one of bora_sweep"],
+        ["Data", about.corpus],
+        ["Method", row["method"]],
+        ["τ", _tau(row)],
+        ["Adapter", f"{row['lora_variant']}, rank {row['lora_rank']}, alpha {row['lora_alpha']:g}"],
+    ]
+    for split, purpose in (("train", "train on"), ("validation", "validate"), ("test", "test")):
+        own = _of_split(about, results, row["trial_id"], split)
+        documents, tokens = int(np.sum(own["num_documents"])), int(np.sum(own["num_tokens"]))
+        rows.append([f"Documents to {purpose}", f"{documents:,} ({tokens:,} tokens)"])
+    return Table(["", ""], rows)
+
+
+def _scores(about: Exported, results: Results) -> Table:
+    """Of this task, or of all tasks under the adapters of each, beside the ends of the prior where the run has them."""
+    row, own = about.row, "each task's own adapter" if about.task is None else "this adapter"
+    end = f", {ENDS[row['tau']]}" if row["method"] == "map" and row["tau"] in ENDS else ""
+    rows = [[f"{own} (τ = {_tau(row)}{end})", *_perplexities(about, results, row["trial_id"])]]
+    for tau, name in ENDS.items():
+        other = _reference(results.trials, row, tau)
+        if other not in (None, row["trial_id"]):
+            rows.append([f"{name} (τ = {tau_text(tau)})", *_perplexities(about, results, other)])
+    return Table(["model", "validation", "test"], rows)
+
+
+def _tau(row: dict[str, Any]) -> str:
+    return "none" if math.isnan(row["tau"]) else tau_text(row["tau"])
+
+
+def _reference(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str | None:
+    """The finished MAP fit at `tau` of the same adapters and seed; of several the best on validation."""
+    wanted = {"status": "finished", "method": "map", "tau": tau}
+    wanted |= {name: row[name] for name in ("lora_rank", "lora_variant", "seed")}
+    alike = [other for other in trials.to_dict("records") if all(other[k] == value for k, value in wanted.items())]
+    return min(alike, key=lambda other: other["validation_perplexity"])["trial_id"] if alike else None
+
+
+def _perplexities(about: Exported, results: Results, trial_id: str) -> list[str]:
+    parts = [_of_split(about, results, trial_id, split) for split in ("validation", "test")]
+    return [perplexity_text(perplexity(np.sum(part["nll_nats"]), np.sum(part["num_tokens"]))) for part in parts]
+
+
+def _of_split(about: Exported, results: Results, trial_id: str, split: str) -> pd.DataFrame:
+    """The trial's rows of `task_scores`: this task's, or all."""
+    scores = results.task_scores
+    chosen = (scores["trial_id"] == trial_id) & (scores["split"] == split)
+    return scores.loc[chosen if about.task is None else chosen & (scores["task"] == about.task)]
+
+
+def _caption(about: Exported) -> str:
+    scored = (
+        "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."
+        if about.task is None
+        else "Over this task's documents."
+    )
+    return f"{scored} Validation chose the epoch, and τ where it was searched; test was only scored."
+
+
+def _snippet(about: Exported) -> str:
+    folder = json.dumps(about.folder)
+    if about.is_full:
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({folder})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({folder})"
+        )
+    if about.row["lora_variant"] == "mora":
+        return (
+            "from safetensors.torch import load_file\n\n"
+            f'M_of = load_file({folder} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
+            "docs/adapters.md of bora_sweep says how M acts"
+        )
+    base = "BASE" if about.base is None else json.dumps(about.base)
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({base})\n"
+        f"model = PeftModel.from_pretrained(base, {folder})"
+    )

@@ -1,0 +1,80 @@
+"""A trial that has finished, read back from its run's folder to be used elsewhere.
+
+Shapes: K tasks, P parameters of one adapter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor
+
+from bora_sweep.config import Config, LoraConfig, read_config
+from bora_sweep.errors import InputError
+from bora_sweep.model.adapters import Layout, lay_out
+from bora_sweep.model.variants import Site
+from bora_sweep.results import Results, read_results
+from bora_sweep.storage import Folder
+from bora_sweep.train.checkpoint import load_adapters
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trial's adapters, and what made them."""
+
+    row: dict[str, Any]
+    """Of `trials`."""
+    config: Config
+    lora: LoraConfig
+    layout: Layout
+    mean_P: Tensor
+    """Theta."""
+    theta_of: dict[str, Tensor]
+    """Each task's adapter, theta_P."""
+    results: Results
+    """Of the whole run."""
+
+    def refuse_unknown(self, tasks: Sequence[str]) -> None:
+        """Refuse names that are no tasks of the run.
+
+        Raises:
+            InputError: There is one.
+        """
+        for task in tasks:
+            if task not in self.theta_of:
+                near = get_close_matches(task, self.theta_of, n=3, cutoff=0.0)
+                raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
+
+
+def read_trained(run: Folder, asked: str = "best") -> Trained:
+    """The trial `asked` for; `best`: the MAP fit of the lowest validation perplexity.
+
+    Raises:
+        InputError: There is no such run or trial, or it has not finished.
+    """
+    results = read_results(run)
+    row = _finished(results, run, asked)
+    tensors, about = load_adapters(run / "trials" / row["trial_id"])
+    lora = LoraConfig(**about["lora"])
+    return Trained(
+        row=row,
+        config=read_config(row["config_json"]),
+        lora=lora,
+        layout=lay_out([Site(**site) for site in about["sites"]], lora),
+        mean_P=tensors["mean_P"],
+        theta_of=dict(zip(about["tasks"], tensors["theta_KP"], strict=True)),
+        results=results,
+    )
+
+
+def _finished(results: Results, run: Folder, asked: str) -> dict[str, Any]:
+    """Its row of `trials`."""
+    rows = results.trials.to_dict("records")
+    finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
+    fits = [row for row in finished.values() if row["method"] == "map"]
+    if asked == "best" and fits:
+        return min(fits, key=lambda row: row["validation_perplexity"])
+    if asked not in finished:
+        raise InputError(f"--trial {asked}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
+    return finished[asked]
