@@ -110,6 +110,7 @@ def exported(tmp_path_factory):
         write_table(run, "task_scores", trial_id, scores.assign(tau=tau, nll_nats=scores["nll_nats"] * factor))
         row = trial_rows(run)[-1] | {"tau": tau, "validation_perplexity": 1e6 * factor}
         write_table(run, "trials", trial_id, [row])
+        write_table(run, "trials", f"{trial_id}-other", [row | {"lora_rank": 99, "validation_perplexity": 1e3}])
     assert main(["export", str(run), str(folder / "out")]) == 0
     return folder
 
@@ -145,6 +146,8 @@ def test_a_fit_begins_where_exported_adapters_are(tmp_path):
     np.testing.assert_allclose(first, then, rtol=1e-5)
     curve = read_results(tmp_path / "again").curves.query("epoch == 0 and split == 'validation'")
     assert curve["nll_nats"].item() == pytest.approx(trial_rows(tmp_path / "run")[0]["validation_nll_nats"], rel=1e-6)
+    (tmp_path / "out").rename(tmp_path / "gone")
+    assert main(["fit", "--resume", f"output={tmp_path / 'again'}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path, capsys):
     run, out = str(exported / "run"), str(exported / "out")
     for arguments, says in [
         ([str(tmp_path / "nowhere"), str(tmp_path / "x")], "nowhere"),
-        ([run, str(tmp_path / "x"), "--trial", "../fit"], "it has 000, 001, 002, fit"),
+        ([run, str(tmp_path / "x"), "--trial", "../fit"], "no such finished trial"),
         ([run, str(tmp_path / "x"), "--task", "漢", "Ann"], "--task Ann: the run has no such task; the nearest"),
         ([run, out], "not empty"),
     ]:
