@@ -12,15 +12,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from upath import UPath
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from bora_sweep.errors import InputError, redact
 
+if TYPE_CHECKING:
+    from upath import UPath
+
+    Folder: TypeAlias = Path | UPath
+    """A run's folder, or a file in one."""
+else:
+    Folder = Path
+
 T = TypeVar("T")
-Folder = Path | UPath
-"""A run's folder, or a file in one."""
 
 PATIENCE = 300.0  # seconds for which a storage that does not answer is asked again
 LONGEST_PAUSE = 10.0
@@ -34,7 +38,7 @@ class StorageFullError(OSError):
     """No space is left where a run is written; what is there is whole, and the run goes on from it."""
 
 
-def folder_at(address: str | Path | UPath) -> Folder:
+def folder_at(address: str | Folder) -> Folder:
     """The folder at a path of this machine, or at an address such as `s3://bucket/folder`.
 
     Raises:
@@ -45,6 +49,8 @@ def folder_at(address: str | Path | UPath) -> Folder:
         raise InputError(f"{redact(text)}: holds a password; its client reads it from the environment")
     if "://" not in text:
         return Path(text)
+    from upath import UPath  # fits in a local folder need no such package
+
     try:
         path = UPath(text, use_listings_cache=False)
         path.fs  # noqa: B018, connects the package that speaks with this kind of storage
@@ -148,7 +154,7 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def _upload(path: UPath, write: Callable[[Path], Any]) -> None:
+def _upload(path: "UPath", write: Callable[[Path], Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="bora-sweep-") as scratch:
         copy = Path(scratch) / path.name
         write(copy)

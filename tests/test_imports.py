@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
-    "errors": 0, "config": 1, "results": 1, "keys": 2, "runs": 2, "data": 2, "model": 3, "train": 4, "progress": 5,
-    "sweep": 5, "report": 2, "trained": 5, "export": 6, "generate": 6, "cli": 7,
+    "errors": 0, "interrupt": 0, "config": 1, "storage": 1, "results": 2, "keys": 2, "runs": 2, "data": 2, "model": 3,
+    "train": 4, "progress": 5, "sweep": 5, "report": 3, "trained": 5, "export": 6, "generate": 6, "cli": 7,
 }  # fmt: skip
 ONLY_IN = {"ray": {"sweep"}, "optuna": {"sweep"}, "matplotlib": {"report"}, "omegaconf": {"config"}}
 
@@ -36,7 +36,7 @@ def test_a_module_imports_only_from_its_layer_or_below(path):
 def test_training_runs_where_ray_optuna_and_omegaconf_are_not_installed():
     code = (
         "import sys\n"
-        "for name in ('ray', 'optuna', 'omegaconf', 'datasets', 'matplotlib'): sys.modules[name] = None\n"
+        "for name in ('ray', 'optuna', 'omegaconf', 'datasets', 'matplotlib', 'upath'): sys.modules[name] = None\n"
         "import bora_sweep.train.run, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -9,6 +9,7 @@ adapter.
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
