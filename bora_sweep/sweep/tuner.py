@@ -183,14 +183,11 @@ def _slots(config: Config, resources: dict[str, float]) -> int:
         return config.ray.max_concurrent or room
     if config.ray.address is not None and config.ray.max_concurrent is not None:
         return config.ray.max_concurrent
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+    asked = ", ".join(f"ray.{name.lower()}s_per_trial={amount:g}" for name, amount in needed.items())
     most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
     if config.ray.address is None:
-        raise InputError(
-            f"ray.cpus_per_trial, ray.gpus_per_trial: a trial asks for {asked}, this machine has {most}; lower them"
-        )
+        raise InputError(f"{asked}: this machine has {most}; lower what it lacks")
     raise InputError(
-        f"ray.address={config.ray.address}: a trial asks for {asked}, and the largest node there has {most}; lower "
-        "ray.cpus_per_trial or ray.gpus_per_trial, or, where the autoscaler will start nodes that hold it, say by "
-        "ray.max_concurrent how many trials are to run at once"
+        f"{asked}: no node at ray.address={config.ray.address} holds that, the most there is {most}; lower what it "
+        "lacks, or, where an autoscaler will start such nodes, say by ray.max_concurrent how many trials run at once"
     )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
+from bora_sweep.errors import InputError
 from bora_sweep.storage import Folder, listed, remove, with_local, write_whole
 
 ADAPTERS = "adapters.safetensors"
@@ -21,7 +22,7 @@ KEPT = 2  # checkpoints of a trial: the newest, and the one before should that b
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class DamagedError(Exception):
+class DamagedError(InputError):
     """A file is not what was written."""
 
 
@@ -42,7 +43,7 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
         try:
             return *with_local(file, _load), damage
         except DamagedError as error:
-            damage.append(f"{file.name} is damaged ({error}); went on without it")
+            damage.append(f"went on from the checkpoint before: {error}")
     return None
 
 
@@ -84,9 +85,9 @@ def _load(file: Path) -> Content:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
-        raise DamagedError(f"{file.name}: {error}") from None
+        raise DamagedError(f"{file}: damaged ({error}); restore it from a copy") from None
     if header.get("crc32") != f"{_checksum(tensors, header.get('about', '')):08x}":
-        raise DamagedError(f"{file.name}: its checksum does not match")
+        raise DamagedError(f"{file}: damaged (its checksum does not match); restore it from a copy")
     return tensors, json.loads(header["about"])
 
 
