@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: sweep test check bench clean help
+.PHONY: sweep test test-cluster check audit bench clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 sweep: .venv/installed ## the embedded sweep, from text to report: make sweep ARGS="search.num_trials=12"
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
@@ -15,10 +15,18 @@ sweep: .venv/installed ## the embedded sweep, from text to report: make sweep AR
 test: .venv/installed-dev ## the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
+	$(BIN)/python -m pytest tests/test_cluster_lab.py -m cluster -rs $(ARGS)
+
 check: test ## the tests, the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+audit: .venv/installed-dev ## known vulnerabilities of the installed versions; asks the Python Package Index
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv/versions # torch is listed without its +cpu
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement .venv/versions
 
 bench: .venv/installed ## the benchmarks that need neither data nor a GPU, in under five minutes
 	$(BIN)/python benchmarks/sampler.py

@@ -141,7 +141,7 @@ def test_the_kubernetes_job_is_one():
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["metadata"]["name"]
     spec = job["spec"]
-    assert "bora-sweep sweep" in spec["entrypoint"]
+    assert re.fullmatch(r"bora-sweep sweep [\w ./=:-]+", spec["entrypoint"]), "a plain command, nothing for a shell"
     assert spec["shutdownAfterJobFinishes"] is True
     cluster = spec["rayClusterSpec"]
     assert cluster["rayVersion"] == PINNED["ray"]
