@@ -1,6 +1,6 @@
 """`ray up` of one's own machines, really done: three of them, a sweep, one lost on the way, and down again.
 
-The machines are namespaces (tests/cluster/lab.sh). `make test-cluster` runs it; it takes over a minute.
+The machines are namespaces (tests/cluster/lab.sh). `make test-cluster` runs it; it takes some minutes.
 """
 
 import os
@@ -18,7 +18,7 @@ from bora_sweep.config import SyntheticConfig
 from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.results import read_results
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HEAD, WORKERS = "10.77.0.2", ["10.77.0.3", "10.77.0.4"]
@@ -116,7 +116,7 @@ def test_a_sweep_on_machines_one_has_outlives_one_of_them(lab: Lab):
 
     # A trial takes a whole machine, so that each machine has one as soon as it is there.
     ray = f"ray.address=auto ray.cpus_per_trial={os.cpu_count()} ray.max_concurrent=3"
-    small = "data.synthetic.num_tasks=3 data.synthetic.max_documents=20 train.max_epochs=12 train.patience=12"
+    small = "data.synthetic.num_tasks=3 data.synthetic.max_documents=20 train.max_epochs=8 train.patience=8"
     settings = f"conf/embedded.yaml {ray} output={run} search.num_trials=1 {small}"
     log = lab.folder / "sweep.log"
     sweep = lab.start(f"ray exec FILE 'cd bora_sweep && bora-sweep sweep {settings}'", log)
