@@ -37,6 +37,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("prior_groups", pa.string()),  # JSON of tau per group, null where one tau holds for all
             ("started_from", pa.string()),  # trials whose adapters it began with or is made of, joined by commas
             ("seed", pa.int64()),
+            ("attempts", pa.int64()),  # how often it was begun or taken up again
             ("epochs", pa.int64()),
             ("best_epoch", pa.int64()),
             *[(name, pa.float64()) for name in ("tau_estimate", "tau_low", "tau_high")],  # from the shared fit alone

@@ -107,7 +107,9 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     earlier = read_trial_row(run, trial.trial_id)
     if earlier is not None and earlier["status"] == "finished":
         return earlier
-    begun = {} if earlier is None else {"started_at": earlier["started_at"]}
+    begun = {"attempts": 1}
+    if earlier is not None:
+        begun = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
     return {**opening_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **begun}
 
 

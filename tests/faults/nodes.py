@@ -1,0 +1,29 @@
+"""A Ray cluster of processes on loopback, until its input is closed: `python nodes.py 2` has a head without CPUs and 2
+nodes of one CPU each. Prints a line of JSON: its address, and the process of each node's raylet.
+"""
+
+import json
+import os
+import sys
+
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_initial_delay_ms": "1000",
+}
+
+from ray.cluster_utils import Cluster
+
+
+def raylet(node) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+if __name__ == "__main__":
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(int(sys.argv[1]))]
+    print(json.dumps({"address": cluster.address, "raylets": [raylet(node) for node in nodes]}), flush=True)
+    sys.stdin.read()
+    cluster.shutdown()

@@ -1,0 +1,48 @@
+"""Python imports this at its start where its folder is on PYTHONPATH: training steps then pause, fail, hang or die.
+
+FAULTS is JSON: `pause`, seconds before each step; `raise`, `hang`, `die`: values of tau whose steps do so.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
+
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002
+        if name != "bora_sweep.train.loop":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_bend(module) -> None:
+            load(module)
+            module.step = bent(module.step)
+
+        spec.loader.exec_module = load_and_bend
+        return spec
+
+
+def bent(step):
+    def faulty(trainers, *rest):
+        tau = trainers[0].config.prior.tau
+        time.sleep(FAULTS.get("pause", 0.0))
+        if tau in FAULTS.get("raise", []):
+            raise RuntimeError(f"no luck at {tau}")
+        if tau in FAULTS.get("hang", []):
+            time.sleep(3600)
+        if tau in FAULTS.get("die", []):  # as the kernel ends what takes too much memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainers, *rest)
+
+    return faulty
+
+
+sys.meta_path.insert(0, Finder())

@@ -1,0 +1,67 @@
+"""Whole sweeps as a user starts them, for the tests that watch, cut and compare them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from bora_sweep.results import SCHEMAS, read_results
+
+TIMES = {"started_at", "ended_at", "train_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "run"}
+SMALL = [
+    "model.max_tokens=16",
+    "lora.rank=2",
+    "train.learning_rate=0.02",
+    "train.max_epochs=3",
+    "search.num_trials=2",
+    "search.sampler=gp",
+    "train.device=cpu",
+]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bora_sweep.cli", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HOME": str(cwd), "COLUMNS": "200"},
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 150) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        if time.monotonic() > deadline:
+            process.terminate()
+            pytest.fail(f"waited {timeout} s in vain: {finish(process)[1]}")
+        time.sleep(0.05)
+
+
+def numbers(run: Path) -> dict[str, pd.DataFrame]:
+    """The tables without what must differ between two runs of the same configuration."""
+    tables = {}
+    for name in SCHEMAS:
+        frame = getattr(read_results(run), name)
+        frame = frame.drop(columns=[column for column in frame if column in TIMES | {"config_json", "host"}])
+        tables[name] = frame.sort_values(list(frame.columns[:3])).reset_index(drop=True)
+    return tables
+
+
+def listening(process: subprocess.Popen) -> set[str]:
+    """Addresses at which the process and its descendants accept connections."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    pids = {member.pid for member in family}
+    return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids}
