@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
-from bora_sweep.train import fit, loop
+from bora_sweep.interrupt import Interrupted
+from bora_sweep.train import evaluate, fit, loop
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
@@ -337,6 +338,52 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, settings):
     resumed = fit(config, corpus, make_base(), tmp_path, on_epoch=lambda state: epochs.append(state.epoch))
     assert epochs == [3, 4]
     same_fit(resumed, whole)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5, 9, 14])
+@pytest.mark.parametrize("settings", [["prior.tau=0"], ["prior.tau=10"], ["prior.tau=inf"], ["method=vi"]])
+def test_a_fit_that_is_asked_to_stop_at_any_step_goes_on_as_if_it_had_not_been(calls, settings, tmp_path):
+    """Within an epoch, and while validation is scored: no step is lost, none is made twice."""
+    corpus, config = make_corpus(), make_config("train.max_epochs=3", *settings)
+    steps = []
+    whole = fit(config, corpus, make_base(), on_step=steps.append)
+    left = iter(range(calls))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            raise Interrupted
+
+    cut = []
+    with pytest.raises(Interrupted):
+        fit(config, corpus, make_base(), tmp_path, on_step=cut.append, pulse=stop)
+    resumed = fit(config, corpus, make_base(), tmp_path, on_step=cut.append)
+    same_fit(resumed, whole)
+    assert [(report.epoch, report.batch) for report in cut] == [(report.epoch, report.batch) for report in steps]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("settings", [["prior.tau=0"], ["prior.tau=10"], ["method=vi"]])
+def test_a_batch_that_does_not_fit_in_memory_goes_in_parts_with_the_same_result(rows, settings, monkeypatch):
+    corpus, config = make_corpus(), make_config(*settings)
+    whole = fit(config, corpus, make_base())
+
+    def small(trainers, batch):
+        if len(batch.task_B) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(trainers, batch)
+
+    monkeypatch.setattr(loop, "score", small)
+    monkeypatch.setattr(evaluate, "score", small)
+    parted = fit(config, corpus, make_base())
+    assert parted.state.micro_batch_size == rows
+    assert "out of memory with 6 documents" in parted.state.notes[0]
+    for split in ("validation", "test"):
+        assert parted.nll_nats[split] == pytest.approx(whole.nll_nats[split], rel=1e-9)
+    torch.testing.assert_close(parted.theta_KP, whole.theta_KP, rtol=1e-6, atol=1e-9)
+    assert parted.state.num_read == whole.state.num_read
+    monkeypatch.setattr(loop, "score", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(config, corpus, make_base())
 
 
 def test_the_same_seed_gives_the_same_fit_and_another_seed_another():

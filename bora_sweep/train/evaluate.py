@@ -59,7 +59,7 @@ def score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[],
 def _score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[], None]) -> np.ndarray:
     corpus = trainers[0].corpus
     nll_SN = np.zeros((len(trainers), len(corpus.documents)))
-    for batch in scoring_batches(corpus, split, 2 * trainers[0].micro_batch_size):  # no gradients to hold
+    for batch in scoring_batches(corpus, split, trainers[0].scoring_batch_size):
         nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
         pulse()
     return nll_SN[:, corpus.split(split)]

@@ -100,6 +100,11 @@ class Trainer:
         train = self.config.train
         return self.state.micro_batch_size or train.micro_batch_size or train.batch_size
 
+    @property
+    def scoring_batch_size(self) -> int:
+        """Twice as many, as there are no gradients to hold; as many, once memory has run out."""
+        return self.state.micro_batch_size or 2 * self.micro_batch_size
+
     def halve_micro_batch(self) -> None:
         """After a pass that the device's memory did not hold: what it left goes, and the next is half as large."""
         rows = self.micro_batch_size
