@@ -23,7 +23,7 @@ from bora_sweep.train.path import run_path
 from bora_sweep.train.run import Trial, run_pack
 from bora_sweep.train.state import State
 
-REPORT_SECONDS = 1.0  # between two reports to Tune, which cost more than a short epoch
+REPORT_SECONDS = 5.0  # between two reports to Tune: each costs the driver, which shares a small machine with the trials
 
 
 def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:

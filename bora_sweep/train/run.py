@@ -30,7 +30,7 @@ from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import UNTRAINED
 
-ROW_SECONDS = 1.0
+ROW_SECONDS = 5.0
 """Between two rows that say how far a trial is: short epochs would spend their time on them."""
 PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
 
