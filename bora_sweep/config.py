@@ -249,6 +249,10 @@ class TrainConfig:
     longer."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto`: the accelerator that Accelerate finds."""
+    parallel: Literal["tasks", "data"] = "tasks"
+    """How a fit is parted where `ray.workers_per_trial` processes make it. `tasks`: each holds some of the tasks, and
+    of gradients Theta's alone passes between them; `data`: each holds all tasks and works on its part of every batch.
+    Changes no result."""
     seed: int = 0
     """Fixes the adapters' initial values and the order of the documents."""
     checkpoint_minutes: float = 5.0
@@ -356,10 +360,13 @@ class RayConfig:
 
     address: str | None = None
     """`auto` or an address joins a cluster; left out: a private Ray on this machine, reachable from nowhere else."""
+    workers_per_trial: int = 1
+    """Processes, and so GPUs, that make one fit together, see `train.parallel`."""
     cpus_per_trial: float = 1
-    """CPUs that a trial reserves; torch uses as many threads."""
+    """CPUs that each process of a trial reserves; torch uses as many threads."""
     gpus_per_trial: float | None = None
-    """GPUs that a trial reserves; a fraction shares a GPU's time and memory. Left out: 1 where Ray sees any, else 0."""
+    """GPUs that each process of a trial reserves; a fraction shares a GPU's time and memory. Left out: 1 where Ray sees
+    any, else 0."""
     max_concurrent: int | None = None
     """Trials at once; left out: as many as the resources hold."""
     max_failures: int = 2
@@ -368,6 +375,12 @@ class RayConfig:
     """Seconds without a step after which a trial counts as crashed; left out: it may hang for ever."""
 
     def __post_init__(self) -> None:
+        _need(self.workers_per_trial >= 1, f"ray.workers_per_trial={self.workers_per_trial}: need at least 1")
+        _need(
+            self.workers_per_trial == 1 or self.gpus_per_trial is None or float(self.gpus_per_trial).is_integer(),
+            f"ray.gpus_per_trial={self.gpus_per_trial}: the processes of ray.workers_per_trial="
+            f"{self.workers_per_trial} each need a GPU of their own; set 1",
+        )
         _need(self.cpus_per_trial > 0, f"ray.cpus_per_trial={self.cpus_per_trial}: need a value above 0")
         _need(
             self.gpus_per_trial is None or self.gpus_per_trial >= 0,
@@ -420,6 +433,17 @@ class Config:
             self.init_from is None or self.method in ("map", "vi", "pfedme"),
             f"init_from={self.init_from}: method={self.method} does not begin with adapters of its own; drop init_from",
         )
+        workers = self.ray.workers_per_trial
+        _need(
+            workers == 1 or self.search.pack == 1,
+            f"search.pack={self.search.pack}, ray.workers_per_trial={workers}: a fit that fills several devices gains "
+            "nothing in a pack; drop one of the two",
+        )
+        _need(
+            workers == 1 or self.train.precision != "fp16",
+            f"ray.workers_per_trial={workers}: its processes would each have a loss scale of fp16; set "
+            "train.precision=bf16",
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -432,6 +456,11 @@ class Config:
     def global_update(self) -> GlobalUpdate:
         """`train.global_update`; pFedMe alternates."""
         return "alternating" if self.method == "pfedme" else self.train.global_update
+
+    @property
+    def parallel(self) -> Literal["tasks", "data"]:
+        """`train.parallel`; the draws of a posterior are of the whole bank."""
+        return "data" if self.method == "vi" else self.train.parallel
 
     @property
     def can_be_packed(self) -> bool:

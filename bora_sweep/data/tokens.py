@@ -178,9 +178,8 @@ def forward_parts(corpus: TokenizedCorpus, document_B: np.ndarray, largest: int 
         size = max(SMALLEST_PART, -(-size // 2))
 
 
-def scoring_batches(corpus: TokenizedCorpus, split: str, batch_size: int) -> Iterator[TaskBatch]:
-    """A split once, longest documents first, so that a batch that does not fit in memory is the first."""
-    document_N = corpus.split(split)
+def scoring_batches(corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int) -> Iterator[TaskBatch]:
+    """Each document once, the longest first, so that a batch that does not fit in memory is the first."""
     order = np.argsort(-np.diff(corpus.offsets)[document_N], kind="stable")
     for i in range(0, len(order), batch_size):
         yield collate(corpus, document_N[order[i : i + batch_size]])

@@ -4,6 +4,7 @@ Shapes: K adapters (one per task), P parameters of one adapter, B rows.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> 
     With tau_P each coordinate has a precision of its own. At tau = 0 the prior is flat: 0 everywhere.
     """
     return -0.5 * (tau * (theta_KP - mean_P).square()).sum()
+
+
+def unchanged(over_tasks: Tensor) -> Tensor:
+    """A sum over all tasks, where all are held here."""
+    return over_tasks
 
 
 def distance_to_global(theta_KP: Tensor, mean_P: Tensor) -> Tensor:
@@ -40,6 +46,8 @@ class Hierarchy(nn.Module):
         parametrization: The coordinates.
         tau_P: The precision of each coordinate, where it is not `tau` for all; 0 < tau < inf.
         global_update: How Theta moves, see `TrainConfig.global_update`.
+        num_held: The tasks whose rows are held here, where others are held elsewhere; None: all K.
+        total: Makes the sum over all tasks, in place, of one over those that are held here.
     """
 
     mean_P: nn.Parameter
@@ -53,8 +61,11 @@ class Hierarchy(nn.Module):
         parametrization: Parametrization,
         tau_P: Tensor | None = None,
         global_update: GlobalUpdate = "gradient",
+        num_held: int | None = None,
+        total: Callable[[Tensor], Tensor] = unchanged,
     ) -> None:
         super().__init__()
+        self.total = total
         self.num_tasks, self.tau, self.centered = num_tasks, tau, parametrization == "centered"
         self.precision = tau if tau_P is None else tau_P
         held = tau == 0 or (tau < math.inf and (global_update == "alternating" or self._mean_solves(global_update)))
@@ -63,7 +74,7 @@ class Hierarchy(nn.Module):
             self.task_KP = None
         else:
             start_P = initial_P if self.centered else torch.zeros_like(initial_P)
-            self.task_KP = nn.Parameter(start_P.repeat(num_tasks, 1))
+            self.task_KP = nn.Parameter(start_P.repeat(num_tasks if num_held is None else num_held, 1))
 
     def _mean_solves(self, global_update: GlobalUpdate) -> bool:
         """In centered coordinates the likelihood does not see Theta: its mean is all there is to its update."""
@@ -75,14 +86,14 @@ class Hierarchy(nn.Module):
         return self.task_KP is not None and self.tau > 0
 
     def rows(self, task_B: Tensor) -> Tensor:
-        """theta of each row's task, theta_BP; Theta alone, theta_1P, at tau = inf."""
+        """theta of each row's task, its place in the bank, theta_BP; Theta alone, theta_1P, at tau = inf."""
         if self.task_KP is None:
             return self.mean_P[None]
         task_BP = self.task_KP.index_select(0, task_B)
         return task_BP if self.centered else self.mean_P + task_BP
 
     def theta_KP(self) -> Tensor:
-        """theta_1..K, detached; at tau = inf Theta for each task, without a copy."""
+        """theta_1..K that are held here, detached; at tau = inf Theta for each task, without a copy."""
         if self.task_KP is None:
             return self.mean_P.detach().expand(self.num_tasks, -1)
         return (self.task_KP if self.centered else self.mean_P + self.task_KP).detach()
@@ -94,7 +105,9 @@ class Hierarchy(nn.Module):
 
     def log_prior(self) -> Tensor:
         """log p(theta_1..K | Theta, tau) as in `log_prior`, detached; 0 at both ends, where no prior acts."""
-        return log_prior(self.delta_KP(), 0.0, self.precision) if self.is_tied else self.mean_P.new_zeros(())
+        if not self.is_tied:
+            return self.mean_P.detach().new_zeros(())
+        return self.total(log_prior(self.delta_KP(), 0.0, self.precision))
 
     @torch.no_grad()
     def add_prior_gradient_(self, num_tokens: int) -> None:
@@ -104,13 +117,13 @@ class Hierarchy(nn.Module):
         pull_KP = self.precision / num_tokens * self.delta_KP()
         _accumulate(self.task_KP, pull_KP)
         if self.centered and self.mean_P.requires_grad:
-            _accumulate(self.mean_P, -pull_KP.sum(0))
+            _accumulate(self.mean_P, -self.total(pull_KP.sum(0)))
 
     @torch.no_grad()
     def recenter_(self) -> None:
         """Theta at the mean of theta_1..K, its MAP given them; the tasks stay where they are."""
         if self.task_KP is not None and self.is_tied:
-            shift_P = self.delta_KP().mean(0)
+            shift_P = self.total(self.delta_KP().sum(0)) / self.num_tasks
             self.mean_P.add_(shift_P)
             if not self.centered:
                 self.task_KP.sub_(shift_P)

@@ -6,22 +6,40 @@ import sys
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
+from bora_sweep.train import ranks
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for one fit.
+    """An Accelerator for one fit, or for this process's part of one.
 
     Accelerate keeps its state for the life of a process and refuses another precision or device; a worker process runs
-    many fits, so the state is dropped before each.
+    many fits, so the state is dropped before each. The processes of a fit stay together from one to the next.
+
+    Raises:
+        InputError: As in `refuse_other_count`.
     """
-    if PartialState().num_processes > 1:
-        raise InputError("several processes for one fit: start bora-sweep once, without `accelerate launch`")
+    ranks.join()
+    refuse_other_count(config)
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
+
+
+def refuse_other_count(config: Config) -> None:
+    """Refuse a fit for which another number of processes was started than it asks for.
+
+    Raises:
+        InputError: So it is.
+    """
+    asked, started = config.ray.workers_per_trial, ranks.count()
+    if asked != started:
+        raise InputError(
+            f"ray.workers_per_trial={asked}: number of processes that were started for the fit is {started}; set "
+            f"ray.workers_per_trial={started}, or start {asked} as in docs/parallel.md"
+        )
 
 
 def device_name(device: torch.device) -> str:

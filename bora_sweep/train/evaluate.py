@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bora_sweep.data.tokens import TaskBatch, scoring_batches
 from bora_sweep.model.objective import Likelihood
+from bora_sweep.train.ranks import agree, sum_
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
@@ -25,19 +26,19 @@ def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, T
 
 
 def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """Nats of each row under each fit in one forward pass, nll_SB; and task_B."""
+    """Nats of each row under each fit in one forward pass, nll_SB; and task_B, places in the banks."""
     accelerator = trainers[0].accelerator
-    tokens_BT, length_B, task_B = to_device(batch, accelerator.device)
+    tokens_BT, length_B, task_B = to_device(trainers[0].share.placed(batch), accelerator.device)
     likelihood = Likelihood(trainers[0].adapted, [trainer.hierarchy for trainer in trainers])
     with accelerator.autocast():
         return likelihood(tokens_BT, length_B, task_B), task_B
 
 
 def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
-    """`work`, with half as many documents in a forward pass each time that the device's memory does not hold them."""
+    """`work`, with half as many documents in a forward pass each time that a device's memory does not hold them."""
     while True:
         try:
-            return work()
+            return agree(work)
         except torch.OutOfMemoryError:
             if trainers[0].micro_batch_size == 1:
                 raise
@@ -52,14 +53,18 @@ def score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[],
 
     `pulse` is called after each batch.
     """
-    return within_memory(trainers, lambda: _score_documents(trainers, split, pulse))
+    document_N = trainers[0].corpus.split(split)
+    own_N = trainers[0].share.documents(document_N)
+    nll_SN = within_memory(trainers, lambda: _score_documents(trainers, own_N, pulse))
+    return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
 
 
 @torch.no_grad()
-def _score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[], None]) -> np.ndarray:
+def _score_documents(trainers: Sequence[Trainer], document_N: np.ndarray, pulse: Callable[[], None]) -> np.ndarray:
+    """nll_SN over the whole corpus, 0 elsewhere."""
     corpus = trainers[0].corpus
     nll_SN = np.zeros((len(trainers), len(corpus.documents)))
-    for batch in scoring_batches(corpus, split, trainers[0].scoring_batch_size):
+    for batch in scoring_batches(corpus, document_N, trainers[0].scoring_batch_size):
         nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
         pulse()
-    return nll_SN[:, corpus.split(split)]
+    return nll_SN

@@ -10,9 +10,11 @@ Shapes: S fits of a pack, B rows, N documents.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
@@ -22,6 +24,7 @@ from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes
 from bora_sweep.train.evaluate import score, score_documents, within_memory
+from bora_sweep.train.ranks import agree, first, sum_
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer, make_trainer
 
@@ -136,11 +139,12 @@ def _advance(
         saved_at = time.monotonic()
         for place, trainer in pack.items():
             if (folder := slots[place].folder) is not None and trainer.state.diverged is None:
-                save_checkpoint(folder, trainer.state.step, trainer.tensors(), trainer.progress())
+                content = trainer.state.step, trainer.tensors(), trainer.progress()
+                first(partial(save_checkpoint, folder, *content))
 
     def stepped(report: StepReport) -> None:
         on_step(report)
-        if time.monotonic() - saved_at > 60 * slots[0].config.train.checkpoint_minutes:
+        if first(lambda: time.monotonic() - saved_at > 60 * slots[0].config.train.checkpoint_minutes):
             save()
 
     try:
@@ -179,7 +183,7 @@ def run_epoch(
         if not running:
             return
         on_step(StepReport(epoch, number, len(batches), sum(nats), len(nats) * tokens))
-        pulse()
+        agree(pulse)
     nll_SN, seconds = timed_scores(running, pulse)
     for trainer, nll_N in zip(running, nll_SN, strict=True):
         trainer.end_epoch()
@@ -191,18 +195,24 @@ def step(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) 
     started = time.perf_counter()
     for trainer in trainers:
         trainer.begin_step()
-    nats, tokens = within_memory(trainers, lambda: _gradients(trainers, document_B, num_batches))
-    for trainer, own in zip(trainers, nats, strict=True):
-        trainer.end_step(own)
+    own = within_memory(trainers, lambda: _gradients(trainers, document_B, num_batches))
+    *nats, tokens, num_read, num_positions = sum_(torch.cat(own)).tolist()
+    for trainer, nll in zip(trainers, nats, strict=True):
+        trainer.end_step(nll)
     seconds = (time.perf_counter() - started) / len(trainers)
-    for trainer, own in zip(trainers, nats, strict=True):
-        trainer.state.end_batch(own, tokens, seconds)
-    return nats, tokens
+    for trainer, nll in zip(trainers, nats, strict=True):
+        trainer.state.end_batch(nll, int(tokens), seconds)
+        trainer.state.count(int(num_read), int(num_positions))
+    return nats, int(tokens)
 
 
-def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
-    """Add the batch's gradients to those of the banks; nats of each fit, and scored tokens."""
-    accelerator, tokens = trainers[0].accelerator, 0
+def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[Tensor, Tensor]:
+    """Add the gradients of this process's part of the batch to those of the banks.
+
+    Returns:
+        Nats of each fit; scored tokens, tokens, and tokens with padding.
+    """
+    accelerator = trainers[0].accelerator
     nats_S = torch.zeros(len(trainers), dtype=torch.float64)
     batches = [collate(trainers[0].corpus, part_B) for part_B in trainers[0].parts(document_B)]
     for batch in batches:
@@ -210,11 +220,8 @@ def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches:
         losses = [trainer.loss(nll_B, task_B, num_batches) for trainer, nll_B in zip(trainers, nll_SB, strict=True)]
         accelerator.backward(torch.stack(losses).sum())
         nats_S += nll_SB.detach().sum(dim=1).double().cpu()
-        tokens += batch.num_tokens
-    for trainer in trainers:
-        for batch in batches:
-            trainer.state.count(batch)
-    return nats_S.tolist(), tokens
+    sizes = [(batch.num_tokens, batch.length_B.sum(), batch.tokens_BT.size) for batch in batches]
+    return nats_S, torch.from_numpy(np.array(sizes, dtype=np.float64).reshape(-1, 3).sum(0))
 
 
 def validate(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> None:
@@ -240,7 +247,7 @@ def finish(trainer: Trainer, pulse: Callable[[], None] = nothing) -> Fit:
         stopped_by=trainer.stopped_by,
         nll_nats={split: score_documents([trainer], split, pulse)[0] for split in ("validation", "test")},
         mean_P=trainer.hierarchy.mean_P.detach().cpu(),
-        theta_KP=trainer.hierarchy.theta_KP().cpu(),
+        theta_KP=trainer.share.whole(trainer.hierarchy.theta_KP()).cpu(),
         layout=trainer.layout,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),

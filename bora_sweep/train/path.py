@@ -21,8 +21,9 @@ from bora_sweep.results import write_table
 from bora_sweep.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.loop import fit, nothing
+from bora_sweep.train.ranks import first
 from bora_sweep.train.run import Trial, record, run_trial, starting_point
-from bora_sweep.train.state import State
+from bora_sweep.train.state import Fit, State
 
 TURNED = 2  # values in a row that are worse than the best below inf, after which tau falls no further
 UPWARD = "upward.json"
@@ -133,19 +134,25 @@ class _Path:
             return
         row, start = self.rows[best], self.rows[max(below)]["trial_id"]
         folder = self.run / "trials" / row["trial_id"]
-        if exists(folder / UPWARD):
+        if first(lambda: exists(folder / UPWARD)):
             return
         own, base = self._config(best), self.load_base()
-        begin = starting_point(own, base, self.run, start)
+        begin = first(lambda: starting_point(own, base, self.run, start))
         done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, pulse=self.pulse)
+        self.rows[best] = first(lambda: self._keep_better(own, row, start, done))
+
+    def _keep_better(self, own: Config, row: dict[str, Any], start: str, done: Fit) -> dict[str, Any]:
+        """Write the better of a value's two fits, and what both took."""
+        folder = self.run / "trials" / row["trial_id"]
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = sum(done.state.best_nll_nats)
         if nll < row["validation_nll_nats"]:
             row = record(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
-        self.rows[best] = row | spent
-        write_table(self.run, "trials", row["trial_id"], [self.rows[best]])
+        row = row | spent
+        write_table(self.run, "trials", row["trial_id"], [row])
         write_bytes(folder / UPWARD, json.dumps({"started_from": start, "validation_nll_nats": nll}).encode())
         drop_checkpoints(folder)
+        return row
 
     def _config(self, tau: float) -> Config:
         train = {} if math.isinf(tau) else {"patience": self.config.search.path_patience}

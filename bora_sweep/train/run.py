@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +28,7 @@ from bora_sweep.storage import Folder, StorageFullError
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
+from bora_sweep.train.ranks import first, is_first, join
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import UNTRAINED
 
@@ -69,7 +71,7 @@ def run_pack(
     """Fit, in shared forward passes, and write each trial's rows, adapters and checkpoints under `run`.
 
     Goes on where an earlier try was cut off; a trial that was finished is not made again, and one that ends is written
-    while the others go on.
+    while the others go on. Where several processes make a fit, all call this, and the first alone writes.
 
     Returns:
         Each trial's row of the `trials` table.
@@ -78,21 +80,22 @@ def run_pack(
         Exception: Whatever loading the base or the fits raised, after the rows of those that had not ended were written
             with status `failed`, or `interrupted`.
     """
-    opened = {trial.trial_id: _open_row(run, trial) for trial in trials}
+    join()
+    opened = first(lambda: _open_rows(run, trials))
     rows = {trial_id: row for trial_id, row in opened.items() if row["status"] == "finished"}
     open_trials = [trial for trial in trials if trial.trial_id not in rows]
     if not open_trials:
         return rows
-    for trial in open_trials:
-        write_table(run, "trials", trial.trial_id, [opened[trial.trial_id]])
     try:
         base = load_base()
         slots = [_slot(trial, base, run, opened[trial.trial_id], on_epoch) for trial in open_trials]
         for place, done in fit_pack(slots, corpus, base, on_step, pulse):
             trial = open_trials[place]
-            row = opened[trial.trial_id] | _estimated_tau(trial.config, corpus, base, done)
-            rows[trial.trial_id] = record(trial.config, corpus, run, trial.trial_id, row, done)
+            close = partial(_close, trial, corpus, base, run, opened[trial.trial_id], done)
+            rows[trial.trial_id] = first(close)
     except BaseException as error:
+        if not is_first():
+            raise
         status = "failed" if isinstance(error, Exception) else "interrupted"
         for trial_id in opened.keys() - rows.keys():
             opened[trial_id].update(status=status, error=one_line(error), ended_at=datetime.now(UTC))
@@ -100,6 +103,15 @@ def run_pack(
                 write_table(run, "trials", trial_id, [opened[trial_id]])
         raise
     return rows
+
+
+def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """The row of each trial; those that are now to be fitted are written."""
+    opened = {trial.trial_id: _open_row(run, trial) for trial in trials}
+    for trial_id, row in opened.items():
+        if row["status"] != "finished":
+            write_table(run, "trials", trial_id, [row])
+    return opened
 
 
 def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
@@ -127,8 +139,16 @@ def _slot(
             written_at = time.monotonic()
         on_epoch(state)
 
-    start = None if trial.start is None else starting_point(trial.config, base, run, trial.start)
-    return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done)
+    source = trial.start
+    start = None if source is None else first(lambda: starting_point(trial.config, base, run, source))
+    return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_first() else nothing)
+
+
+def _close(
+    trial: Trial, corpus: TokenizedCorpus, base: PreTrainedModel, run: Folder, row: dict[str, Any], done: Fit
+) -> dict[str, Any]:
+    row = row | _estimated_tau(trial.config, corpus, base, done)
+    return record(trial.config, corpus, run, trial.trial_id, row, done)
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bora_sweep.data.tokens import TaskBatch
 from bora_sweep.model.adapters import Layout
 
 
@@ -63,10 +62,9 @@ class State:
         """Of what training steps passed through the model."""
         return self.num_read / self.num_positions if self.num_positions else math.nan
 
-    def count(self, batch: TaskBatch) -> None:
-        """Note what a training step passes through the model."""
-        self.num_read += int(batch.length_B.sum())
-        self.num_positions += batch.tokens_BT.size
+    def count(self, num_read: int, num_positions: int) -> None:
+        """Note what a training step passed through the model."""
+        self.num_read, self.num_positions = self.num_read + num_read, self.num_positions + num_positions
 
     def end_batch(self, nats: float, num_tokens: int, seconds: float) -> None:
         """Note what a step's documents were worth, and what it took."""
@@ -105,7 +103,7 @@ class Fit:
     mean_P: Tensor
     """Theta."""
     theta_KP: Tensor
-    """theta_1..K; at tau = inf all are Theta."""
+    """theta_1..K; at tau = inf all are Theta. Where several processes make the fit, all K in the first alone."""
     layout: Layout
     peak_memory_bytes: int
     device: str

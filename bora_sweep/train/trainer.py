@@ -27,6 +27,8 @@ from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint
 from bora_sweep.train.optim import make_optimizer, map_step
+from bora_sweep.train.ranks import first
+from bora_sweep.train.share import Share
 from bora_sweep.train.state import Start, State
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -58,7 +60,7 @@ class Trainer:
     ) -> None:
         refuse_mismatch(base, corpus.largest_token, corpus.longest)
         self.config, self.corpus, self.accelerator = config, corpus, accelerator
-        self.num_tokens = corpus.num_tokens("train")
+        self.num_tokens, self.share = corpus.num_tokens("train"), Share(config, corpus)
         device = accelerator.device
         self.layout = make_layout(base, config.lora)
         dtype = torch.promote_types(base.dtype, torch.float32)
@@ -69,8 +71,10 @@ class Trainer:
             config.prior.parametrization,
             group_precisions(config.prior, self.layout, device, dtype),
             config.global_update,
+            self.share.num_tasks,
+            self.share.total,
         )
-        self.weight_K = torch.from_numpy(task_weights(config, corpus)).to(device, dtype)
+        self.weight_K = torch.from_numpy(task_weights(config, corpus)[self.share.tasks]).to(device, dtype)
         self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
         rate = learning_rates(config, self.layout).to(device, dtype)
         optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens, rate)
@@ -124,7 +128,7 @@ class Trainer:
         Raises:
             InputError: Adapters of `init_from` that this fit could not go on from.
         """
-        checkpoint = None if folder is None else load_checkpoint(folder)
+        checkpoint = first(lambda: None if folder is None else load_checkpoint(folder))
         if checkpoint is not None:
             tensors, progress, damage = checkpoint
             self._restore(tensors, progress)
@@ -134,7 +138,7 @@ class Trainer:
             source = Path(self.config.init_from)
             start = Start(*read_adapters(source, self.layout, self.config.lora, self.corpus.tasks))
         if start is not None:
-            self.hierarchy.start_from_(start.mean_P, start.theta_KP)
+            self.hierarchy.start_from_(start.mean_P, self.share.part(start.theta_KP))
             self.best = self._parameters()
         return start is None or start.is_candidate
 
@@ -143,8 +147,8 @@ class Trainer:
         return training_batches(self.corpus, self.config.train.batch_size, self.config.train.seed, epoch)
 
     def parts(self, document_B: np.ndarray) -> list[np.ndarray]:
-        """The documents of each forward pass of a step."""
-        return forward_parts(self.corpus, document_B, self.micro_batch_size)
+        """The documents of each of this process's forward passes of a step."""
+        return forward_parts(self.corpus, self.share.documents(document_B), self.micro_batch_size)
 
     def begin_step(self) -> None:
         """Before the forward passes of a step."""
@@ -165,6 +169,7 @@ class Trainer:
                 f"{self.config.prior.tau:g} and learning rate {self.config.learning_rate:g}; lower the learning rate"
             )
             return
+        self.share.sum_gradients_(self.hierarchy)
         self.accelerator.unscale_gradients(self.optimizer)
         norm, update = self.config.train.max_grad_norm, self.config.global_update
         map_step(self.hierarchy, self.optimizer, self.config.solver, self.num_tokens, norm, update)
@@ -223,14 +228,18 @@ class Trainer:
         return {name: bank.detach().to("cpu", copy=True) for name, bank in self.hierarchy.named_parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that a resume needs: parameters now and at the best epoch, and Adam's moments."""
+        """All tensors that a resume needs: parameters now and at the best epoch, and Adam's moments.
+
+        Whole in the first process, for which the others must call this too.
+        """
         moments = {
             f"optimizer.{index}.{name}": value
             for index, moment in self.optimizer.state_dict()["state"].items()
             for name, value in moment.items()
         }
         best = {f"best.{name}": bank for name, bank in self.best.items()}
-        return {**self._parameters(), **best, **moments}
+        held = {**self._parameters(), **best, **moments}
+        return {name: self.share.whole(tensor) if tensor.dim() == 2 else tensor for name, tensor in held.items()}
 
     def progress(self) -> dict[str, Any]:
         """All else that a resume needs, as JSON."""
@@ -242,6 +251,7 @@ class Trainer:
         }
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        tensors = {name: self.share.part(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
         self.state = State(**progress["state"])
         names = list(self._parameters())
         self.hierarchy.load_state_dict({name: tensors[name] for name in names})
@@ -283,7 +293,7 @@ class SeparateTrainer(Trainer):
         return np.bincount(task_N, nll_N, self.num_fits)
 
     def _keep(self, better_F: np.ndarray) -> None:
-        rows = torch.from_numpy(better_F)
+        rows = torch.from_numpy(better_F[self.share.tasks])
         self.best["task_KP"][rows] = self._parameters()["task_KP"][rows]
 
 
