@@ -50,9 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fit(parsed: argparse.Namespace) -> int:
     from bora_sweep.model.base import load_base
     from bora_sweep.progress import FitProgress
+    from bora_sweep.train.device import refuse_other_count
+    from bora_sweep.train.ranks import first, is_first, join
     from bora_sweep.train.run import Trial, run_trial
 
-    config, run = _open(parsed, "fit")
+    join()
+    err.quiet = out.quiet = not is_first()
+    config, run = first(lambda: _open(parsed, "fit"))
+    refuse_other_count(config)
     if config.method not in ("map", "vi", "zero_shot", "pfedme"):
         raise InputError(
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
@@ -72,7 +77,7 @@ def _fit(parsed: argparse.Namespace) -> int:
         out.print(f"test perplexity {row['test_perplexity']:.3f}, best epoch {row['best_epoch']}, results in {run}")
         return DONE
 
-    return _guarded("fit", config, run, work)
+    return _guarded("fit", config, run, work) if is_first() else work()
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
