@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -16,8 +18,10 @@ from bora_sweep.interrupt import Interrupted
 from bora_sweep.model.base import load_base
 from bora_sweep.results import objective, read_trial_row, write_table
 from bora_sweep.storage import Folder, folder_at
+from bora_sweep.sweep.crew import run_together
 from bora_sweep.sweep.points import Point, trial_config
 from bora_sweep.sweep.worker import Pulse, watched
+from bora_sweep.train.loop import nothing
 from bora_sweep.train.packing import choose_pack
 from bora_sweep.train.path import run_path
 from bora_sweep.train.run import Trial, run_pack
@@ -34,31 +38,33 @@ def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, 
     checkpoints.
     """
     os.umask(umask)  # the driver's: Ray's processes have a narrower one
-    torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
-    trials = [
-        Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
-        for fit in params["fits"]
-    ]
     place = folder_at(run)
     pulse = Pulse(place)
 
-    def on_hang(reason: str) -> None:
-        for trial in trials:
-            _note_error(place, trial.trial_id, reason)
+    def note(reason: str) -> None:
+        for fit in params["fits"]:
+            _note_error(place, fit["trial_id"], reason)
+
+    def fit() -> dict[str, dict[str, Any]]:
+        return _fit(params, config, corpus, place, pulse, _reporter())
 
     try:
-        with watched(pulse, config.ray.trial_timeout, on_hang):
+        with watched(pulse, config.ray.trial_timeout, note):
             pulse()
-            rows = _fit(trials, params["fits"][0]["point"]["method"] == "path", config, corpus, place, pulse)
+            rows = run_together(config.ray, fit, note, _help_fit, params, config, corpus, run)
     except (InputError, Interrupted):
         rows = {}
     tune.report({"objectives": {trial_id: objective(row) for trial_id, row in rows.items()}})
 
 
-def _fit(
-    trials: list[Trial], is_path: bool, config: Config, corpus: TokenizedCorpus, run: Folder, pulse: Pulse
-) -> dict[str, dict[str, Any]]:
-    """Each trial's row; of a path that of its best value."""
+def _help_fit(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str) -> None:
+    """What the other processes of a trial do, if it has any."""
+    place = folder_at(run)
+    with suppress(InputError, Interrupted):  # the first says so
+        _fit(params, config, corpus, place, Pulse(place), nothing)
+
+
+def _reporter() -> Callable[[State], None]:
     reported_at = time.monotonic()
 
     def report(state: State) -> None:
@@ -67,20 +73,38 @@ def _fit(
             tune.report({"epoch": state.epoch})
             reported_at = time.monotonic()
 
+    return report
+
+
+def _fit(
+    params: dict[str, Any],
+    config: Config,
+    corpus: TokenizedCorpus,
+    run: Folder,
+    pulse: Pulse,
+    on_epoch: Callable[[State], None],
+) -> dict[str, dict[str, Any]]:
+    """Each trial's row; of a path that of its best value."""
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    trials = [
+        Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
+        for fit in params["fits"]
+    ]
+
     def warm_base() -> PreTrainedModel:
         return _warm_base(config.model, config.data)
 
-    if not is_path:
-        return run_pack(trials, corpus, warm_base, run, on_epoch=report, pulse=pulse)
+    if params["fits"][0]["point"]["method"] != "path":
+        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, pulse=pulse)
     (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, report, pulse)
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, pulse)
     return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 
 def _note_error(run: Folder, trial_id: str, reason: str) -> None:
-    """Say in its row why a trial's worker is about to end."""
+    """Say in its row why a trial's worker is about to end, or has."""
     row = read_trial_row(run, trial_id)
-    if row is not None and row["status"] == "running":
+    if row is not None and row["status"] in ("running", "failed"):
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 

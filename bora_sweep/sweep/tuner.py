@@ -23,6 +23,7 @@ from bora_sweep.interrupt import noting_signals
 from bora_sweep.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
+from bora_sweep.sweep.crew import reserved
 from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.sweep.search import TauSearch
 from bora_sweep.sweep.trial import measure_pack, tune_trial
@@ -36,7 +37,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
     _clear(run)
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
-        slots = _slots(config, resources)
+        slots, workers = _slots(config, resources), config.ray.workers_per_trial
         config = _with_pack(config, corpus, run, resources)
         search = TauSearch(config, known_trials(run), slots, groups)
         umask = os.umask(0)
@@ -44,7 +45,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
         place = run.resolve() if isinstance(run, Path) else run
         shared = {"config": config, "corpus": corpus, "run": str(place), "umask": umask}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(tune_trial, **shared), resources),
+            tune.with_resources(tune.with_parameters(tune_trial, **shared), reserved(resources, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=search, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
             ),
@@ -162,7 +163,7 @@ def _connect(address: str | None) -> None:
 
 
 def _resources(config: Config) -> dict[str, float]:
-    """What one trial reserves."""
+    """What one process of a trial reserves."""
     gpus = config.ray.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
@@ -173,17 +174,21 @@ def _slots(config: Config, resources: dict[str, float]) -> int:
     """Trials that run at once.
 
     Raises:
-        InputError: No node that is there can ever hold a single one, and none is said to come: Tune would wait for
+        InputError: The nodes that are there can never hold a single one, and none is said to come: Tune would wait for
             ever.
     """
+    workers = config.ray.workers_per_trial
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = {name: amount for name, amount in resources.items() if amount > 0}
-    room = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
+    processes = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
+    room = processes // workers
     if room:
         return config.ray.max_concurrent or room
     if config.ray.address is not None and config.ray.max_concurrent is not None:
         return config.ray.max_concurrent
     asked = ", ".join(f"ray.{name.lower()}s_per_trial={amount:g}" for name, amount in needed.items())
+    if workers > 1:
+        asked = f"ray.workers_per_trial={workers}, {asked}"
     most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
     if config.ray.address is None:
         raise InputError(f"{asked}: this machine has {most}; lower what it lacks")

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from bora_sweep.interrupt import Interrupted
 
@@ -26,10 +27,15 @@ LONGEST = timedelta(days=1)
 def join() -> None:
     """Meet the others, where a launcher has started any: it says so by `RANK`, `WORLD_SIZE` and `MASTER_*`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(backends(), timeout=LONGEST)
+        dist.init_process_group(_backends(), timeout=LONGEST)
 
 
-def backends() -> str:
+def meet(store: Store, rank: int, count: int) -> None:
+    """Meet the others by a store that all have at hand."""
+    dist.init_process_group(_backends(), store=store, rank=rank, world_size=count, timeout=LONGEST)
+
+
+def _backends() -> str:
     """Numbers on the host go by Gloo, those on a GPU by NCCL."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
