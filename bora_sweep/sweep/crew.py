@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psutil
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -29,7 +29,7 @@ GRACE = 10.0
 
 
 class LostProcessError(RuntimeError):
-    """A process of the fit ended before the fit did."""
+    """A process of the fit died before the fit ended."""
 
 
 def reserved(resources: dict[str, float], count: int) -> tune.PlacementGroupFactory:
@@ -61,7 +61,7 @@ class _Member:
     """An actor: one process of the crew."""
 
     def address(self) -> str:
-        return f"{ray.util.get_node_ip_address()} (process {os.getpid()})"
+        return f"{ray.util.get_node_ip_address()}, process {os.getpid()},"
 
     def meet(self, address: str, port: int, rank: int, count: int) -> None:
         _talk_by(ray.util.get_node_ip_address())
@@ -129,8 +129,8 @@ class _Crew:
                 ray.get(work)
             except Exception as error:
                 place = works.index(work)
-                where = f"process {place + 1} of a fit's 0 to {len(works)}, on {self.addresses[place]}"
-                return f"{where}, is lost: {one_line(error, limit=300)}", error
+                how = f"failed: {one_line(error.cause)}" if isinstance(error, RayTaskError) else "died"
+                return f"of {len(works) + 1} processes of the fit that on {self.addresses[place]} {how}", error
         return None
 
 
