@@ -1,7 +1,9 @@
 """Sweeps whose fits span two processes each, on a Ray of their own: the numbers of one process, and no process left."""
 
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +41,7 @@ def same_numbers(run: Path, other: Path) -> None:
 
 def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp_path):
     """The second process is killed in the midst of a trial; Tune takes it up from its checkpoint."""
-    arguments = [*sources, "train.max_epochs=12", "train.patience=12"]
+    arguments = [*sources, "train.max_epochs=8", "train.patience=8"]
     code, output = finish(start("sweep", *arguments, "output=alone", cwd=tmp_path))
     assert code == 0, output
     two = ["ray.workers_per_trial=2", "ray.max_concurrent=1"]
@@ -55,3 +57,20 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     same_numbers(run, tmp_path / "alone")
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
+
+
+def test_accelerate_launches_a_fit_on_two_processes(sources, tmp_path):
+    """One of them speaks; started as one process the same fit is refused."""
+    fit = ["-m", "bora_sweep.cli", "fit", *sources, "train.max_epochs=2", "ray.workers_per_trial=2", "output=run"]
+    code, output = finish(start(*fit[2:], cwd=tmp_path))
+    assert (code, output.count("error:")) == (2, 1), output
+    assert "set ray.workers_per_trial=1" in output
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    launched = subprocess.run(
+        [sys.executable, *launch, *fit], cwd=tmp_path, capture_output=True, text=True, timeout=150,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("test perplexity") == 1
+    (row,) = trial_rows(tmp_path / "run")
+    assert (row["status"], row["epochs"]) == ("finished", 2)

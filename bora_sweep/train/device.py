@@ -18,12 +18,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
     Accelerate keeps its state for the life of a process and refuses another precision or device; a worker process runs
     many fits, so the state is dropped before each. The processes of a fit stay together from one to the next.
-
-    Raises:
-        InputError: As in `refuse_other_count`.
     """
-    ranks.join()
-    refuse_other_count(config)
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
 

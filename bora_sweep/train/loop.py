@@ -22,9 +22,9 @@ from bora_sweep.data.tokens import TokenizedCorpus, collate
 from bora_sweep.interrupt import Interrupted
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
-from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes
+from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
 from bora_sweep.train.evaluate import score, score_documents, within_memory
-from bora_sweep.train.ranks import agree, first, sum_
+from bora_sweep.train.ranks import agree, first, join, sum_
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer, make_trainer
 
@@ -102,6 +102,8 @@ def fit_pack(
     """
     assert all(_shared(slot.config) == _shared(slots[0].config) for slot in slots)
     assert len(slots) == 1 or all(slot.config.can_be_packed for slot in slots)
+    join()
+    refuse_other_count(slots[0].config)
     accelerator = make_accelerator(slots[0].config)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
