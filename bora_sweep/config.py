@@ -308,6 +308,11 @@ class SearchConfig:
     pack: int | str = 1
     """Fits of a trial that share its forward passes, the base model and the documents' order, each with a tau of its
     own: it pays where a batch does not fill the device. `auto` measures at the start how many do."""
+    scheduler: Literal["none", "asha", "median"] = "none"
+    """Early stopping across trials: `asha` (Li et al. 2020) and `median` end a value of tau that lags behind the others
+    at the same epoch. Cheaper, and unfair to values that start slowly: large tau takes several times as many epochs."""
+    grace_epochs: int = 10
+    """Epochs that a scheduler grants to every fit."""
     path_patience: int = 1
     """Epochs without a better validation perplexity before a path goes on to its next tau."""
     seeds: int = 1
@@ -328,7 +333,7 @@ class SearchConfig:
             {"independent", "shared"} <= set(self.baselines),
             f"search.baselines={self.baselines}: every sweep is judged against both independent and shared; add them",
         )
-        for name in ("seeds", "path_patience"):
+        for name in ("seeds", "path_patience", "grace_epochs"):
             _need(getattr(self, name) >= 1, f"search.{name}={getattr(self, name)}: need at least 1")
         _need(
             self.pack == "auto" or (isinstance(self.pack, int) and self.pack >= 1),
@@ -342,6 +347,10 @@ class SearchConfig:
         _need(
             self.mode == "optuna" or self.pack == 1,
             f"search.pack={self.pack}: a path fits one value after another; drop it, or search.mode=path",
+        )
+        _need(
+            self.scheduler == "none" or (self.mode == "optuna" and self.pack == 1),
+            f"search.scheduler={self.scheduler}: judges separate fits; drop it, or search.mode=path and search.pack",
         )
         _need(
             self.mode == "optuna" or self.num_trials >= 1,
@@ -424,6 +433,10 @@ class Config:
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples the learning rate to tau in centered coordinates; "
             "set prior.parametrization=centered, or drop it",
+        )
+        _need(
+            self.search.scheduler == "none" or self.ray.workers_per_trial == 1,
+            f"search.scheduler={self.search.scheduler}: stops fits of one process; set ray.workers_per_trial=1",
         )
         _need(
             self.search.pack == 1 or self.train.precision != "fp16",

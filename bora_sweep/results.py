@@ -41,7 +41,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("epochs", pa.int64()),
             ("best_epoch", pa.int64()),
             *[(name, pa.float64()) for name in ("tau_estimate", "tau_low", "tau_high")],  # from the shared fit alone
-            ("stopped_by", pa.string()),  # patience, max_epochs
+            ("stopped_by", pa.string()),  # patience, max_epochs, divergence, asha, median
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
             ("test_macro_perplexity", pa.float64()),

@@ -47,6 +47,29 @@ def test_an_interrupted_fit_goes_on_with_resume(corpus_file, model_folder, tmp_p
     assert trial_rows(tmp_path / "cut") == finished
 
 
+def test_no_secret_of_the_environment_is_in_a_run_or_on_the_screen(
+    corpus_file, model_folder, tmp_path, capsys, monkeypatch
+):
+    """Neither of a fit that ends well, nor of one whose error repeats them."""
+    secrets = {"HF_TOKEN": "hf_planted_1", "AWS_SECRET_ACCESS_KEY": "planted/2+3", "WANDB_API_KEY": "planted-4-5-6"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    arguments = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
+    assert main(["fit", *arguments, f"output={tmp_path / 'well'}"]) == 0
+    assert main(["report", str(tmp_path / "well")]) == 0
+
+    def fail(*_, **__) -> None:
+        raise RuntimeError(f"401 for {secrets['HF_TOKEN']} at https://me:{secrets['WANDB_API_KEY']}@host/")
+
+    monkeypatch.setattr("bora_sweep.train.loop.make_trainer", fail)
+    assert main(["fit", *arguments, f"output={tmp_path / 'ill'}"]) == 1
+    printed = capsys.readouterr()
+    texts = [printed.out, printed.err, *(path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*.*"))]
+    texts += [str(trial_rows(tmp_path / run)) for run in ("well", "ill")]  # Parquet is compressed
+    assert "401 for ***" in texts[-1]
+    assert not any(value in text for value in secrets.values() for text in texts)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

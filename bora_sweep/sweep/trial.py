@@ -17,9 +17,10 @@ from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
 from bora_sweep.model.base import load_base
 from bora_sweep.results import objective, read_trial_row, write_table
-from bora_sweep.storage import Folder, folder_at
+from bora_sweep.storage import Folder, exists, folder_at
 from bora_sweep.sweep.crew import run_together
 from bora_sweep.sweep.points import Point, trial_config
+from bora_sweep.sweep.scheduler import VERDICT
 from bora_sweep.sweep.worker import Pulse, watched
 from bora_sweep.train.loop import nothing
 from bora_sweep.train.packing import choose_pack
@@ -45,8 +46,10 @@ def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, 
         for fit in params["fits"]:
             _note_error(place, fit["trial_id"], reason)
 
+    report = _reporter(config, place, params["fits"][0]["trial_id"])
+
     def fit() -> dict[str, dict[str, Any]]:
-        return _fit(params, config, corpus, place, pulse, _reporter())
+        return _fit(params, config, corpus, place, pulse, report)
 
     try:
         with watched(pulse, config.ray.trial_timeout, note):
@@ -64,14 +67,19 @@ def _help_fit(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, r
         _fit(params, config, corpus, place, Pulse(place), nothing)
 
 
-def _reporter() -> Callable[[State], None]:
+def _reporter(config: Config, run: Folder, trial_id: str) -> Callable[[State], None]:
+    """Tells Tune how a fit stands: now and then, or after each epoch where a scheduler asks, whose verdict it reads."""
     reported_at = time.monotonic()
 
     def report(state: State) -> None:
         nonlocal reported_at
-        if time.monotonic() - reported_at > REPORT_SECONDS:
-            tune.report({"epoch": state.epoch})
-            reported_at = time.monotonic()
+        scheduler = config.search.scheduler
+        if scheduler == "none" and time.monotonic() - reported_at < REPORT_SECONDS:
+            return
+        tune.report({"epoch": state.epoch, "objective": sum(state.best_nll_nats)})
+        reported_at = time.monotonic()
+        if scheduler != "none" and exists(run / "trials" / trial_id / VERDICT):
+            state.stopped = scheduler
 
     return report
 

@@ -25,6 +25,7 @@ from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
 from bora_sweep.sweep.crew import reserved
 from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
+from bora_sweep.sweep.scheduler import Verdicts
 from bora_sweep.sweep.search import TauSearch
 from bora_sweep.sweep.trial import measure_pack, tune_trial
 from bora_sweep.sweep.view import SweepView
@@ -47,7 +48,11 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(tune_trial, **shared), reserved(resources, workers)),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=-1, max_concurrent_trials=slots, reuse_actors=True
+                search_alg=search,
+                scheduler=None if config.search.scheduler == "none" else Verdicts(config, run),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,

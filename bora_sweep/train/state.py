@@ -44,6 +44,8 @@ class State:
     """Tokens of documents that training steps passed through the model, start symbols included."""
     num_positions: int = 0
     """The same with padding."""
+    stopped: str | None = None
+    """Who ended the fit from outside, to be set after an epoch."""
     diverged: str | None = None
     """Where the loss ceased to be finite."""
     micro_batch_size: int | None = None

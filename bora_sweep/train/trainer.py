@@ -90,6 +90,8 @@ class Trainer:
             return self.config.method
         if self.state.diverged is not None:
             return "divergence"
+        if self.state.stopped is not None:
+            return self.state.stopped
         if not self._is_due(self.state.epoch + 1).any():
             return "patience"
         return "max_epochs" if self.state.epoch >= self.config.train.max_epochs else None

@@ -1,5 +1,6 @@
 """A Ray cluster of processes on loopback, until its input is closed: `python nodes.py 2` has a head without CPUs and 2
-nodes of one CPU each. Prints a line of JSON: its address, and the process of each node's raylet.
+nodes of one CPU each. Prints a line of JSON: its address, and the process of each node's raylet. For each line that it
+is given it adds a node, and prints the process of its raylet.
 """
 
 import json
@@ -17,13 +18,15 @@ os.environ |= {
 from ray.cluster_utils import Cluster
 
 
-def raylet(node) -> int:
+def add(cluster: Cluster) -> int:
+    node = cluster.add_node(num_cpus=1, include_dashboard=False)
     return node.all_processes["raylet"][0].process.pid
 
 
 if __name__ == "__main__":
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1, include_dashboard=False) for _ in range(int(sys.argv[1]))]
-    print(json.dumps({"address": cluster.address, "raylets": [raylet(node) for node in nodes]}), flush=True)
-    sys.stdin.read()
+    raylets = [add(cluster) for _ in range(int(sys.argv[1]))]
+    print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+    for _ in sys.stdin:
+        print(add(cluster), flush=True)
     cluster.shutdown()
