@@ -73,7 +73,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def _linear_into(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> None:
     """W h + b, written where it is wanted."""
-    if out_CV.dtype != weight_VH.dtype:
+    alike = out_CV.dtype == weight_VH.dtype == hidden_CH.dtype
+    if not alike or torch.is_autocast_enabled(hidden_CH.device.type):  # which products into `out` do not go by
         out_CV.copy_(F.linear(hidden_CH, weight_VH, bias_V))
     elif bias_V is None:
         torch.mm(hidden_CH, weight_VH.t(), out=out_CV)
