@@ -13,7 +13,7 @@ sweep: .venv/installed ## the embedded sweep, from text to report: make sweep AR
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
 
 test: .venv/installed-dev ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
 	$(BIN)/python -m pytest tests/test_cluster_lab.py -m cluster -rs $(ARGS)
