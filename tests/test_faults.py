@@ -147,7 +147,7 @@ def test_the_driver_killed_twice_once_with_its_whole_cluster(sources, whole, ben
 def test_trials_that_crash_hang_or_are_killed_are_marked_and_the_sweep_goes_on(sources, bend, tmp_path):
     bend(**{"raise": [7.0], "hang": [8.0], "die": [9.0]})
     tries = ["search.taus=[7,8,9]", "search.num_trials=1", "ray.max_failures=1", "ray.trial_timeout=3"]
-    code, output = finish(start("sweep", *sources, *tries, "output=run", cwd=tmp_path), timeout=240)
+    code, output = finish(start("sweep", *sources, *tries, "output=run", cwd=tmp_path))
     assert code == 1, output
     rows = {row["tau"]: row for row in trial_rows(tmp_path / "run")}
     assert {tau for tau, row in rows.items() if row["status"] == "failed"} == {7.0, 8.0, 9.0}

@@ -115,7 +115,7 @@ def test_a_trial_that_diverges_says_why_keeps_its_best_epoch_and_the_sweep_goes_
 def test_baselines_are_trials_of_the_sweep_each_made_from_the_one_that_it_needs(sources, tmp_path):
     names = ["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
     more = [f"search.baselines=[{','.join(names)}]", "search.ranks=[2,4]", "search.estimate_tau=true"]
-    code, output = finish(start("sweep", *sources, *more, "output=run", cwd=tmp_path), timeout=280)
+    code, output = finish(start("sweep", *sources, *more, "output=run", cwd=tmp_path))
     assert code == 0, output
     rows = {row["trial_id"]: row for row in trial_rows(tmp_path / "run")}
     assert {row["status"] for row in rows.values()} == {"finished"}
@@ -167,7 +167,7 @@ def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
     """The best tau beats both ends on test, by intervals that exclude 0, and no model beats the true source."""
     embedded = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
     few = ["search.num_trials=0", "search.taus=[150]"]
-    code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path), timeout=280)
+    code, output = finish(start("sweep", embedded, *few, "output=run", cwd=tmp_path))
     assert code == 0, output
     report = tmp_path / "run" / "report"
     table = pd.read_csv(report / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
