@@ -12,7 +12,9 @@ import pytest
 
 from bora_sweep.results import SCHEMAS, read_results
 
-TIMES = {"started_at", "ended_at", "train_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "run"}
+TIMES = {
+    "started_at", "ended_at", "train_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "run", "attempts",
+}  # fmt: skip
 SMALL = [
     "model.max_tokens=16",
     "lora.rank=2",

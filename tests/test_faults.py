@@ -69,8 +69,7 @@ def cluster(tmp_path, monkeypatch):
 
 def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
     for name, table in numbers(run).items():
-        drop = ["attempts"] if name == "trials" else []
-        pd.testing.assert_frame_equal(table.drop(columns=drop), numbers(whole)[name].drop(columns=drop))
+        pd.testing.assert_frame_equal(table, numbers(whole)[name])
 
 
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
