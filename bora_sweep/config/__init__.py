@@ -1,0 +1,32 @@
+"""The configuration: frozen dataclasses are the schema, OmegaConf merges files and `key=value` into them.
+
+Every value is checked where it is declared, derived values are properties, and a resolved configuration is plain YAML
+that reads back to an equal one.
+"""
+
+from bora_sweep.config.data import DataConfig, SyntheticConfig
+from bora_sweep.config.load import load_config, read_config
+from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
+from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
+from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
+from bora_sweep.config.whole import Config, Method, with_values
+
+__all__ = [
+    "Baseline",
+    "Config",
+    "DataConfig",
+    "GlobalUpdate",
+    "LoraConfig",
+    "Method",
+    "ModelConfig",
+    "Parametrization",
+    "PriorConfig",
+    "RayConfig",
+    "SearchConfig",
+    "Solver",
+    "SyntheticConfig",
+    "TrainConfig",
+    "load_config",
+    "read_config",
+    "with_values",
+]

@@ -1,0 +1,93 @@
+"""The base model, its adapters and their prior."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bora_sweep.config.bounds import need
+
+Parametrization = Literal["noncentered", "centered"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    name: str | None = None
+    """A Hugging Face name or a local folder; left out with the embedded corpus: its own small OPT."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the base's weights; adapters, prior and moments are float32 (float64 with a float64 base)."""
+    max_tokens: int = 128
+    """Longest sequence, start and end symbol included; longer documents are cut, and counted."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Recorded in every result."""
+
+    def __post_init__(self) -> None:
+        need(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapters, Eq. 3."""
+
+    variant: Literal["lora", "rslora", "lora_plus", "dora", "mora"] = "lora"
+    """`lora`: Eq. 3; `rslora`: scaled by alpha / sqrt(r); `lora_plus`: B learns faster than A; `dora`: a magnitude and
+    a direction for each output; `mora`: one square matrix with as many parameters. See docs/adapters.md."""
+    rank: int = 8
+    """r of Eq. 3; with `mora` what its square matrix is sized by."""
+    alpha: float | None = None
+    """alpha of Eq. 3; left out: equal to the rank, a scale of 1 (sqrt(r) with `rslora`). `mora` has none."""
+    learning_rate_ratio: float = 16.0
+    """With `lora_plus` alone: the learning rate of B over that of A."""
+    target_modules: list[str] | str | None = None
+    """Names of modules (the last parts of their paths), one regular expression, or `all-linear`; left out: what PEFT
+    adapts by default in this architecture."""
+
+    def __post_init__(self) -> None:
+        need(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
+        need(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
+        need(
+            self.alpha is None or self.variant != "mora",
+            f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
+        )
+        ratio = self.learning_rate_ratio
+        need(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
+
+    @property
+    def resolved_alpha(self) -> float:
+        """alpha of Eq. 3."""
+        return self.rank if self.alpha is None else self.alpha
+
+    @property
+    def scale(self) -> float:
+        """alpha / r of Eq. 3, alpha / sqrt(r) with rslora."""
+        return self.resolved_alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """The prior that ties the tasks together, Eq. 5."""
+
+    tau: float = 100.0
+    """Precision of N(theta_d; Theta, I/tau). 0: one model per task; inf: one model for all. A sweep searches it."""
+    parametrization: Parametrization = "noncentered"
+    """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
+    groups: Literal["all", "matrix", "layer"] = "all"
+    """Parameters that have a tau of their own. `all`: one tau; `matrix`: one for all A and one for all B; `layer`: one
+    for each layer. A sweep searches their scales beside tau."""
+    group_scales: dict[str, float] = field(default_factory=dict)
+    """Each group's tau divided by `tau`, by its name (A, B; layer_0, …); 1 where it is left out."""
+
+    @property
+    def group_taus(self) -> dict[str, float]:
+        """tau of each group that has a scale, where a prior acts: 0 < tau < inf."""
+        return {name: self.tau * scale for name, scale in self.group_scales.items() if 0 < self.tau < math.inf}
+
+    def __post_init__(self) -> None:
+        need(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
+        need(
+            self.groups != "all" or not self.group_scales,
+            f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
+        )
+        for name, scale in self.group_scales.items():
+            need(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")
