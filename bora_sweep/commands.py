@@ -68,7 +68,7 @@ def sweep(parsed: argparse.Namespace) -> int:
     """Many fits on Ray, and a report of them."""
     from bora_sweep.report import write_report
     from bora_sweep.results import trial_rows
-    from bora_sweep.sweep import run_sweep
+    from bora_sweep.tune import run_sweep
 
     config, run = _open(parsed, "sweep")
     if config.init_from is not None:
@@ -108,7 +108,7 @@ def report(parsed: argparse.Namespace) -> int:
 def export(parsed: argparse.Namespace) -> int:
     """Adapters in folders that PEFT loads."""
     from bora_sweep.data.read import counted
-    from bora_sweep.export import export as write_folders
+    from bora_sweep.folders import export as write_folders
 
     folders = write_folders(folder_at(parsed.run), Path(parsed.out), parsed.trial, parsed.task, merge=parsed.merge)
     what = "full models" if parsed.merge else "adapters"

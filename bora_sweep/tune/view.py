@@ -15,7 +15,7 @@ from rich.text import Text
 from bora_sweep.config import Config
 from bora_sweep.results import trial_rows
 from bora_sweep.storage import Folder
-from bora_sweep.sweep.points import num_trials
+from bora_sweep.tune.points import num_trials
 
 STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
 ROWS = 24  # of a terminal that the table takes at most

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from bora_sweep.config import Config
-from bora_sweep.sweep.points import Known, Point, fixed_points, trial_config, trial_id
+from bora_sweep.tune.points import Known, Point, fixed_points, trial_config, trial_id
 
 SPREAD = 5  # of Optuna's first values, how many at least are spread evenly over log tau before its sampler chooses
 

@@ -29,8 +29,8 @@ def run_sweep(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
         Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
     """
     os.environ.update(QUIET | (LOOPBACK if config.ray.address is None else {}))
-    from bora_sweep.sweep.tuner import tune_run
-    from bora_sweep.sweep.view import SweepView
+    from bora_sweep.tune.tuner import tune_run
+    from bora_sweep.tune.view import SweepView
 
     with SweepView(config, run, console) as view:
         return tune_run(config, corpus, run, groups, view)
