@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from bora_sweep.config import Config
+from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import make_layout
@@ -30,7 +30,6 @@ from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.ranks import first, is_first, join
 from bora_sweep.train.state import Fit, Start, State, StepReport
-from bora_sweep.train.trainer import UNTRAINED
 
 ROW_SECONDS = 5.0
 """Between two rows that say how far a trial is: short epochs would spend their time on them."""
