@@ -3,9 +3,11 @@
 The command line and the Python interface are two ways in here.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,7 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
         raise InputError(
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
+    _check_tracking(config, run)
     corpus = _tokenized(config, console)
     return Begun(config, run, corpus, [] if resume else _check_model(config, corpus))
 
@@ -102,6 +105,7 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "
             "the data but their own training: drop it"
         )
+    _check_tracking(config, run)
     corpus = _tokenized(config, console)
     return Begun(config, run, corpus, _check_model(config, corpus))
 
@@ -141,6 +145,20 @@ def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
         longer = f"longer than model.max_tokens={config.model.max_tokens} and were cut"
         console.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
     return tokenized
+
+
+def _check_tracking(config: Config, run: Folder) -> None:
+    """Refuse a tracker that is not installed, or that cannot write where the run is."""
+    name = config.tracking
+    if name is None:
+        return
+    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}[name]
+    if not any(find_spec(package) for package in packages):
+        raise InputError(f"tracking={name}: is not installed here; pip install 'bora-sweep[{name}]', or drop it")
+    if isinstance(run, Path) or name == "wandb" or (name == "mlflow" and "MLFLOW_TRACKING_URI" in os.environ):
+        return
+    mend = "set MLFLOW_TRACKING_URI" if name == "mlflow" else "set tracking=mlflow or wandb"
+    raise InputError(f"tracking={name}: writes into folders, and output={run} is none; {mend}, or drop it")
 
 
 def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:

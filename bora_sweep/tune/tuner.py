@@ -25,6 +25,7 @@ from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
 from bora_sweep.train.run import opening_row
 from bora_sweep.tune.crew import reserved
+from bora_sweep.tune.mirror import StudyMirror
 from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.tune.scheduler import Verdicts
 from bora_sweep.tune.search import TauSearch
@@ -41,6 +42,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
         slots, workers = _slots(config, resources), config.ray.workers_per_trial
         config = _with_pack(config, corpus, run, resources)
         search = TauSearch(config, known_trials(run), slots, groups)
+        mirror = StudyMirror(run, config, groups, view.rows)
         umask = os.umask(0)
         os.umask(umask)
         place = run.resolve() if isinstance(run, Path) else run
@@ -58,7 +60,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=[view],
+                callbacks=[view, mirror],  # the mirror reads the rows that the view keeps
             ),
         )
 
@@ -77,6 +79,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             for params in result.config["fits"]:
                 _mark_dead(run, config, params, result.error)
     rows = trial_rows(run)
+    mirror.close(rows)
     ended = sum(row["status"] in ("finished", "failed") for row in rows)
     return ended == num_trials(config) or (config.search.mode == "path" and _has_failed(rows))
 
