@@ -7,8 +7,8 @@ import pytest
 from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.sweep.points import Known, Point, fixed_points, num_trials, trial_config
-from bora_sweep.sweep.search import TauSearch
+from bora_sweep.tune.points import Known, Point, fixed_points, num_trials, trial_config
+from bora_sweep.tune.search import TauSearch
 
 
 def make_config(*settings: str) -> Config:

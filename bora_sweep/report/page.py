@@ -47,7 +47,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
     _write_tables(place / "tables", summary, bootstrap, gains, compared)
     parts = [
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
-        _answer(summary, bootstrap),
+        answer(summary, bootstrap),
         " ".join([_place(summary), *_lowest(summary, methods)]),
         notes.tau_precision(summary),
         notes.warnings(summary, methods),
@@ -82,7 +82,8 @@ def _write_tables(
         write_bytes(folder / f"{name}.tex", latex_table(table).encode())
 
 
-def _answer(summary: Summary, bootstrap: Bootstrap) -> str:
+def answer(summary: Summary, bootstrap: Bootstrap) -> str:
+    """The sentence that a report begins with, as Markdown."""
     perplexity = perplexity_text(summary.settings[summary.best].test_perplexity)
     gains = tables.overall_gains(summary, bootstrap)
     said = []
