@@ -78,8 +78,8 @@ class PriorConfig:
     parametrization: Parametrization = "noncentered"
     """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
     penalty: Literal["squared", "tensor_norm"] = "squared"
-    """How far a task is from Theta, times tau. `squared`: half the squared distance, Eq. 5; `tensor_norm`: the published
-    code's, the sum of the distances themselves of each matrix, which can hold a matrix at Theta altogether."""
+    """How far a task is from Theta, times tau. `squared`: half the squared distance, Eq. 5; `tensor_norm`: the sum of
+    the distances themselves of each matrix, the published code's, which can hold a matrix at Theta altogether."""
     groups: Literal["all", "matrix", "layer"] = "all"
     """Parameters that have a tau of their own. `all`: one tau; `matrix`: one for all A and one for all B; `layer`: one
     for each layer. A sweep searches their scales beside tau."""

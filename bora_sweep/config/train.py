@@ -30,11 +30,11 @@ class TrainConfig:
     task_weights: Literal["tokens", "tasks"] = "tokens"
     """In the training likelihood. `tokens`: each token counts alike, the paper's sum; `tasks`: each task does."""
     padding: Literal["ignored", "scored"] = "ignored"
-    """`scored`: rows are filled with end tokens to the longest of their batch, and these are trained on, selected by and
-    counted in what is reported, as in the published code. Such perplexities compare with no others."""
+    """`scored`: rows are filled with end tokens to the longest of their batch, and these are trained on, selected by
+    and counted in what is reported, as in the published code. Such perplexities compare with no others."""
     independent: Literal["separate", "joint"] = "separate"
-    """At tau = 0. `separate`: each task is a fit of its own, with its own batches, best epoch and patience; `joint`: the
-    published code's, batches of all tasks and one patience, and a task without a document in a batch stands still."""
+    """At tau = 0. `separate`: each task is a fit of its own, with its own batches, best epoch and patience; `joint`:
+    batches of all tasks and one patience, the published code's, where a task that a batch lacks stands still."""
     reported: Literal["test", "best_epochs"] = "test"
     """`test`: test at the epoch that validation chose; `best_epochs`: beside it, as the published code reports, each
     task's best epoch on validation, and the lowest mean over batches of their perplexities."""

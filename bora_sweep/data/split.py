@@ -92,8 +92,8 @@ def sample_documents(tasks: pd.Series, fractions: Sequence[float], seed: int) ->
         validated = others.sample(frac=validation / (validation + test), random_state=seed)
         if not 0 < len(validated) < len(others) or trained.empty:
             raise InputError(
-                f"task {task!r}: {counted(len(own), 'document')} are too few for a split into {', '.join(SPLITS)}. Leave "
-                f"such tasks out with data.min_documents={len(own) + 1}"
+                f"task {task!r}: {counted(len(own), 'document')} are too few for a split into {', '.join(SPLITS)}. "
+                f"Leave such tasks out with data.min_documents={len(own) + 1}"
             )
         for name, drawn in (("train", trained), ("validation", validated)):
             for place in drawn:

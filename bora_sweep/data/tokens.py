@@ -104,7 +104,10 @@ def tokenize(
     """
     start, end = boundary_tokens(tokenizer)
     task_N, text_N = corpus.documents["task"].tolist(), corpus.documents["text"].tolist()
-    given_of = {task: [start] if prompt is None else _plain(tokenizer, [for_task(prompt, task)])[0] for task in corpus.tasks}
+    given_of = {task: [start] for task in corpus.tasks}
+    if prompt is not None:
+        prompts = _plain(tokenizer, [for_task(prompt, task) for task in corpus.tasks])
+        given_of = dict(zip(corpus.tasks, prompts, strict=True))
     _refuse_long_prompts(given_of, max_tokens)
     bodies = _plain(tokenizer, [fill_in(template, task, text) for task, text in zip(task_N, text_N, strict=True)])
     sequences, was_cut = [], []

@@ -22,9 +22,7 @@ CHUNK_ELSEWHERE = 2048
 _kept = threading.local()
 
 
-def nll_nats(
-    logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor, given_B: Tensor | None = None
-) -> Tensor:
+def nll_nats(logits_BTV: Tensor, tokens_BT: Tensor, length_B: Tensor, given_B: Tensor | None = None) -> Tensor:
     """-sum_i log p(w_{i+1} | w_{1:i}) of each row over its own tokens, Eq. 4, in nats; shape B.
 
     A row's first `length_B` tokens are its document: all but the start symbol, or the first `given_B`, are scored.

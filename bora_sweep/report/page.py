@@ -51,6 +51,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         " ".join([_place(summary), *_lowest(summary, methods)]),
         notes.tau_precision(summary),
         notes.warnings(summary, methods),
+        notes.protocol(summary),
         _overall(summary, bootstrap),
         _methods(summary, compared),
         _by_task(summary),

@@ -222,9 +222,8 @@ def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches:
     weights = [trainer.weights(document_B, num_batches) for trainer in trainers]
     for batch in batches:
         nll_SB, task_B = score(trainers, batch)
-        losses = [
-            trainer.loss(nll_B, task_B, *weight) for trainer, nll_B, weight in zip(trainers, nll_SB, weights, strict=True)
-        ]
+        fits = zip(trainers, nll_SB, weights, strict=True)
+        losses = [trainer.loss(nll_B, task_B, *weight) for trainer, nll_B, weight in fits]
         accelerator.backward(torch.stack(losses).sum())
         nats_S += nll_SB.detach().sum(dim=1).double().cpu()
     sizes = [(batch.num_tokens, batch.length_B.sum(), batch.tokens_BT.size) for batch in batches]

@@ -1,7 +1,7 @@
 """The numbers that the paper's published code reports, where they are not ours.
 
 It scores the validation split in fixed batches, takes in each batch each task's mean over the tokens of its rows, and
-from epoch to epoch the mean of these over batches, a batch counting by its rows. What it prints for a task is the lowest
+in each epoch the mean of these over batches, a batch counting by its rows. What it prints for a task is the lowest
 of these over all epochs; for all tasks together, the lowest mean over batches of exp(mean of the batch's task means).
 
 Shapes: N documents of a split, M batches, K tasks.

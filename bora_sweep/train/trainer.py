@@ -211,9 +211,9 @@ class Trainer:
         scored_B = self.corpus.documents["num_tokens"].to_numpy()[document_B]
         if (width := self.width(document_B)) is not None:
             scored_B = scored_B + width - np.diff(self.corpus.offsets)[document_B]
-        task_N, train, size = self.corpus.documents["task"].to_numpy(), self.corpus.split("train"), self.corpus.num_tasks
+        task_N, size = self.corpus.documents["task"].to_numpy(), self.corpus.num_tasks
         scored_K = np.bincount(task_N[document_B], scored_B, size)
-        weight_K = np.bincount(task_N[train], minlength=size) / np.maximum(scored_K, 1)
+        weight_K = np.bincount(task_N[self.corpus.split("train")], minlength=size) / np.maximum(scored_K, 1)
         return 1.0, torch.from_numpy(weight_K).to(self.weight_K)
 
     def loss(self, nll_B: Tensor, task_B: Tensor, scale: float, weight_K: Tensor) -> Tensor:
