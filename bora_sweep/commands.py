@@ -127,7 +127,7 @@ def describe(parsed: argparse.Namespace) -> int:
     """Tables of a corpus."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     paths = [a for a in parsed.settings if "=" not in a and not a.endswith((".yaml", ".yml"))]
@@ -135,7 +135,7 @@ def describe(parsed: argparse.Namespace) -> int:
     corpus = load_corpus(config.data)
     counts = None
     if config.model.name is not None or config.data.kind == "synthetic":
-        counts = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens).table()
+        counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
     for part in describe_corpus(corpus, counts):
         out.print(part)
     return DONE

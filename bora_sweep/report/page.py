@@ -41,6 +41,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         " ".join([place(summary), *lowest(summary, methods)]),
         verdicts(analysis),
         notes.warnings(summary, methods),
+        notes.protocol(summary),
         sections.overall(analysis),
         choosing(analysis),
         sections.methods(summary, compared),
