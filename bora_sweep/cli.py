@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--against", choices=["paper"], help="also set the run beside the paper's results")
     _exporting(add("export", commands.export, "A trial's adapters as PEFT folders, one for each task and _global."))
     _generating(
         add("generate", commands.generate, "Text from tasks' adapters, beside that of _global and of the base model.")

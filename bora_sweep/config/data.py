@@ -6,7 +6,6 @@ from typing import Literal
 
 from bora_sweep.config.bounds import need
 
-
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
 
@@ -119,7 +118,12 @@ class DataConfig:
                 value = getattr(self, name)
                 need(value == default, f"data.{name}={value}: only data.source=talk_of_norway has it; drop it")
             return
-        for name, default in (("text_column", "text"), ("task_column", "task"), ("id_column", None), ("time_column", None)):
+        for name, default in (
+            ("text_column", "text"),
+            ("task_column", "task"),
+            ("id_column", None),
+            ("time_column", None),
+        ):
             value = getattr(self, name)
             need(value == default, f"data.{name}={value}: data.source=talk_of_norway knows its own columns; drop it")
 

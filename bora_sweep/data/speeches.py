@@ -94,7 +94,8 @@ def _opened(source: Path) -> Iterator[IO[bytes]]:
             if member.isfile() and Path(member.name).name == NAME:
                 yield archive.extractfile(member)  # type: ignore[misc]
                 return
-            archive.members.clear()  # there is a file for each speech, and tarfile remembers all that it passed
+            # There is a file for each speech, and tarfile remembers all that it passed.
+            archive.members.clear()  # type: ignore[attr-defined]
     raise InputError(f"{source}: no {NAME} in this archive; give the archive of Talk of Norway v1.0.1, or its {NAME}")
 
 
@@ -131,8 +132,8 @@ def _refuse_header(source: Path) -> None:
 def _kept(frame: pd.DataFrame, source: Path, left_out: Counter[str]) -> pa.Table:
     """The rows of representatives, in the columns of `KEPT`."""
     parts = frame["rep_first_name"].fillna("") + " " + frame["rep_last_name"].fillna("")
-    names = frame["rep_name"].fillna(parts).str.split().str.join(" ")
-    is_president = _is_president(frame["title"]) | _is_president(names)
+    names = pd.Series(frame["rep_name"].fillna(parts)).str.split().str.join(" ")
+    is_president = _is_president(frame, "title") | _is_president(frame, "rep_name")
     has_name, has_text = names != "", frame["text"].notna()
     left_out["president"] += int(is_president.sum())
     left_out["nameless"] += int((~is_president & ~has_name).sum())
@@ -158,5 +159,5 @@ def _kept(frame: pd.DataFrame, source: Path, left_out: Counter[str]) -> pa.Table
     return pa.Table.from_pandas(kept.loc[~is_president & has_name & has_text], KEPT, preserve_index=False)
 
 
-def _is_president(words: pd.Series) -> pd.Series:
-    return words.fillna("").str.contains(_PRESIDENT).astype(bool)
+def _is_president(frame: pd.DataFrame, column: str) -> pd.Series:
+    return frame[column].fillna("").str.contains(_PRESIDENT).astype(bool)

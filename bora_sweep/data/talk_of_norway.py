@@ -93,12 +93,11 @@ def people_of(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each person: name (the most frequent one), speeches, and first, the place of the first in time."""
     in_time = rows.sort_values(["day", "place"], kind="stable", na_position="last")
     firsts = pd.Series(range(len(rows)), in_time["person"]).groupby(level=0).min()
-    names = rows.groupby(["person", "name"]).size().reset_index(name="times")
-    names = names.sort_values(["times", "name"], ascending=[False, True]).drop_duplicates("person")
+    of_person = rows.groupby("person")["name"]
     return pd.DataFrame(
         {
-            "name": names.set_index("person")["name"],
-            "speeches": rows["person"].value_counts(),
+            "name": of_person.agg(lambda names: names.value_counts().sort_index().idxmax()),
+            "speeches": of_person.size(),
             "first": firsts,
         }
     )
@@ -110,13 +109,10 @@ def select(people: pd.DataFrame, rule: Rule) -> dict[str, str]:
     names = enough["name"]
     if rule.as_published:
         names = names.str.replace(".", "", regex=False).str.lower()
-    ordered = enough.assign(name=names, person=enough.index).sort_values("first" if rule.by_time else ["name", "person"])
-    taken = ordered.iloc[: rule.most]
-    shared = taken["name"].str.casefold().duplicated(keep=False)
-    return {
-        str(person): f"{name} ({person})" if is_shared else str(name)
-        for person, name, is_shared in zip(taken["person"], taken["name"], shared, strict=True)
-    }
+    ordered = enough.assign(name=names).sort_index().sort_values("first" if rule.by_time else "name", kind="stable")
+    taken = ordered["name"].iloc[: rule.most]
+    shared = taken.str.casefold().duplicated(keep=False)
+    return {str(person): f"{name} ({person})" if shared[person] else str(name) for person, name in taken.items()}
 
 
 def _notes(left_out: dict[str, int], people: pd.DataFrame, chosen: dict[str, str], selection: str) -> list[str]:
@@ -128,7 +124,7 @@ def _notes(left_out: dict[str, int], people: pd.DataFrame, chosen: dict[str, str
     notes = [f"{counted(left_out[key], 'row')} {why} left out" for key, why in reasons.items() if left_out.get(key)]
     others = people.drop(index=list(chosen))
     if len(others):
-        documents = counted(int(others["speeches"].sum()), "document")
+        documents = counted(int(others["speeches"].to_numpy().sum()), "document")
         notes.append(f"{counted(len(others), 'speaker')} beyond data.selection={selection} left out ({documents})")
     most = RULES[selection].most
     if most is not None and len(chosen) < most:

@@ -17,6 +17,7 @@ from bora_sweep.report.formats import (
     tau_text,
 )
 from bora_sweep.report.methods import Method, compare_methods, method_numbers, method_table
+from bora_sweep.report.paper_page import write_paper
 from bora_sweep.report.pooling import Summary, summarise
 from bora_sweep.report.statistics import REPLICATES, Bootstrap, paired_bootstrap
 from bora_sweep.results import read_results
@@ -25,11 +26,12 @@ from bora_sweep.storage import Folder, folder_at, write_bytes
 MOST_ROWS = 41
 
 
-def write_report(run: str | Folder | list[str | Folder]) -> Folder:
+def write_report(run: str | Folder | list[str | Folder], against_paper: bool = False) -> Folder:
     """Tables, figures and a page from a run's results, also of an unfinished run.
 
     Args:
         run: A run's folder, or a list of them; the report goes to `report/` in the first.
+        against_paper: Also write `paper.md`, the run beside the paper's results.
 
     Returns:
         The page, `RUN/report/report.md`. Beside it: `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
@@ -38,7 +40,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
     """
     runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
-    summary = summarise(read_results([*runs]))
+    results = read_results([*runs])
+    summary = summarise(results)
     bootstrap = paired_bootstrap(summary.documents)
     gains = tables.task_gains(summary)
     methods = compare_methods(summary)
@@ -51,6 +54,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         " ".join([_place(summary), *_lowest(summary, methods)]),
         notes.tau_precision(summary),
         notes.warnings(summary, methods),
+        f"[Beside the paper's results]({write_paper(place, summary, results).name})." if against_paper else "",
         _overall(summary, bootstrap),
         _methods(summary, compared),
         _by_task(summary),
