@@ -228,8 +228,8 @@ def _at_odds(beside: Beside) -> str:
     ]
     others = max(abs(means_V[v] / overall_V[v] - 1) for v in range(len(means_V)) if v not in odd)
     return " ".join(
-        f"At τ = {tau_text(beside.paper.taus[v])} the two tables do not agree: {perplexity_text(overall_V[v])} in Table "
-        f"1, and {perplexity_text(means_V[v])} on average over the tasks of Table A.1, where at all other values the two "
-        f"are within {100 * others:.1f}% of each other."
+        f"At τ = {tau_text(beside.paper.taus[v])} the two tables do not agree: {perplexity_text(overall_V[v])} in "
+        f"Table 1, and {perplexity_text(means_V[v])} on average over the tasks of Table A.1. At all other values the "
+        f"two are within {100 * others:.1f}% of each other."
         for v in odd
     )
