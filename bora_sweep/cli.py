@@ -42,9 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    fitted = ("data", "model", "lora", "prior", "train", "init_from", "method", "output")
+    fitted = ("protocol", "data", "model", "lora", "prior", "train", "init_from", "method", "output")
     _settings(add("fit", commands.fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
-    swept = ("data", "model", "lora", "prior", "train", "search", "ray", "output")
+    swept = ("protocol", "data", "model", "lora", "prior", "train", "search", "ray", "output")
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")

@@ -136,7 +136,7 @@ def describe(parsed: argparse.Namespace) -> int:
     """Tables of a corpus."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     paths = [a for a in parsed.settings if "=" not in a and not a.endswith((".yaml", ".yml"))]
@@ -144,7 +144,7 @@ def describe(parsed: argparse.Namespace) -> int:
     corpus = load_corpus(config.data)
     counts = None
     if config.model.name is not None or config.data.kind == "synthetic":
-        counts = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens).table()
+        counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
     for part in describe_corpus(corpus, counts):
         out.print(part)
     return DONE
@@ -158,18 +158,18 @@ def _open(parsed: argparse.Namespace, command: str) -> tuple[Config, Folder]:
 
 def _tokenized(config: Config) -> TokenizedCorpus:
     from bora_sweep.data.corpus import load_corpus
-    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     corpus = load_corpus(config.data)
     for note in corpus.notes:
         err.print(f"[yellow]note:[/] {escape(note)}")
-    tokenized = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens)
+    tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
     err.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
               f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
     if num_cut:
-        longer = f"longer than model.max_tokens={config.model.max_tokens} and were cut"
+        longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"
         err.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
     return tokenized
 

@@ -86,6 +86,13 @@ class DataConfig:
     """Share that is only reported."""
     seed: int = 0
     """Fixes which document goes to which split."""
+    split: Literal["by_text", "sample"] = "by_text"
+    """`by_text`: by a hash of the text, equal texts in one split; `sample`: by `pandas.sample` for each task, as the
+    published code draws them, where an equal text may be in several."""
+    prompt: str | None = None
+    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name."""
+    template: str = "{text}"
+    """What is scored of a document, its end token beside: `{text}` for its text, `{task}` for its task's name."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The embedded corpus's own settings."""
 
@@ -105,6 +112,14 @@ class DataConfig:
             min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6),
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
+        )
+        need(
+            self.template.count("{text}") == 1,
+            f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
+        )
+        need(
+            self.split == "by_text" or 0 <= self.seed < 2**32,
+            f"data.seed={self.seed}: data.split=sample needs a value from 0 to 2^32 - 1",
         )
         if self.source in ("file", "hub", "talk_of_norway"):
             need(self.path is not None, f"data.source={self.source}: also give data.path=…")

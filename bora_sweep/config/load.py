@@ -9,6 +9,9 @@ from bora_sweep.config.bounds import need
 from bora_sweep.config.whole import Config
 from bora_sweep.errors import InputError
 
+PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
+"""Settings that a name stands for, `protocol`; part of the package, so that they are there wherever it is installed."""
+
 
 def read_config(text: str) -> Config:
     """What `Config.to_json` wrote; keys that it lacks have their defaults."""
@@ -18,7 +21,9 @@ def read_config(text: str) -> Config:
 
 
 def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Config:
-    """`base`, then YAML files, then `key=value`, merged in that order and checked.
+    """`base`, then the settings of `protocol`, then YAML files, then `key=value`, merged in that order and checked.
+
+    A protocol that `base` already has is not laid over it again.
 
     Args:
         arguments: Paths of YAML files and dotted `key=value` settings, as on the command line.
@@ -33,13 +38,27 @@ def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Co
     merged = OmegaConf.structured(Config if base is None else base)
     files = [argument for argument in arguments if "=" not in argument]
     settings = [argument for argument in arguments if "=" in argument]
-    for source in [*files, *settings]:
+    parts = [(str(source), _load(source)) for source in [*files, *settings]]
+    protocol = str(next((part["protocol"] for _, part in reversed(parts) if "protocol" in part), merged.protocol))
+    if protocol in PROTOCOLS and protocol != merged.protocol:
+        parts.insert(0, (f"protocol={protocol}", _load_yaml(PROTOCOLS[protocol])))
+    for source, part in parts:
         try:
-            part = OmegaConf.from_dotlist([source]) if "=" in source else _load_yaml(Path(source))
             merged = OmegaConf.merge(merged, part)
         except OmegaConfBaseException as error:
             raise InputError(f"{source}: {_say(error)}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def _load(source: str) -> Any:
+    """What a file or a `key=value` says."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.from_dotlist([source]) if "=" in source else _load_yaml(Path(source))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{source}: {_say(error)}") from None
 
 
 def _load_yaml(path: Path) -> Any:

@@ -16,7 +16,7 @@ from bora_sweep.config import DataConfig
 from bora_sweep.data import talk_of_norway
 from bora_sweep.data.read import counted, read_file
 from bora_sweep.data.sources import read_folder, read_hub
-from bora_sweep.data.split import split_documents
+from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.errors import InputError
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
@@ -52,7 +52,10 @@ def load_corpus(config: DataConfig) -> Corpus:
         raise InputError(f"{config.path or name}: need at least 2 tasks, got {len(tasks)}: {because}")
     _refuse_collisions(config, tasks)
     fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
-    documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
+    if config.split == "sample":
+        documents["split"] = sample_documents(documents["task"], fractions, config.seed)
+    else:
+        documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     columns = ["task", "text", "document_id", "split", "floor_nll_nats"]
     documents = documents.iloc[by_task].reset_index(drop=True)[columns]

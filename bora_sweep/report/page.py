@@ -55,6 +55,7 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         notes.tau_precision(summary),
         notes.warnings(summary, methods),
         f"[Beside the paper's results]({write_paper(place, summary, results).name})." if against_paper else "",
+        notes.protocol(summary),
         _overall(summary, bootstrap),
         _methods(summary, compared),
         _by_task(summary),
