@@ -252,7 +252,7 @@ def test_the_tables_in_the_package_are_the_papers(ours: str, theirs: str):
         (written(ROWS).replace("Å".encode(), b"\xc5"), "cannot be read as the ton.csv"),
         (
             written([*ROWS, speech(40, rep_name="X", rep_id="X", date="7. oktober")]),
-            "row 34 (counted from 0): '7. oktobe'",
+            "row 33 (counted from 0): '7. oktober'",
         ),
         (written([*ROWS, *ROWS]), "two speeches have the id"),
     ],
