@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
     report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--against", choices=["paper"], help="also set the run beside the paper's results")
     status = add("status", commands.status, "How a run stands: trials, the best so far, the time left.")
     status.add_argument("run", metavar="RUN", help="the run's folder; also s3://… and gs://…")
     status.add_argument(

@@ -95,7 +95,10 @@ def report(parsed: argparse.Namespace) -> int:
     """Tables and figures of a run."""
     from bora_sweep.report import write_report
 
-    _show_report(write_report(parsed.run))
+    page = write_report(parsed.run, against_paper=parsed.against == "paper")
+    _show_report(page)
+    if parsed.against == "paper":
+        _show_paper(page.parent / "paper.md")
     return DONE
 
 
@@ -163,3 +166,12 @@ def _show_report(path: Folder) -> None:
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
     out.print(f"report: {path}")
+
+
+def _show_paper(path: Folder) -> None:
+    """What `paper.md` begins with: its answer, and Table 1 beside ours."""
+    from rich.markdown import Markdown
+
+    _, answer, table, *_ = read_bytes(path).decode().split("\n\n")
+    out.print(Markdown(f"{answer}\n\n{table}"))
+    out.print(f"beside the paper: {path}")
