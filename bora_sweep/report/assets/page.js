@@ -1,0 +1,144 @@
+// The page, from its data: words first, then the charts from top to bottom, each in a frame of its own.
+
+function drawWords() {
+  at("run").textContent = DATA.runs.map(shown).join(", ");
+  const [first, ...more] = DATA.words.answer;
+  at("answer").querySelector("h1").textContent = first.find(([style]) => style === "strong")[1];
+  paragraphs(at("answer-more"), [first.filter(([style]) => style !== "strong"), ...more]);
+  paragraphs(at("notes"), DATA.words.notes, "p", { class: "note" });
+  at("facts").append(...DATA.facts.map(([name, value, more_]) => element("div", {}, element("dt", {}, name),
+    element("dd", {}, value, more_ ? element("small", {}, more_) : null))));
+  const places = { "tau-caption": "figure_2", precision: "precision", verdicts: "verdicts", "task-caption": "tasks",
+    "learning-caption": "learning", "sizes-caption": "figure_1", "gains-caption": "figure_3",
+    "distance-caption": "figure_4", "perplexity-caption": "figure_5", "settings-caption": "settings",
+    measured: "measured" };
+  for (const [id, name] of Object.entries(places)) paragraphs(at(id), DATA.words[name] ?? []);
+  at("each-heading").textContent = `Each of ${counted(NAMES.length, "task")}`;
+}
+
+function drawSettings() {
+  const { yaml, differ, versions, devices } = DATA.configuration;
+  const sections = [];
+  at("config").append(...yaml.split("\n").map((line) => {
+    const [, indent, key] = /^( *)([\w-]+):/.exec(line) ?? [null, "", ""];
+    sections.splice(indent.length / 2, Infinity, key);
+    const differs = key && differ.includes(sections.join("."));
+    return element("span", { class: differs ? "differs" : null }, `${line}${differs ? "  # differs between trials" : ""}\n`);
+  }));
+  const rows = versions.flatMap((text) => Object.entries(JSON.parse(text)));
+  const pairs = [...rows, ...devices.map((device) => ["device", device])];
+  makeTable(at("versions"), "Versions", [
+    { title: "Package", head: true, value: (i) => pairs[i][0], cell: (i) => pairs[i][0] },
+    { title: "Version", value: (i) => String(pairs[i][1]), cell: (i) => String(pairs[i][1]) },
+  ], pairs.length);
+  const splits = DATA.splits;
+  makeTable(at("splits"), "Splits", [
+    { title: "Split", head: true, value: (i) => splits.split[i], cell: (i) => splits.split[i] },
+    numeric("Documents", splits.documents, amountText), numeric("Tokens", splits.tokens, amountText),
+    numeric("Fewest of a task", splits.fewest, amountText), numeric("Median", splits.median, amountText),
+    numeric("Most", splits.most, amountText),
+  ], splits.split.length);
+}
+
+/** Auto follows the system; a choice holds as long as the page is open. Paper is always white. */
+function followScheme() {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const printing = matchMedia("print");
+  const apply = () => {
+    const chosen = document.querySelector('input[name="scheme"]:checked').value;
+    document.documentElement.dataset.scheme = printing.matches ? "light" : chosen || (system.matches ? "dark" : "light");
+  };
+  for (const query of [system, printing]) query.addEventListener("change", apply);
+  at("scheme").addEventListener("change", apply);
+  apply();
+}
+
+function legend(host, items) {
+  host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
+    element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", { d: SHAPES[shape],
+      fill: shape.startsWith("line") ? "none" : color, stroke: shape.startsWith("line") ? color : "none",
+      "stroke-width": 2, "stroke-dasharray": shape === "line-dashed" ? "2 2" : null })), text))));
+}
+const SHAPES = {
+  square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
+  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", line: "M-6 0H6", "line-dashed": "M-6 0H6",
+};
+
+function drawLegends() {
+  const best = `best, τ = ${tauText(number(DATA.best_tau))}`;
+  const ends = Object.entries(ENDS).filter(([end]) => DATA.role_trials[end].length);
+  const roles = [...ends.map(([end, text]) => [...ROLES[end], text]), [...ROLES.best, best]];
+  legend(at("chart-overall"), roles);
+  legend(at("chart-learning"), [...roles.map(([color, , text]) => [color, "line", text]),
+    ["var(--task)", "line", "other trials"], ["var(--task)", "line-dashed", "on the training split"]]);
+  const compared = Object.keys(ENDS).filter((end) => DATA.gains[end]);
+  if (compared.length) {
+    legend(at("chart-gains"), compared.map((end) => [ROLES[end][0], end === "independent" ? "circle" : "triangle-up",
+      `against ${ENDS[end]}`]));
+  }
+}
+
+const isRelative = () => document.querySelector('input[name="scale"]:checked').value === "relative";
+
+function gainSeries() {
+  return Object.keys(ENDS).filter((end) => DATA.gains[end]).map((end) => {
+    const [values, low, high] = ["improvement", "low", "high"].map((name) => numbers(DATA.gains[end][name]));
+    return { values, low, high, color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
+  });
+}
+
+const CHARTS = {
+  "chart-overall": drawOverall,
+  "chart-each": (host) => drawEach(host, isRelative()),
+  "chart-learning": drawLearning,
+  "chart-sizes": drawSizes,
+  "chart-gains": (host) => drawBySize(host, gainSeries(), "Reduction of test perplexity", { percent: true,
+    intervals: true }),
+  "chart-distance": (host) => drawBySize(host, [{ values: numbers(TASKS.distance), color: "var(--best)",
+    shape: "circle" }], "Distance to the global adapter"),
+  "chart-perplexity": (host) => drawBySize(host, [{ values: numbers(TASKS.perplexity.best), color: "var(--best)",
+    shape: "circle" }], "Test perplexity"),
+};
+
+/** What a chart needs that the results may not hold yet. */
+const MISSING = {
+  "chart-gains": () => !gainSeries().length,
+  "chart-distance": () => !TASKS.distance || TASKS.distance.every((value) => value === null),
+};
+
+async function drawCharts() {
+  for (const [id, work] of Object.entries(CHARTS)) {
+    if (MISSING[id]?.()) at(id).remove();
+    else await work(at(id));
+  }
+}
+
+/** Charts keep the width of the column, and of the sheet of paper. */
+function followWidth() {
+  const resized = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.drawn && target.clientWidth && target.drawn.width() !== target.clientWidth) {
+        target.drawn.width(target.clientWidth).runAsync();
+      }
+    }
+  });
+  for (const id of Object.keys(CHARTS)) if (at(id)) resized.observe(at(id));
+}
+
+async function main() {
+  followScheme();
+  drawWords();
+  drawLegends();
+  drawTasks();
+  drawKept();
+  drawTaus();
+  drawMethods();
+  drawTrials();
+  drawSettings();
+  at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
+  await drawCharts();
+  followWidth();
+  document.documentElement.dataset.drawn = String(Math.round(performance.now()));
+}
+
+main();
