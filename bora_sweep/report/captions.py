@@ -7,9 +7,10 @@ import numpy as np
 
 from bora_sweep.report import figures
 from bora_sweep.report.formats import perplexity_text, tau_text
+from bora_sweep.report.gains import Gain
 from bora_sweep.report.pooling import Summary
 from bora_sweep.report.statistics import Bootstrap
-from bora_sweep.report.tables import Gain, shown_fits
+from bora_sweep.report.tables import shown_fits
 
 
 @dataclass(frozen=True)

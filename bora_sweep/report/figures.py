@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bora_sweep.report.formats import perplexity_text, plain, tau_text
+from bora_sweep.report.gains import Gain
 from bora_sweep.report.pooling import Summary
 from bora_sweep.report.statistics import Bootstrap
-from bora_sweep.report.tables import Gain
 
 # Okabe and Ito's palette, told apart by colour-blind readers too: one meaning in every figure.
 INK, GREY, PALE = "#222222", "#8c8c8c", "#e8e8e8"

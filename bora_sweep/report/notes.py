@@ -1,13 +1,10 @@
 """In words: what to know before the numbers are trusted, and how well tau is known."""
 
-import math
-
-import numpy as np
-
+from bora_sweep.report.choice import Choice
 from bora_sweep.report.formats import markdown_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
-from bora_sweep.report.statistics import Documents, Interval, best_tau, paired_bootstrap, tau_posterior
+from bora_sweep.report.statistics import Interval
 from bora_sweep.report.tables import fit_text
 
 
@@ -70,9 +67,9 @@ def _several_ways(summary: Summary) -> str:
     )
 
 
-def tau_precision(summary: Summary) -> str:
+def tau_precision(summary: Summary, choice: Choice) -> str:
     """How well tau is known by the sweep, and what the shared model alone says of it; empty where neither is there."""
-    return "\n\n".join(told for told in (_by_the_sweep(summary), _by_the_shared_model(summary)) if told)
+    return "\n\n".join(told for told in (_by_the_sweep(summary, choice), _by_the_shared_model(summary)) if told)
 
 
 def _by_the_shared_model(summary: Summary) -> str:
@@ -87,32 +84,25 @@ def _by_the_shared_model(summary: Summary) -> str:
     )
 
 
-def _by_the_sweep(summary: Summary) -> str:
+def _by_the_sweep(summary: Summary, choice: Choice) -> str:
     """The interval of the best tau over validation documents, and its posterior; empty with fewer than three values."""
-    fits = [m for m in summary.fits if math.isfinite(summary.settings[m].objective)]
-    between = [m for m in fits if m in summary.between]
-    if len(between) < 3:
+    if choice.resampled is None:
         return ""
-    documents, taus_M = summary.validation_documents, np.array([setting.tau for setting in summary.settings])
-    bootstrap = paired_bootstrap(Documents(documents.task_N, documents.tokens_N, documents.nats_NM[:, fits]))
-    resampled = best_tau(taus_M[fits], bootstrap)
-    nll_nats_M = documents.nats_NM.sum(axis=0)
     return (
         f"*How well τ is known.* Of the values fitted, {tau_text(summary.best_tau)} is best on validation. The curve "
-        f"through them is lowest at τ = {_interval_text(resampled)}, a 95% paired-bootstrap interval over the "
-        f"validation documents within tasks, given these fits. {_posterior_text(taus_M[between], nll_nats_M[between])}"
+        f"through them is lowest at τ = {_interval_text(choice.resampled)}, a 95% paired-bootstrap interval over the "
+        f"validation documents within tasks, given these fits. {_posterior_text(summary, choice)}"
     )
 
 
-def _posterior_text(taus_V: np.ndarray, nll_nats_V: np.ndarray) -> str:
-    if nll_nats_V.argmin() in (0, len(taus_V) - 1):
-        edge = tau_text(taus_V[nll_nats_V.argmin()])
-        return f"The posterior is not given: it would pile up at τ = {edge}, the edge of the finite values fitted."
+def _posterior_text(summary: Summary, choice: Choice) -> str:
+    ends = [tau_text(summary.settings[m].tau) for m in (summary.between[0], summary.between[-1])]
+    if choice.posterior is None:
+        return "The posterior is not given: it would pile up at an edge of the finite values fitted."
     return (
-        f"The posterior given the validation documents, uniform in log τ from {tau_text(taus_V[0])} to "
-        f"{tau_text(taus_V[-1])}, is {_interval_text(tau_posterior(taus_V, nll_nats_V))}: geometric mean and central "
-        "95%. It takes tokens as independent given the fit, so it is too sharp: go by the bootstrap. Neither covers "
-        "the randomness of the fits themselves."
+        f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
+        f"{_interval_text(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "
+        "fit, so it is too sharp: go by the bootstrap. Neither covers the randomness of the fits themselves."
     )
 
 

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from bora_sweep.report import notes, tables
+from bora_sweep.report.analysis import analyse
 from bora_sweep.report.captions import illustrate
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import (
@@ -16,9 +17,10 @@ from bora_sweep.report.formats import (
     shorten,
     tau_text,
 )
+from bora_sweep.report.gains import Gain, overall_gains
 from bora_sweep.report.methods import Method, compare_methods, method_numbers, method_table
 from bora_sweep.report.pooling import Summary, summarise
-from bora_sweep.report.statistics import REPLICATES, Bootstrap, paired_bootstrap
+from bora_sweep.report.statistics import REPLICATES, Bootstrap
 from bora_sweep.results import read_results
 from bora_sweep.storage import Folder, folder_at, write_bytes
 
@@ -39,8 +41,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
     """
     runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
     summary = summarise(read_results([*runs]))
-    bootstrap = paired_bootstrap(summary.documents)
-    gains = tables.task_gains(summary)
+    analysis = analyse(summary)
+    bootstrap, gains = analysis.bootstrap, analysis.task_gains
     methods = compare_methods(summary)
     compared = method_numbers(summary, bootstrap, methods)
     place = runs[0] / "report"
@@ -49,7 +51,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
         _answer(summary, bootstrap),
         " ".join([_place(summary), *_lowest(summary, methods)]),
-        notes.tau_precision(summary),
+        notes.tau_precision(summary, analysis.choice),
         notes.warnings(summary, methods),
         _overall(summary, bootstrap),
         _methods(summary, compared),
@@ -65,7 +67,7 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
 
 
 def _write_tables(
-    folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain], compared: pd.DataFrame
+    folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[Gain], compared: pd.DataFrame
 ) -> None:
     numbers = {
         "table_1": tables.overall_numbers(summary, bootstrap),
@@ -84,7 +86,7 @@ def _write_tables(
 
 def _answer(summary: Summary, bootstrap: Bootstrap) -> str:
     perplexity = perplexity_text(summary.settings[summary.best].test_perplexity)
-    gains = tables.overall_gains(summary, bootstrap)
+    gains = overall_gains(summary, bootstrap)
     said = []
     for gain in gains:
         size, side = (gain.interval, "below") if gain.interval.estimate >= 0 else (-gain.interval, "above")
@@ -166,7 +168,7 @@ def _by_task(summary: Summary) -> str:
     )
 
 
-def _figures(folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[tables.Gain]) -> list[str]:
+def _figures(folder: Folder, summary: Summary, bootstrap: Bootstrap, gains: list[Gain]) -> list[str]:
     parts = []
     for number, shown in enumerate(illustrate(summary, bootstrap, gains), start=1):
         if shown.figure is not None:

@@ -2,51 +2,16 @@
 
 import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from bora_sweep.report.formats import Table, number_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.gains import Gain
 from bora_sweep.report.pooling import SPLITS, Setting, Structure, Summary, structure_of
-from bora_sweep.report.statistics import Bootstrap, Interval, paired_bootstrap
+from bora_sweep.report.statistics import Bootstrap
 
 _MOST_TAUS = 10
-END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How far the best fit's test perplexity lies below a reference's, as a fraction with its 95% interval."""
-
-    reference: str  # independent (tau = 0) or shared (tau = inf)
-    interval: Interval
-    task: str | None = None  # None: all tasks together
-    train_documents: float = math.nan
-
-    @property
-    def reference_in_words(self) -> str:
-        return END_NAMES[self.reference]
-
-
-def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
-    """Over one model per task and over one for all, where they were fitted and are not themselves the best."""
-    return [Gain(name, -bootstrap.relative_difference(summary.best, m)) for name, m in _ends(summary)]
-
-
-def task_gains(summary: Summary) -> list[Gain]:
-    """The same for each task on its own, as in Figure 3."""
-    gains = []
-    for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
-        bootstrap = paired_bootstrap(summary.documents.of_task(task))
-        for name, m in _ends(summary):
-            gains.append(Gain(name, -bootstrap.relative_difference(summary.best, m), task, size))
-    return gains
-
-
-def _ends(summary: Summary) -> list[tuple[str, int]]:
-    ends = {"independent": summary.independent, "shared": summary.shared}
-    return [(name, m) for name, m in ends.items() if m is not None and m != summary.best]
 
 
 def gain_numbers(gains: list[Gain]) -> pd.DataFrame:
