@@ -4,9 +4,10 @@ import math
 
 import pandas as pd
 
-from bora_sweep.report import notes, tables
-from bora_sweep.report.analysis import analyse
+from bora_sweep.report import html, notes, tables
+from bora_sweep.report.analysis import Analysis, analyse
 from bora_sweep.report.captions import illustrate
+from bora_sweep.report.document import make_document
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import (
     latex_table,
@@ -40,7 +41,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
     """
     runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
-    summary = summarise(read_results([*runs]))
+    results = read_results([*runs])
+    summary = summarise(results)
     analysis = analyse(summary)
     bootstrap, gains = analysis.bootstrap, analysis.task_gains
     methods = compare_methods(summary)
@@ -61,6 +63,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         _trials(summary),
         _method(summary),
     ]
+    said = _said(analysis, methods, compared)
+    write_bytes(place / "index.html", html.page(make_document(analysis, compared, results.curves, said)))
     page = place / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
     return page
@@ -205,3 +209,17 @@ def _method(summary: Summary) -> str:
             else "",
         ]
     ).rstrip()
+
+
+def _said(analysis: Analysis, methods: list[Method], compared: pd.DataFrame) -> dict[str, str]:
+    """What `index.html` takes from this page, by its place there."""
+    summary, bootstrap = analysis.summary, analysis.bootstrap
+    shown = illustrate(summary, bootstrap, analysis.task_gains)
+    return {
+        "answer": f"{_answer(summary, bootstrap)}\n\n{' '.join([_place(summary), *_lowest(summary, methods)])}",
+        "notes": notes.warnings(summary, methods),
+        "precision": notes.tau_precision(summary, analysis.choice),
+        "table_1": _overall(summary, bootstrap),
+        "methods": _methods(summary, compared),
+        "measured": _method(summary),
+    } | {f"figure_{number}": figure.caption for number, figure in enumerate(shown, start=1)}

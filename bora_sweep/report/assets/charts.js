@@ -141,15 +141,26 @@ function closest(distances, most) {
   return best;
 }
 
-/** Ticks 1, 2, 5 times the powers of ten on a log axis, fewer where it is long. */
+/** Ticks on a log axis: 1, 2, 5 times the powers of ten; more where it is short, fewer where it is long. */
 function logTicks(low, high) {
-  const steps = high / low < 300 ? [1, 2, 5] : [1];
+  const steps = high / low < 15 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 300 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let k = Math.floor(Math.log10(low)); k <= Math.ceil(Math.log10(high)); k += 1) {
     ticks.push(...steps.map((step) => step * 10 ** k));
   }
   const inside = ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
   return inside.length > 1 ? inside : null;
+}
+
+/** About six round ticks on a linear axis, and how many decimals tell them apart. */
+function evenTicks(low, high) {
+  const raw = (high - low) / 6;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const away = (factor) => Math.abs(Math.log((factor * power) / raw));
+  const step = power * [1, 2, 5, 10].reduce((best, factor) => (away(factor) < away(best) ? factor : best));
+  const ticks = [];
+  for (let k = Math.ceil(low / step); k * step <= high * (1 + 1e-12); k += 1) ticks.push(k * step);
+  return { ticks, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
 /** A scale and its axis for values; on logarithms where they span more than a factor of 5. */
@@ -161,15 +172,18 @@ function measured(name, values, title, { pad = 0.06, percent = false, zero = fal
   const room = (b - a || Math.abs(a) || 1) * pad;
   const back = (value) => (log ? 10 ** value : value);
   [low, high] = [zero ? 0 : back(a - room), back(b + room)];
-  const ticks = log ? logTicks(low, high) : null;
+  const even = evenTicks(low, high);
+  const ticks = (log ? logTicks(low, high) : null) ?? even.ticks;
+  const format = percent ? `+.${Math.max(0, even.digits - 2)}%` : log ? ",~g" : `,.${even.digits}f`;
   return {
     scale: {
       name, type: log ? "log" : "linear", domain: [low, high], range: name === "x" ? "width" : "height", zero: false,
       nice: false,
     },
     axis: {
-      scale: name, orient: name === "x" ? "bottom" : "left", title, format: percent ? "+.3~%" : ",~g",
-      ...(ticks ? { values: ticks } : {}),
+      scale: name, orient: name === "x" ? "bottom" : "left", title, format, values: ticks,
+      ...(percent ? { encode: { labels: { update: { text: { signal: "datum.value == 0 ? '0%' : datum.label" } } } } }
+        : {}),
     },
   };
 }
@@ -201,7 +215,7 @@ function texts(data, style) {
       },
     },
   });
-  return [mark({ stroke: "var(--halo)", strokeWidth: 4, strokeJoin: "round" }), mark({})];
+  return [mark({ stroke: "var(--paper)", strokeWidth: 4, strokeJoin: "round" }), mark({})];
 }
 
 /** Places of ascending tau on a log axis, 0 and inf each on its own beyond a break. */

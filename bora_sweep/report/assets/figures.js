@@ -54,7 +54,7 @@ async function drawOverall(host) {
   const view = await draw(host, {
     height: 330,
     data: [axis.data, { name: "solid", values: cut(solid) }, { name: "dotted", values: cut(dotted) },
-      { name: "points", values: marked.filter((row) => row.role === null) },
+      { name: "smooth", values: fitted }, { name: "points", values: marked.filter((row) => row.role === null) },
       ...Object.keys(ROLES).map((role) => ({ name: role, values: marked.filter((row) => row.role === role) })),
       { name: "rules", values: rules }, { name: "focus", values: [] }, { name: "kept", values: [] },
       { name: "label", values: [{ ...best, text: `best: τ = ${tauText(number(table.tau[best.fit]))}`, dx: 0, dy: 17,
@@ -62,15 +62,17 @@ async function drawOverall(host) {
     scales: [...axis.scales, y.scale],
     axes: [axis.axis, y.axis],
     marks: [
-      each("solid", band(0.22)), each("dotted", band(0.11)),
+      ...strip(DATA.as_good), each("solid", band(0.16)), each("dotted", band(0.08)),
+      { ...band(0.28), from: { data: "smooth" } },
       { type: "rule", from: { data: "rules" }, encode: { update: { x: { value: 0 }, x2: { signal: "width" },
         y: field("y", "y"), ...fixedEncoding({ stroke: "var(--floor)", strokeWidth: 1.3, strokeDash: [5, 3] }) } } },
       each("dotted", lines("", { stroke: "var(--ink)", strokeWidth: 2, strokeDash: [1, 4], strokeCap: "round" })),
-      each("solid", lines("", { stroke: "var(--ink)", strokeWidth: 2.2 })),
+      fitted.length ? lines("smooth", { stroke: "var(--ink)", strokeWidth: 2.2 })
+        : each("solid", lines("", { stroke: "var(--ink)", strokeWidth: 2.2 })),
       ...axis.marks,
       symbols("points", { fill: "var(--ink)", size: 26 }),
       ...Object.entries(ROLES).map(([role, [fill, shape]]) => symbols(role, { fill, shape, size: role === "best" ? 110
-        : 80, stroke: "var(--halo)", strokeWidth: 1.2 })),
+        : 80, stroke: "var(--paper)", strokeWidth: 1.2 })),
       symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 1.5, size: 190 }),
       ...texts("label", { fill: "var(--best)", fontWeight: 600 }), ...texts("rules", { fill: "var(--floor)" }),
     ],
@@ -84,6 +86,14 @@ async function drawOverall(host) {
     lines: (n) => tauLines(rows[n].fit),
     label: "Test perplexity of all tasks together over the precision τ. Arrow keys go from value to value.",
   });
+}
+
+/** A strip along the axis: values of tau that validation does not tell from the best. */
+function strip(asGood) {
+  if (!asGood) return [];
+  const [low, high] = numbers(asGood).map(Math.log10);
+  return [{ type: "rect", interactive: false, encode: { update: { x: { scale: "x", value: low }, x2: { scale: "x",
+    value: high }, y: { signal: "height - 5" }, y2: { signal: "height" }, ...fixedEncoding({ fill: "var(--best)" }) } } }];
 }
 
 function tauLines(i) {
@@ -193,13 +203,15 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
   const order = NAMES.map((_, d) => d).filter(known);
   const x = measured("x", SIZES, "Training documents of the task", { pad: 0.04 });
   const bars = intervals && NAMES.length <= FEW;
-  const y = measured("y", series.flatMap((s) => (bars ? [...s.low, ...s.high] : s.values)), title, { percent });
+  const y = measured("y", series.flatMap((s) => [...(bars ? [...s.low, ...s.high] : s.values),
+    ...(s.trend ?? []).flatMap((row) => [row.low, row.high])]), title, { percent });
   const rows = (d) => series.map((s) => ({ x: SIZES[d], y: s.values[d], low: s.low?.[d], high: s.high?.[d] }));
   const sets = series.map((s, n) => ({ name: `series${n}`, values: order.map((d) => rows(d)[n]) }));
   const label = (d) => {
     const right = view.scale("x")(SIZES[d]) > view.width() * 0.7;
     return { ...rows(d)[0], text: inChart(NAMES[d]), dx: right ? -8 : 8, dy: -8, align: right ? "right" : "left" };
   };
+  const beside = (n) => ({ ...field("x", "x"), offset: series.length > 1 ? 6 * n - 3 : 0 });
   const trends = series.map((s, n) => ({ name: `trend${n}`, values: s.trend ?? [] }));
   const [size, opacity] = NAMES.length <= FEW ? [52, 0.9] : [24, 0.5];
   const view = await draw(host, {
@@ -212,11 +224,13 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
       { type: "rule", from: { data: "zero" }, encode: { update: { x: { value: 0 }, x2: { signal: "width" },
         y: { scale: "y", value: 0 }, ...fixedEncoding({ stroke: "var(--ink)", strokeWidth: 1 }) } } },
       ...series.flatMap(({ color, shape }, n) => [
-        ...(bars ? [{ type: "rule", from: { data: `series${n}` }, encode: { update: { x: field("x", "x"),
+        { type: "area", from: { data: `trend${n}` }, interactive: false, encode: { update: { x: field("x", "x"),
+          y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ fill: color, fillOpacity: 0.09 }) } } },
+        ...(bars ? [{ type: "rule", from: { data: `series${n}` }, encode: { update: { x: beside(n),
           y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ stroke: color, strokeOpacity: 0.45,
             strokeWidth: 1.2 }) } } }] : []),
-        lines(`trend${n}`, { stroke: color, strokeWidth: 1.6, strokeDash: [6, 3] }),
-        symbols(`series${n}`, { fill: color, shape, size, fillOpacity: opacity }),
+        lines(`trend${n}`, { stroke: color, strokeWidth: 1.4, strokeDash: [6, 3] }),
+        symbols(`series${n}`, { fill: color, shape, size, fillOpacity: opacity }, { x: beside(n) }),
       ]),
       symbols("kept", { fillOpacity: 0, stroke: "var(--pick)", strokeWidth: 2.4, size: 130 }),
       symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 2, size: 130 }),
@@ -270,7 +284,7 @@ async function drawSizes(host) {
       : [{ scale: "y", orient: "left", title: "Training documents" },
         { scale: "x", orient: "bottom", title: "Tasks, in order of size", labels: false, ticks: false }],
     marks: [
-      { ...bar("var(--task)", 0.8), from: { data: "all" } }, { ...bar("var(--pick)", 1), from: { data: "kept" } },
+      { ...bar("var(--bar)", 1), from: { data: "all" } }, { ...bar("var(--pick)", 1), from: { data: "kept" } },
       { ...bar("var(--ink)", 1), from: { data: "focus" } },
       ...(few ? [{ type: "text", from: { data: "all" }, interactive: false, encode: { update: { y: { scale: "y",
         field: "d", band: 0.5 }, x: field("x", "size"), text: { field: "count" }, ...fixedEncoding({ dx: 5,

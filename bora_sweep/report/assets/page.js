@@ -3,7 +3,7 @@
 function drawWords() {
   at("run").textContent = DATA.runs.map(shown).join(", ");
   const [first, ...more] = DATA.words.answer;
-  at("answer").querySelector("h1").textContent = first.find(([style]) => style === "strong")[1];
+  at("answer").querySelector("h1").textContent = joined(first.find(([style]) => style === "strong")[1]);
   paragraphs(at("answer-more"), [first.filter(([style]) => style !== "strong"), ...more]);
   paragraphs(at("notes"), DATA.words.notes, "p", { class: "note" });
   at("facts").append(...DATA.facts.map(([name, value, more_]) => element("div", {}, element("dt", {}, name),
@@ -13,6 +13,7 @@ function drawWords() {
     "distance-caption": "figure_4", "perplexity-caption": "figure_5", "settings-caption": "settings",
     measured: "measured" };
   for (const [id, name] of Object.entries(places)) paragraphs(at(id), DATA.words[name] ?? []);
+  paragraphs(at("tau-caption"), DATA.words.tau);
   at("each-heading").textContent = `Each of ${counted(NAMES.length, "task")}`;
 }
 
@@ -40,37 +41,33 @@ function drawSettings() {
   ], splits.split.length);
 }
 
-/** Auto follows the system; a choice holds as long as the page is open. Paper is always white. */
+/** Auto follows the system, which the style sheet does; a choice holds as long as the page is open. */
 function followScheme() {
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const printing = matchMedia("print");
-  const apply = () => {
-    const chosen = document.querySelector('input[name="scheme"]:checked').value;
-    document.documentElement.dataset.scheme = printing.matches ? "light" : chosen || (system.matches ? "dark" : "light");
-  };
-  for (const query of [system, printing]) query.addEventListener("change", apply);
-  at("scheme").addEventListener("change", apply);
-  apply();
+  at("scheme").addEventListener("change", ({ target }) => {
+    document.documentElement.dataset.scheme = target.value;
+  });
 }
 
 function legend(host, items) {
   host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
     element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", { d: SHAPES[shape],
-      fill: shape.startsWith("line") ? "none" : color, stroke: shape.startsWith("line") ? color : "none",
+      fill: shape.startsWith("line") ? "none" : color, "fill-opacity": shape === "band" ? 0.3 : 1, stroke: shape.startsWith("line") ? color : "none",
       "stroke-width": 2, "stroke-dasharray": shape === "line-dashed" ? "2 2" : null })), text))));
 }
 const SHAPES = {
   square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
-  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", line: "M-6 0H6", "line-dashed": "M-6 0H6",
+  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dashed": "M-6 0H6",
 };
 
 function drawLegends() {
   const best = `best, τ = ${tauText(number(DATA.best_tau))}`;
   const ends = Object.entries(ENDS).filter(([end]) => DATA.role_trials[end].length);
   const roles = [...ends.map(([end, text]) => [...ROLES[end], text]), [...ROLES.best, best]];
-  legend(at("chart-overall"), roles);
+  legend(at("tau-legend"), [...roles, ["var(--task)", "band", "95% interval of each τ alone"],
+    ...(DATA.smooth ? [["var(--ink)", "line", "smooth curve with the 95% band of its shape"]] : []),
+    ...(DATA.as_good ? [["var(--best)", "strip", "τ as good as the best on validation"]] : [])]);
   legend(at("chart-learning"), [...roles.map(([color, , text]) => [color, "line", text]),
-    ["var(--task)", "line", "other trials"], ["var(--task)", "line-dashed", "on the training split"]]);
+    ["var(--task)", "line", "other fits"], ["var(--task)", "line-dashed", "on the training split"]]);
   const compared = Object.keys(ENDS).filter((end) => DATA.gains[end]);
   if (compared.length) {
     legend(at("chart-gains"), compared.map((end) => [ROLES[end][0], end === "independent" ? "circle" : "triangle-up",
@@ -80,10 +77,17 @@ function drawLegends() {
 
 const isRelative = () => document.querySelector('input[name="scale"]:checked').value === "relative";
 
+function trendRows(name) {
+  const found = DATA.trends[name];
+  if (!found) return [];
+  const [x, y, low, high] = ["documents", "middle", "low", "high"].map((part) => numbers(found[part]));
+  return x.map((documents, i) => ({ x: documents, y: y[i], low: low[i], high: high[i] }));
+}
+
 function gainSeries() {
   return Object.keys(ENDS).filter((end) => DATA.gains[end]).map((end) => {
     const [values, low, high] = ["improvement", "low", "high"].map((name) => numbers(DATA.gains[end][name]));
-    return { values, low, high, color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
+    return { values, low, high, trend: trendRows(`improvement_${end}`), color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
   });
 }
 
@@ -95,9 +99,9 @@ const CHARTS = {
   "chart-gains": (host) => drawBySize(host, gainSeries(), "Reduction of test perplexity", { percent: true,
     intervals: true }),
   "chart-distance": (host) => drawBySize(host, [{ values: numbers(TASKS.distance), color: "var(--best)",
-    shape: "circle" }], "Distance to the global adapter"),
+    shape: "circle", trend: trendRows("distance") }], "Distance to the global adapter"),
   "chart-perplexity": (host) => drawBySize(host, [{ values: numbers(TASKS.perplexity.best), color: "var(--best)",
-    shape: "circle" }], "Test perplexity"),
+    shape: "circle", trend: trendRows("perplexity") }], "Test perplexity"),
 };
 
 /** What a chart needs that the results may not hold yet. */

@@ -57,11 +57,11 @@ function amountText(value) {
   return fixed(value, Number.isInteger(value) || value >= 100 ? 0 : 1);
 }
 
-/** Hours, and small ones in seconds. */
+/** Hours, and fewer than two of them in minutes or seconds. */
 function hoursText(hours) {
   if (Number.isNaN(hours)) return "–";
-  if (hours === 0) return "0";
-  return hours < 0.01 ? `${fixed(hours * 3600, hours * 3600 < 10 ? 1 : 0)} s` : `${fixed(hours, hours < 10 ? 2 : 1)} h`;
+  const [value, unit] = hours < 1 / 60 ? [hours * 3600, "s"] : hours < 2 ? [hours * 60, "min"] : [hours, "h"];
+  return `${fixed(value, value < 10 ? 1 : 0)} ${unit}`;
 }
 
 function percentText(value, signed = true) {
@@ -94,10 +94,14 @@ function inChart(name, limit = 26) {
 /** A name in running text or in a table: cut by the style sheet, whole in its title. */
 const named = (name, tag = "bdi", attributes = {}) => element(tag, { title: shown(name), ...attributes }, shown(name));
 
+/** No line ends within `τ = 100`. */
+const joined = (text) => text.replace(/τ = (?=[\d∞])/g, "τ\u00a0=\u00a0");
+
 /** Paragraphs of [style, text] runs. */
 function paragraphs(host, words, tag = "p", attributes = {}) {
   for (const runs of words) {
-    host.append(element(tag, attributes, ...runs.map(([style, text]) => {
+    host.append(element(tag, attributes, ...runs.map(([style, said]) => {
+      const text = joined(said);
       if (style === "strong" || style === "em") return element(style, {}, text);
       return /^tables\/[\w.]+$/.test(style) ? element("a", { href: style }, text) : text;
     })));
