@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _settings(add("fit", commands.fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
     swept = ("data", "model", "lora", "prior", "train", "search", "ray", "output")
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
-    report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
+    report = add("report", commands.report, "Tables, figures and a page of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--open", action="store_true", help="show the page, RUN/report/index.html, in a browser")
     _exporting(add("export", commands.export, "A trial's adapters as PEFT folders, one for each task and _global."))
     _generating(
         add("generate", commands.generate, "Text from tasks' adapters, beside that of _global and of the base model.")

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed (what finished is kept); 2 the input is wro
 import argparse
 import shlex
 import traceback
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+PAGE = "index.html"
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -98,10 +100,16 @@ def sweep(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """Tables and figures of a run."""
+    """Tables, figures and a page of a run; with `--open` the page in a browser."""
     from bora_sweep.report import write_report
 
-    _show_report(write_report(folder_at(parsed.run)))
+    run = folder_at(parsed.run)
+    if parsed.open and not isinstance(run, Path):
+        raise InputError(f"--open {run}: not on this machine; drop --open, and copy {run}/report/index.html to it")
+    written = write_report(run)
+    _show_report(written)
+    if parsed.open and not webbrowser.open((written.parent / PAGE).absolute().as_uri()):
+        err.print("no browser found to open the page with")
     return DONE
 
 
@@ -217,4 +225,4 @@ def _show_report(path: Folder) -> None:
     """The report's answer, its first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
-    out.print(f"report: {path}")
+    out.print(f"report: {path}\npage: {path.parent / PAGE}")

@@ -132,7 +132,7 @@ def trial_columns(summary: Summary) -> Columns:
     rows = trials.to_dict("records")
     hours = np.array([device_hours(row) for row in rows]).reshape(-1, 2)
     error = [None if pd.isna(row["error"]) else redact(row["error"]) for row in rows]
-    return by_column(trials[_TRIAL]) | {
+    return by_column(trials.loc[:, _TRIAL]) | {
         "error": error,
         "fit": [tables.fit_text(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
         "cpu_hours": hours[:, 0],

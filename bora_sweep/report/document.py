@@ -17,7 +17,7 @@ from bora_sweep.report.analysis import Analysis
 from bora_sweep.report.columns import Columns
 from bora_sweep.report.formats import markdown_text, number_text, perplexity_text, tau_text
 from bora_sweep.report.gains import END_NAMES
-from bora_sweep.report.pooling import TRAIN, Summary
+from bora_sweep.report.pooling import TRAIN
 
 _DIGITS = 6
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -110,10 +110,9 @@ def _runs(children: Iterable[Any]) -> list[tuple[str, str]]:
             style = child.attrs["href"]
         elif child.type.endswith("_close"):
             style = ""
-        elif runs and runs[-1][0] == style:
-            runs[-1] = (style, runs[-1][1] + (child.content or " "))
-        else:
-            runs.append((style, child.content or " "))
+        elif text := " " if child.type == "softbreak" else child.content:
+            before = runs.pop()[1] if runs and runs[-1][0] == style else ""
+            runs.append((style, before + text))
     return runs
 
 
@@ -123,7 +122,8 @@ def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     test = analysis.bootstrap.perplexity(summary.best)
     simpler = tau_text(summary.settings[choice.one_standard_error].tau)
     as_good = None if choice.curve is None else choice.curve.as_good
-    sizes_D, states = summary.train_documents_D, trials["status"]
+    num_documents, num_tokens = float(summary.train_documents_D.sum()), float(summary.num_tokens_DL[:, TRAIN].sum())
+    states = trials["status"]
     return [
         (
             "Best τ",
@@ -141,7 +141,7 @@ def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
         (
             "Tasks",
             f"{len(summary.tasks):,}",
-            f"{number_text(float(sizes_D.sum()))} training documents, {summary.num_tokens_DL[:, TRAIN].sum():,.0f} tokens",
+            f"{number_text(num_documents)} training documents, {number_text(num_tokens)} tokens",
         ),
         ("Trials finished", f"{states.count('finished'):,}", f"of {len(states):,} begun"),
         ("Training", _duration(trials["train_seconds"]), "all trials added up"),

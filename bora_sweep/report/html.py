@@ -50,7 +50,7 @@ def page(document: dict[str, Any]) -> bytes:
 @cache
 def _vega() -> str:
     """Vega with Vega-Embed, as vl-convert bundles them; it interprets expressions, so that no text is made a script."""
-    bundle = vl_convert.javascript_bundle()
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     assert "</script" not in bundle and "<!--" not in bundle, "the bundle would end its element"  # noqa: PT018
     return bundle
 

@@ -32,8 +32,10 @@ function short(value) {
   return String(rounded);
 }
 
+/** With thousands set off, and a half rounded to the even whole as Python rounds it. */
 function fixed(value, digits) {
-  const [whole, part] = value.toFixed(digits).split(".");
+  const even = digits === 0 && Math.abs(value % 1) === 0.5 ? 2 * Math.round(value / 2) : value;
+  const [whole, part] = even.toFixed(digits).split(".");
   return whole.replace(/\B(?=(\d{3})+$)/g, ",") + (part ? `.${part}` : "");
 }
 
