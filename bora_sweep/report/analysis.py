@@ -11,7 +11,7 @@ from bora_sweep.report.choice import Choice, choose_tau, curve_on_test
 from bora_sweep.report.curve import Curve
 from bora_sweep.report.gains import Gain, overall_gains, task_gains, values_of
 from bora_sweep.report.pooling import Summary
-from bora_sweep.report.statistics import Bootstrap, Contrast, paired_bootstrap, task_contrasts
+from bora_sweep.report.statistics import Bootstrap, Contrast, Interval, paired_bootstrap, student, task_contrasts
 from bora_sweep.report.trends import Trend, trend
 
 
@@ -33,6 +33,16 @@ class Analysis:
     """Through the test scores between the ends."""
     trends: dict[str, Trend]
     """By name: `improvement_independent`, `improvement_shared`, `distance`, `perplexity`; those that there are."""
+
+    def macro(self, m: int) -> Interval:
+        """Mean of the tasks' test perplexities; each task's interval is of documents of its own, so variances add."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            perplexity_D = np.exp(self.task_levels.nats_per_token[:, m])
+            variance_D = (perplexity_D * self.task_levels.standard_error[:, m] / len(perplexity_D)) ** 2
+            degrees = variance_D.sum() ** 2 / (variance_D**2 / self.task_levels.degrees[:, m]).sum()
+        reach = float(student(degrees) * variance_D.sum() ** 0.5) if variance_D.any() else 0.0
+        middle = float(perplexity_D.mean())
+        return Interval(middle, middle - reach, middle + reach)
 
     @property
     def covers_seeds(self) -> bool:

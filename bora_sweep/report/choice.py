@@ -21,6 +21,8 @@ _GRID = 20_001
 class Choice:
     """Values of tau that validation speaks for; settings by their place in `Summary.settings`."""
 
+    bootstrap: Bootstrap
+    """Of all tasks' validation documents together."""
     minimum: int
     one_standard_error: int
     """The largest tau whose validation nats per token lie within one standard error of the lowest."""
@@ -34,8 +36,6 @@ class Choice:
     """Where the curve is lowest, over resampled documents; None with fewer than three values between the ends."""
     posterior: Interval | None
     """`tau_posterior`; None likewise, and where it would pile up at an edge."""
-    seeds: bool
-    """The noise of fits over seeds is counted."""
 
 
 def choose_tau(summary: Summary) -> Choice:
@@ -48,6 +48,7 @@ def choose_tau(summary: Summary) -> Choice:
     replicates_SM, nats_M = bootstrap.with_seeds(), bootstrap.nats_per_token_M
     is_known = len(between) > 2
     return Choice(
+        bootstrap=bootstrap,
         minimum=summary.best,
         one_standard_error=one_standard_error(fits, above),
         above_minimum=above,
@@ -55,7 +56,6 @@ def choose_tau(summary: Summary) -> Choice:
         curve=fit_curve(taus_M[between], nats_M[between], replicates_SM[:, between]),
         resampled=best_tau(taus_M[fits], nats_M[fits], replicates_SM[:, fits]) if is_known else None,
         posterior=_posterior(summary, taus_M, between) if is_known else None,
-        seeds=bootstrap.seeds is not None,
     )
 
 

@@ -41,28 +41,30 @@ def by_column(frame: pd.DataFrame) -> Columns:
 
 
 def tau_columns(analysis: Analysis) -> Columns:
-    """Table 1, and the interval of each perplexity taken alone."""
+    """Table 1, with the epochs of each seed."""
     summary = analysis.summary
-    settings = [m for m in (summary.zero_shot, *summary.fits) if m is not None]
-    alone = [analysis.bootstrap.perplexity(m) for m in settings]
-    return by_column(tables.overall_numbers(summary, analysis.bootstrap).drop(columns="floor_test_perplexity")) | {
-        "epochs": [summary.settings[m].epochs for m in settings],
-        "best_epochs": [summary.settings[m].best_epochs for m in settings],
-        "test_low": [interval.low for interval in alone],
-        "test_high": [interval.high for interval in alone],
+    settings = [summary.settings[m] for m in (summary.zero_shot, *summary.fits) if m is not None]
+    return by_column(tables.overall_numbers(analysis).drop(columns="floor_test_perplexity")) | {
+        "epochs": [setting.epochs for setting in settings],
+        "best_epochs": [setting.best_epochs for setting in settings],
     }
 
 
-def task_columns(summary: Summary) -> Columns:
+def task_columns(analysis: Analysis) -> Columns:
     """Sizes, perplexities at the ends and the best, over tau where it is shown, and the distance of Figure 4."""
+    summary = analysis.summary
     named = {"independent": summary.independent, "shared": summary.shared, "best": summary.best}
     shown = spread(summary.fits, {summary.fits[0], summary.best, summary.fits[-1]}, MOST_TAUS)
     between = summary.best_between
+    with np.errstate(over="ignore"):
+        low_D, high_D = (np.exp(end_DM[:, summary.best]) for end_DM in analysis.task_levels.ends)
     return {
         "name": summary.tasks,
         "documents": {split: summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)},
         "tokens": {split: summary.num_tokens_DL[:, i] for i, split in enumerate(SPLITS)},
         "perplexity": {name: summary.perplexity_DM[:, m] for name, m in named.items() if m is not None},
+        "best_low": low_D,
+        "best_high": high_D,
         "floor": summary.floor_D,
         "distance": None if between is None else summary.distance_DM[:, between],
         "taus": [summary.settings[m].tau for m in shown],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Sum, WhiteKernel
 
 from bora_sweep.report.statistics import Interval
 
@@ -76,7 +76,7 @@ def fit_curve(taus_V: np.ndarray, nats_per_token_V: np.ndarray, nats_per_token_S
         process.fit(x_V[:, None], (nats_per_token_V - middle) / scale)
     x_G = np.linspace(0, 1, _GRID)
     mean_G, covariance_GG = process.predict(x_G[:, None], return_cov=True)
-    white = process.kernel_.k2.noise_level  # of a further fit, not of the curve
-    covariance_GG = covariance_GG - white * np.eye(_GRID)
+    assert isinstance(process.kernel_, Sum) and isinstance(process.kernel_.k2, WhiteKernel)  # noqa: PT018, one narrowing
+    covariance_GG = covariance_GG - process.kernel_.k2.noise_level * np.eye(_GRID)  # that of a further fit
     tau_G = np.exp(log_tau_V[0] + spread * x_G)
     return Curve(tau_G, middle + scale * mean_G, scale**2 * covariance_GG)

@@ -12,27 +12,32 @@ import numpy as np
 import pandas as pd
 from markdown_it import MarkdownIt
 
-from bora_sweep.report import columns
+from bora_sweep.report import columns, notes, sections
 from bora_sweep.report.analysis import Analysis
+from bora_sweep.report.answer import answer, lowest, place, verdicts
+from bora_sweep.report.captions import illustrate
+from bora_sweep.report.choosing import choosing
 from bora_sweep.report.columns import Columns
 from bora_sweep.report.formats import markdown_text, number_text, perplexity_text, tau_text
-from bora_sweep.report.gains import END_NAMES
+from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import TRAIN
 
 _DIGITS = 6
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 
-Words = list[list[tuple[str, str]]]  # paragraphs of (style, text); a style is "", strong, em or the address of a table
+Words = list[
+    list[tuple[str, str]]
+]  # paragraphs of (style, text); a style is "", strong, em, sup or the address of a table
 
 
-def make_document(analysis: Analysis, methods: pd.DataFrame, curves: pd.DataFrame, said: dict[str, str]) -> Columns:
+def make_document(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, curves: pd.DataFrame) -> Columns:
     """The document.
 
     Args:
         analysis: Of a run, or of several.
-        methods: `method_numbers`; empty where there is nothing to compare.
+        methods: `compare_methods`.
+        compared: `method_numbers` of them; empty where there is nothing to compare.
         curves: The table `curves`.
-        said: The report's Markdown for places in the page.
     """
     summary, choice = analysis.summary, analysis.choice
     trials = columns.trial_columns(summary)
@@ -40,7 +45,7 @@ def make_document(analysis: Analysis, methods: pd.DataFrame, curves: pd.DataFram
     as_good = None if choice.curve is None else choice.curve.as_good
     return {
         "runs": [run.rstrip("/").rpartition("/")[2] or run for run in dict.fromkeys(summary.trials["run"])],
-        "words": {name: words(text) for name, text in (said | _own_words(analysis, trials)).items()},
+        "words": {name: words(text) for name, text in _said(analysis, methods, compared, trials).items()},
         "facts": _facts(analysis, trials),
         "best_tau": summary.best_tau,
         "one_standard_error_tau": summary.settings[choice.one_standard_error].tau,
@@ -50,10 +55,10 @@ def make_document(analysis: Analysis, methods: pd.DataFrame, curves: pd.DataFram
         "role_trials": {role: [] if m is None else summary.settings[m].trials for role, m in roles.items()},
         "taus": columns.tau_columns(analysis),
         "smooth": columns.smooth_columns(analysis.curve),
-        "tasks": columns.task_columns(summary),
+        "tasks": columns.task_columns(analysis),
         "gains": columns.gain_columns(analysis.task_gains),
         "trends": columns.trend_columns(analysis.trends),
-        "methods": None if methods.empty else columns.by_column(methods),
+        "methods": None if compared.empty else columns.by_column(compared),
         "splits": columns.split_columns(summary),
         "trials": trials,
         "curves": columns.learning_curves(curves, trials),
@@ -106,6 +111,8 @@ def _runs(children: Iterable[Any]) -> list[tuple[str, str]]:
     for child in children:
         if child.type in ("strong_open", "em_open"):
             style = child.type.removesuffix("_open")
+        elif child.type == "html_inline":
+            style = "sup" if child.content == "<sup>" else ""
         elif child.type == "link_open":
             style = child.attrs["href"]
         elif child.type.endswith("_close"):
@@ -148,36 +155,34 @@ def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     ]
 
 
-def _own_words(analysis: Analysis, trials: Columns) -> dict[str, str]:
-    """What `report.md` has no place for."""
+def _said(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, trials: Columns) -> dict[str, str]:
+    """Markdown by its place in the page: the words of `report.md`, and what that has no place for."""
     summary = analysis.summary
-    shown = len(columns.task_columns(summary)["taus"])
-    fewer = f" The task curves are drawn at {shown} of {len(summary.fits)} values." if shown < len(summary.fits) else ""
-    return {
-        "verdicts": _verdicts(analysis),
+    shown, fits = len(columns.task_columns(analysis)["taus"]), len(summary.fits)
+    fewer = f" Tasks are drawn at {shown} of {fits} values of τ." if shown < fits else ""
+    captions = {f"figure_{n}": figure.caption for n, figure in enumerate(illustrate(analysis), start=1)}
+    return captions | {
+        "answer": f"{answer(analysis)}\n\n{' '.join([place(summary), *lowest(summary, methods)])}",
+        "notes": notes.warnings(summary, methods),
         "tau": f"*Change* is each task's perplexity against its own at the best τ.{fewer}",
+        "choosing": choosing(analysis),
+        "table_1": sections.overall(analysis),
+        "methods": sections.methods(summary, compared),
+        "verdicts": verdicts(analysis),
+        "tasks": f"{sections.on_verdicts(analysis)} [As numbers](tables/improvements.csv), [each τ](tables/table_a1.csv)."
+        if analysis.task_gains
+        else "[As numbers](tables/table_a1.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "
-        "training split over the epoch, while the adapters moved. Long curves are thinned to evenly spaced epochs; "
-        "the first, the best and the last are always there.",
-        "trials": "*Seconds* are of training alone. CPU and GPU time is those seconds times what the trial reserved "
-        "(ray.cpus_per_trial, ray.gpus_per_trial, ray.workers_per_trial). Every column: "
-        "[trials.csv](tables/trials.csv).",
-        "settings": f"The whole configuration of trial {markdown_text(columns.configuration(summary)['trial'])}, the "
-        "best fit; keys that differ between trials are marked.",
+        "training split over the epoch, while the adapters moved. Of long curves evenly spaced epochs are shown, the "
+        "first, the best and the last among them.",
         "cost": _cost(trials),
+        "trials": "*Seconds* are of training alone. CPU and GPU time is those seconds times what the trial reserved "
+        "(ray.cpus_per_trial, ray.gpus_per_trial, ray.workers_per_trial). "
+        "Every column: [trials.csv](tables/trials.csv).",
+        "settings": f"The whole configuration of trial {markdown_text(columns.configuration(summary)['trial'])}, of "
+        "the best fit; keys that differ between trials are marked.",
+        "measured": sections.measured(analysis),
     }
-
-
-def _verdicts(analysis: Analysis) -> str:
-    """How many tasks gain and lose, against either end."""
-    told = []
-    for reference, name in END_NAMES.items():
-        verdicts = [gain.verdict for gain in analysis.task_gains if gain.reference == reference]
-        if verdicts:
-            gain, lose = verdicts.count("gains"), verdicts.count("loses")
-            left = len(verdicts) - gain - lose
-            told.append(f"Against {name}, {gain:,} gain, {lose:,} lose, and for {left:,} there is no evidence.")
-    return " ".join(told)
 
 
 def _cost(trials: Columns) -> str:

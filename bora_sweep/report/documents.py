@@ -48,6 +48,16 @@ class Documents:
         """How many documents each task has."""
         return np.diff(np.r_[self.starts_D, len(self.task_N)])
 
+    @cached_property
+    def strata(self) -> list[np.ndarray]:
+        """Rows of each task; those of all tasks with a single document together, or beside the smallest other task."""
+        rows = np.split(np.arange(len(self.task_N)), self.starts_D[1:])
+        single = [at for at in rows if len(at) == 1]
+        others = sorted((at for at in rows if len(at) > 1), key=len)
+        if len(single) == 1 and others:
+            single, others = [*single, others[0]], others[1:]
+        return [*others, *([np.concatenate(single)] if single else [])]
+
     def of_task(self, task: str) -> "Documents":
         """The documents of one task."""
         first, last = np.searchsorted(self.task_N, task), np.searchsorted(self.task_N, task, side="right")

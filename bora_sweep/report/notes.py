@@ -1,10 +1,8 @@
-"""In words: what to know before the numbers are trusted, and how well tau is known."""
+"""In words: what to know before the numbers are trusted."""
 
-from bora_sweep.report.choice import Choice
 from bora_sweep.report.formats import markdown_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
-from bora_sweep.report.statistics import Interval
 from bora_sweep.report.tables import fit_text
 
 
@@ -65,47 +63,3 @@ def _several_ways(summary: Summary) -> str:
         f"Fitted with more than one learning rate, alpha, parametrization or solver: {' and '.join(names)}; the one "
         "with the lowest validation perplexity stands for each."
     )
-
-
-def tau_precision(summary: Summary, choice: Choice) -> str:
-    """How well tau is known by the sweep, and what the shared model alone says of it; empty where neither is there."""
-    return "\n\n".join(told for told in (_by_the_sweep(summary, choice), _by_the_shared_model(summary)) if told)
-
-
-def _by_the_shared_model(summary: Summary) -> str:
-    """`TauEstimate` of each shared fit that has one, in the order of the trials."""
-    estimated = summary.trials.dropna(subset=["tau_estimate"])
-    if estimated.empty:
-        return ""
-    intervals = [Interval(*values) for values in estimated[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
-    return (
-        "*Without a sweep.* By the gradients of the tasks at the shared model alone, τ = "
-        f"{'; '.join(map(_interval_text, intervals))}, with a 95% interval over tasks, given this fit."
-    )
-
-
-def _by_the_sweep(summary: Summary, choice: Choice) -> str:
-    """The interval of the best tau over validation documents, and its posterior; empty with fewer than three values."""
-    if choice.resampled is None:
-        return ""
-    return (
-        f"*How well τ is known.* Of the values fitted, {tau_text(summary.best_tau)} is best on validation. The curve "
-        f"through them is lowest at τ = {_interval_text(choice.resampled)}, a 95% paired-bootstrap interval over the "
-        f"validation documents within tasks, given these fits. {_posterior_text(summary, choice)}"
-    )
-
-
-def _posterior_text(summary: Summary, choice: Choice) -> str:
-    ends = [tau_text(summary.settings[m].tau) for m in (summary.between[0], summary.between[-1])]
-    if choice.posterior is None:
-        return "The posterior is not given: it would pile up at an edge of the finite values fitted."
-    return (
-        f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
-        f"{_interval_text(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "
-        "fit, so it is too sharp: go by the bootstrap. Neither covers the randomness of the fits themselves."
-    )
-
-
-def _interval_text(interval: Interval) -> str:
-    low, high = tau_text(interval.low), tau_text(interval.high)
-    return f"{tau_text(interval.estimate)} [{low}, {high}]"

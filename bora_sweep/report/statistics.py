@@ -52,7 +52,7 @@ class Contrast:
     @cached_property
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Of the 95% interval."""
-        reach = stats.t.ppf((1 + LEVEL) / 2, self.degrees) * self.standard_error
+        reach = student(self.degrees) * self.standard_error
         return self.nats_per_token - reach, self.nats_per_token + reach
 
     @cached_property
@@ -114,6 +114,11 @@ class Bootstrap:
         return self.nats_per_token_SM + scale_M * drawn_SM
 
 
+def student(degrees: np.ndarray | float) -> np.ndarray:
+    """How many standard errors a 95% interval reaches to either side."""
+    return stats.t.ppf((1 + LEVEL) / 2, degrees)
+
+
 def paired_bootstrap(documents: Documents, replicates: int = REPLICATES, seed: int = 0) -> Bootstrap:
     """Resamples each task's documents with replacement, the same draw for every setting.
 
@@ -128,7 +133,7 @@ def paired_bootstrap(documents: Documents, replicates: int = REPLICATES, seed: i
     rng = np.random.default_rng(seed)
     values_NC = np.column_stack([documents.nats_NM, documents.tokens_N])
     totals_SC = np.zeros((replicates, values_NC.shape[1]))
-    for at_n in _strata(documents):
+    for at_n in documents.strata:
         totals_SC += _resampled_totals(rng, replicates, values_NC[at_n])
     observed_C = values_NC.sum(axis=0)
     per_token_J = documents.nats_NJ.sum(axis=0) / documents.tokens_N.sum()
@@ -188,16 +193,6 @@ def _joined(
     return np.sqrt(total), np.where(total > 0, joined, np.maximum(degrees, 1.0))
 
 
-def _strata(documents: Documents) -> list[np.ndarray]:
-    """Rows of each task; those of all tasks with a single document together, or beside the smallest other task."""
-    rows = np.split(np.arange(len(documents.task_N)), documents.starts_D[1:])
-    single = [at for at in rows if len(at) == 1]
-    others = sorted((at for at in rows if len(at) > 1), key=len)
-    if len(single) == 1 and others:
-        single, others = [*single, others[0]], others[1:]
-    return [*others, *([np.concatenate(single)] if single else [])]
-
-
 def _resampled_totals(rng: np.random.Generator, replicates: int, values_nC: np.ndarray) -> np.ndarray:
     """totals_SC of n - 1 draws with replacement, scaled to n; a single document is itself in each replicate."""
     n = len(values_nC)
@@ -216,7 +211,7 @@ def _resampled_counts(rng: np.random.Generator, replicates: int, n: int) -> np.n
 
 def _degrees(documents: Documents, nats_N: np.ndarray) -> float:
     """Of the standard error over all strata, by what each adds to the variance."""
-    strata = _strata(documents)
+    strata = documents.strata
     order_N, starts_H = np.concatenate(strata), np.cumsum([0, *(len(at) for at in strata[:-1])])
     nats_N, tokens_N = nats_N[order_N], documents.tokens_N[order_N]
     left_N = nats_N - nats_N.sum() / tokens_N.sum() * tokens_N

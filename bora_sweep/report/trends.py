@@ -6,9 +6,8 @@ D tasks with a value, G points of a line.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from bora_sweep.report.statistics import LEVEL, Interval
+from bora_sweep.report.statistics import Interval, student
 
 FEWEST = 4  # tasks; a line through fewer has next to nothing to tell its spread by
 
@@ -21,22 +20,23 @@ class Trend:
     is_log: bool
     """The line is of the logarithm of the quantity: a power law."""
     num_tasks: int
-    intercept: float
     slope: Interval
     """Per doubling of the documents: of the quantity itself, or where `is_log` its relative change."""
-    raw_slope: float
+    coefficients: np.ndarray
+    """Intercept and slope of the line."""
     covariance: np.ndarray
+    """Of the coefficients, over tasks."""
     low_documents: float
     high_documents: float
 
     def line(self, documents_G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The line over numbers of documents, and its 95% band: of the mean of such tasks, not of single ones."""
         x_G2 = np.column_stack([np.ones(len(documents_G)), np.log2(documents_G)])
-        middle_G = x_G2 @ np.array([self.intercept, self.raw_slope])
+        middle_G = x_G2 @ self.coefficients
         error_G = np.sqrt(np.einsum("gi,ij,gj->g", x_G2, self.covariance, x_G2))
-        reach_G = stats.t.ppf((1 + LEVEL) / 2, self.num_tasks - 2) * error_G
-        lines = (middle_G, middle_G - reach_G, middle_G + reach_G)
-        return tuple(np.exp(part) for part in lines) if self.is_log else lines
+        reach_G = student(self.num_tasks - 2) * error_G
+        low_G, high_G = middle_G - reach_G, middle_G + reach_G
+        return (np.exp(middle_G), np.exp(low_G), np.exp(high_G)) if self.is_log else (middle_G, low_G, high_G)
 
 
 def trend(name: str, documents_D: np.ndarray, values_D: np.ndarray, is_log: bool = False) -> Trend | None:
@@ -64,8 +64,8 @@ def trend(name: str, documents_D: np.ndarray, values_D: np.ndarray, is_log: bool
     leverage_D = np.einsum("di,ij,dj->d", x_D2, inverse, x_D2)
     left_D = (y_D - x_D2 @ beta) / np.maximum(1 - leverage_D, 1e-6)
     covariance = inverse @ (x_D2.T * left_D**2) @ x_D2 @ inverse
-    reach = stats.t.ppf((1 + LEVEL) / 2, len(y_D) - 2) * covariance[1, 1] ** 0.5
+    reach = student(len(y_D) - 2) * covariance[1, 1] ** 0.5
     ends = (float(beta[1]), float(beta[1] - reach), float(beta[1] + reach))
     slope = Interval(*(float(np.expm1(end)) for end in ends)) if is_log else Interval(*ends)
     low, high = float(sizes_D.min()), float(sizes_D.max())
-    return Trend(name, is_log, len(y_D), float(beta[0]), slope, float(beta[1]), covariance, low, high)
+    return Trend(name, is_log, len(y_D), slope, beta, covariance, low, high)

@@ -29,8 +29,8 @@ async function drawOverall(host) {
   const taus = fits.map((i) => number(table.tau[i]));
   const axis = tauAxis(taus);
   const rows = fits.map((i, n) => ({
-    x: axis.place(taus[n]), y: number(table.test_perplexity[i]), low: number(table.test_low[i]),
-    high: number(table.test_high[i]), fit: i,
+    x: axis.place(taus[n]), y: number(table.test_perplexity[i]), low: number(table.test_perplexity_low[i]),
+    high: number(table.test_perplexity_high[i]), fit: i,
   }));
   const [least, most] = [Math.min(...rows.map((r) => r.y)), Math.max(...rows.map((r) => r.y))];
   const room = 0.8 * (most - least);
@@ -46,6 +46,7 @@ async function drawOverall(host) {
   const cut = (parts) => parts.flatMap((part, of) => part.map((i) => ({ ...rows[i], of })));
   const marked = rows.map((row, n) => ({ ...row, role: roleOf(taus[n], table.best[row.fit]) }));
   const best = marked.find((row) => row.role === "best");
+  const simpler = marked.filter((row) => table.one_standard_error[row.fit] && row !== best);
   const band = (opacity) => ({
     type: "area", interactive: false,
     encode: { update: { x: field("x", "x"), y: field("y", "low"), y2: field("y", "high"),
@@ -56,7 +57,7 @@ async function drawOverall(host) {
     data: [axis.data, { name: "solid", values: cut(solid) }, { name: "dotted", values: cut(dotted) },
       { name: "smooth", values: fitted }, { name: "points", values: marked.filter((row) => row.role === null) },
       ...Object.keys(ROLES).map((role) => ({ name: role, values: marked.filter((row) => row.role === role) })),
-      { name: "rules", values: rules }, { name: "focus", values: [] }, { name: "kept", values: [] },
+      { name: "simpler", values: simpler }, { name: "rules", values: rules }, { name: "focus", values: [] }, { name: "kept", values: [] },
       { name: "label", values: [{ ...best, text: `best: τ = ${tauText(number(table.tau[best.fit]))}`, dx: 0, dy: 17,
         align: "center" }] }],
     scales: [...axis.scales, y.scale],
@@ -73,6 +74,7 @@ async function drawOverall(host) {
       symbols("points", { fill: "var(--ink)", size: 26 }),
       ...Object.entries(ROLES).map(([role, [fill, shape]]) => symbols(role, { fill, shape, size: role === "best" ? 110
         : 80, stroke: "var(--paper)", strokeWidth: 1.2 })),
+      symbols("simpler", { fill: "var(--paper)", stroke: "var(--best)", shape: "diamond", strokeWidth: 1.8, size: 80 }),
       symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 1.5, size: 190 }),
       ...texts("label", { fill: "var(--best)", fontWeight: 600 }), ...texts("rules", { fill: "var(--floor)" }),
     ],
@@ -99,11 +101,12 @@ function strip(asGood) {
 function tauLines(i) {
   const table = DATA.taus;
   const of = (name) => number(table[name][i]);
-  const interval = `[${perplexityText(of("test_low"))}, ${perplexityText(of("test_high"))}]`;
-  return [`τ = ${tauText(of("tau"))}`, `test perplexity ${perplexityText(of("test_perplexity"))} ${interval}`,
+  const level = levelText(...["", "_low", "_high"].map((end) => of(`test_perplexity${end}`)));
+  return [`τ = ${tauText(of("tau"))}`, `test perplexity ${level}`,
     `validation ${perplexityText(of("validation_perplexity"))}`,
     ...(table.best[i] ? ["best on validation"]
-      : [`${intervalText(of("relative_difference_to_best"), of("low"), of("high"))} against the best`])];
+      : [`${intervalText(...["", "_low", "_high"].map((end) => of(`relative_difference_to_best${end}`)))} against the best`]),
+    ...(table.one_standard_error[i] && !table.best[i] ? ["the one-standard-error choice"] : [])];
 }
 
 /** Figure 2, right: each task, as it is or against itself at the best tau. */
@@ -190,10 +193,12 @@ function taskLines(d) {
   const of = (name) => number(TASKS.perplexity[name]?.[d]);
   const gain = Object.keys(ENDS).map((end) => {
     const found = DATA.gains[end];
-    return found ? `${percentText(-number(found.improvement[d]))}% against ${ENDS[end]}` : null;
+    return found ? `${intervalText(...["improvement", "low", "high"].map((name) => number(found[name][d])))} gained on ${
+      ENDS[end]}: ${found.verdict[d]}` : null;
   });
   return [shown(NAMES[d]), `${counted(SIZES[d], "training document")}`,
-    `test perplexity ${perplexityText(of("best"))} at τ = ${tauText(number(DATA.best_tau))}`,
+    `test perplexity ${levelText(of("best"), number(TASKS.best_low[d]), number(TASKS.best_high[d]))} at τ = ${
+      tauText(number(DATA.best_tau))}`,
     ...gain.filter((line) => line !== null)];
 }
 
@@ -205,7 +210,8 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
   const bars = intervals && NAMES.length <= FEW;
   const y = measured("y", series.flatMap((s) => [...(bars ? [...s.low, ...s.high] : s.values),
     ...(s.trend ?? []).flatMap((row) => [row.low, row.high])]), title, { percent });
-  const rows = (d) => series.map((s) => ({ x: SIZES[d], y: s.values[d], low: s.low?.[d], high: s.high?.[d] }));
+  const rows = (d) => series.map((s) => ({ x: SIZES[d], y: s.values[d], low: s.low?.[d], high: s.high?.[d],
+    fill: s.told && !s.told[d] ? "var(--paper)" : s.color }));
   const sets = series.map((s, n) => ({ name: `series${n}`, values: order.map((d) => rows(d)[n]) }));
   const label = (d) => {
     const right = view.scale("x")(SIZES[d]) > view.width() * 0.7;
@@ -229,8 +235,9 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
         ...(bars ? [{ type: "rule", from: { data: `series${n}` }, encode: { update: { x: beside(n),
           y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ stroke: color, strokeOpacity: 0.45,
             strokeWidth: 1.2 }) } } }] : []),
-        lines(`trend${n}`, { stroke: color, strokeWidth: 1.4, strokeDash: [6, 3] }),
-        symbols(`series${n}`, { fill: color, shape, size, fillOpacity: opacity }, { x: beside(n) }),
+        lines(`trend${n}`, { stroke: color, strokeWidth: 1.5 }),
+        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, opacity }, { x: beside(n), fill: {
+          field: "fill" } }),
       ]),
       symbols("kept", { fillOpacity: 0, stroke: "var(--pick)", strokeWidth: 2.4, size: 130 }),
       symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 2, size: 130 }),
@@ -248,7 +255,7 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
     rows: (d) => rows(d).filter((row) => Number.isFinite(row.y)),
     order,
     lines: (d) => [...taskLines(d), ...(title.startsWith("Distance")
-      ? [`distance ${short(series[0].values[d])}`] : [])],
+      ? [`distance ${threeText(series[0].values[d])}`] : [])],
     label: `${title} against the task’s training documents. Arrow keys go from task to task, Enter keeps one.`,
   });
   const labels = () => view.data("labels", tasks.kept.filter(known).map(label)).runAsync();

@@ -8,7 +8,7 @@ function drawWords() {
   paragraphs(at("notes"), DATA.words.notes, "p", { class: "note" });
   at("facts").append(...DATA.facts.map(([name, value, more_]) => element("div", {}, element("dt", {}, name),
     element("dd", {}, value, more_ ? element("small", {}, more_) : null))));
-  const places = { "tau-caption": "figure_2", precision: "precision", verdicts: "verdicts", "task-caption": "tasks",
+  const places = { "tau-caption": "figure_2", choosing: "choosing", verdicts: "verdicts", "task-caption": "tasks",
     "learning-caption": "learning", "sizes-caption": "figure_1", "gains-caption": "figure_3",
     "distance-caption": "figure_4", "perplexity-caption": "figure_5", "settings-caption": "settings",
     measured: "measured" };
@@ -49,25 +49,34 @@ function followScheme() {
 }
 
 function legend(host, items) {
+  const swatch = (color, shape) => {
+    const drawn = /^(line|open)/.test(shape);
+    return element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", {
+      d: SHAPES[shape], fill: drawn ? "none" : color, "fill-opacity": shape === "band" ? 0.3 : null,
+      stroke: drawn ? color : null, "stroke-width": 2, "stroke-dasharray": shape === "line-dotted" ? "2 2" : null,
+    }));
+  };
   host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
-    element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", { d: SHAPES[shape],
-      fill: shape.startsWith("line") ? "none" : color, "fill-opacity": shape === "band" ? 0.3 : 1, stroke: shape.startsWith("line") ? color : "none",
-      "stroke-width": 2, "stroke-dasharray": shape === "line-dashed" ? "2 2" : null })), text))));
+    swatch(color, shape), text))));
 }
 const SHAPES = {
   square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
-  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dashed": "M-6 0H6",
+  "open-diamond": "M0-5.2L4.2 0L0 5.2L-4.2 0Z",
+  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dotted": "M-6 0H6",
 };
 
 function drawLegends() {
   const best = `best, τ = ${tauText(number(DATA.best_tau))}`;
   const ends = Object.entries(ENDS).filter(([end]) => DATA.role_trials[end].length);
   const roles = [...ends.map(([end, text]) => [...ROLES[end], text]), [...ROLES.best, best]];
-  legend(at("tau-legend"), [...roles, ["var(--task)", "band", "95% interval of each τ alone"],
+  const simpler = number(DATA.one_standard_error_tau);
+  legend(at("tau-legend"), [...roles,
+    ...(simpler === number(DATA.best_tau) ? [] : [["var(--best)", "open-diamond", `by one standard error, τ = ${
+      tauText(simpler)}`]]), ["var(--task)", "band", "95% interval of each τ alone"],
     ...(DATA.smooth ? [["var(--ink)", "line", "smooth curve with the 95% band of its shape"]] : []),
     ...(DATA.as_good ? [["var(--best)", "strip", "τ as good as the best on validation"]] : [])]);
   legend(at("chart-learning"), [...roles.map(([color, , text]) => [color, "line", text]),
-    ["var(--task)", "line", "other fits"], ["var(--task)", "line-dashed", "on the training split"]]);
+    ["var(--task)", "line", "other fits"], ["var(--task)", "line-dotted", "on the training split"]]);
   const compared = Object.keys(ENDS).filter((end) => DATA.gains[end]);
   if (compared.length) {
     legend(at("chart-gains"), compared.map((end) => [ROLES[end][0], end === "independent" ? "circle" : "triangle-up",
@@ -87,7 +96,7 @@ function trendRows(name) {
 function gainSeries() {
   return Object.keys(ENDS).filter((end) => DATA.gains[end]).map((end) => {
     const [values, low, high] = ["improvement", "low", "high"].map((name) => numbers(DATA.gains[end][name]));
-    return { values, low, high, trend: trendRows(`improvement_${end}`), color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
+    return { values, low, high, told: DATA.gains[end].verdict.map((verdict) => verdict !== "no evidence"), trend: trendRows(`improvement_${end}`), color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
   });
 }
 
@@ -101,7 +110,7 @@ const CHARTS = {
   "chart-distance": (host) => drawBySize(host, [{ values: numbers(TASKS.distance), color: "var(--best)",
     shape: "circle", trend: trendRows("distance") }], "Distance to the global adapter"),
   "chart-perplexity": (host) => drawBySize(host, [{ values: numbers(TASKS.perplexity.best), color: "var(--best)",
-    shape: "circle", trend: trendRows("perplexity") }], "Test perplexity"),
+    shape: "circle", low: numbers(TASKS.best_low), high: numbers(TASKS.best_high), trend: trendRows("perplexity") }], "Test perplexity", { intervals: true }),
 };
 
 /** What a chart needs that the results may not hold yet. */

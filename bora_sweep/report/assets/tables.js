@@ -81,7 +81,7 @@ function gainColumns(end) {
       title: `Verdict ${against}`, left: true, value: (i) => found.verdict[i],
       cell: (i) => {
         const [text, style] = VERDICTS[found.verdict[i]] ?? [found.verdict[i], "open"];
-        return element("span", { class: style }, text);
+        return element("span", { class: style, title: `p (Holm) ${pText(number(found.adjusted_p[i]))}` }, text);
       },
     });
   }
@@ -103,7 +103,7 @@ function drawTasks() {
     ...(TASKS.floor.some((value) => value !== null) ? [numeric("Floor", TASKS.floor, perplexityText)] : []),
     ...gainColumns("independent"), ...gainColumns("shared"),
     ...(TASKS.distance && TASKS.distance.some((value) => value !== null)
-      ? [numeric("Distance", TASKS.distance, short)] : []),
+      ? [numeric("Distance", TASKS.distance, threeText)] : []),
   ];
   const trs = makeTable(at("task-table"), "Tasks", columns, NAMES.length, { sorted: 1, descending: true });
   trs.forEach((tr, d) => {
@@ -185,21 +185,23 @@ function drawTaus() {
     const [low, high] = [Math.min(...known), Math.max(...known)];
     return low === high ? `${low}` : `${low}–${high}`;
   };
-  const [difference, low, high] = [of("relative_difference_to_best"), of("low"), of("high")];
+  const [difference, low, high] = ["", "_low", "_high"].map((end) => of(`relative_difference_to_best${end}`));
+  const level = (name, title) => {
+    const [estimate, from, to] = ["", "_low", "_high"].map((end) => of(`${name}${end}`));
+    return { title, value: (i) => estimate[i], cell: (i) => levelText(estimate[i], from[i], to[i]) };
+  };
   const isFit = (i) => table.method[i] === "map";
   const columns = [
     { title: "τ", head: true, value: (i) => (isFit(i) ? number(table.tau[i]) : -1),
-      cell: (i) => (isFit(i) ? tauText(number(table.tau[i])) : "zero-shot") },
+      cell: (i) => (isFit(i) ? tauText(number(table.tau[i])) : "zero-shot") + (table.one_standard_error[i]
+        && !table.best[i] ? " (one standard error)" : "") },
     { title: "Learning rate", value: (i) => of("learning_rate")[i],
       cell: (i) => (isFit(i) ? short(number(table.learning_rate[i])) : "") },
     { title: "Seeds", value: (i) => table.seeds[i], cell: (i) => (isFit(i) ? `${table.seeds[i]}` : "") },
     { title: "Epochs (best)", value: (i) => Math.max(...numbers(table.epochs[i])),
       cell: (i) => (isFit(i) ? `${range(table.epochs[i])} (${range(table.best_epochs[i])})` : "") },
-    numeric("Validation", table.validation_perplexity, perplexityText),
-    numeric("Test", table.test_perplexity, perplexityText),
-    { title: "Test, 95%", value: (i) => of("test_low")[i],
-      cell: (i) => `[${perplexityText(of("test_low")[i])}, ${perplexityText(of("test_high")[i])}]` },
-    numeric("Test, macro", table.test_macro_perplexity, perplexityText),
+    level("validation_perplexity", "Validation"), level("test_perplexity", "Test"),
+    level("test_macro_perplexity", "Test, macro"),
     { title: "Test vs best", value: (i) => difference[i],
       cell: (i) => (table.best[i] ? "best" : intervalText(difference[i], low[i], high[i])) },
   ];
@@ -222,7 +224,7 @@ function drawMethods() {
     { title: "Method", head: true, value: (i) => table.name[i], cell: (i) => table.name[i] },
     numeric("Seeds", table.seeds, amountText), numeric("Validation", table.validation_perplexity, perplexityText),
     { title: "Test [95%]", value: (i) => test[i],
-      cell: (i) => `${perplexityText(test[i])} [${perplexityText(low[i])}, ${perplexityText(high[i])}]` },
+      cell: (i) => levelText(test[i], low[i], high[i]) },
     { title: "Test vs the reference", value: (i) => difference[i],
       cell: (i) => (table.is_reference[i] ? "0" : intervalText(difference[i], a[i], b[i])) },
     numeric("Tokens", table.train_tokens, amountText), numeric("of the search", table.search_train_tokens, amountText),

@@ -76,6 +76,14 @@ function percentText(value, signed = true) {
 const intervalText = (estimate, low, high) =>
   `${percentText(estimate)}% [${percentText(low)}, ${percentText(high)}]`;
 
+/** Three digits, no more and no fewer. */
+const threeText = (value) => (Number.isNaN(value) ? "–" : value >= 1000 ? fixed(value, 0) : value.toPrecision(3));
+
+const pText = (p) => (p < 1e-4 ? "< 0.0001" : String(Number(p.toPrecision(2))));
+
+/** `11.08 [10.75, 11.41]` */
+const levelText = (estimate, low, high) => `${perplexityText(estimate)} [${perplexityText(low)}, ${perplexityText(high)}]`;
+
 const counted = (n, noun) => `${fixed(n, 0)} ${noun}${n === 1 ? "" : "s"}`;
 
 /** A name from the data with what cannot be seen made visible: control characters and those that turn the script. */
@@ -104,7 +112,7 @@ function paragraphs(host, words, tag = "p", attributes = {}) {
   for (const runs of words) {
     host.append(element(tag, attributes, ...runs.map(([style, said]) => {
       const text = joined(said);
-      if (style === "strong" || style === "em") return element(style, {}, text);
+      if (["strong", "em", "sup"].includes(style)) return element(style, {}, text);
       return /^tables\/[\w.]+$/.test(style) ? element("a", { href: style }, text) : text;
     })));
   }
