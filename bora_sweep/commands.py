@@ -7,8 +7,10 @@ import argparse
 import shlex
 import time
 import traceback
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +20,7 @@ from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+PAGE = "index.html"
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -92,13 +95,18 @@ def status(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """Tables and figures of a run."""
+    """Tables, figures and a page of a run; with `--open` the page in a browser."""
     from bora_sweep.report import write_report
 
-    page = write_report(parsed.run, against_paper=parsed.against == "paper")
-    _show_report(page)
+    run = folder_at(parsed.run)
+    if parsed.open and not isinstance(run, Path):
+        raise InputError(f"--open {run}: not on this machine; drop --open, and copy {run}/report/index.html to it")
+    written = write_report(run, against_paper=parsed.against == "paper")
+    _show_report(written)
     if parsed.against == "paper":
-        _show_paper(page.parent / "paper.md")
+        _show_paper(written.parent / "paper.md")
+    if parsed.open and not webbrowser.open((written.parent / PAGE).absolute().as_uri()):
+        err.print("no browser found to open the page with")
     return DONE
 
 
@@ -165,7 +173,7 @@ def _show_report(path: Folder) -> None:
     """The report's answer, its first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
-    out.print(f"report: {path}")
+    out.print(f"report: {path}\npage: {path.parent / PAGE}")
 
 
 def _show_paper(path: Folder) -> None:

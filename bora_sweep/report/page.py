@@ -1,10 +1,11 @@
 """The page `report.md`, its figures and its tables, written beside the results that they are made from."""
 
-from bora_sweep.report import notes, sections, tables
+from bora_sweep.report import html, notes, sections, tables
 from bora_sweep.report.analysis import Analysis, analyse
 from bora_sweep.report.answer import answer, lowest, place, verdicts
 from bora_sweep.report.captions import illustrate
 from bora_sweep.report.choosing import choice_numbers, choosing
+from bora_sweep.report.document import make_document
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import Table, latex_table, markdown_text
 from bora_sweep.report.methods import compare_methods, method_numbers, method_table
@@ -22,7 +23,7 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         against_paper: Also write `paper.md`, the run beside the paper's results.
 
     Returns:
-        The page, `RUN/report/report.md`. Beside it: `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
+        The page, `RUN/report/report.md`. Beside it: `index.html`, `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
 
     Raises:
         InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
@@ -56,6 +57,8 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         sections.trials(summary),
         sections.measured(analysis),
     ]
+    document = make_document(analysis, methods, compared, results.curves)
+    write_bytes(folder / "index.html", html.page(document))
     page = folder / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
     return page
