@@ -24,6 +24,7 @@ from bora_sweep.results import SCHEMAS, objective, read_trial_row, trial_rows, w
 from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
 from bora_sweep.sweep.crew import reserved
+from bora_sweep.sweep.memory import MemoryKills, other_errors_are_lost_workers
 from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.sweep.scheduler import Verdicts
 from bora_sweep.sweep.search import TauSearch
@@ -58,7 +59,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=[view],
+                callbacks=[view, MemoryKills(run)],
             ),
         )
 
@@ -68,7 +69,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             view.say_stopping()
 
         try:
-            with noting_signals(stop):
+            with noting_signals(stop), other_errors_are_lost_workers():
                 grid = tuner.fit()
         finally:
             _close_running(run)

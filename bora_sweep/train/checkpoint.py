@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
-from bora_sweep.storage import Folder, listed, remove, with_local, write_whole
+from bora_sweep.storage import Folder, listed, read_bytes, remove, with_local, write_bytes, write_whole
 
 ADAPTERS = "adapters.safetensors"
+KILLS = "killed-for-memory"
 KEPT = 2  # checkpoints of a trial: the newest, and the one before should that be damaged
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -64,8 +65,21 @@ def load_adapters(trial: Folder) -> Content:
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove what only a resume would need."""
-    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part")]:
+    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part"), trial / KILLS]:
         remove(leftover)
+
+
+def note_kill(trial: Folder) -> None:
+    """That the process of the trial was killed for the memory that it took, of which it could not speak itself."""
+    write_bytes(trial / KILLS, str(num_kills(trial) + 1).encode())
+
+
+def num_kills(trial: Folder) -> int:
+    """How often that was so."""
+    try:
+        return int(read_bytes(trial / KILLS))
+    except FileNotFoundError:
+        return 0
 
 
 def _checkpoints(trial: Folder) -> list[Folder]:
