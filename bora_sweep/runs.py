@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ def driving(run: Folder) -> Iterator[None]:
 
     def beat_on() -> None:
         while not ended.wait(BEAT):
-            beat()
+            with suppress(Exception):  # a full disk, a storage that is away: the next may be written
+                beat()
 
     beat()
     thread = threading.Thread(target=beat_on, name="bora-sweep driver", daemon=True)

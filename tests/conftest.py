@@ -1,6 +1,8 @@
 """Small random models of several families, a small tokenizer, and small corpora, all made here."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
@@ -103,6 +105,22 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0) -> Tokenized
     frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
     frame = frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
     return tokenize(Corpus("made", tuple(sizes), frame, ()), make_tokenizer(), max_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills."""
+    from bora_sweep.sweep import LOOPBACK, QUIET  # Ray reads its environment as it is imported
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**QUIET, **LOOPBACK, "RAY_worker_niceness": "0"}.items():
+            patch.setenv(name, value)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # where Ray puts a token
+        import ray
+
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

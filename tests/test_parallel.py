@@ -34,7 +34,7 @@ FITS = {
     "vi": ["prior.tau=10", "method=vi"],
 }
 SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
-PATIENCE = 200.0  # seconds for all that the two do
+PATIENCE = 300.0  # seconds for all that the two do
 CUT = 7  # steps after which a fit is cut off: within its second epoch
 
 
