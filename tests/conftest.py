@@ -97,10 +97,10 @@ def make_frame(sizes: dict[str, int], seed: int = 0, longest: int = 12) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0) -> TokenizedCorpus:
+def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int = 12) -> TokenizedCorpus:
     """A tokenised corpus of random words: half to train on, a quarter each to validate and test."""
     sizes = sizes or {"a": 16, "b": 10, "c": 8}
-    frame = make_frame(sizes, seed)
+    frame = make_frame(sizes, seed, longest)
     place = frame.groupby("task").cumcount()
     frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
     frame = frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)

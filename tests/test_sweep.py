@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sweeps import SMALL, finish, here, listening, numbers, start, wait_for
 
+from bora_sweep.errors import InputError
 from bora_sweep.results import read_results, trial_rows
 
 pytestmark = pytest.mark.ray
@@ -176,6 +177,15 @@ def test_more_than_the_machine_has_is_refused_at_once(more, sources, tmp_path):
     assert code == 2, output
     assert more in output
     assert "lower what it lacks" in output
+    assert time.monotonic() - started < 20
+
+
+def test_an_address_where_no_ray_listens_is_refused_at_once(ray_here):  # noqa: ARG001, it sets Ray's environment
+    from bora_sweep.sweep.tuner import _connect
+
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"ray\.address=127\.0\.0\.1:1: nothing listens"):
+        _connect("127.0.0.1:1")
     assert time.monotonic() - started < 20
 
 

@@ -6,6 +6,7 @@ own Parquet and checkpoints alone: nothing of Tune's state is ever read back, so
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from bora_sweep.sweep.trial import measure_pack, tune_trial
 from bora_sweep.sweep.view import SweepView
 from bora_sweep.sweep.worker import STOP
 from bora_sweep.train.run import opening_row
+
+KNOCK_SECONDS = 20.0  # for an answer at `ray.address`
 
 
 def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], view: SweepView) -> bool:
@@ -151,6 +154,7 @@ def _ray(config: Config):
 
 
 def _connect(address: str | None) -> None:
+    _refuse_silent(address)
     umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
     try:
         ray.init(
@@ -166,6 +170,23 @@ def _connect(address: str | None) -> None:
         ) from error
     finally:
         os.umask(umask)
+
+
+def _refuse_silent(address: str | None) -> None:
+    """Refuse an address at which nothing listens: Ray would ask it again for a quarter of an hour.
+
+    Raises:
+        InputError: So it is.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit() and "/" not in host):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"ray.address={address}: nothing listens there ({error}); is that Ray up, and reached from here?"
+        ) from error
 
 
 def _resources(config: Config) -> dict[str, float]:
