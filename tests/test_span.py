@@ -58,7 +58,7 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     code, output = finish(process)
     assert code == 0, output
     same_numbers(run, tmp_path / "alone")
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
