@@ -110,7 +110,7 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int
 @pytest.fixture(scope="session")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills."""
-    from bora_sweep.sweep import LOOPBACK, QUIET  # Ray reads its environment as it is imported
+    from bora_sweep.tune import LOOPBACK, QUIET  # Ray reads its environment as it is imported
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**QUIET, **LOOPBACK, "RAY_worker_niceness": "0"}.items():

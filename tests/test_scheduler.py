@@ -8,7 +8,7 @@ from sweeps import SMALL, here
 
 from bora_sweep.config import load_config
 from bora_sweep.results import trial_rows
-from bora_sweep.sweep.scheduler import VERDICT, Verdicts
+from bora_sweep.tune.scheduler import VERDICT, Verdicts
 
 EPOCHS = 60
 

@@ -9,12 +9,12 @@ from conftest import make_corpus
 from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.sweep import trial as trial_module
-from bora_sweep.sweep.crew import reserved
-from bora_sweep.sweep.points import Known, Point, fixed_points, num_trials, trial_config
-from bora_sweep.sweep.search import TauSearch
-from bora_sweep.sweep.worker import Pulse
 from bora_sweep.train.loop import nothing
+from bora_sweep.tune import trial as trial_module
+from bora_sweep.tune.crew import reserved
+from bora_sweep.tune.points import Known, Point, fixed_points, num_trials, trial_config
+from bora_sweep.tune.search import TauSearch
+from bora_sweep.tune.worker import Pulse
 
 
 def make_config(*settings: str) -> Config:

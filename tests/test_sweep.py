@@ -181,7 +181,7 @@ def test_more_than_the_machine_has_is_refused_at_once(more, sources, tmp_path):
 
 
 def test_an_address_where_no_ray_listens_is_refused_at_once(ray_here):  # noqa: ARG001, it sets Ray's environment
-    from bora_sweep.sweep.tuner import _connect
+    from bora_sweep.tune.tuner import _connect
 
     started = time.monotonic()
     with pytest.raises(InputError, match=r"ray\.address=127\.0\.0\.1:1: nothing listens"):

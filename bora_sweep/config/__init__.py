@@ -5,13 +5,14 @@ that reads back to an equal one.
 """
 
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import load_config, read_config
+from bora_sweep.config.load import Setting, load_config, read_config
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
-from bora_sweep.config.whole import Config, Method, with_values
+from bora_sweep.config.whole import UNTRAINED, Config, Method, with_values
 
 __all__ = [
+    "UNTRAINED",
     "Baseline",
     "Config",
     "DataConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "PriorConfig",
     "RayConfig",
     "SearchConfig",
+    "Setting",
     "Solver",
     "SyntheticConfig",
     "TrainConfig",

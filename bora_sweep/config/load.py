@@ -1,27 +1,39 @@
 """From files and `key=value` to a configuration: OmegaConf merges and checks them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bora_sweep.config.bounds import need
 from bora_sweep.config.whole import Config
 from bora_sweep.errors import InputError
 
+Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
+"""A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
+
 
 def read_config(text: str) -> Config:
-    """What `Config.to_json` wrote; keys that it lacks have their defaults."""
+    """What `Config.to_json` wrote; keys that it lacks have their defaults.
+
+    Raises:
+        InputError: It has keys or values that this version does not know.
+    """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))  # type: ignore[return-value]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(f"{_say(error)}; another version of bora_sweep wrote it") from None
 
 
-def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Config:
-    """`base`, then YAML files, then `key=value`, merged in that order and checked.
+def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -> Config:
+    """`base`, then whole configurations and YAML files, then `key=value` and dictionaries, merged in that order.
 
     Args:
-        arguments: Paths of YAML files and dotted `key=value` settings, as on the command line.
+        arguments: Paths of YAML files and dotted `key=value` settings, as on the command line; from Python also
+            dictionaries such as `{"prior": {"tau": 100}}`, and configurations.
         base: What they are merged into; left out: the defaults.
 
     Raises:
@@ -31,15 +43,35 @@ def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Co
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(Config if base is None else base)
-    files = [argument for argument in arguments if "=" not in argument]
-    settings = [argument for argument in arguments if "=" in argument]
-    for source in [*files, *settings]:
+    for source in sorted(arguments, key=_is_setting):
         try:
-            part = OmegaConf.from_dotlist([source]) if "=" in source else _load_yaml(Path(source))
-            merged = OmegaConf.merge(merged, part)
+            merged = OmegaConf.merge(merged, _part(source))
         except OmegaConfBaseException as error:
-            raise InputError(f"{source}: {_say(error)}") from None
+            said = json.dumps(source, default=str) if isinstance(source, Mapping) else source
+            raise InputError(f"{said}: {_say(error)}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def _is_setting(source: Setting) -> bool:
+    return isinstance(source, Mapping) or (isinstance(source, str) and "=" in source)
+
+
+def _part(source: Setting) -> Any:
+    """What OmegaConf merges."""
+    from omegaconf import OmegaConf
+
+    if isinstance(source, Config):
+        return OmegaConf.structured(source)
+    if isinstance(source, Mapping):
+        return OmegaConf.create(_plain(source))
+    return OmegaConf.from_dotlist([str(source)]) if _is_setting(source) else _load_yaml(Path(source))
+
+
+def _plain(value: Any) -> Any:
+    """Paths within a dictionary as text."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _load_yaml(path: Path) -> Any:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from bora_sweep.config import Config
+from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import TokenizedCorpus, forward_parts, separate_batches, training_batches
 from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
@@ -32,7 +32,6 @@ from bora_sweep.train.share import Share
 from bora_sweep.train.state import Start, State
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-UNTRAINED = ("zero_shot", "average", "ties", "dare")
 
 
 def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, accelerator: Accelerator) -> "Trainer":
