@@ -108,18 +108,22 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int
 
 
 @pytest.fixture(scope="session")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills."""
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills.
+
+    Yields the folder in which its workers keep the embedded base model.
+    """
     from bora_sweep.tune import LOOPBACK, QUIET  # Ray reads its environment as it is imported
 
+    home = tmp_path_factory.mktemp("home")  # Ray puts a token there
+    own = {"RAY_worker_niceness": "0", "HOME": str(home), "BORA_SWEEP_CACHE": str(home / "cache")}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET, **LOOPBACK, "RAY_worker_niceness": "0"}.items():
+        for name, value in {**QUIET, **LOOPBACK, **own}.items():
             patch.setenv(name, value)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # where Ray puts a token
         import ray
 
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-    yield
+    yield home / "cache"
     ray.shutdown()
 
 

@@ -26,6 +26,7 @@ SMALL = [
     "search.num_trials=2",
     "search.sampler=gp",
     "train.device=cpu",
+    "ray.max_concurrent=2",  # what the search asks for depends on it, and it on the machine
 ]
 
 

@@ -189,9 +189,9 @@ def test_an_address_where_no_ray_listens_is_refused_at_once(ray_here):  # noqa: 
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
+def test_the_embedded_sweep_shows_the_u_and_the_floor(ray_here, tmp_path, monkeypatch):
     """The best tau beats both ends on test, by intervals that exclude 0, and no model beats the true source."""
+    monkeypatch.setenv("BORA_SWEEP_CACHE", str(ray_here))
     embedded = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
     few = ["search.num_trials=0", "search.taus=[150]"]
     code, output = here("sweep", embedded, *few, f"output={tmp_path / 'run'}")
