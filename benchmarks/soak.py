@@ -69,12 +69,18 @@ def sweep(run: Path, address: str, taus: list[float]) -> subprocess.Popen:
     """Begin it."""
     listed = f"search.taus=[{','.join(f'{tau:.6g}' for tau in taus)}]"
     settings = [*SMALL, listed, f"ray.address={address}", f"output={run}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "bora_sweep.cli", "sweep", *settings],
-        stdout=subprocess.DEVNULL,
-        stderr=sys.stderr,
-        env={**os.environ, **QUIET, **LOOPBACK},
-    )
+    with log_of(run).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bora_sweep.cli", "sweep", *settings],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **QUIET, **LOOPBACK},
+        )
+
+
+def log_of(run: Path) -> Path:
+    """What the sweep says."""
+    return run.with_name(f"{run.name}.log")
 
 
 def kill_something(chance: random.Random, holder: subprocess.Popen, raylets: list[int]) -> str:
@@ -132,7 +138,7 @@ def followed(process: subprocess.Popen, run: Path, fire: Callable[[], None]) -> 
             looked_at = time.monotonic()
             with contextlib.suppress(psutil.Error):
                 memory.append((finished(run), psutil.Process(process.pid).memory_info().rss / 2**20))
-    assert process.returncode == 0, f"the sweep ended with {process.returncode}"
+    assert process.returncode == 0, f"the sweep ended with {process.returncode}: {log_of(run).read_text()[-3000:]}"
     return memory
 
 
