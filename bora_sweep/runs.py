@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -140,7 +140,8 @@ def driving(run: Folder, command: str = "sweep") -> Iterator[None]:
 
     def beat_on() -> None:
         while not ended.wait(BEAT):
-            beat()
+            with suppress(Exception):  # a full disk, a storage that is away: the next may be written
+                beat()
 
     beat()
     thread = threading.Thread(target=beat_on, name="bora-sweep driver", daemon=True)
