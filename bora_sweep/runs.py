@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -140,7 +140,8 @@ def driving(run: Folder, command: str = "sweep") -> Iterator[None]:
 
     def beat_on() -> None:
         while not ended.wait(BEAT):
-            beat()
+            with suppress(Exception):  # a full disk, a storage that is away: the next may be written
+                beat()
 
     beat()
     thread = threading.Thread(target=beat_on, name="bora-sweep driver", daemon=True)
@@ -181,7 +182,7 @@ def _lives(pid: int) -> bool:
 def _absolute(config: Config) -> Config:
     """Local paths made absolute, so that a resume or a worker elsewhere finds them from any folder."""
     changes: dict[str, Any] = {}
-    if config.data.path is not None and config.data.kind == "file":
+    if config.data.path is not None and config.data.kind in ("file", "talk_of_norway"):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}

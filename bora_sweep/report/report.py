@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bora_sweep.report import tables
+from bora_sweep.report.analysis import Analysis, analyse
+from bora_sweep.report.answer import answer
 from bora_sweep.report.captions import illustrate
 from bora_sweep.report.methods import compare_methods, method_numbers
-from bora_sweep.report.page import answer, write_report
+from bora_sweep.report.page import write_report
 from bora_sweep.report.pooling import Summary, summarise
-from bora_sweep.report.statistics import Bootstrap, paired_bootstrap
 from bora_sweep.results import Results, read_results
 from bora_sweep.storage import Folder
 
@@ -43,39 +44,34 @@ class Report:
         return self.summary.best_tau
 
     @cached_property
-    def bootstrap(self) -> Bootstrap:
-        """Over the test documents, a column for each of `summary.settings`."""
-        return paired_bootstrap(self.summary.documents)
-
-    @cached_property
-    def gains(self) -> list[tables.Gain]:
-        """Of the best fit over both ends of the prior, for each task."""
-        return tables.task_gains(self.summary)
+    def analysis(self) -> Analysis:
+        """Every estimate with its interval, the choice of tau, verdicts by task, trends."""
+        return analyse(self.summary)
 
     @cached_property
     def answer(self) -> str:
         """The sentence that the report begins with, as Markdown."""
-        return answer(self.summary, self.bootstrap)
+        return answer(self.analysis)
 
     @cached_property
     def overall(self) -> pd.DataFrame:
         """Table 1: a row for each tau; perplexities, and the difference of test perplexity to the best, a fraction."""
-        return tables.overall_numbers(self.summary, self.bootstrap)
+        return tables.overall_numbers(self.analysis)
 
     @cached_property
     def by_task(self) -> pd.DataFrame:
         """Table A.1: a row for each task, test perplexity at each tau."""
-        return tables.task_numbers(self.summary)
+        return tables.task_numbers(self.analysis)
 
     @cached_property
     def improvements(self) -> pd.DataFrame:
         """Figure 3: how far each task's test perplexity lies below a reference's, a fraction, with `low` and `high`."""
-        return tables.gain_numbers(self.gains)
+        return tables.gain_numbers(self.analysis.task_gains)
 
     @cached_property
     def methods(self) -> pd.DataFrame:
         """A row for each method that was compared; empty where there is BoRA alone."""
-        return method_numbers(self.summary, self.bootstrap, compare_methods(self.summary))
+        return method_numbers(self.summary, self.analysis.bootstrap, compare_methods(self.summary))
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -85,7 +81,7 @@ class Report:
     @cached_property
     def figures(self) -> "dict[str, Figure]":
         """The report's figures by the names of their files; those that the results do not hold are left out."""
-        shown = illustrate(self.summary, self.bootstrap, self.gains)
+        shown = illustrate(self.analysis)
         return {illustration.name: illustration.figure for illustration in shown if illustration.figure is not None}
 
     def write(self) -> Path | Folder:
