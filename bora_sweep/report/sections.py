@@ -55,13 +55,10 @@ def by_verdict(analysis: Analysis) -> str:
     if not gains:
         return ""
     table, tasks = tables.verdict_table(analysis), len(analysis.summary.tasks)
-    mute = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA})
-    few = (
-        f"{mute:,} of {tasks:,} tasks have so few that they alone could not reach a verdict among {tasks:,}, whatever "
-        "their documents said. "
-        if mute
-        else ""
-    )
+    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
+    late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
+    few = f"{never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say. " if never else ""
+    few += f"{late:,} of {tasks:,} have so few that theirs depends on others' being given first. " if late else ""
     left = f"The CSV has {len(table.rows) - MOST_ROWS + 1:,} tasks more. " if len(table.rows) > MOST_ROWS else ""
     return "\n\n".join(
         [
@@ -107,8 +104,8 @@ def measured(analysis: Analysis) -> str:
     summary = analysis.summary
     single = int((summary.documents.counts_D == 1).sum())
     alone = (
-        f" {single:,} tasks have a single test document, and so no interval of their own; together they are resampled "
-        "as one task."
+        f" {single:,} task{'s have' if single > 1 else ' has'} a single test document, and so no interval of their "
+        "own; for all tasks together such documents are resampled as if they were of one task."
         if single
         else ""
     )
