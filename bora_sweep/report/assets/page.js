@@ -148,10 +148,12 @@ async function main() {
   drawMethods();
   drawTrials();
   drawSettings();
+  const now = () => String(Math.round(performance.now()));
+  document.documentElement.dataset.read = now(); // milliseconds: words and tables are there
   at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
   await drawCharts();
   followWidth();
-  document.documentElement.dataset.drawn = String(Math.round(performance.now()));
+  document.documentElement.dataset.drawn = now();
 }
 
 main();
