@@ -8,14 +8,14 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
   const bars = intervals && NAMES.length <= FEW;
   const y = measured("y", series.flatMap((s) => [...(bars ? [...s.low, ...s.high] : s.values),
     ...(s.trend ?? []).flatMap((row) => [row.low, row.high])]), title, { percent });
-  const rows = (d) => series.map((s) => ({ x: SIZES[d], y: s.values[d], low: s.low?.[d], high: s.high?.[d],
-    fill: s.told && !s.told[d] ? "var(--paper)" : s.color }));
+  const rows = (d) => series.map((s, n) => ({ x: SIZES[d], y: s.values[d], low: s.low?.[d], high: s.high?.[d],
+    shift: series.length > 1 ? 6 * n - 3 : 0, fill: s.told && !s.told[d] ? "var(--paper)" : s.color }));
   const sets = series.map((s, n) => ({ name: `series${n}`, values: order.map((d) => rows(d)[n]) }));
   const label = (d) => {
     const right = view.scale("x")(SIZES[d]) > view.width() * 0.7;
     return { ...rows(d)[0], text: inChart(NAMES[d]), dx: right ? -8 : 8, dy: -8, align: right ? "right" : "left" };
   };
-  const beside = (n) => ({ ...field("x", "x"), offset: series.length > 1 ? 6 * n - 3 : 0 });
+  const beside = { ...field("x", "x"), offset: { field: "shift" } }; // two of one task stand side by side
   const trends = series.map((s, n) => ({ name: `trend${n}`, values: s.trend ?? [] }));
   const [size, opacity] = NAMES.length <= FEW ? [52, 0.9] : [24, 0.5];
   const view = await draw(host, {
@@ -30,15 +30,15 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
       ...series.flatMap(({ color, shape }, n) => [
         { type: "area", from: { data: `trend${n}` }, interactive: false, encode: { update: { x: field("x", "x"),
           y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ fill: color, fillOpacity: 0.09 }) } } },
-        ...(bars ? [{ type: "rule", from: { data: `series${n}` }, encode: { update: { x: beside(n),
+        ...(bars ? [{ type: "rule", from: { data: `series${n}` }, encode: { update: { x: beside,
           y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ stroke: color, strokeOpacity: 0.45,
             strokeWidth: 1.2 }) } } }] : []),
         lines(`trend${n}`, { stroke: color, strokeWidth: 1.5 }),
-        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, opacity }, { x: beside(n), fill: {
+        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, opacity }, { x: beside, fill: {
           field: "fill" } }),
       ]),
-      symbols("kept", { fillOpacity: 0, stroke: "var(--pick)", strokeWidth: 2.4, size: 130 }),
-      symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 2, size: 130 }),
+      symbols("kept", { fillOpacity: 0, stroke: "var(--pick)", strokeWidth: 2.4, size: 130 }, { x: beside }),
+      symbols("focus", { fillOpacity: 0, stroke: "var(--ink)", strokeWidth: 2, size: 130 }, { x: beside }),
       ...texts("labels", { fill: "var(--ink)" }),
     ],
   });

@@ -138,8 +138,14 @@ function followWidth() {
   for (const id of Object.keys(CHARTS)) if (at(id)) resized.observe(at(id));
 }
 
+/** Paper cannot be clicked. */
+function openOnPaper() {
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+}
+
 async function main() {
   followScheme();
+  openOnPaper();
   drawWords();
   drawLegends();
   drawTasks();

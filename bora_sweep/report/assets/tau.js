@@ -193,8 +193,8 @@ function taskLines(d) {
   const of = (name) => number(TASKS.perplexity[name]?.[d]);
   const gain = Object.keys(ENDS).map((end) => {
     const found = DATA.gains[end];
-    return found ? `${intervalText(...["improvement", "low", "high"].map((name) => number(found[name][d])))} gained on ${
-      ENDS[end]}: ${found.verdict[d]}` : null;
+    return found ? `${intervalText(...["improvement", "low", "high"].map((name) => number(found[name][d])))} against τ = ${
+      end === "independent" ? "0" : "∞"}: ${found.verdict[d]}` : null;
   });
   return [shown(NAMES[d]), `${counted(SIZES[d], "training document")}`,
     `test perplexity ${levelText(of("best"), number(TASKS.best_low[d]), number(TASKS.best_high[d]))} at τ = ${
