@@ -389,3 +389,15 @@ def test_one_that_replaced_the_first_is_refused(tmp_path: Path, server: type[Ser
     server.content = archive(written(ROWS[:20]))
     assert "not the file that was first used" in refusal(tmp_path, download=True)
     assert not math.isnan(len(server.asked))
+
+
+def test_the_small_experiment_writes_the_corpus_it_was_made_of(tmp_path: Path):
+    from talk_of_norway import write_corpus
+
+    made = pd.DataFrame({"task": ["Åse (play)"] * 7 + ["Bo (play)"] * 8, "play": "play", "order": range(15)})
+    made["text"] = [f'Line {i}, "said"\nin two.' for i in range(15)]
+    write_corpus(made, tmp_path / "ton.csv")
+    corpus = load(tmp_path)
+    assert corpus.tasks == ("Bo", "Åse")
+    assert corpus.documents.sort_values("document_id")["text"].tolist() == made["text"].tolist()
+    assert corpus.notes == ("2 rows of the president of the house left out",)
