@@ -100,7 +100,8 @@ def _posterior(analysis: Analysis) -> str:
     choice, summary = analysis.choice, analysis.summary
     ends = [tau_text(summary.settings[m].tau) for m in (summary.between[0], summary.between[-1])]
     if choice.posterior is None:
-        return "The posterior is not given: it would pile up at an edge of the finite values fitted."
+        edge = tau_text(min((summary.settings[m] for m in summary.between), key=lambda fit: fit.objective).tau)
+        return f"The posterior is not given: it would pile up at τ = {edge}, the edge of the finite values fitted."
     return (
         f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
         f"{_tau_interval(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "

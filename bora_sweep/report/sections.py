@@ -67,14 +67,11 @@ def by_verdict(analysis: Analysis) -> str:
 
 def on_verdicts(analysis: Analysis) -> str:
     """What to know of the verdicts."""
-    tasks = len(analysis.summary.tasks)
-    mute = len({gain.task for gain in analysis.task_gains if gain.smallest_p * tasks >= ALPHA})
-    few = (
-        f" {mute:,} of {tasks:,} tasks have so few that they alone could not reach a verdict among {tasks:,}, whatever "
-        "their documents said."
-        if mute
-        else ""
-    )
+    gains, tasks = analysis.task_gains, len(analysis.summary.tasks)
+    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
+    late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
+    few = f" {never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say." if never else ""
+    few += f" {late:,} of {tasks:,} have so few that theirs depends on others' being given first." if late else ""
     return (
         "Test perplexity of the best fit, and how far it lies below (+) that of the end, with 95% intervals of the "
         "task's own documents. *p (Holm)*: of no difference, corrected for the number of tasks, for each end on "
@@ -114,8 +111,8 @@ def measured(analysis: Analysis) -> str:
     summary = analysis.summary
     single = int((summary.documents.counts_D == 1).sum())
     alone = (
-        f" {single:,} tasks have a single test document, and so no interval of their own; together they are resampled "
-        "as one task."
+        f" {single:,} task{'s have' if single > 1 else ' has'} a single test document, and so no interval of their "
+        "own; for all tasks together such documents are resampled as if they were of one task."
         if single
         else ""
     )
