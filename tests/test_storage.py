@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bora_sweep.errors import InputError, redact
 from bora_sweep.results import read_results, trial_rows, write_table
 from bora_sweep.runs import DRIVER, driving
 from bora_sweep.storage import StorageFullError, exists, folder_at, listed, read_bytes, remove, write_bytes, write_whole
+from bora_sweep.train import loop
 from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
 
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
@@ -110,12 +112,23 @@ def test_checkpoints_adapters_and_tables_live_on_either(place):
     assert read_results(str(place)).trials["run"].tolist() == [str(place)]
 
 
-@pytest.mark.usefixtures("store")
-def test_a_fit_and_its_report_in_an_object_store(corpus_file, model_folder, tmp_path, capsys):
+def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
+    store, corpus_file, model_folder, tmp_path, capsys, monkeypatch
+):
+    saved = iter(range(100))
+
+    def save(*content) -> None:
+        if next(saved) == 1:
+            store.stop()
+            threading.Timer(2.0, store.start).start()
+        save_checkpoint(*content)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     run = f"{BUCKET}/fit-{tmp_path.name}"
     code = main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
+    assert next(saved) > 1
     assert main(["report", run]) == 0
     assert exists(folder_at(run) / "report" / "report.md")
     assert main(["fit", "--resume", f"output={run}"]) == 0
@@ -135,6 +148,30 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(store, tmp_path, monkeyp
     write_bytes(path, b"1")
     assert time.monotonic() - started > 1.5
     assert read_bytes(path) == b"1"
+
+
+@pytest.mark.parametrize(("away", "comes_back"), [(60.0, True), (storage.PATIENCE + 1, False)])
+def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, comes_back, monkeypatch):
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def ask() -> str:
+        if now < away:
+            raise ConnectionError("no route")
+        return "there"
+
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    place = folder_at("memory://run")
+    if comes_back:
+        assert storage.patiently(place, ask) == "there"
+        assert now < away + storage.LONGEST_PAUSE
+    else:
+        with pytest.raises(ConnectionError):
+            storage.patiently(place, ask)
+        assert now > storage.PATIENCE - 2 * storage.LONGEST_PAUSE
 
 
 def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(tmp_path, monkeypatch):

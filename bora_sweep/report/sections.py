@@ -54,24 +54,31 @@ def by_verdict(analysis: Analysis) -> str:
     gains = analysis.task_gains
     if not gains:
         return ""
-    table, tasks = tables.verdict_table(analysis), len(analysis.summary.tasks)
-    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
-    late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
-    few = f"{never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say. " if never else ""
-    few += f"{late:,} of {tasks:,} have so few that theirs depends on others' being given first. " if late else ""
+    table = tables.verdict_table(analysis)
     left = f"The CSV has {len(table.rows) - MOST_ROWS + 1:,} tasks more. " if len(table.rows) > MOST_ROWS else ""
     return "\n\n".join(
         [
             "## Table 2. Who gains: each task against either end",
             markdown_table(shorten(table, MOST_ROWS)),
-            "Test perplexity of the best fit, and how far it lies below (+) that of the end, with 95% intervals of the "
-            "task's own documents. *p (Holm)*: of no difference, corrected for the number of tasks, for each end on "
-            f"its own; a verdict is given below {ALPHA}. Each p-value is the larger of two: of a test that flips the "
-            "signs of the documents' differences, and of the t test that belongs to the interval. No evidence is not "
-            "evidence of no difference: with n test documents no p-value falls below 2<sup>1−n</sup> before the "
-            "correction. "
-            f"{few}{left}[As numbers](tables/improvements.csv), [LaTeX](tables/table_2.tex).",
+            f"{on_verdicts(analysis)} {left}[As numbers](tables/improvements.csv), [LaTeX](tables/table_2.tex).",
         ]
+    )
+
+
+def on_verdicts(analysis: Analysis) -> str:
+    """What to know of the verdicts."""
+    tasks, gains = len(analysis.summary.tasks), analysis.task_gains
+    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
+    late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
+    few = f" {never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say." if never else ""
+    few += f" {late:,} of {tasks:,} have so few that theirs depends on others' being given first." if late else ""
+    return (
+        "Test perplexity of the best fit, and how far it lies below (+) that of the end, with 95% intervals of the "
+        "task's own documents. *p (Holm)*: of no difference, corrected for the number of tasks, for each end on "
+        f"its own; a verdict is given below {ALPHA}. Each p-value is the larger of two: of a test that flips the "
+        "signs of the documents' differences, and of the t test that belongs to the interval. No evidence is not "
+        "evidence of no difference: with n test documents no p-value falls below 2<sup>1−n</sup> before the "
+        f"correction.{few}"
     )
 
 

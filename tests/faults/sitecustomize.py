@@ -1,6 +1,7 @@
 """Python imports this at its start where its folder is on PYTHONPATH: training steps then pause, fail, hang or die.
 
-FAULTS is JSON: `pause`, seconds before each step; `raise`, `hang`, `die`: values of tau whose steps do so.
+FAULTS is JSON: `pause`, seconds before each step; `raise`, `hang`, `die`: values of tau whose steps do so; `eat`:
+[tau, n, bytes], whose steps with more than n documents in a forward pass take memory until they have so much.
 """
 
 import json
@@ -40,9 +41,20 @@ def bent(step):
             time.sleep(3600)
         if tau in FAULTS.get("die", []):  # as the kernel ends what takes too much memory
             os.kill(os.getpid(), signal.SIGKILL)
+        if tau in FAULTS.get("eat", [])[:1]:
+            eat(trainers[0].micro_batch_size, *FAULTS["eat"][1:])
         return step(trainers, *rest)
 
     return faulty
+
+
+def eat(rows: int, most: int, num_bytes: int) -> None:
+    taken = []
+    while rows > most and sum(map(len, taken)) < num_bytes:
+        taken.append(bytearray(os.urandom(1)) * (1 << 27))
+        time.sleep(0.05)
+    if taken:
+        time.sleep(5)
 
 
 sys.meta_path.insert(0, Finder())
