@@ -158,7 +158,7 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for path in runs:
         refuse_no_run(path)
-        if not exists(path / "results" / "trials"):
+        if not listed(path / "results" / "trials", "*.parquet"):
             raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
 

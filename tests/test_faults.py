@@ -177,8 +177,9 @@ def test_the_driver_killed_twice_once_with_its_whole_cluster(sources, whole, ben
 
 
 def test_trials_that_crash_hang_or_are_killed_are_marked_and_the_sweep_goes_on(sources, bend, tmp_path):
-    bend(**{"raise": [7.0], "hang": [8.0], "die": [9.0]})
-    tries = ["search.taus=[7,8,9]", "search.num_trials=1", "ray.max_failures=1", "ray.trial_timeout=6"]
+    died = tmp_path / "died"
+    bend(**{"raise": [7.0], "hang": [8.0], "die": [9.0], "reset": [6.0, str(died)]})
+    tries = ["search.taus=[6,7,8,9]", "search.num_trials=1", "ray.max_failures=1", "ray.trial_timeout=6"]
     code, output = finish(start("sweep", *sources, *tries, "output=run", cwd=tmp_path))
     assert code == 1, output
     rows = {row["tau"]: row for row in trial_rows(tmp_path / "run")}
@@ -188,6 +189,7 @@ def test_trials_that_crash_hang_or_are_killed_are_marked_and_the_sweep_goes_on(s
     assert "no step for 6 s" in rows[8.0]["error"]
     assert "sitecustomize.py" in rows[8.0]["error"]
     assert "worker" in rows[9.0]["error"].lower()
+    assert died.exists()  # between two trials: the second is begun again
     for tau in (7.0, 8.0, 9.0):
         assert f"trial {rows[tau]['trial_id']} failed" in output
     assert sum(row["status"] == "finished" for row in rows.values()) == len(rows) - 3

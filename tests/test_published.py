@@ -20,16 +20,19 @@ from bora_sweep.data.split import sample_documents
 from bora_sweep.data.tokens import collate, tokenize, tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.prior import Hierarchy
+from bora_sweep.report import write_report
+from bora_sweep.results import perplexity, read_results
 from bora_sweep.train import fit
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import run_epoch, step, validate
 from bora_sweep.train.optim import RowwiseAdam
 from bora_sweep.train.reported import ScoredSplit
+from bora_sweep.train.run import Trial, run_trial
 from bora_sweep.train.trainer import make_trainer
 
-TASKS = ["a", "b", "c"]
-SIZES = {"a": 16, "b": 24, "c": 4}  # so few of c that batches of 6 lack it
+TASKS = ["ann", "bob", "cid"]
+SIZES = {"ann": 16, "bob": 24, "cid": 4}  # so few of cid that batches of 6 lack it
 SETTINGS = [
     "lora.rank=2", "lora.alpha=4", "lora.target_modules=[q_proj,v_proj]", "train.device=cpu", "train.batch_size=6",
     "train.max_epochs=3", "train.lr_per_tau=1e-4", "train.learning_rate=3e-3", "model.max_tokens=16",
@@ -222,6 +225,34 @@ def test_a_cut_off_fit_reports_what_it_would_have(tmp_path):
     assert (again.reported.perplexity_K == whole.reported.perplexity_K).all()
 
 
+@pytest.mark.parametrize("settings", [["protocol=published_code", *SETTINGS], [*SETTINGS[:6], "train.padding=scored"]])
+def test_a_run_keeps_what_its_protocol_reports_apart_and_says_so(tmp_path, settings):
+    corpus, base = make_corpus(), make_base()
+    for tau in (0.0, 30.0, math.inf):
+        run_trial(Trial(f"tau{tau:g}", load_config([*settings, f"prior.tau={tau}"])), corpus, lambda: base, tmp_path)
+    results = read_results(tmp_path)
+    assert set(results.trials["protocol"]) == {load_config(settings).protocol}
+    assert results.trials["reported_as"].str.endswith("padding counted").all()
+    assert (results.trials["reported_perplexity"] != results.trials["test_perplexity"]).all()
+    for row in results.trials.to_dict("records"):
+        assert row["test_num_tokens"] == corpus.num_tokens("test")
+        assert row["test_perplexity"] == perplexity(row["test_nll_nats"], row["test_num_tokens"])
+    split = "validation" if len(settings) > 8 else "test"
+    noted = results.task_scores.dropna(subset=["reported_perplexity"])
+    assert (noted["split"] == split).all()
+    assert len(noted) == 3 * 3
+    page = (write_report(str(tmp_path)).parent / "report.md").read_text()
+    assert "count padding" in page
+    assert f"{results.trials.set_index('tau').loc[30.0, 'reported_perplexity']:.2f}" in page
+
+
+def test_ours_reports_nothing_else(tmp_path):
+    row = run_trial(Trial("one", load_config([*SETTINGS[:6]])), make_corpus(), make_base, tmp_path)
+    assert row["protocol"] == "ours"
+    assert row["reported_perplexity"] is None
+    assert read_results(tmp_path).task_scores["reported_perplexity"].isna().all()
+
+
 @pytest.mark.parametrize("centered", [False, True])
 def test_the_gradient_of_tensor_norms_is_autograds_of_a_loop(centered):
     generator = torch.Generator().manual_seed(0)
@@ -299,9 +330,7 @@ def test_the_likelihood_by_documents_is_each_tasks_mean_times_its_documents(padd
 
 
 def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
-    frame = pd.DataFrame(
-        {"task": ["w1", "w2"], "text": ["w3 {task} w4", "w5 w6 w7 w8 w9 w10"], "floor_nll_nats": np.nan}
-    )
+    frame = pd.DataFrame({"task": ["w1", "w2"], "text": ["w3 {task}", "w5 w6 w7 w8 w9 w10"], "floor_nll_nats": np.nan})
     corpus = Corpus("made", ("w1", "w2"), frame.assign(split="test"), ())
     tokenizer = make_tokenizer()
     made = tokenize(corpus, tokenizer, 8, prompt="w20 {task}", template="w21 {text}")

@@ -169,9 +169,8 @@ def _said(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, tri
         "table_1": sections.overall(analysis),
         "methods": sections.methods(summary, compared),
         "verdicts": verdicts(analysis),
-        "tasks": f"{sections.on_verdicts(analysis)} [As numbers](tables/improvements.csv), [each τ](tables/table_a1.csv)."
-        if analysis.task_gains
-        else "[As numbers](tables/table_a1.csv).",
+        "tasks": f"{sections.on_verdicts(analysis) if analysis.task_gains else ''} "
+        "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "
         "training split over the epoch, while the adapters moved. Of long curves evenly spaced epochs are shown, the "
         "first, the best and the last among them.",

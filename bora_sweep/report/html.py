@@ -12,7 +12,7 @@ import vl_convert
 from bora_sweep.report.document import to_json
 from bora_sweep.report.formats import plain
 
-_SCRIPTS = ("words.js", "charts.js", "figures.js", "tables.js", "page.js")
+_SCRIPTS = ("words.js", "charts.js", "tau.js", "figures.js", "learning.js", "tables.js", "page.js")
 
 
 def page(document: dict[str, Any]) -> bytes:

@@ -67,7 +67,7 @@ def by_verdict(analysis: Analysis) -> str:
 
 def on_verdicts(analysis: Analysis) -> str:
     """What to know of the verdicts."""
-    tasks, gains = len(analysis.summary.tasks), analysis.task_gains
+    gains, tasks = analysis.task_gains, len(analysis.summary.tasks)
     never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
     late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
     few = f" {never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say." if never else ""

@@ -138,8 +138,14 @@ function followWidth() {
   for (const id of Object.keys(CHARTS)) if (at(id)) resized.observe(at(id));
 }
 
+/** Paper cannot be clicked. */
+function openOnPaper() {
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+}
+
 async function main() {
   followScheme();
+  openOnPaper();
   drawWords();
   drawLegends();
   drawTasks();
@@ -148,10 +154,12 @@ async function main() {
   drawMethods();
   drawTrials();
   drawSettings();
+  const now = () => String(Math.round(performance.now()));
+  document.documentElement.dataset.read = now(); // milliseconds: words and tables are there
   at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
   await drawCharts();
   followWidth();
-  document.documentElement.dataset.drawn = String(Math.round(performance.now()));
+  document.documentElement.dataset.drawn = now();
 }
 
 main();
