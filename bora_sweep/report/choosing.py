@@ -105,7 +105,7 @@ def _posterior(analysis: Analysis) -> str:
     return (
         f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
         f"{_tau_interval(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "
-        "fit, so it is too sharp: go by the bootstrap."
+        "fit, so it is far too sharp: go by the bootstrap."
     )
 
 
