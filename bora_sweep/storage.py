@@ -98,6 +98,11 @@ def listed(path: Folder, pattern: str) -> list[Folder]:
     return patiently(path, lambda: sorted(path.glob(pattern), key=lambda found: found.name))
 
 
+def modified_at(path: Folder) -> float:
+    """When the file was written last, in seconds since 1970 by the storage's clock."""
+    return patiently(path, lambda: path.stat().st_mtime)
+
+
 def remove(path: Folder) -> None:
     """Remove a file; one that is gone already is no error."""
     patiently(path, lambda: path.unlink(missing_ok=True))

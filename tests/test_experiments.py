@@ -13,7 +13,7 @@ from bora_sweep.data.corpus import load_corpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import make_layout
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
-from bora_sweep.sweep.points import fixed_points
+from bora_sweep.tune.points import fixed_points
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENT = str(CONF / "experiment" / "talk_of_norway.yaml")
