@@ -113,15 +113,15 @@ def test_what_the_protocol_reports_stands_for_test_perplexity(tmp_path: Path):
 
 def test_settings_that_differ_are_listed_and_no_others(tmp_path: Path):
     experiment = str(Path(__file__).parents[1] / "conf" / "experiment" / "talk_of_norway.yaml")
-    same = load_config([experiment, "data.path=x", "protocol=published_code"])
+    same = load_config([experiment, "data.path=x", "protocol=published_code", "model.name=/a/opt-350m"])
     write_papers(tmp_path / "same", config_json=same.to_json())
     write_report(tmp_path / "same", against_paper=True)
     assert "None that was looked at." in (tmp_path / "same" / "report" / "paper.md").read_text()
-    other = load_config([experiment, "data.path=x", "protocol=published_code", "lora.rank=4", "model.name=mine"])
+    other = load_config([experiment, "data.path=x", "protocol=published_code", "lora.rank=4", "model.name=/a/mine"])
     write_papers(tmp_path / "other", config_json=other.to_json())
     write_report(tmp_path / "other", against_paper=True)
     rows = table_after((tmp_path / "other" / "report" / "paper.md").read_text(), "## Settings that differ")
-    assert rows[1:] == [["model.name", "facebook/opt-350m", "mine"], ["lora.rank", "16", "4"]]
+    assert rows[1:] == [["model.name", "facebook/opt-350m", "/a/mine"], ["lora.rank", "16", "4"]]
 
 
 def test_the_tables_of_the_paper_do_not_agree_at_tau_10(tmp_path: Path):
