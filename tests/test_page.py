@@ -258,7 +258,7 @@ def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
     assert "[" in answer
     assert opened.page.locator(".chart svg").count() == 7
     assert opened.page.locator("#trial-table tbody tr").count() == 8
-    assert "RuntimeError: <b>out</b> of memory" in opened.page.locator("#trial-table").inner_text()
+    assert "RuntimeError: <b>out</b> of memory" in (opened.page.locator("#trial-table").text_content() or "")
     assert "tau: 1000.0  # differs between trials" in opened.page.locator("#config").inner_text()
     assert opened.page.locator(".note").inner_text().startswith("Note.")  # a trial has failed
 
