@@ -5,13 +5,15 @@ that reads back to an equal one.
 """
 
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import load_config, read_config
+from bora_sweep.config.load import PROTOCOLS, Setting, load_config, read_config
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
-from bora_sweep.config.whole import Config, Method, with_values
+from bora_sweep.config.whole import UNTRAINED, Config, Method, Protocol, with_values
 
 __all__ = [
+    "PROTOCOLS",
+    "UNTRAINED",
     "Baseline",
     "Config",
     "DataConfig",
@@ -21,8 +23,10 @@ __all__ = [
     "ModelConfig",
     "Parametrization",
     "PriorConfig",
+    "Protocol",
     "RayConfig",
     "SearchConfig",
+    "Setting",
     "Solver",
     "SyntheticConfig",
     "TrainConfig",

@@ -3,6 +3,7 @@
 from bora_sweep.report.analysis import Analysis, analyse
 from bora_sweep.report.documents import Documents, align_documents
 from bora_sweep.report.page import write_report
+from bora_sweep.report.report import Report
 from bora_sweep.report.statistics import Bootstrap, Contrast, Interval, paired_bootstrap, task_contrasts
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Contrast",
     "Documents",
     "Interval",
+    "Report",
     "align_documents",
     "analyse",
     "paired_bootstrap",

@@ -9,16 +9,18 @@ from bora_sweep.report.document import make_document
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import Table, latex_table, markdown_text
 from bora_sweep.report.methods import compare_methods, method_numbers, method_table
+from bora_sweep.report.paper_page import write_paper
 from bora_sweep.report.pooling import summarise
 from bora_sweep.results import read_results
 from bora_sweep.storage import Folder, folder_at, write_bytes
 
 
-def write_report(run: str | Folder | list[str | Folder]) -> Folder:
+def write_report(run: str | Folder | list[str | Folder], against_paper: bool = False) -> Folder:
     """Tables, figures and a page from a run's results, also of an unfinished run.
 
     Args:
         run: A run's folder, or a list of them; the report goes to `report/` in the first.
+        against_paper: Also write `paper.md`, the run beside the paper's results.
 
     Returns:
         The page, `RUN/report/report.md`. Beside it: `index.html`, `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
@@ -43,6 +45,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         " ".join([place(summary), *lowest(summary, methods)]),
         verdicts(analysis),
         notes.warnings(summary, methods),
+        f"[Beside the paper's results]({write_paper(folder, summary, results).name})." if against_paper else "",
+        notes.protocol(summary),
         sections.overall(analysis),
         choosing(analysis),
         sections.methods(summary, compared),

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from bora_sweep.config import Config
+from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import make_layout
@@ -30,7 +30,7 @@ from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.ranks import first, is_first, join
 from bora_sweep.train.state import Fit, Start, State, StepReport
-from bora_sweep.train.trainer import UNTRAINED
+from bora_sweep.train.tracking import Tracker
 
 ROW_SECONDS = 5.0
 """Between two rows that say how far a trial is: short epochs would spend their time on them."""
@@ -86,13 +86,16 @@ def run_pack(
     open_trials = [trial for trial in trials if trial.trial_id not in rows]
     if not open_trials:
         return rows
+    trackers = {trial.trial_id: Tracker(trial.config, run, trial.trial_id) for trial in open_trials}
     try:
         base = load_base()
-        slots = [_slot(trial, base, run, opened[trial.trial_id], on_epoch) for trial in open_trials]
+        slots = [
+            _slot(trial, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch) for trial in open_trials
+        ]
         for place, done in fit_pack(slots, corpus, base, on_step, pulse):
             trial = open_trials[place]
-            close = partial(_close, trial, corpus, base, run, opened[trial.trial_id], done)
-            rows[trial.trial_id] = first(close)
+            own = opened[trial.trial_id], trackers[trial.trial_id], done
+            rows[trial.trial_id] = first(partial(_close, trial, corpus, base, run, *own))
     except BaseException as error:
         if not is_first():
             raise
@@ -102,6 +105,9 @@ def run_pack(
             with suppress(StorageFullError):  # the first error says what is wrong
                 write_table(run, "trials", trial_id, [opened[trial_id]])
         raise
+    finally:
+        for tracker in trackers.values():
+            tracker.finish()
     return rows
 
 
@@ -126,7 +132,12 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
 
 
 def _slot(
-    trial: Trial, base: PreTrainedModel, run: Folder, row: dict[str, Any], on_epoch: Callable[[State], None]
+    trial: Trial,
+    base: PreTrainedModel,
+    run: Folder,
+    row: dict[str, Any],
+    tracker: Tracker,
+    on_epoch: Callable[[State], None],
 ) -> Slot:
     written_at = -math.inf
 
@@ -136,6 +147,7 @@ def _slot(
         if time.monotonic() - written_at > ROW_SECONDS:
             write_table(run, "curves", trial.trial_id, state.curve)
             write_table(run, "trials", trial.trial_id, [row])
+            _track(tracker, state)
             written_at = time.monotonic()
         on_epoch(state)
 
@@ -144,9 +156,22 @@ def _slot(
     return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_first() else nothing)
 
 
+def _track(tracker: Tracker, state: State) -> None:
+    if trouble := tracker.write(state.curve):
+        state.notes.append(trouble)
+
+
 def _close(
-    trial: Trial, corpus: TokenizedCorpus, base: PreTrainedModel, run: Folder, row: dict[str, Any], done: Fit
+    trial: Trial,
+    corpus: TokenizedCorpus,
+    base: PreTrainedModel,
+    run: Folder,
+    row: dict[str, Any],
+    tracker: Tracker,
+    done: Fit,
 ) -> dict[str, Any]:
+    _track(tracker, done.state)
+    tracker.finish()
     row = row | _estimated_tau(trial.config, corpus, base, done)
     return record(trial.config, corpus, run, trial.trial_id, row, done)
 
@@ -171,7 +196,7 @@ def record(
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
-    row = row | _closing(done, tasks)
+    row = row | _closing(config, done, tasks)
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row
@@ -217,7 +242,17 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
+        reported_perplexity=_reported_by_task(corpus, scores, done),
     )
+
+
+def _reported_by_task(corpus: TokenizedCorpus, scores: pd.DataFrame, done: Fit) -> list[float] | None:
+    """Beside the split that it was measured on."""
+    if done.reported is None:
+        return None
+    of_task = dict(zip(corpus.tasks, done.reported.perplexity_K.tolist(), strict=True))
+    here = scores["split"] == done.reported.split
+    return [of_task[task] if it_is else math.nan for task, it_is in zip(scores["task"], here, strict=True)]
 
 
 def _is_trained(config: Config) -> bool:
@@ -234,6 +269,7 @@ def opening_row(config: Config) -> dict[str, Any]:
     return {
         "status": "running",
         "method": config.method,
+        "protocol": config.protocol,
         "tau": _tau(config),
         "learning_rate": config.learning_rate if trained else None,
         "parametrization": config.prior.parametrization if trained else None,
@@ -268,7 +304,13 @@ def _so_far(state: State) -> dict[str, Any]:
     }
 
 
-def _closing(done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
+def reported_as(config: Config) -> str:
+    """What `reported_perplexity` is, in words."""
+    best = "validation, each task's best epoch" if config.train.reported == "best_epochs" else "test"
+    return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
+
+
+def _closing(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
         of_split = tasks[tasks["split"] == split]
@@ -281,6 +323,8 @@ def _closing(done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
         **scores,
         "status": "finished",
         "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
+        "reported_perplexity": None if done.reported is None else done.reported.perplexity,
+        "reported_as": None if done.reported is None else reported_as(config),
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,
         "device": done.device,
