@@ -23,7 +23,7 @@ from bora_sweep.results import perplexity, read_results, write_table
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper"
 SIZES = {"ada": 40, "bo": 12, "cy": 25, "dee": 18, "eve": 60}
-DRAWS = ("figures", "paper_figure")
+DRAWS = ("figures", "paper_figure", "report")  # report.py names the type of a figure
 CSV = ("table_1", "table_a1", "improvements", "trends", "curve", "choice", "trials")
 TAUS = (0.0, 100.0, 1_000.0, 10_000.0, math.inf)
 
