@@ -9,6 +9,7 @@ Needs the `dev` extra and a Chromium on the path. Written to `benchmarks/results
 
 import json
 import math
+import os
 import shutil
 import statistics
 import tempfile
@@ -110,7 +111,7 @@ def run() -> None:
             )
     notes = [
         f"{TASKS:,} tasks, {len(TAUS)} trials; medians of {ROUNDS}, from the start of navigation, nothing cached. "
-        "*Report*: `write_report`, all its files."
+        f"*Report*: `write_report`, all its files. {os.cpu_count()} CPUs; load average {os.getloadavg()[0]:.1f} meanwhile."
     ]
     record("opening", "Opening the page of a large sweep", "headless Chromium", rows, notes)
 
