@@ -93,8 +93,8 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_run(Path(folder))
         started = time.perf_counter()
-        page = write_report(folder).parent / "index.html"
-        taken = time.perf_counter() - started
+        write_report(folder)
+        taken, page = time.perf_counter() - started, Path(folder) / "report" / "index.html"
         rows = []
         for name, window in WINDOWS.items():
             read, drawn = opened_ms(page, window)

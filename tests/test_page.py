@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 from test_report import HOSTILE, SIZES, write_run, write_trial
 
+from bora_sweep.cli import main
 from bora_sweep.report import html, write_report
 from bora_sweep.report import page as page_module
 from bora_sweep.report.document import to_json, words
@@ -256,7 +258,7 @@ def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
     assert "[" in answer
     assert opened.page.locator(".chart svg").count() == 7
     assert opened.page.locator("#trial-table tbody tr").count() == 8
-    assert "RuntimeError: <b>out</b> of memory" in opened.page.locator("#trial-table").inner_text()
+    assert "RuntimeError: <b>out</b> of memory" in (opened.page.locator("#trial-table").text_content() or "")
     assert "tau: 1000.0  # differs between trials" in opened.page.locator("#config").inner_text()
     assert opened.page.locator(".note").inner_text().startswith("Note.")  # a trial has failed
 
@@ -488,3 +490,20 @@ def test_a_thousand_tasks_and_a_hundred_trials(browser: Any, document: dict[str,
 def test_the_columns_shown_are_columns_of_the_table(document: dict[str, Any]):
     made = {"run", "fit", "cpu_hours", "gpu_hours"}
     assert set(document["trials"]) - made <= set(SCHEMAS["trials"].names)
+
+
+def test_report_prints_where_the_page_is_and_opens_it(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: bool(opened.append(address)) or len(opened) == 1)
+    assert main(["report", str(run)]) == 0
+    assert f"page: {run / 'report' / 'index.html'}" in capsys.readouterr().out
+    assert opened == []
+    assert main(["report", str(run), "--open"]) == 0
+    assert opened == [(run / "report" / "index.html").as_uri()]
+    assert "no browser" not in capsys.readouterr().err
+    assert main(["report", str(run), "--open"]) == 0
+    assert "no browser found" in capsys.readouterr().err
+    assert main(["report", "s3://bucket/run", "--open"]) == 2
+    assert "copy s3://bucket/run/report/index.html" in capsys.readouterr().err

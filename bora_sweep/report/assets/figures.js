@@ -34,7 +34,8 @@ async function drawBySize(host, series, title, { percent = false, intervals = fa
           y: field("y", "low"), y2: field("y", "high"), ...fixedEncoding({ stroke: color, strokeOpacity: 0.45,
             strokeWidth: 1.2 }) } } }] : []),
         lines(`trend${n}`, { stroke: color, strokeWidth: 1.5 }),
-        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, opacity }, { x: beside, fill: {
+        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, fillOpacity: opacity,
+          strokeOpacity: opacity }, { x: beside, fill: {
           field: "fill" } }),
       ]),
       symbols("kept", { fillOpacity: 0, stroke: "var(--pick)", strokeWidth: 2.4, size: 130 }, { x: beside }),

@@ -20,21 +20,18 @@ async function drawLearning(host) {
   x.scale = { ...x.scale, type: "linear", domain: [0, Math.max(1, ...ids.flatMap((n) => of(n, "validation").epoch))] };
   x.axis = { scale: "x", orient: "bottom", title: "Epoch", tickMinStep: 1, format: "d" };
   const y = measured("y", curves.flatMap((curve) => curve.perplexity), "Perplexity");
-  const grey = ids.filter((n) => !special.includes(n)).flatMap((n) => [...rows(n, "validation"), { x: 0, y: 1,
-    ok: false }]);
+  const grey = ids.filter((n) => !special.includes(n)).map((n) => rows(n, "validation").map((row) => [row.x, row.y]));
   const view = await draw(host, {
     height: 360,
-    data: [{ name: "grey", values: grey }, ...Object.entries(roles).flatMap(([role, found]) => [
+    data: [{ name: "grey", values: [] }, ...Object.entries(roles).flatMap(([role, found]) => [
       { name: role, values: found.flatMap((n) => rows(n, "validation")) },
       { name: `${role}-train`, values: found.flatMap((n) => rows(n, "train")) },
-    ]), { name: "focus", values: [] }, { name: "kept", values: [] }, { name: "ends",
-      values: Object.entries(roles).flatMap(([role, found]) => found.slice(0, 1).map((n) => ({
-        ...rows(n, "validation").at(-1), role }))) }],
+    ]), { name: "focus", values: [] }, { name: "kept", values: [] }],
     scales: [x.scale, y.scale],
     axes: [x.axis, y.axis],
     marks: [
-      lines("grey", { stroke: "var(--task)", strokeWidth: 1.1, strokeOpacity: Math.max(0.25, Math.min(0.8,
-        12 / ids.length)) }, { defined: { field: "ok" } }),
+      traced("grey", { stroke: "var(--task)", strokeWidth: 1.1, strokeOpacity: Math.max(0.25, Math.min(0.8,
+        12 / ids.length)) }),
       ...Object.entries(ROLES).flatMap(([role, [stroke]]) => [
         each(`${role}-train`, lines("", { stroke, strokeWidth: 1.3, strokeDash: [2, 3] }, { defined: { field: "ok" } })),
         each(role, lines("", { stroke, strokeWidth: 2 }, { defined: { field: "ok" } })),
@@ -43,6 +40,7 @@ async function drawLearning(host) {
       lines("focus", { stroke: "var(--ink)", strokeWidth: 2.4 }, { defined: { field: "ok" } }),
     ],
   });
+  await trace(host, view, { grey });
   const pixels = ids.map((n) => rows(n, "validation").map(({ x: a, y: b }) => [a, b]));
   const away = (points, px, py) => {
     const [sx, sy] = [view.scale("x"), view.scale("y")];

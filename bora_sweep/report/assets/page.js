@@ -119,10 +119,14 @@ const MISSING = {
   "chart-distance": () => !TASKS.distance || TASKS.distance.every((value) => value === null),
 };
 
+/** Let the browser show what is there. */
+const shownFirst = () => new Promise((done) => setTimeout(done));
+
 async function drawCharts() {
   for (const [id, work] of Object.entries(CHARTS)) {
     if (MISSING[id]?.()) at(id).remove();
     else await work(at(id));
+    if (id === "chart-each") await shownFirst();
   }
 }
 
@@ -131,7 +135,7 @@ function followWidth() {
   const resized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       if (target.drawn && target.clientWidth && target.drawn.width() !== target.clientWidth) {
-        target.drawn.width(target.clientWidth).runAsync();
+        target.drawn.width(target.clientWidth).runAsync().then(() => target.trace?.());
       }
     }
   });
@@ -156,6 +160,7 @@ async function main() {
   drawSettings();
   const now = () => String(Math.round(performance.now()));
   document.documentElement.dataset.read = now(); // milliseconds: words and tables are there
+  await shownFirst();
   at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
   await drawCharts();
   followWidth();

@@ -47,13 +47,12 @@ const numeric = (title, values, text, more = {}) => {
 /** A gain with its interval as a small drawing, all rows on one scale, which ends where nearly all of them lie. */
 function intervalBar(estimate, low, high, most, color) {
   const [width, height] = [72, 14];
-  const place = (value) => Math.max(1, Math.min(width - 1, (value / most + 1) * width / 2));
-  const part = (name, attributes) => element(`svg:${name}`, attributes);
+  const place = (value) => Math.max(3, Math.min(width - 3, (value / most + 1) * width / 2)).toFixed(1);
   if (!Number.isFinite(estimate)) return null;
+  const whisker = Number.isFinite(low + high) ? `M${place(low)} 7H${place(high)}` : "";
+  const dot = `M${place(estimate)} 7m-2.2 0a2.2 2.2 0 1 0 4.4 0a2.2 2.2 0 1 0-4.4 0`;
   return element("svg", { class: "bar", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
-    part("line", { x1: width / 2, x2: width / 2, y1: 0, y2: height, stroke: "var(--line)" }),
-    part("line", { x1: place(low), x2: place(high), y1: height / 2, y2: height / 2, stroke: color, "stroke-width": 2 }),
-    part("circle", { cx: place(estimate), cy: height / 2, r: 3.2, fill: color }));
+    element("svg:path", { d: whisker + dot, stroke: color, fill: color }));
 }
 
 const VERDICTS = { gains: ["▲ gains", "gains"], loses: ["▼ loses", "loses"], "no evidence": ["no evidence", "open"] };

@@ -114,14 +114,11 @@ async function drawEach(host, relative) {
   const axis = tauAxis(TAUS);
   const best = numbers(TASKS.perplexity.best);
   const values = OVER_TAU.map((row, d) => (relative ? row.map((value) => value / best[d] - 1) : row));
-  const all = values.flat();
-  const y = measured("y", all, relative ? "Test perplexity against the best τ" : "Test perplexity",
+  const y = measured("y", values.flat(), relative ? "Test perplexity against the best τ" : "Test perplexity",
     { percent: relative });
   const { solid, dotted } = stretches(TAUS);
   const row = (d) => (i) => ({ x: axis.place(TAUS[i]), y: values[d][i], of: d, ok: Number.isFinite(values[d][i]) });
-  // One line of all tasks, lifted between them: a thousand lines of their own would take a second to draw.
-  const lifted = (parts) => values.flatMap((_, d) => parts.flatMap((part) => [...part.map(row(d)), { x: 0, y: 1,
-    ok: false }]));
+  const paths = (parts) => values.flatMap((own) => parts.map((part) => part.map((i) => [axis.place(TAUS[i]), own[i]])));
   const whole = (d) => TAUS.map((_, i) => row(d)(i));
   const label = (d) => {
     const last = whole(d)[TAUS.length - 1];
@@ -130,7 +127,7 @@ async function drawEach(host, relative) {
   const opacity = Math.max(0.1, Math.min(0.7, 15 / NAMES.length));
   const view = await draw(host, {
     height: 330,
-    data: [axis.data, { name: "solid", values: lifted(solid) }, { name: "dotted", values: lifted(dotted) },
+    data: [axis.data, { name: "solid", values: [] }, { name: "dotted", values: [] },
       { name: "focus", values: [] }, { name: "kept", values: [] }, { name: "labels", values: [] },
       { name: "zero", values: relative ? [{}] : [] }],
     scales: [...axis.scales, y.scale],
@@ -138,9 +135,8 @@ async function drawEach(host, relative) {
     marks: [
       { type: "rule", from: { data: "zero" }, encode: { update: { x: { value: 0 }, x2: { signal: "width" },
         y: { scale: "y", value: 0 }, ...fixedEncoding({ stroke: "var(--task)", strokeWidth: 1 }) } } },
-      lines("dotted", { stroke: "var(--task)", strokeWidth: 0.9, strokeOpacity: opacity / 2, strokeDash: [2, 3] },
-        { defined: { field: "ok" } }),
-      lines("solid", { stroke: "var(--task)", strokeWidth: 0.9, strokeOpacity: opacity }, { defined: { field: "ok" } }),
+      traced("dotted", { stroke: "var(--task)", strokeWidth: 0.9, strokeOpacity: opacity / 2, strokeDash: [2, 3] }),
+      traced("solid", { stroke: "var(--task)", strokeWidth: 0.9, strokeOpacity: opacity }),
       ...axis.marks,
       each("kept", lines("", { stroke: "var(--pick)", strokeWidth: 2 }, { defined: { field: "ok" } })),
       lines("focus", { stroke: "var(--ink)", strokeWidth: 2 }, { defined: { field: "ok" } }),
@@ -148,6 +144,7 @@ async function drawEach(host, relative) {
       ...texts("labels", { fill: "var(--ink)" }),
     ],
   });
+  await trace(host, view, { solid: paths(solid), dotted: paths(dotted) });
   const columns = TAUS.map((tau) => axis.place(tau));
   const nearest = (px, py) => {
     const x = columns.map(view.scale("x"));
