@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from bora_sweep.config import LoraConfig
+from bora_sweep.train.device import keep_freed_memory
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """tokens_BT, length_B, task_B."""
@@ -91,5 +92,9 @@ GEOMETRIES = {
 
 
 def here() -> tuple[torch.device, torch.dtype]:
-    """Where the benchmarks run and in which precision: a GPU in bfloat16, else the CPU in float32."""
+    """Where the benchmarks run and in which precision: a GPU in bfloat16, else the CPU in float32.
+
+    On a CPU freed memory is kept, for all contenders, as a fit has it.
+    """
+    keep_freed_memory()
     return (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""One training step, three times: ours; the paper's published algorithm; one PEFT adapter for all rows.
+"""One training step, four times: ours; the paper's published algorithm, and its code's; one PEFT adapter for all rows.
 
 Each loop holds a base model of its own and has `step(batch) -> nats`, a whole optimiser step with the loss read off the
 device, as a training loop does to log it.
@@ -71,7 +71,7 @@ class Published:
 
     PEFT's `set_adapter` switches between them; the prior is a loop over the parameters of all tasks, in the form of
     Eq. 5; one backward pass, AdamW. The loss is Transformers' but in float64, which that rounds to float32. Norms that
-    the published code computes for its log are left out.
+    the published code computes for its log are left out; `PublishedStep` has them.
     """
 
     def __init__(self, geometry: Geometry, device: torch.device, dtype: torch.dtype) -> None:
@@ -135,6 +135,17 @@ class Published:
             for parts in (peft_parts(self.model, layout, adapter) for adapter in (GLOBAL, *self.tasks))
         ]
         return nats, flat[0], torch.stack(flat[1:])
+
+
+class PublishedStep(Published):
+    """The same with all that the published code does in a step: in each it takes the norm of every task's tensors."""
+
+    def step(self, batch: Batch) -> float:
+        """See the module."""
+        self.norm_of_task = {
+            task: sum(torch.linalg.vector_norm(self._of(name, task)) for name in self.mean) for task in self.tasks
+        }
+        return super().step(batch)
 
 
 class OneAdapter:

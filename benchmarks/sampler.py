@@ -13,8 +13,8 @@ import numpy as np
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
-from bora_sweep.sweep.points import Point
-from bora_sweep.sweep.search import TauSearch
+from bora_sweep.tune.points import Point
+from bora_sweep.tune.search import TauSearch
 
 REPETITIONS, NOISE_NATS = 30, 0.002
 

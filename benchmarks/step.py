@@ -1,8 +1,8 @@
-"""Tokens per second of one training step: ours, the paper's published algorithm, one PEFT adapter.
+"""Tokens per second of one training step: ours, the paper's published algorithm and code, one PEFT adapter.
 
     python benchmarks/step.py [tiny] [crowd] [opt-350m] [llama-1b]
 
-All three in turn on the same batches, models with random weights, float32 on a CPU, bfloat16 on a GPU. Beside it, in
+All in turn on the same batches, models with random weights, float32 on a CPU, bfloat16 on a GPU. Beside it, in
 float64 (float32 for the large models), how far ours and the published algorithm are apart in loss and gradients.
 Written to `benchmarks/results/step.md` and `.json`, on a GPU to `step_gpu`. Where PEFT is not installed ours alone is
 timed.
@@ -13,13 +13,18 @@ from dataclasses import replace
 
 import torch
 from geometry import GEOMETRIES, Geometry, here
-from loops import HAS_PEFT, OneAdapter, Ours, Published
+from loops import HAS_PEFT, OneAdapter, Ours, Published, PublishedStep
 from provenance import record
 from timing import Step, interleaved, peak_memory_gib, release
 
 ROUNDS = {"opt-350m": 5, "llama-1b": 10}
 ROUNDS_OF_SMALL = 20
-CONTENDERS = {"ours": Ours, "published algorithm": Published, "one PEFT adapter": OneAdapter}
+CONTENDERS = {
+    "ours": Ours,
+    "published algorithm": Published,
+    "published code, the norms of its log too": PublishedStep,
+    "one PEFT adapter": OneAdapter,
+}
 NOT_INSTALLED = "PEFT is not installed here: the published algorithm and the single adapter were skipped."
 
 

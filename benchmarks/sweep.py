@@ -71,10 +71,10 @@ def settings_of(given: list[str], trials: int, epochs: int) -> list[str]:
 
 def import_worker() -> None:
     """What a worker imports to run a trial."""
-    from bora_sweep.sweep import LOOPBACK, QUIET
+    from bora_sweep.tune import LOOPBACK, QUIET
 
     os.environ.update(QUIET | LOOPBACK)
-    import bora_sweep.sweep.trial  # noqa: F401
+    import bora_sweep.tune.trial  # noqa: F401
 
 
 def read_corpus(config: Any) -> Any:
@@ -127,8 +127,8 @@ def run_clocked(settings: list[str], run: Path) -> tuple[Clock, pd.DataFrame, pd
     from bora_sweep.report import write_report
     from bora_sweep.results import read_results
     from bora_sweep.runs import create_run
-    from bora_sweep.sweep import run_sweep
-    from bora_sweep.sweep.search import TauSearch
+    from bora_sweep.tune import run_sweep
+    from bora_sweep.tune.search import TauSearch
 
     config = load_config(settings)
     corpus = clock.measure("read and tokenise", lambda: read_corpus(config))

@@ -1,6 +1,50 @@
-"""Hierarchical low-rank adaptation: one frozen language model, many related tasks, and the tau that ties them."""
+"""Hierarchical low-rank adaptation: one frozen language model, many related tasks, and the tau that ties them.
 
-from bora_sweep.results import Results, read_results
+    results = bora_sweep.sweep("conf/embedded.yaml")   # or read_results("runs/…") of one that is there
+    report = bora_sweep.Report(results)
+    report.answer, report.overall, report.figures
+    bora_sweep.export("runs/…", "adapters/")
+
+Whatever was given wrongly is an `InputError`, whose message names the key or file, the value and the mend.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bora_sweep.api import fit, sweep
+    from bora_sweep.config import Config, load_config
+    from bora_sweep.errors import InputError
+    from bora_sweep.folders import export
+    from bora_sweep.report import Report
+    from bora_sweep.results import Results, read_results
 
 __version__ = "0.1.0"
-__all__ = ["Results", "__version__", "read_results"]
+__all__ = [
+    "Config",
+    "InputError",
+    "Report",
+    "Results",
+    "__version__",
+    "export",
+    "fit",
+    "load_config",
+    "read_results",
+    "sweep",
+]
+
+_HOME = {
+    "Config": "config", "InputError": "errors", "Report": "report", "Results": "results", "export": "folders",
+    "fit": "api", "load_config": "config", "read_results": "results", "sweep": "api",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Each is imported when it is first asked for: pandas, torch and Ray take seconds, and few need them all."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -42,12 +42,19 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    fitted = ("protocol", "data", "model", "lora", "prior", "train", "init_from", "method", "output")
+    fitted = ("protocol", "data", "model", "lora", "prior", "train", "init_from", "method", "tracking", "output")
     _settings(add("fit", commands.fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
-    swept = ("protocol", "data", "model", "lora", "prior", "train", "search", "ray", "output")
+    swept = ("protocol", "data", "model", "lora", "prior", "train", "search", "ray", "tracking", "output")
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
-    report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
+    report = add("report", commands.report, "Tables, figures and a page of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--open", action="store_true", help="show the page, RUN/report/index.html, in a browser")
+    report.add_argument("--against", choices=["paper"], help="also set the run beside the paper's results")
+    status = add("status", commands.status, "How a run stands: trials, the best so far, the time left.")
+    status.add_argument("run", metavar="RUN", help="the run's folder; also s3://… and gs://…")
+    status.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="again and again, until no process works on the run"
+    )
     _exporting(add("export", commands.export, "A trial's adapters as PEFT folders, one for each task and _global."))
     _generating(
         add("generate", commands.generate, "Text from tasks' adapters, beside that of _global and of the base model.")

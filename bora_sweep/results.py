@@ -157,10 +157,23 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
     """
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for path in runs:
-        if not exists(path / "results" / "trials"):
-            hint = "no trial has finished yet" if exists(path / "config.yaml") else "not a run's folder"
-            raise InputError(f"{path}: {hint}; give the folder that `bora-sweep fit` or `bora-sweep sweep` wrote")
+        refuse_no_run(path)
+        if not listed(path / "results" / "trials", "*.parquet"):
+            raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
+
+
+def refuse_no_run(path: Folder) -> None:
+    """Refuse a folder that holds neither a run's configuration nor results.
+
+    Raises:
+        InputError: So it is.
+    """
+    if not (exists(path / "config.yaml") or exists(path / "results" / "trials")):
+        why = "" if exists(path) else ", for nothing is there"
+        raise InputError(
+            f"{path}: not a run's folder{why}; give the folder that `bora-sweep fit` or `bora-sweep sweep` wrote"
+        )
 
 
 def _read(run: Folder, table: str) -> pd.DataFrame:

@@ -7,16 +7,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bora_sweep.config import Config, load_config, with_values
+from bora_sweep.config import Config, Setting, load_config, with_values
 from bora_sweep.errors import InputError
 from bora_sweep.storage import Folder, exists, folder_at, read_bytes, remove, with_local, write_bytes
 
-FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "train.checkpoint_minutes")
+FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.checkpoint_minutes")
 HOME = Path("runs")
 
 DRIVER = "driver.json"
@@ -26,7 +27,7 @@ SILENT = 4 * BEAT
 """After which it counts as dead."""
 
 
-def new_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
+def new_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
     """The configuration that `settings` ask for, and the folder of a run that is not there yet.
 
     Raises:
@@ -40,7 +41,7 @@ def new_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
     return config, run
 
 
-def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
+def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
     """The configuration of a run that was begun, with what may change on the way, and its folder.
 
     Raises:
@@ -53,7 +54,7 @@ def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
     run = folder_at(asked) if asked is not None else found[-1].parent
     if not exists(run / "config.yaml"):
         raise InputError(f"output={run}: no config.yaml there, so no run to go on with; drop --resume to begin one")
-    before = _config_of(run)
+    before = config_of(run)
     config = _absolute(load_config(settings, base=before))
     for key, value in _flat(config.to_dict()).items():
         if value != _flat(before.to_dict())[key] and not key.startswith(FREE_ON_RESUME):
@@ -63,9 +64,27 @@ def reopen_run(settings: Sequence[str], command: str) -> tuple[Config, Folder]:
     return config, run
 
 
-def _config_of(run: Folder) -> Config:
-    """What the run was begun with."""
-    return with_local(run / "config.yaml", lambda file: load_config([str(file)]))
+def config_of(run: Folder) -> Config:
+    """What the run was begun with.
+
+    Raises:
+        InputError: `config.yaml` is not there, is damaged, or has keys that this version does not know.
+    """
+    path = run / "config.yaml"
+
+    def read(file: Path) -> Config:
+        if not file.is_file():
+            raise FileNotFoundError
+        try:
+            return load_config([str(file)])
+        except InputError as error:
+            said = str(error).replace(str(file), str(path))
+            raise InputError(f"{said}; the file is as another version of bora_sweep wrote it, or was changed") from None
+
+    try:
+        return with_local(path, read)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
 
 
 def create_run(config: Config, run: Folder) -> None:
@@ -73,15 +92,47 @@ def create_run(config: Config, run: Folder) -> None:
     write_bytes(run / "config.yaml", config.to_yaml().encode())
 
 
+@dataclass(frozen=True)
+class Driver:
+    """The process that drives a run, by the file that it renews while it lives."""
+
+    command: str
+    """`fit` or `sweep`."""
+    host: str
+    pid: int
+    silent_seconds: float
+    """Since its last sign of life."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.host == socket.gethostname()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it may still write: on this machine that is known, elsewhere its silence tells."""
+        return self.silent_seconds <= SILENT and not (self.is_here and not _lives(self.pid))
+
+
+def driver_of(run: Folder) -> Driver | None:
+    """Who drives the run, or did when it was killed; None where nobody does."""
+    try:
+        told = json.loads(read_bytes(run / DRIVER))
+        silent = max(0.0, time.time() - told["alive_at"])
+        return Driver(str(told.get("command", "sweep")), str(told["host"]), int(told["pid"]), silent)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
 @contextmanager
-def driving(run: Folder) -> Iterator[None]:
+def driving(run: Folder, command: str = "sweep") -> Iterator[None]:
     """Hold the run: a second process that would drive it is refused, until this one ends or falls silent.
 
     Raises:
         InputError: Another holds it.
     """
     _refuse_second(run)
-    own = {"host": socket.gethostname(), "pid": os.getpid()}
+    own = {"command": command, "host": socket.gethostname(), "pid": os.getpid()}
     ended = threading.Event()
 
     def beat() -> None:
@@ -89,7 +140,8 @@ def driving(run: Folder) -> Iterator[None]:
 
     def beat_on() -> None:
         while not ended.wait(BEAT):
-            beat()
+            with suppress(Exception):  # a full disk, a storage that is away: the next may be written
+                beat()
 
     beat()
     thread = threading.Thread(target=beat_on, name="bora-sweep driver", daemon=True)
@@ -103,21 +155,18 @@ def driving(run: Folder) -> Iterator[None]:
 
 
 def _refuse_second(run: Folder) -> None:
-    try:
-        other = json.loads(read_bytes(run / DRIVER))
-    except (FileNotFoundError, ValueError):
+    other = driver_of(run)
+    if other is None or not other.is_alive:
         return
-    silent = time.time() - other["alive_at"]
-    here = other["host"] == socket.gethostname()
-    if silent > SILENT or (here and not _lives(other["pid"])):
-        return
-    who = f"process {other['pid']} on {other['host']}"
     mend = (
-        f"stop it (kill {other['pid']}) or let it end"
-        if here
+        f"stop it (kill {other.pid}) or let it end"
+        if other.is_here
         else f"after {SILENT:.0f} s without one it counts as dead"
     )
-    raise InputError(f"{run}: driven by {who}, which gave a sign of life {max(0.0, silent):.0f} s ago; {mend}")
+    raise InputError(
+        f"{run}: driven by process {other.pid} on {other.host}, which gave a sign of life {other.silent_seconds:.0f} s "
+        f"ago; {mend}"
+    )
 
 
 def _lives(pid: int) -> bool:
@@ -133,7 +182,7 @@ def _lives(pid: int) -> bool:
 def _absolute(config: Config) -> Config:
     """Local paths made absolute, so that a resume or a worker elsewhere finds them from any folder."""
     changes: dict[str, Any] = {}
-    if config.data.path is not None and config.data.kind == "file":
+    if config.data.path is not None and config.data.kind in ("file", "talk_of_norway"):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}

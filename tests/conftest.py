@@ -1,6 +1,8 @@
 """Small random models of several families, a small tokenizer, and small corpora, all made here."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test asks a network
@@ -95,14 +97,34 @@ def make_frame(sizes: dict[str, int], seed: int = 0, longest: int = 12) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0) -> TokenizedCorpus:
+def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int = 12) -> TokenizedCorpus:
     """A tokenised corpus of random words: half to train on, a quarter each to validate and test."""
     sizes = sizes or {"a": 16, "b": 10, "c": 8}
-    frame = make_frame(sizes, seed)
+    frame = make_frame(sizes, seed, longest)
     place = frame.groupby("task").cumcount()
     frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
     frame = frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
     return tokenize(Corpus("made", tuple(sizes), frame, ()), make_tokenizer(), max_tokens=16)
+
+
+@pytest.fixture(scope="session")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills.
+
+    Yields the folder in which its workers keep the embedded base model.
+    """
+    from bora_sweep.tune import LOOPBACK, QUIET  # Ray reads its environment as it is imported
+
+    home = tmp_path_factory.mktemp("home")  # Ray puts a token there
+    own = {"RAY_worker_niceness": "0", "HOME": str(home), "BORA_SWEEP_CACHE": str(home / "cache")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**QUIET, **LOOPBACK, **own}.items():
+            patch.setenv(name, value)
+        import ray
+
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    yield home / "cache"
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

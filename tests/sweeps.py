@@ -1,5 +1,7 @@
 """Whole sweeps as a user starts them, for the tests that watch, cut and compare them."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from bora_sweep.cli import main
 from bora_sweep.results import SCHEMAS, read_results
 
 TIMES = {
@@ -23,7 +26,15 @@ SMALL = [
     "search.num_trials=2",
     "search.sampler=gp",
     "train.device=cpu",
+    "ray.max_concurrent=2",  # what the search asks for depends on it, and it on the machine
 ]
+
+
+def here(*arguments: object) -> tuple[int, str]:
+    """A command in this process, where nothing is to be killed; a sweep of it runs on `ray_here`, without a new Ray."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
+        code = main([str(argument) for argument in arguments])
+    return code, output.getvalue()
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:

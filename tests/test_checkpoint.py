@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from bora_sweep.errors import InputError
+from bora_sweep.train import checkpoint
 from bora_sweep.train.checkpoint import (
     DamagedError,
     drop_checkpoints,
@@ -73,3 +75,15 @@ def test_adapters_carry_what_they_are(tmp_path):
     assert read == about
     assert torch.equal(tensors["theta_KP"], torch.eye(2))
     assert load_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("written", [0, 99])
+def test_a_checkpoint_of_a_release_that_holds_other_things_in_it_is_refused_by_name(written, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 5, {"bank": torch.ones(2)}, {"step": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", written)
+        save_checkpoint(tmp_path, 10, {"bank": torch.ones(2)}, {"step": 10})
+        save_adapters(tmp_path, {"mean_P": torch.ones(2)}, {"tasks": ["a"]})
+    with pytest.raises(InputError, match=rf"checkpoint-000000010\.safetensors.*format {written}"):
+        load_checkpoint(tmp_path)
+    assert load_adapters(tmp_path)[1] == {"tasks": ["a"]}

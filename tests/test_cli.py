@@ -115,6 +115,25 @@ def test_a_run_is_not_overwritten(corpus_file, model_folder, tmp_path, capsys):
     assert "prior.tau=3" in capsys.readouterr().err
 
 
+def test_a_run_that_another_release_began_is_gone_on_with_or_refused_by_name(
+    corpus_file, model_folder, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"]) == 0
+    asked = (run / "config.yaml").read_text()
+    assert "\n  checkpoint_minutes:" in asked
+    older = "".join(line for line in asked.splitlines(True) if "checkpoint_minutes" not in line)
+    (run / "config.yaml").write_text(older)
+    assert main(["fit", "--resume", f"output={run}"]) == 0
+    assert (run / "config.yaml").read_text() == asked
+    (run / "config.yaml").write_text(asked.replace("checkpoint_minutes", "checkpoint_minuets"))
+    capsys.readouterr()
+    assert main(["fit", "--resume", f"output={run}"]) == 2
+    said = capsys.readouterr().err
+    assert "config.yaml: " in said
+    assert "checkpoint_minuets" in said
+
+
 def test_describe_shows_tasks_splits_and_tokens(corpus_file, model_folder, capsys):
     assert main(["data", "describe", str(corpus_file), f"model.name={model_folder}"]) == 0
     printed = capsys.readouterr().out

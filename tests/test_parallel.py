@@ -1,7 +1,7 @@
 """Two processes that make one fit make the fit that one process makes, in float64; all on the CPU, by Gloo."""
 
+import faulthandler
 import os
-import socket
 import time
 
 import numpy as np
@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import make_base, make_corpus
 from torch import multiprocessing
+from torch.distributed import FileStore
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
 from bora_sweep.results import read_results
-from bora_sweep.train import evaluate, fit, loop
+from bora_sweep.train import evaluate, fit, loop, ranks
 from bora_sweep.train.path import run_path
 from bora_sweep.train.run import Trial, run_trial
 from bora_sweep.train.share import Share, even_blocks
@@ -33,6 +34,7 @@ FITS = {
     "vi": ["prior.tau=10", "method=vi"],
 }
 SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
+PATIENCE = 300.0  # seconds for all that the two do
 CUT = 7  # steps after which a fit is cut off: within its second epoch
 
 
@@ -73,10 +75,11 @@ def score_little(trainers, batch, score=evaluate.score, limit: int = 2):
     return score(trainers, batch)
 
 
-def work(rank: int, port: int, folder) -> None:
+def work(rank: int, folder) -> None:
     """All that two processes do in this file's tests: starting them takes longer than what they do."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    faulthandler.dump_traceback_later(PATIENCE - 20)  # where it stands, should it wait in vain
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    ranks.meet(FileStore(str(folder / "store"), 2), rank, 2)  # a port chosen here may be another's by then
     corpus, results = make_corpus(SIZES), {}
     own = folder / f"rank{rank}"  # no process but the first is to look at the run's folder
     whole = folder if rank == 0 else own
@@ -110,12 +113,7 @@ def work(rank: int, port: int, folder) -> None:
     results["path"] = [(row["tau"], row["test_nll_nats"], row["started_from"]) for row in rows]
     results["wrote"] = own.exists()
     torch.save(results, folder / f"{rank}.pt")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +125,8 @@ def made(tmp_path_factory) -> tuple:
             cut_off(config_of(*FITS[name], f"train.parallel={parallel}"), folder / f"one {name} {parallel}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # threads of two processes that wait for each other would take turns
-        started = multiprocessing.start_processes(work, (free_port(), folder), 2, join=False, start_method="spawn")
-    deadline = time.monotonic() + 200
+        started = multiprocessing.start_processes(work, (folder,), 2, join=False, start_method="spawn")
+    deadline = time.monotonic() + PATIENCE
     try:
         while not started.join(timeout=1):
             assert time.monotonic() < deadline, "the processes wait for each other"

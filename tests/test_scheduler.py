@@ -4,11 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from sweeps import SMALL, finish, start
+from sweeps import SMALL, here
 
 from bora_sweep.config import load_config
 from bora_sweep.results import trial_rows
-from bora_sweep.sweep.scheduler import VERDICT, Verdicts
+from bora_sweep.tune.scheduler import VERDICT, Verdicts
 
 EPOCHS = 60
 
@@ -64,11 +64,13 @@ def test_both_ends_are_never_ended(rule, tmp_path):
     assert not race(rule, curves, tmp_path) & {0.0, math.inf}
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
 def test_a_fit_that_was_ended_has_its_scores_and_says_who_ended_it(corpus_file, model_folder, tmp_path):
     asked = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, "train.max_epochs=40"]
     rule = ["search.scheduler=asha", "search.grace_epochs=2", "train.patience=40", "search.num_trials=0"]
     taus = "search.taus=[1,3,10,30,100,300]"
-    code, output = finish(start("sweep", *asked, *rule, taus, "output=run", cwd=tmp_path))
+    code, output = here("sweep", *asked, *rule, taus, f"output={tmp_path / 'run'}")
     assert code == 0, output
     rows = trial_rows(tmp_path / "run")
     ended = [row for row in rows if row["stopped_by"] == "asha"]

@@ -4,11 +4,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from conftest import make_corpus
 from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.sweep.points import Known, Point, fixed_points, num_trials, trial_config
-from bora_sweep.sweep.search import TauSearch
+from bora_sweep.train.loop import nothing
+from bora_sweep.tune import trial as trial_module
+from bora_sweep.tune.crew import reserved
+from bora_sweep.tune.points import Known, Point, fixed_points, num_trials, trial_config
+from bora_sweep.tune.search import TauSearch
+from bora_sweep.tune.worker import Pulse
 
 
 def make_config(*settings: str) -> Config:
@@ -215,3 +221,22 @@ def test_pfedme_and_vi_take_all_that_the_best_fit_was_given():
         assert point.method in ("pfedme", "vi")
         assert (point.tau, point.group_scales) == (best[1].tau, best[1].group_scales)
         assert point.group_scales["A"] == 1.0
+
+
+def test_a_trial_uses_as_many_threads_as_it_reserves_cpus(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(trial_module, "run_pack", lambda *_, **__: {"000": torch.get_num_threads()})
+    params = {"fits": [{"trial_id": "000", "point": vars(Point(0, 1.0)), "seed_index": 0, "start": None}]}
+    try:
+        for cpus, used in (("3", 3), ("0.5", 1)):
+            config = make_config(f"ray.cpus_per_trial={cpus}")
+            found = trial_module._fit(params, config, make_corpus(), tmp_path, Pulse(tmp_path), nothing)
+            assert found == {"000": used}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_trial_reserves_what_is_asked_for_one_bundle_for_each_of_its_processes():
+    for gpus, workers in ((0.5, 1), (1.0, 4)):
+        bundles = reserved({"CPU": 2.0, "GPU": gpus}, workers).bundles
+        assert bundles == [{"CPU": 2.0, "GPU": gpus}] * workers

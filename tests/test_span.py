@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from test_sweep import finish, listening, start, wait_for
+from sweeps import finish, here, listening, start, wait_for
 
 from bora_sweep.results import read_results, trial_rows
+
+pytestmark = pytest.mark.ray
 
 SMALL = [
     "model.max_tokens=16", "lora.rank=2", "train.learning_rate=0.02", "train.device=cpu", "search.baselines="
@@ -39,10 +41,11 @@ def same_numbers(run: Path, other: Path) -> None:
         assert one[name].to_numpy() == pytest.approx(two[name].to_numpy(), rel=1e-4)  # float32
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp_path):
     """The second process is killed in the midst of a trial; Tune takes it up from its checkpoint."""
     arguments = [*sources, "train.max_epochs=8", "train.patience=8"]
-    code, output = finish(start("sweep", *arguments, "output=alone", cwd=tmp_path))
+    code, output = here("sweep", *arguments, f"output={tmp_path / 'alone'}")
     assert code == 0, output
     two = ["ray.workers_per_trial=2", "ray.max_concurrent=1"]
     process = start("sweep", *arguments, *two, "output=run", cwd=tmp_path)
@@ -55,14 +58,14 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     code, output = finish(process)
     assert code == 0, output
     same_numbers(run, tmp_path / "alone")
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
 def test_accelerate_launches_a_fit_on_two_processes(sources, tmp_path):
     """One of them speaks; started as one process the same fit is refused."""
     fit = ["-m", "bora_sweep.cli", "fit", *sources, "train.max_epochs=2", "ray.workers_per_trial=2", "output=run"]
-    code, output = finish(start(*fit[2:], cwd=tmp_path))
+    code, output = here(*fit[2:])
     assert (code, output.count("error:")) == (2, 1), output
     assert "set ray.workers_per_trial=1" in output
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]

@@ -3,21 +3,25 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bora_sweep import storage
 from bora_sweep.cli import main
+from bora_sweep.config import load_config
 from bora_sweep.errors import InputError, redact
 from bora_sweep.results import read_results, trial_rows, write_table
-from bora_sweep.runs import DRIVER, driving
+from bora_sweep.runs import DRIVER, create_run, driving
 from bora_sweep.storage import StorageFullError, exists, folder_at, listed, read_bytes, remove, write_bytes, write_whole
+from bora_sweep.train import loop
 from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
 
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
@@ -110,12 +114,23 @@ def test_checkpoints_adapters_and_tables_live_on_either(place):
     assert read_results(str(place)).trials["run"].tolist() == [str(place)]
 
 
-@pytest.mark.usefixtures("store")
-def test_a_fit_and_its_report_in_an_object_store(corpus_file, model_folder, tmp_path, capsys):
+def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
+    store, corpus_file, model_folder, tmp_path, capsys, monkeypatch
+):
+    saved = iter(range(100))
+
+    def save(*content) -> None:
+        if next(saved) == 1:
+            store.stop()
+            threading.Timer(2.0, store.start).start()
+        save_checkpoint(*content)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     run = f"{BUCKET}/fit-{tmp_path.name}"
     code = main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"])
     printed = capsys.readouterr()
     assert code == 0, printed.err
+    assert next(saved) > 1
     assert main(["report", run]) == 0
     assert exists(folder_at(run) / "report" / "report.md")
     assert main(["fit", "--resume", f"output={run}"]) == 0
@@ -135,6 +150,30 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(store, tmp_path, monkeyp
     write_bytes(path, b"1")
     assert time.monotonic() - started > 1.5
     assert read_bytes(path) == b"1"
+
+
+@pytest.mark.parametrize(("away", "comes_back"), [(60.0, True), (storage.PATIENCE + 1, False)])
+def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, comes_back, monkeypatch):
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def ask() -> str:
+        if now < away:
+            raise ConnectionError("no route")
+        return "there"
+
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    place = folder_at("memory://run")
+    if comes_back:
+        assert storage.patiently(place, ask) == "there"
+        assert now < away + storage.LONGEST_PAUSE
+    else:
+        with pytest.raises(ConnectionError):
+            storage.patiently(place, ask)
+        assert now > storage.PATIENCE - 2 * storage.LONGEST_PAUSE
 
 
 def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(tmp_path, monkeypatch):
@@ -253,3 +292,23 @@ def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, m
     with pytest.raises(InputError, match=r"007\.parquet") as caught:
         read_results(tmp_path)
     assert ("newer" if damage == "newer" else "damaged") in str(caught.value)
+
+
+def test_status_is_told_of_a_run_on_either(place, capsys):
+    create_run(load_config(), place)
+    ended = {
+        "status": "finished",
+        "method": "map",
+        "tau": 3.0,
+        "validation_perplexity": 9.0,
+        "lora_rank": 8,
+        "epochs": 2,
+    }
+    write_table(place, "trials", "001", [ended])
+    write_table(place, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
+    with driving(place, "sweep"):
+        assert main(["status", str(place)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"process {os.getpid()} on" in printed
+    assert "1 of 11 trials finished, 1 running, 9 waiting · best so far tau = 3, validation perplexity 9.00" in printed
+    assert re.search(r"002 5 \S+ running 1 0:00:\d\d ago", printed)

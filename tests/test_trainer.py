@@ -2,7 +2,11 @@
 
 import copy
 import functools
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
 from bora_sweep.train import evaluate, fit, loop
+from bora_sweep.train.checkpoint import note_kill
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
@@ -386,6 +391,54 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_parts_with_the_same_result(
         fit(config, corpus, make_base())
 
 
+@pytest.mark.parametrize(("kills", "rows"), [(1, 3), (2, 1), (9, 1)])
+def test_a_fit_whose_process_was_killed_for_its_memory_begins_again_in_smaller_parts(kills, rows, tmp_path):
+    corpus, config = make_corpus(), make_config("prior.tau=10")
+    whole = fit(config, corpus, make_base())
+    for _ in range(kills):
+        note_kill(tmp_path)
+    parted = fit(config, corpus, make_base(), tmp_path)
+    assert parted.state.micro_batch_size == rows
+    said = f"killed for its memory with 6 documents in a forward pass; went on with {rows}"
+    assert parted.state.notes == [said]
+    torch.testing.assert_close(parted.theta_KP, whole.theta_KP, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_that_the_hosts_memory_does_not_hold_goes_in_parts():
+    """In a process whose address space may grow by a little: 64 long documents take three times as much."""
+    code = """
+import resource
+from transformers import OPTConfig, OPTForCausalLM
+from conftest import WORDS, make_frame, make_tokenizer
+from bora_sweep.config import load_config
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.tokens import tokenize
+from bora_sweep.train import fit
+
+frame = make_frame({"a": 80}).assign(text=" ".join(2 * WORDS), split=["train"] * 64 + ["validation", "test"] * 8)
+frame = frame.assign(document_id=frame.index.astype(str), floor_nll_nats=0.0)
+corpus = tokenize(Corpus("made", ("a",), frame, ()), make_tokenizer(), 64)
+base = OPTForCausalLM(OPTConfig(
+    vocab_size=48, hidden_size=256, word_embed_proj_dim=256, ffn_dim=1024, num_hidden_layers=4, num_attention_heads=4,
+    max_position_embeddings=64, dropout=0.0, pad_token_id=1,
+)).eval()
+settings = ["train.device=cpu", "prior.tau=inf", "lora.rank=2", "train.max_epochs=1"]
+fit(load_config([*settings, "train.batch_size=4"]), corpus, base)  # libraries have then loaded what they will
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), resource.RLIM_INFINITY))
+done = fit(load_config([*settings, "train.batch_size=64"]), corpus, base)
+print(done.state.micro_batch_size, done.state.epoch, *done.state.notes, sep="|")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows, epoch, *notes = ran.stdout.split("|")
+    assert int(rows) < 64
+    assert epoch == "1"
+    assert "out of memory with 64 documents" in notes[0]
+
+
 def test_the_same_seed_gives_the_same_fit_and_another_seed_another():
     corpus = make_corpus()
     one, again, other = (fit(make_config(f"train.seed={seed}"), corpus, make_base()) for seed in (1, 1, 2))
@@ -472,6 +525,8 @@ def test_bf16_and_accumulation_run_and_learn():
 def test_a_compiled_fit_equals_an_eager_one_and_its_graphs_serve_every_tau(backend, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     corpus, base = make_corpus(), make_base()
+    if backend == "inductor":  # which takes its time for each layer and each length of a document
+        corpus, base.model.decoder.layers = make_corpus(longest=4), base.model.decoder.layers[:1]
     torch._dynamo.reset()
     graphs = []
     for tau in (20, 500):

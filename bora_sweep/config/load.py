@@ -1,32 +1,43 @@
 """From files and `key=value` to a configuration: OmegaConf merges and checks them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bora_sweep.config.bounds import need
 from bora_sweep.config.whole import Config
 from bora_sweep.errors import InputError
 
+Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
+"""A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
 PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
 """Settings that a name stands for, `protocol`; part of the package, so that they are there wherever it is installed."""
 
 
 def read_config(text: str) -> Config:
-    """What `Config.to_json` wrote; keys that it lacks have their defaults."""
+    """What `Config.to_json` wrote; keys that it lacks have their defaults.
+
+    Raises:
+        InputError: It has keys or values that this version does not know.
+    """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), json.loads(text)))  # type: ignore[return-value]
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(f"{_say(error)}; another version of bora_sweep wrote it") from None
 
 
-def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Config:
-    """`base`, then the settings of `protocol`, then YAML files, then `key=value`, merged in that order and checked.
+def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -> Config:
+    """`base`, the settings of `protocol`, whole configurations and YAML files, then `key=value` and dictionaries.
 
-    A protocol that `base` already has is not laid over it again.
+    Merged in that order and checked. A protocol that `base` already has is not laid over it again.
 
     Args:
-        arguments: Paths of YAML files and dotted `key=value` settings, as on the command line.
+        arguments: Paths of YAML files and dotted `key=value` settings, as on the command line; from Python also
+            dictionaries such as `{"prior": {"tau": 100}}`, and configurations.
         base: What they are merged into; left out: the defaults.
 
     Raises:
@@ -36,29 +47,47 @@ def load_config(arguments: Sequence[str] = (), base: Config | None = None) -> Co
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(Config if base is None else base)
-    files = [argument for argument in arguments if "=" not in argument]
-    settings = [argument for argument in arguments if "=" in argument]
-    parts = [(str(source), _load(source)) for source in [*files, *settings]]
+    parts = [(_name(source), _part(source)) for source in sorted(arguments, key=_is_setting)]
     protocol = str(next((part["protocol"] for _, part in reversed(parts) if "protocol" in part), merged.protocol))
     if protocol in PROTOCOLS and protocol != merged.protocol:
         parts.insert(0, (f"protocol={protocol}", _load_yaml(PROTOCOLS[protocol])))
-    for source, part in parts:
+    for name, part in parts:
         try:
             merged = OmegaConf.merge(merged, part)
         except OmegaConfBaseException as error:
-            raise InputError(f"{source}: {_say(error)}") from None
+            raise InputError(f"{name}: {_say(error)}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
-def _load(source: str) -> Any:
-    """What a file or a `key=value` says."""
+def _is_setting(source: Setting) -> bool:
+    return isinstance(source, Mapping) or (isinstance(source, str) and "=" in source)
+
+
+def _name(source: Setting) -> str:
+    """How a message calls it."""
+    return json.dumps(source, default=str) if isinstance(source, Mapping) else str(source)
+
+
+def _part(source: Setting) -> Any:
+    """What OmegaConf merges."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(source, Config):
+        return OmegaConf.structured(source)
     try:
-        return OmegaConf.from_dotlist([source]) if "=" in source else _load_yaml(Path(source))
+        if isinstance(source, Mapping):
+            return OmegaConf.create(_plain(source))
+        return OmegaConf.from_dotlist([str(source)]) if _is_setting(source) else _load_yaml(Path(source))
     except OmegaConfBaseException as error:
-        raise InputError(f"{source}: {_say(error)}") from None
+        raise InputError(f"{_name(source)}: {_say(error)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Paths within a dictionary as text."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _load_yaml(path: Path) -> Any:

@@ -13,6 +13,8 @@ from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+UNTRAINED = ("zero_shot", "average", "ties", "dare")
+"""Methods that are scored as they are."""
 Protocol = Literal["ours", "paper", "published_code"]
 
 
@@ -36,6 +38,8 @@ class Config:
     method: Method = "map"
     """`map`: the MAP fit of Eq. 6; `vi`: a mean-field posterior of the tasks; `zero_shot`: the base model as it is; the
     others are baselines of a sweep."""
+    tracking: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    """Also show each trial's curves in a tracker, in the run's `tracking/`, see docs/live.md; left out: none."""
     output: str | None = None
     """The run's folder; left out: a new one under `runs/`, named by the time."""
 

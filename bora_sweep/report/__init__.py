@@ -1,6 +1,21 @@
 """Tables, figures and a page, made from a run's Parquet alone."""
 
+from bora_sweep.report.analysis import Analysis, analyse
+from bora_sweep.report.documents import Documents, align_documents
 from bora_sweep.report.page import write_report
-from bora_sweep.report.statistics import Bootstrap, Documents, Interval, align_documents, paired_bootstrap
+from bora_sweep.report.report import Report
+from bora_sweep.report.statistics import Bootstrap, Contrast, Interval, paired_bootstrap, task_contrasts
 
-__all__ = ["Bootstrap", "Documents", "Interval", "align_documents", "paired_bootstrap", "write_report"]
+__all__ = [
+    "Analysis",
+    "Bootstrap",
+    "Contrast",
+    "Documents",
+    "Interval",
+    "Report",
+    "align_documents",
+    "analyse",
+    "paired_bootstrap",
+    "task_contrasts",
+    "write_report",
+]

@@ -13,10 +13,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from bora_sweep.report.analysis import Analysis
+from bora_sweep.report.curve import Curve
 from bora_sweep.report.formats import perplexity_text, plain, tau_text
 from bora_sweep.report.pooling import Summary
-from bora_sweep.report.statistics import Bootstrap
-from bora_sweep.report.tables import Gain
+from bora_sweep.report.trends import Trend
+from bora_sweep.report.verdicts import UNKNOWN
 
 # Okabe and Ito's palette, told apart by colour-blind readers too: one meaning in every figure.
 INK, GREY, PALE = "#222222", "#8c8c8c", "#e8e8e8"
@@ -57,22 +59,22 @@ def task_sizes(summary: Summary) -> Figure:
     return figure
 
 
-def tau_curve(summary: Summary, bootstrap: Bootstrap) -> Figure:
+def tau_curve(analysis: Analysis) -> Figure:
     """Figure 2: tau against test perplexity; all tasks together on the left, each task on the right."""
+    summary = analysis.summary
     scale = TauAxis([summary.settings[m].tau for m in summary.fits])
-    intervals = [bootstrap.perplexity(m) for m in summary.fits]
+    intervals = [analysis.bootstrap.perplexity(m) for m in summary.fits]
     low, high = np.array([[interval.low, interval.high] for interval in intervals]).T
     tasks_DM = summary.perplexity_DM[:, summary.fits]
     figure, (overall, each) = _panels(10, 4, columns=2)
     for part, linestyle in scale.parts():
-        overall.fill_between(scale.x[part], low[part], high[part], color=GREY, lw=0, alpha=0.13 if linestyle else 0.25)
+        overall.fill_between(scale.x[part], low[part], high[part], color=GREY, lw=0, alpha=0.1 if linestyle else 0.18)
         lines = [np.column_stack([scale.x[part], row[part]]) for row in tasks_DM]
         alpha = max(0.08, min(0.7, 15 / len(lines))) * (0.5 if linestyle else 1)
         each.add_collection(LineCollection(lines, color=GREY, lw=0.8, alpha=alpha))
-    for axes in (overall, each):
-        _draw_micro(axes, summary, scale)
-    at = (scale.x[summary.fits.index(summary.best)], summary.settings[summary.best].test_perplexity)
-    _note(overall, f"best: τ = {tau_text(summary.best_tau)}", at, (0, -16), ha="center", color=BEST, weight="bold")
+    _draw_micro(overall, analysis, scale, analysis.curve)
+    _draw_micro(each, analysis, scale, None)
+    _draw_choice(overall, analysis, scale)
     for name, value in references_in_view(summary).items():
         overall.axhline(value, color=FLOOR if name == "floor" else GREY, lw=1.3, linestyle=(0, (5, 3)), zorder=1)
         said = f"{name} {perplexity_text(value)}"
@@ -83,12 +85,18 @@ def tau_curve(summary: Summary, bootstrap: Bootstrap) -> Figure:
     return figure
 
 
-def _draw_micro(axes: Axes, summary: Summary, scale: "TauAxis") -> None:
-    """The thick line over tau with a dot for each fit; both ends and the best in their colours."""
+def _draw_micro(axes: Axes, analysis: Analysis, scale: "TauAxis", curve: Curve | None) -> None:
+    """The thick line over tau, smooth where there is a curve; a dot for each fit, the ends and the best in colour."""
+    summary = analysis.summary
     y = np.array([summary.settings[m].test_perplexity for m in summary.fits])
     for part, linestyle in scale.parts():
-        axes.plot(scale.x[part], y[part], color=INK, lw=2.2, linestyle=linestyle or "-", zorder=3)
-    axes.plot(scale.x, y, "o", ms=4, color=INK, zorder=4)
+        if linestyle or curve is None:
+            axes.plot(scale.x[part], y[part], color=INK, lw=2.2, linestyle=linestyle or "-", zorder=3)
+    if curve is not None:
+        x_G, (low_G, high_G) = np.log10(curve.tau_G), curve.band
+        axes.fill_between(x_G, np.exp(low_G), np.exp(high_G), color=GREY, lw=0, alpha=0.4, zorder=2)
+        axes.plot(x_G, np.exp(curve.nats_per_token_G), color=INK, lw=2.2, zorder=3)
+    axes.plot(scale.x, y, "o", ms=4, color=INK, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
     marks = {summary.independent: ("s", INDEPENDENT), summary.shared: ("^", SHARED), summary.best: ("D", BEST)}
     for x, value, m in zip(scale.x, y, summary.fits, strict=True):
         if m in marks:
@@ -97,6 +105,21 @@ def _draw_micro(axes: Axes, summary: Summary, scale: "TauAxis") -> None:
     scale.draw(axes)
     axes.margins(y=0.14)
     _label(axes, "Precision τ", "Test perplexity")
+
+
+def _draw_choice(axes: Axes, analysis: Analysis, scale: "TauAxis") -> None:
+    """The best tau with its name, the one-standard-error choice, and a bar for the values that are as good."""
+    summary, choice = analysis.summary, analysis.choice
+    x_M = dict(zip(summary.fits, scale.x, strict=True))
+    at = (x_M[summary.best], summary.settings[summary.best].test_perplexity)
+    _note(axes, f"best: τ = {tau_text(summary.best_tau)}", at, (0, -18), ha="center", color=BEST, weight="bold")
+    m = choice.one_standard_error
+    if m != choice.minimum:
+        style = {"color": BEST, "markerfacecolor": "white", "markeredgewidth": 1.5}
+        axes.plot(x_M[m], summary.settings[m].test_perplexity, "D", ms=7, zorder=6, **style)
+    if choice.curve is not None:
+        ends = [math.log10(tau) for tau in (choice.curve.as_good.low, choice.curve.as_good.high)]
+        axes.plot(ends, [0.012, 0.012], color=BEST, lw=5, solid_capstyle="butt", transform=axes.get_xaxis_transform())
 
 
 def references(summary: Summary) -> dict[str, float]:
@@ -163,29 +186,42 @@ class TauAxis:
             slashes.set(transform=axes.get_xaxis_transform(), ha="center", va="center")
 
 
-def improvement_by_size(gains: list[Gain]) -> Figure:
+def improvement_by_size(analysis: Analysis) -> Figure:
     """Figure 3: training documents of a task against the best fit's gain over either end, in per cent."""
     figure, (axes,) = _panels(7, 4)
     axes.axhline(0, color=INK, lw=1)
-    for reference, marker, color in (("independent", "o", INDEPENDENT), ("shared", "^", SHARED)):
-        part = [gain for gain in gains if gain.reference == reference]
+    for reference, marker, color, aside in (("independent", "o", INDEPENDENT, 0.99), ("shared", "^", SHARED, 1.01)):
+        part = [gain for gain in analysis.task_gains if gain.reference == reference]
         if part:
-            sizes = [gain.train_documents for gain in part]
+            sizes, values = np.array([[gain.train_documents, gain.interval.estimate] for gain in part]).T
+            sizes *= aside if len(part) <= MOST_NAMES else 1  # so that bars of one task stand side by side
             if len(part) <= MOST_NAMES:
                 low, high = [gain.interval.low for gain in part], [gain.interval.high for gain in part]
                 axes.vlines(sizes, low, high, color=color, lw=1, alpha=0.4)
-            values = np.array([gain.interval.estimate for gain in part])
-            _dots(axes, np.array(sizes), values, color, marker, f"against {part[0].reference_in_words}")
+            _draw_trend(axes, analysis.trends.get(f"improvement_{reference}"), color)
+            told = np.array([gain.verdict != UNKNOWN for gain in part])
+            _dots(axes, sizes[~told], values[~told], color, marker, is_open=True)
+            _dots(axes, sizes[told], values[told], color, marker)
+            axes.plot([], [], marker, color=color, ms=6, label=f"against {part[0].reference_in_words}")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%".replace("-", "−")))
-    _spread_log(axes, "x", np.array([gain.train_documents for gain in gains]))
+    _spread_log(axes, "x", np.array([gain.train_documents for gain in analysis.task_gains]))
     _label(axes, "Training documents of the task", "Reduction of test perplexity")
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handletextpad=0.2)
     return figure
 
 
-def by_size(sizes_D: np.ndarray, values_D: np.ndarray, label: str) -> Figure:
-    """Figures 4 and 5: training documents of each task against `values_D`."""
+def by_size(
+    sizes_D: np.ndarray,
+    values_D: np.ndarray,
+    label: str,
+    line: Trend | None,
+    ends: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Figure:
+    """Figures 4 and 5: training documents of each task against `values_D`, with a line, and intervals if given."""
     figure, (axes,) = _panels(7, 4)
+    if ends is not None and len(sizes_D) <= MOST_NAMES:
+        axes.vlines(sizes_D, *ends, color=BEST, lw=1, alpha=0.4)
+    _draw_trend(axes, line, INK)
     _dots(axes, sizes_D, values_D, BEST)
     _spread_log(axes, "x", sizes_D)
     _spread_log(axes, "y", values_D)
@@ -193,10 +229,19 @@ def by_size(sizes_D: np.ndarray, values_D: np.ndarray, label: str) -> Figure:
     return figure
 
 
-def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, marker: str = "o", label: str | None = None) -> None:
+def _draw_trend(axes: Axes, line: Trend | None, color: str) -> None:
+    if line is not None:
+        x_G = np.geomspace(line.low_documents, line.high_documents, 100)
+        middle_G, low_G, high_G = line.line(x_G)
+        axes.fill_between(x_G, low_G, high_G, color=color, lw=0, alpha=0.1, zorder=1)
+        axes.plot(x_G, middle_G, color=color, lw=1.5, alpha=0.8, zorder=1.5)
+
+
+def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, marker: str = "o", is_open: bool = False) -> None:
     few = len(x) <= MOST_NAMES
     size, alpha = (6, 0.9) if few else (3.5, 0.45)
-    axes.plot(x, y, marker, color=color, ms=size, alpha=alpha, markeredgewidth=0, label=label)
+    face, edge = ("white", 1.2) if is_open else (color, 0)
+    axes.plot(x, y, marker, color=color, ms=size, alpha=alpha, markerfacecolor=face, markeredgewidth=edge)
 
 
 def _panels(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:

@@ -61,13 +61,24 @@ def perplexity_text(value: float) -> str:
     return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
-def percent_text(interval: Interval, signed: bool = True) -> str:
-    """`+1.2% [+0.3, +2.1]`."""
+def level_text(interval: Interval) -> str:
+    """A perplexity with its interval: `11.1 [10.8, 11.4]`."""
+    return f"{perplexity_text(interval.estimate)} [{', '.join(map(perplexity_text, (interval.low, interval.high)))}]"
+
+
+def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> str:
+    """`+1.2% [+0.3, +2.1]`; a dash for an end that is not known."""
     sign = "+" if signed else ""
     estimate, low, high = (
-        f"{100 * value:{sign},.1f}".replace("-", "−") for value in (interval.estimate, interval.low, interval.high)
+        "–" if math.isnan(value) else f"{100 * value:{sign},.1f}".replace("-", "−").replace("inf", "∞")
+        for value in (interval.estimate, interval.low, interval.high)
     )
-    return f"{estimate}% [{low}, {high}]"
+    return f"{estimate}{unit} [{low}, {high}]"
+
+
+def p_text(p: float) -> str:
+    """Two digits: 0.031, < 0.0001."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def markdown_text(text: str, limit: int = NAME_LENGTH) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bora_sweep.report.formats import Table, number_text, percent_text, perplexity_text
+from bora_sweep.report.gains import END_NAMES
 from bora_sweep.report.pooling import Key, Setting, Summary
 from bora_sweep.report.statistics import Bootstrap, Interval
-from bora_sweep.report.tables import END_NAMES, taus_text, unusual
+from bora_sweep.report.tables import taus_text, unusual
 
 _NAMES = END_NAMES | {
     "zero_shot": "zero-shot",

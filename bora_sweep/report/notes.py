@@ -1,13 +1,8 @@
-"""In words: what to know before the numbers are trusted, and how well tau is known."""
-
-import math
-
-import numpy as np
+"""In words: what to know before the numbers are trusted."""
 
 from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
-from bora_sweep.report.statistics import Documents, Interval, best_tau, paired_bootstrap, tau_posterior
 from bora_sweep.report.tables import fit_text
 
 
@@ -89,54 +84,3 @@ def _several_ways(summary: Summary) -> str:
         f"Fitted with more than one learning rate, alpha, parametrization or solver: {' and '.join(names)}; the one "
         "with the lowest validation perplexity stands for each."
     )
-
-
-def tau_precision(summary: Summary) -> str:
-    """How well tau is known by the sweep, and what the shared model alone says of it; empty where neither is there."""
-    return "\n\n".join(told for told in (_by_the_sweep(summary), _by_the_shared_model(summary)) if told)
-
-
-def _by_the_shared_model(summary: Summary) -> str:
-    """`TauEstimate` of each shared fit that has one, in the order of the trials."""
-    estimated = summary.trials.dropna(subset=["tau_estimate"])
-    if estimated.empty:
-        return ""
-    intervals = [Interval(*values) for values in estimated[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
-    return (
-        "*Without a sweep.* By the gradients of the tasks at the shared model alone, τ = "
-        f"{'; '.join(map(_interval_text, intervals))}, with a 95% interval over tasks, given this fit."
-    )
-
-
-def _by_the_sweep(summary: Summary) -> str:
-    """The interval of the best tau over validation documents, and its posterior; empty with fewer than three values."""
-    fits = [m for m in summary.fits if math.isfinite(summary.settings[m].objective)]
-    between = [m for m in fits if m in summary.between]
-    if len(between) < 3:
-        return ""
-    documents, taus_M = summary.validation_documents, np.array([setting.tau for setting in summary.settings])
-    bootstrap = paired_bootstrap(Documents(documents.task_N, documents.tokens_N, documents.nats_NM[:, fits]))
-    resampled = best_tau(taus_M[fits], bootstrap)
-    nll_nats_M = documents.nats_NM.sum(axis=0)
-    return (
-        f"*How well τ is known.* Of the values fitted, {tau_text(summary.best_tau)} is best on validation. The curve "
-        f"through them is lowest at τ = {_interval_text(resampled)}, a 95% paired-bootstrap interval over the "
-        f"validation documents within tasks, given these fits. {_posterior_text(taus_M[between], nll_nats_M[between])}"
-    )
-
-
-def _posterior_text(taus_V: np.ndarray, nll_nats_V: np.ndarray) -> str:
-    if nll_nats_V.argmin() in (0, len(taus_V) - 1):
-        edge = tau_text(taus_V[nll_nats_V.argmin()])
-        return f"The posterior is not given: it would pile up at τ = {edge}, the edge of the finite values fitted."
-    return (
-        f"The posterior given the validation documents, uniform in log τ from {tau_text(taus_V[0])} to "
-        f"{tau_text(taus_V[-1])}, is {_interval_text(tau_posterior(taus_V, nll_nats_V))}: geometric mean and central "
-        "95%. It takes tokens as independent given the fit, so it is too sharp: go by the bootstrap. Neither covers "
-        "the randomness of the fits themselves."
-    )
-
-
-def _interval_text(interval: Interval) -> str:
-    low, high = tau_text(interval.low), tau_text(interval.high)
-    return f"{tau_text(interval.estimate)} [{low}, {high}]"

@@ -2,59 +2,71 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
 
-from bora_sweep.report.formats import Table, number_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.analysis import Analysis
+from bora_sweep.report.formats import Table, level_text, number_text, p_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.gains import Gain
 from bora_sweep.report.pooling import SPLITS, Setting, Structure, Summary, structure_of
-from bora_sweep.report.statistics import Bootstrap, Interval, paired_bootstrap
+from bora_sweep.report.trends import Trend
+from bora_sweep.report.verdicts import UNKNOWN
 
-_MOST_TAUS = 10
-END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How far the best fit's test perplexity lies below a reference's, as a fraction with its 95% interval."""
-
-    reference: str  # independent (tau = 0) or shared (tau = inf)
-    interval: Interval
-    task: str | None = None  # None: all tasks together
-    train_documents: float = math.nan
-
-    @property
-    def reference_in_words(self) -> str:
-        return END_NAMES[self.reference]
-
-
-def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
-    """Over one model per task and over one for all, where they were fitted and are not themselves the best."""
-    return [Gain(name, -bootstrap.relative_difference(summary.best, m)) for name, m in _ends(summary)]
-
-
-def task_gains(summary: Summary) -> list[Gain]:
-    """The same for each task on its own, as in Figure 3."""
-    gains = []
-    for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
-        bootstrap = paired_bootstrap(summary.documents.of_task(task))
-        for name, m in _ends(summary):
-            gains.append(Gain(name, -bootstrap.relative_difference(summary.best, m), task, size))
-    return gains
-
-
-def _ends(summary: Summary) -> list[tuple[str, int]]:
-    ends = {"independent": summary.independent, "shared": summary.shared}
-    return [(name, m) for name, m in ends.items() if m is not None and m != summary.best]
+_MOST_TAUS = 8
+END_TAUS = {"independent": "0", "shared": "∞"}
 
 
 def gain_numbers(gains: list[Gain]) -> pd.DataFrame:
-    """Figure 3 as numbers."""
+    """Figure 3 and the verdicts as numbers."""
+    columns = ["task", "train_documents", "test_documents", "reference", "improvement", "low", "high"]
+    columns += ["p_value", "holm_p_value", "verdict", "smallest_p_value"]
+    rows = []
+    for gain in gains:
+        sizes, judged = (gain.train_documents, gain.test_documents), (gain.adjusted_p, gain.verdict, gain.smallest_p)
+        rows.append((gain.task, *sizes, gain.reference, *astuple(gain.interval), gain.p_value, *judged))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdict_table(analysis: Analysis) -> Table:
+    """Table 2: each task under the best fit, and against either end."""
+    summary, gains = analysis.summary, {(gain.task, gain.reference): gain for gain in analysis.task_gains}
+    references = list(dict.fromkeys(gain.reference for gain in analysis.task_gains))
+    best = f"τ = {tau_text(summary.best_tau)}"
+    against = [f"less than at τ = {END_TAUS[reference]}" for reference in references]
+    table = Table(
+        ["Task", "Test documents", best, *(cell for said in against for cell in (said, "p (Holm)", "Verdict"))]
+    )
+    for d, task in enumerate(summary.tasks):
+        mine = [gains[task, reference] for reference in references]
+        row = [task, f"{mine[0].test_documents:,.0f}", level_text(analysis.task_levels.perplexity(d, summary.best))]
+        for gain in mine:
+            row += [percent_text(gain.interval), p_text(gain.adjusted_p), gain.verdict]
+        table.rows.append(row)
+        table.bold |= {(d, 5 + 3 * c) for c, gain in enumerate(mine) if gain.verdict != UNKNOWN}
+    return table
+
+
+def trend_numbers(trends: dict[str, Trend]) -> pd.DataFrame:
+    """The lines of Figures 3 to 5 as numbers."""
+    columns = ["name", "tasks", "per_doubling", "low", "high", "of", "intercept", "coefficient_of_log2_documents"]
     rows = [
-        (g.task, g.train_documents, g.reference, g.interval.estimate, g.interval.low, g.interval.high) for g in gains
+        (name, line.num_tasks, *astuple(line.slope), "logarithm" if line.is_log else "value", *line.coefficients)
+        for name, line in trends.items()
     ]
-    return pd.DataFrame(rows, columns=["task", "train_documents", "reference", "improvement", "low", "high"])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def curve_numbers(analysis: Analysis) -> pd.DataFrame:
+    """The smooth curves over tau as numbers: of validation, which chooses, and of test, which Figure 2 shows."""
+    parts = []
+    for split, curve in (("validation", analysis.choice.curve), ("test", analysis.curve)):
+        if curve is not None:
+            middle_G, (low_G, high_G) = curve.nats_per_token_G, curve.band
+            told = {"perplexity": np.exp(middle_G), "low": np.exp(low_G), "high": np.exp(high_G)}
+            parts.append(pd.DataFrame({"split": split, "tau": curve.tau_G, **told}))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["split", "tau", "perplexity", "low", "high"])
 
 
 def setting_text(setting: Setting) -> str:
@@ -62,46 +74,43 @@ def setting_text(setting: Setting) -> str:
     return "zero-shot" if setting.method == "zero_shot" else tau_text(setting.tau)
 
 
-def overall_numbers(summary: Summary, bootstrap: Bootstrap) -> pd.DataFrame:
-    """Table 1 as numbers: a row for each setting, and its difference to the best with a 95% interval."""
-    rows = []
+def overall_numbers(analysis: Analysis) -> pd.DataFrame:
+    """Table 1 as numbers: a row for each setting, perplexities and differences to the best with 95% intervals."""
+    summary, rows = analysis.summary, []
     for m in _over_tau(summary):
         setting = summary.settings[m]
-        to_best = bootstrap.relative_difference(m, summary.best)
-        rows.append(
-            {
-                "method": setting.method,
-                "tau": setting.tau,
-                "best": m == summary.best,
-                "learning_rate": setting.learning_rate,
-                "seeds": setting.seeds,
-                "validation_perplexity": setting.validation_perplexity,
-                "test_perplexity": setting.test_perplexity,
-                "test_macro_perplexity": setting.test_macro_perplexity,
-                "relative_difference_to_best": to_best.estimate,
-                "low": to_best.low,
-                "high": to_best.high,
-                "floor_test_perplexity": summary.floor,
-            }
-        )
+        told: dict[str, object] = {"method": setting.method, "tau": setting.tau, "best": m == summary.best}
+        told["one_standard_error"] = m == analysis.choice.one_standard_error
+        told |= {"learning_rate": setting.learning_rate, "seeds": setting.seeds}
+        intervals = {
+            "validation_perplexity": analysis.choice.bootstrap.perplexity(m),
+            "test_perplexity": analysis.bootstrap.perplexity(m),
+            "test_macro_perplexity": analysis.macro(m),
+            "relative_difference_to_best": analysis.bootstrap.relative_difference(m, summary.best),
+            "validation_relative_difference_to_best": analysis.choice.bootstrap.relative_difference(m, summary.best),
+        }
+        for name, interval in intervals.items():
+            told |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(told | {"floor_test_perplexity": summary.floor})
     return pd.DataFrame(rows)
 
 
-def overall_table(summary: Summary, bootstrap: Bootstrap) -> Table:
+def overall_table(analysis: Analysis) -> Table:
     """Table 1: zero-shot, every tau ascending, and the true source where it is known."""
+    summary = analysis.summary
     table = Table(["τ", "Learning rate", "Seeds", "Epochs (best)", "Validation", "Test", "Test, macro", "Test vs best"])
     for m in _over_tau(summary):
         setting, is_fit = summary.settings[m], m != summary.zero_shot
-        difference = percent_text(bootstrap.relative_difference(m, summary.best))
+        difference = percent_text(analysis.bootstrap.relative_difference(m, summary.best))
         table.rows.append(
             [
                 setting_text(setting),
                 f"{setting.learning_rate:.3g}" if is_fit else "",
                 str(setting.seeds) if is_fit else "",
                 f"{_range(setting.epochs)} ({_range(setting.best_epochs)})" if is_fit else "",
-                perplexity_text(setting.validation_perplexity),
-                perplexity_text(setting.test_perplexity),
-                perplexity_text(setting.test_macro_perplexity),
+                level_text(analysis.choice.bootstrap.perplexity(m)),
+                level_text(analysis.bootstrap.perplexity(m)),
+                level_text(analysis.macro(m)),
                 "best" if m == summary.best else difference,
             ]
         )
@@ -124,12 +133,16 @@ def _range(values: list[float]) -> str:
     return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
 
 
-def task_numbers(summary: Summary) -> pd.DataFrame:
+def task_numbers(analysis: Analysis) -> pd.DataFrame:
     """Table A.1 as numbers: a row for each task, most training documents first; test perplexity by setting."""
+    summary = analysis.summary
     columns: dict[str, object] = {"task": summary.tasks}
     columns |= {f"{split}_documents": summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)}
+    with np.errstate(over="ignore"):
+        low_DM, high_DM = (np.exp(end_DM) for end_DM in analysis.task_levels.ends)
     for m, setting in enumerate(summary.settings):
-        columns[_column_name(setting, m in summary.others)] = summary.perplexity_DM[:, m]
+        name = _column_name(setting, m in summary.others)
+        columns |= {name: summary.perplexity_DM[:, m], f"{name} low": low_DM[:, m], f"{name} high": high_DM[:, m]}
     return pd.DataFrame(columns | {"floor": summary.floor_D})
 
 
@@ -140,15 +153,22 @@ def _column_name(setting: Setting, is_other: bool) -> str:
     return " ".join([*names, *(f"{name}={value}" for name, value in told if is_other and value is not None)])
 
 
-def task_table(summary: Summary) -> Table:
-    """Table A.1: the lowest of each row's fits in bold; at most ten values of tau, the ends and the best among them."""
+def task_table(analysis: Analysis, intervals: bool = True) -> Table:
+    """Table A.1: the lowest of each row's fits in bold; at most eight values of tau, the ends and the best among them.
+
+    Args:
+        analysis: Of the run.
+        intervals: Beside each perplexity; without them the table fits a printed page.
+    """
+    summary = analysis.summary
     fits = shown_fits(summary)
     shown = fits if summary.zero_shot is None else [summary.zero_shot, *fits]
     labels = [f"τ = {setting_text(summary.settings[m])}" if m in fits else "zero-shot" for m in shown]
     has_floor = not np.isnan(summary.floor_D).all()
     table = Table(["Task", "Training documents", *labels, *(["floor"] if has_floor else [])])
     for d, task in enumerate(summary.tasks):
-        cells = [perplexity_text(value) for value in summary.perplexity_DM[d, shown]]
+        levels = [analysis.task_levels.perplexity(d, m) for m in shown]
+        cells = [level_text(level) if intervals else perplexity_text(level.estimate) for level in levels]
         floor = [perplexity_text(summary.floor_D[d])] if has_floor else []
         table.rows.append([task, f"{summary.train_documents_D[d]:,.0f}", *cells, *floor])
         lowest = fits[int(np.argmin(np.nan_to_num(summary.perplexity_DM[d, fits], nan=math.inf)))]

@@ -14,9 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
-from bora_sweep.storage import Folder, listed, remove, with_local, write_whole
+from bora_sweep.storage import Folder, listed, read_bytes, remove, with_local, write_bytes, write_whole
 
 ADAPTERS = "adapters.safetensors"
+KILLS = "killed-for-memory"
+FORMAT = 1
+"""Of the checkpoints; a release that holds other things in them raises it."""
 KEPT = 2  # checkpoints of a trial: the newest, and the one before should that be damaged
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -37,13 +40,23 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
     """Tensors and state of the newest checkpoint that is whole, and what was wrong with newer ones.
 
     None where there is none at all.
+
+    Raises:
+        InputError: It was written by a release that holds other things in its checkpoints.
     """
     damage: list[str] = []
     for file in reversed(_checkpoints(trial)):
         try:
-            return *with_local(file, _load), damage
+            tensors, state, written = with_local(file, _load)
         except DamagedError as error:
             damage.append(f"went on from the checkpoint before: {error}")
+            continue
+        if written != FORMAT:
+            raise InputError(
+                f"{file}: a checkpoint of another bora_sweep (format {written}, this one goes on from {FORMAT}); go on "
+                "with the version that the trial's row names in `versions`, or remove the file to begin the trial anew"
+            )
+        return tensors, state, damage
     return None
 
 
@@ -59,13 +72,27 @@ def load_adapters(trial: Folder) -> Content:
         FileNotFoundError: It has written none.
         DamagedError: The file is not what was written.
     """
-    return with_local(trial / ADAPTERS, _load)
+    tensors, about, _ = with_local(trial / ADAPTERS, _load)
+    return tensors, about
 
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove what only a resume would need."""
-    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part")]:
+    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part"), trial / KILLS]:
         remove(leftover)
+
+
+def note_kill(trial: Folder) -> None:
+    """That the process of the trial was killed for the memory that it took, of which it could not speak itself."""
+    write_bytes(trial / KILLS, str(num_kills(trial) + 1).encode())
+
+
+def num_kills(trial: Folder) -> int:
+    """How often that was so."""
+    try:
+        return int(read_bytes(trial / KILLS))
+    except FileNotFoundError:
+        return 0
 
 
 def _checkpoints(trial: Folder) -> list[Folder]:
@@ -75,11 +102,12 @@ def _checkpoints(trial: Folder) -> list[Folder]:
 def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
-    header = {"about": text, "crc32": f"{_checksum(own, text):08x}"}
+    header = {"about": text, "crc32": f"{_checksum(own, text):08x}", "format": str(FORMAT)}
     write_whole(path, lambda file: save_file(own, file, header))
 
 
-def _load(file: Path) -> Content:
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    """Tensors, JSON, and the format, which files of before there was another do not say."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
@@ -88,7 +116,7 @@ def _load(file: Path) -> Content:
         raise DamagedError(f"{file}: damaged ({error}); restore it from a copy") from None
     if header.get("crc32") != f"{_checksum(tensors, header.get('about', '')):08x}":
         raise DamagedError(f"{file}: damaged (its checksum does not match); restore it from a copy")
-    return tensors, json.loads(header["about"])
+    return tensors, json.loads(header["about"]), int(header.get("format", 1))
 
 
 def _checksum(tensors: dict[str, Tensor], about: str) -> int:

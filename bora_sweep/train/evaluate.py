@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from bora_sweep.data.tokens import TaskBatch, collate, longest_of, scoring_batches
+from bora_sweep.errors import one_line
 from bora_sweep.model.objective import Likelihood
 from bora_sweep.train.ranks import agree, sum_
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
+
+HOST_FULL = "DefaultCPUAllocator"
+"""Who speaks where torch gets no memory of the host's: a plain RuntimeError, of no class of its own."""
 
 
 def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,10 +39,13 @@ def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor
 
 
 def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
-    """`work`, with half as many documents in a forward pass each time that a device's memory does not hold them."""
+    """`work`, with half as many documents in a forward pass each time that a device's memory does not hold them.
+
+    A GPU's, or the host's where that says so: a process may be killed for the host's memory instead.
+    """
     while True:
         try:
-            return agree(work)
+            return agree(lambda: _naming_full_hosts(work))
         except torch.OutOfMemoryError:
             if trainers[0].micro_batch_size == 1:
                 raise
@@ -46,6 +53,18 @@ def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
             trainer.halve_micro_batch()
         if trainers[0].accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _naming_full_hosts(work: Callable[[], T]) -> T:
+    """`work`; a host without memory is the error that a GPU without memory is."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or HOST_FULL in str(error):
+            raise torch.OutOfMemoryError(one_line(error)) from error
+        raise
 
 
 def score_documents(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from bora_sweep.config import Config
+from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import make_layout
@@ -30,7 +30,7 @@ from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.ranks import first, is_first, join
 from bora_sweep.train.state import Fit, Start, State, StepReport
-from bora_sweep.train.trainer import UNTRAINED
+from bora_sweep.train.tracking import Tracker
 
 ROW_SECONDS = 5.0
 """Between two rows that say how far a trial is: short epochs would spend their time on them."""
@@ -86,13 +86,16 @@ def run_pack(
     open_trials = [trial for trial in trials if trial.trial_id not in rows]
     if not open_trials:
         return rows
+    trackers = {trial.trial_id: Tracker(trial.config, run, trial.trial_id) for trial in open_trials}
     try:
         base = load_base()
-        slots = [_slot(trial, base, run, opened[trial.trial_id], on_epoch) for trial in open_trials]
+        slots = [
+            _slot(trial, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch) for trial in open_trials
+        ]
         for place, done in fit_pack(slots, corpus, base, on_step, pulse):
             trial = open_trials[place]
-            close = partial(_close, trial, corpus, base, run, opened[trial.trial_id], done)
-            rows[trial.trial_id] = first(close)
+            own = opened[trial.trial_id], trackers[trial.trial_id], done
+            rows[trial.trial_id] = first(partial(_close, trial, corpus, base, run, *own))
     except BaseException as error:
         if not is_first():
             raise
@@ -102,6 +105,9 @@ def run_pack(
             with suppress(StorageFullError):  # the first error says what is wrong
                 write_table(run, "trials", trial_id, [opened[trial_id]])
         raise
+    finally:
+        for tracker in trackers.values():
+            tracker.finish()
     return rows
 
 
@@ -126,7 +132,12 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
 
 
 def _slot(
-    trial: Trial, base: PreTrainedModel, run: Folder, row: dict[str, Any], on_epoch: Callable[[State], None]
+    trial: Trial,
+    base: PreTrainedModel,
+    run: Folder,
+    row: dict[str, Any],
+    tracker: Tracker,
+    on_epoch: Callable[[State], None],
 ) -> Slot:
     written_at = -math.inf
 
@@ -136,6 +147,7 @@ def _slot(
         if time.monotonic() - written_at > ROW_SECONDS:
             write_table(run, "curves", trial.trial_id, state.curve)
             write_table(run, "trials", trial.trial_id, [row])
+            _track(tracker, state)
             written_at = time.monotonic()
         on_epoch(state)
 
@@ -144,9 +156,22 @@ def _slot(
     return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_first() else nothing)
 
 
+def _track(tracker: Tracker, state: State) -> None:
+    if trouble := tracker.write(state.curve):
+        state.notes.append(trouble)
+
+
 def _close(
-    trial: Trial, corpus: TokenizedCorpus, base: PreTrainedModel, run: Folder, row: dict[str, Any], done: Fit
+    trial: Trial,
+    corpus: TokenizedCorpus,
+    base: PreTrainedModel,
+    run: Folder,
+    row: dict[str, Any],
+    tracker: Tracker,
+    done: Fit,
 ) -> dict[str, Any]:
+    _track(tracker, done.state)
+    tracker.finish()
     row = row | _estimated_tau(trial.config, corpus, base, done)
     return record(trial.config, corpus, run, trial.trial_id, row, done)
 

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
-from bora_sweep.config import Config
+from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import (
     TokenizedCorpus,
     fixed_batches,
@@ -32,7 +32,7 @@ from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.interchange import read_adapters
 from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
-from bora_sweep.train.checkpoint import load_checkpoint
+from bora_sweep.train.checkpoint import load_checkpoint, num_kills
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.ranks import first
 from bora_sweep.train.reported import ScoredSplit
@@ -40,7 +40,6 @@ from bora_sweep.train.share import Share
 from bora_sweep.train.state import Start, State
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-UNTRAINED = ("zero_shot", "average", "ties", "dare")
 
 
 def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, accelerator: Accelerator) -> "Trainer":
@@ -144,16 +143,21 @@ class Trainer:
 
     def halve_micro_batch(self) -> None:
         """After a pass that the device's memory did not hold: what it left goes, and the next is half as large."""
-        rows = self.micro_batch_size
-        self.state.micro_batch_size = max(1, rows // 2)
-        said = f"out of memory with {rows} documents in a forward pass; went on with {self.state.micro_batch_size}"
-        self.state.notes.append(said)
+        self._bound_micro_batch(self.micro_batch_size // 2, "out of memory")
         for bank in self.hierarchy.parameters():
             if bank.grad is not None:
                 bank.grad.zero_()
 
+    def _bound_micro_batch(self, rows: int, why: str) -> None:
+        before = self.micro_batch_size
+        self.state.micro_batch_size = max(1, rows)
+        now = self.state.micro_batch_size
+        self.state.notes.append(f"{why} with {before} documents in a forward pass; went on with {now}")
+
     def start(self, folder: Folder | None = None, start: Start | None = None) -> bool:
         """Go on from the newest checkpoint in `folder`, else begin: at `start`, or at the adapters of `init_from`.
+
+        A process that was killed for its memory left no word; each such time counts as one pass that was too large.
 
         Returns:
             Whether the model is to be scored before training, epoch 0.
@@ -166,6 +170,11 @@ class Trainer:
             tensors, progress, damage = checkpoint
             self._restore(tensors, progress)
             self.state.notes += damage
+        kills = first(lambda: 0 if folder is None else num_kills(folder))
+        train = self.config.train
+        if self.micro_batch_size > (rows := max(1, (train.micro_batch_size or train.batch_size) >> kills)):
+            self._bound_micro_batch(rows, "killed for its memory")
+        if checkpoint is not None:
             return False
         if start is None and self.config.init_from is not None:
             source = Path(self.config.init_from)

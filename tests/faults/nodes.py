@@ -18,8 +18,13 @@ os.environ |= {
 from ray.cluster_utils import Cluster
 
 
-def add(cluster: Cluster) -> int:
-    node = cluster.add_node(num_cpus=1, include_dashboard=False)
+def add(cluster: Cluster, tries: int = 3) -> int:
+    try:
+        node = cluster.add_node(num_cpus=1, include_dashboard=False)
+    except Exception:  # Ray gives a node 30 s, which on a busy machine it may need
+        if tries == 1:
+            raise
+        return add(cluster, tries - 1)
     return node.all_processes["raylet"][0].process.pid
 
 

@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from bora_sweep.config import Config
 from bora_sweep.storage import Folder, write_bytes
-from bora_sweep.sweep.points import Point
+from bora_sweep.tune.points import Point
 
 VERDICT = "stop"
 

@@ -6,6 +6,7 @@ own Parquet and checkpoints alone: nothing of Tune's state is ever read back, so
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -23,24 +24,29 @@ from bora_sweep.interrupt import noting_signals
 from bora_sweep.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
-from bora_sweep.sweep.crew import reserved
-from bora_sweep.sweep.points import Known, Point, num_trials, point_of, trial_config
-from bora_sweep.sweep.scheduler import Verdicts
-from bora_sweep.sweep.search import TauSearch
-from bora_sweep.sweep.trial import measure_pack, tune_trial
-from bora_sweep.sweep.view import SweepView
-from bora_sweep.sweep.worker import STOP
 from bora_sweep.train.run import opening_row
+from bora_sweep.tune.crew import reserved
+from bora_sweep.tune.losses import Losses, each_loss_is_one_failure
+from bora_sweep.tune.mirror import StudyMirror
+from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
+from bora_sweep.tune.scheduler import Verdicts
+from bora_sweep.tune.search import TauSearch
+from bora_sweep.tune.trial import measure_pack, tune_trial
+from bora_sweep.tune.view import SweepView
+from bora_sweep.tune.worker import STOP
+
+KNOCK_SECONDS = 20.0  # for an answer at `ray.address`
 
 
 def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], view: SweepView) -> bool:
-    """`bora_sweep.sweep.run_sweep`, shown by `view`."""
+    """`bora_sweep.tune.run_sweep`, shown by `view`."""
     _clear(run)
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
         slots, workers = _slots(config, resources), config.ray.workers_per_trial
         config = _with_pack(config, corpus, run, resources)
         search = TauSearch(config, known_trials(run), slots, groups)
+        mirror, losses = StudyMirror(run, config, groups, view.rows), Losses(run)
         umask = os.umask(0)
         os.umask(umask)
         place = run.resolve() if isinstance(run, Path) else run
@@ -58,7 +64,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=[view],
+                callbacks=[view, mirror, losses],  # the mirror reads the rows that the view keeps
             ),
         )
 
@@ -68,15 +74,14 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             view.say_stopping()
 
         try:
-            with noting_signals(stop):
-                grid = tuner.fit()
+            with noting_signals(stop), each_loss_is_one_failure():
+                tuner.fit()
         finally:
             _close_running(run)
-    for result in grid:
-        if result.error is not None and result.config is not None:
-            for params in result.config["fits"]:
-                _mark_dead(run, config, params, result.error)
+    for params, error in losses.failed:
+        _mark_dead(run, config, params, error)
     rows = trial_rows(run)
+    mirror.close(rows)
     ended = sum(row["status"] in ("finished", "failed") for row in rows)
     return ended == num_trials(config) or (config.search.mode == "path" and _has_failed(rows))
 
@@ -150,6 +155,7 @@ def _ray(config: Config):
 
 
 def _connect(address: str | None) -> None:
+    _refuse_silent(address)
     umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
     try:
         ray.init(
@@ -165,6 +171,23 @@ def _connect(address: str | None) -> None:
         ) from error
     finally:
         os.umask(umask)
+
+
+def _refuse_silent(address: str | None) -> None:
+    """Refuse an address at which nothing listens: Ray would ask it again for a quarter of an hour.
+
+    Raises:
+        InputError: So it is.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit() and "/" not in host):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"ray.address={address}: nothing listens there ({error}); is that Ray up, and reached from here?"
+        ) from error
 
 
 def _resources(config: Config) -> dict[str, float]:

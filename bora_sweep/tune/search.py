@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from bora_sweep.config import Config
-from bora_sweep.sweep.points import Known, Point, fixed_points, trial_config, trial_id
+from bora_sweep.tune.points import Known, Point, fixed_points, trial_config, trial_id
 
 SPREAD = 5  # of Optuna's first values, how many at least are spread evenly over log tau before its sampler chooses
 
@@ -44,7 +44,7 @@ class TauSearch(Searcher):
 
     def __init__(self, config: Config, known: dict[str, Known], slots: int = 1, groups: Sequence[str] = ()) -> None:
         super().__init__()
-        self.space = _space(config, groups[1:])
+        self.space = search_space(config, groups[1:])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config, self.known, self.groups = config, known, groups
         self.study = optuna.create_study(direction="minimize")
@@ -233,7 +233,7 @@ class TauSearch(Searcher):
             self.study.add_trial(optuna.trial.create_trial(value=mean, **known))
 
 
-def _space(config: Config, groups: Sequence[str]) -> dict[str, FloatDistribution]:
+def search_space(config: Config, groups: Sequence[str]) -> dict[str, FloatDistribution]:
     """log tau; log lr_per_tau where the learning rate is coupled to tau; the log of each group's share of tau."""
     search = config.search
     space = {"tau": FloatDistribution(search.tau_low, search.tau_high, log=True)}

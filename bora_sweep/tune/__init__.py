@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Sequence
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from bora_sweep.config import Config
-from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.storage import Folder
+
+if TYPE_CHECKING:  # `bora-sweep status` is quick without them
+    from rich.console import Console
+
+    from bora_sweep.data.tokens import TokenizedCorpus
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -19,7 +22,9 @@ QUIET = {
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray then binds 127.0.0.1, as it does where it has no clusters
 
 
-def run_sweep(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], console: Console) -> bool:
+def run_sweep(
+    config: Config, corpus: "TokenizedCorpus", run: Folder, groups: Sequence[str], console: "Console"
+) -> bool:
     """Fit every trial of the sweep that `run` holds no result of, and show on `console` how it goes.
 
     A local Ray is reachable from this machine alone, provided that Ray was not imported before. `groups` are those that
@@ -29,8 +34,8 @@ def run_sweep(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
         Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
     """
     os.environ.update(QUIET | (LOOPBACK if config.ray.address is None else {}))
-    from bora_sweep.sweep.tuner import tune_run
-    from bora_sweep.sweep.view import SweepView
+    from bora_sweep.tune.tuner import tune_run
+    from bora_sweep.tune.view import SweepView
 
     with SweepView(config, run, console) as view:
         return tune_run(config, corpus, run, groups, view)

@@ -11,19 +11,24 @@ from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.report.card import Exported, card
-from bora_sweep.storage import Folder
+from bora_sweep.storage import Folder, folder_at
 from bora_sweep.trained import Trained, read_trained
 
 
 def export(
-    run: Folder, out: Path, trial: str = "best", tasks: Sequence[str] | None = None, *, merge: bool = False
+    run: str | Folder,
+    out: str | Path,
+    trial: str = "best",
+    tasks: Sequence[str] | None = None,
+    *,
+    merge: bool = False,
 ) -> dict[str, str]:
     """Write Theta and the tasks' adapters of a trial below `out`, each in a folder of its own with a README.md.
 
     Args:
-        run: The run's folder.
+        run: The run's folder; also `s3://…` and `gs://…`.
         out: The folder; new or empty.
-        trial: As in `read_trained`.
+        trial: The ID of a finished one; `best`: the MAP fit of the lowest validation perplexity.
         tasks: Names; left out: all.
         merge: Full models, the base with the adapter in its weights, and the tokenizer.
 
@@ -33,7 +38,7 @@ def export(
     Raises:
         InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
     """
-    trained = read_trained(run, trial)
+    trained, out = read_trained(folder_at(run), trial), Path(out)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")

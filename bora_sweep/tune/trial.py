@@ -18,17 +18,17 @@ from bora_sweep.interrupt import Interrupted
 from bora_sweep.model.base import load_base
 from bora_sweep.results import objective, read_trial_row, write_table
 from bora_sweep.storage import Folder, exists, folder_at
-from bora_sweep.sweep.crew import run_together
-from bora_sweep.sweep.points import Point, trial_config
-from bora_sweep.sweep.scheduler import VERDICT
-from bora_sweep.sweep.worker import Pulse, watched
 from bora_sweep.train.loop import nothing
 from bora_sweep.train.packing import choose_pack
 from bora_sweep.train.path import run_path
 from bora_sweep.train.run import Trial, run_pack
 from bora_sweep.train.state import State
+from bora_sweep.tune.crew import run_together
+from bora_sweep.tune.points import Point, trial_config
+from bora_sweep.tune.scheduler import VERDICT
+from bora_sweep.tune.worker import Pulse, watched
 
-REPORT_SECONDS = 5.0  # between two reports to Tune: each costs the driver, which shares a small machine with the trials
+REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
 
 
 def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
