@@ -251,9 +251,9 @@ def table(hits: list[Hit]) -> list[dict]:
 
 
 NOTES = [
-    f"{DRAWS:,} draws; one row's figure has a standard error of 0.7 points, those of single tasks less. *One fit, as it "
-    "is*: the truth is what these fits score on all documents there could be. *Whatever the fit*: what fits score on "
-    "average over seeds; with one seed the report does not claim to hold that.",
+    f"{DRAWS:,} draws; a figure near 95 has a standard error of 0.7 points, those of single tasks less. *One fit, as "
+    "it is*: the truth is what these fits score on all documents there could be. *Whatever the fit*: what fits score "
+    "on average over seeds; with one seed the report does not claim to hold that.",
 ]
 
 

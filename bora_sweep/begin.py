@@ -131,18 +131,18 @@ def held(begun: Begun, command: str) -> Iterator[None]:
 
 def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
     from bora_sweep.data.corpus import load_corpus
-    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     corpus = load_corpus(config.data)
     for note in corpus.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
-    tokenized = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens)
+    tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
     console.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
                   f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
     if num_cut:
-        longer = f"longer than model.max_tokens={config.model.max_tokens} and were cut"
+        longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"
         console.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
     return tokenized
 

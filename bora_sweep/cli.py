@@ -42,12 +42,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    fitted = ("data", "model", "lora", "prior", "train", "init_from", "method", "tracking", "output")
+    fitted = ("protocol", "data", "model", "lora", "prior", "train", "init_from", "method", "tracking", "output")
     _settings(add("fit", commands.fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
-    swept = ("data", "model", "lora", "prior", "train", "search", "ray", "tracking", "output")
+    swept = ("protocol", "data", "model", "lora", "prior", "train", "search", "ray", "tracking", "output")
     _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
-    report = add("report", commands.report, "Tables and figures of a run, also of one that is not finished.")
+    report = add("report", commands.report, "Tables, figures and a page of a run, also of one that is not finished.")
     report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--open", action="store_true", help="show the page, RUN/report/index.html, in a browser")
+    report.add_argument("--against", choices=["paper"], help="also set the run beside the paper's results")
     status = add("status", commands.status, "How a run stands: trials, the best so far, the time left.")
     status.add_argument("run", metavar="RUN", help="the run's folder; also s3://… and gs://…")
     status.add_argument(

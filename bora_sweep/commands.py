@@ -7,8 +7,10 @@ import argparse
 import shlex
 import time
 import traceback
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +20,7 @@ from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+PAGE = "index.html"
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -92,10 +95,18 @@ def status(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """Tables and figures of a run."""
+    """Tables, figures and a page of a run; with `--open` the page in a browser."""
     from bora_sweep.report import write_report
 
-    _show_report(write_report(parsed.run))
+    run = folder_at(parsed.run)
+    if parsed.open and not isinstance(run, Path):
+        raise InputError(f"--open {run}: not on this machine; drop --open, and copy {run}/report/index.html to it")
+    written = write_report(run, against_paper=parsed.against == "paper")
+    _show_report(written)
+    if parsed.against == "paper":
+        _show_paper(written.parent / "paper.md")
+    if parsed.open and not webbrowser.open((written.parent / PAGE).absolute().as_uri()):
+        err.print("no browser found to open the page with")
     return DONE
 
 
@@ -127,7 +138,7 @@ def describe(parsed: argparse.Namespace) -> int:
     """Tables of a corpus."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.tokens import tokenize
+    from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     paths = [a for a in parsed.settings if "=" not in a and not a.endswith((".yaml", ".yml"))]
@@ -135,7 +146,7 @@ def describe(parsed: argparse.Namespace) -> int:
     corpus = load_corpus(config.data)
     counts = None
     if config.model.name is not None or config.data.kind == "synthetic":
-        counts = tokenize(corpus, load_tokenizer(config.model, config.data), config.model.max_tokens).table()
+        counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
     for part in describe_corpus(corpus, counts):
         out.print(part)
     return DONE
@@ -162,4 +173,13 @@ def _show_report(path: Folder) -> None:
     """The report's answer, its first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
-    out.print(f"report: {path}")
+    out.print(f"report: {path}\npage: {path.parent / PAGE}")
+
+
+def _show_paper(path: Folder) -> None:
+    """What `paper.md` begins with: its answer, and Table 1 beside ours."""
+    from rich.markdown import Markdown
+
+    _, answer, table, *_ = read_bytes(path).decode().split("\n\n")
+    out.print(Markdown(f"{answer}\n\n{table}"))
+    out.print(f"beside the paper: {path}")

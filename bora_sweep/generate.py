@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bora_sweep.data.tokens import boundary_tokens
+from bora_sweep.config import DataConfig
+from bora_sweep.data.tokens import boundary_tokens, for_task
 from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
@@ -45,8 +46,9 @@ def generate(
 ) -> list[tuple[str, str]]:
     """How the base model, then Theta, then each of `tasks` goes on from `prompt`.
 
-    The prompt follows the start symbol as a document does in training. One base is in memory; each text is drawn with
-    the same seed, so that it does not depend on which others are asked for.
+    The prompt follows the start symbol as a document does in training, or what `data.prompt` and `data.template` put
+    before the task's documents; before the base and Theta, that of the first task. One base is in memory; each text is
+    drawn with the same seed, so that it does not depend on which others are asked for.
 
     Args:
         run: The run's folder.
@@ -66,24 +68,35 @@ def generate(
     model, data = trained.config.model, trained.config.data
     sampling = sampling or Sampling()
     tokenizer = load_tokenizer(model, data)
-    start, end = boundary_tokens(tokenizer)
-    prompt_T = [start, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    _, end = boundary_tokens(tokenizer)
+    opening_of = {task: _opening(tokenizer, data, task, prompt) for task in tasks}
+    longest = max(map(len, opening_of.values()))
     base = load_base(model, data)
     positions = getattr(base.config, "max_position_embeddings", None)
-    if positions is not None and len(prompt_T) + sampling.max_new_tokens > positions:
+    if positions is not None and longest + sampling.max_new_tokens > positions:
         raise InputError(
-            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {len(prompt_T)} tokens and the model "
+            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and the model "
             f"{positions} positions; shorten either"
         )
     adapted = AdaptedModel(base.to(make_accelerator(trained.config).device), trained.layout)
     base.generation_config = _plain(sampling, end)
-    told = _text(tokenizer, prompt_T)
     texts = []
     for name, theta_P in [(BASE, None), (GLOBAL, trained.mean_P), *((task, trained.theta_of[task]) for task in tasks)]:
+        opening_T = opening_of.get(name, opening_of[tasks[0]])
         with nullcontext() if theta_P is None else adapted.attached(theta_P.to(base.device)):
-            whole_T = _draw(base, prompt_T, sampling.seed)
+            whole_T = _draw(base, opening_T, sampling.seed)
+        told = _text(tokenizer, opening_T)
         texts.append((name, _text(tokenizer, whole_T).removeprefix(told)))  # new tokens alone would lose a first space
     return texts
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, data: DataConfig, task: str, prompt: str) -> list[int]:
+    """The tokens that a task's text begins with, `prompt` the last of them."""
+    before = for_task(data.template.partition("{text}")[0], task)
+    body = tokenizer(before + prompt, add_special_tokens=False)["input_ids"]
+    if data.prompt is None:
+        return [boundary_tokens(tokenizer)[0], *body]
+    return [*tokenizer(for_task(data.prompt, task), add_special_tokens=False)["input_ids"], *body]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, tokens_T: list[int]) -> str:

@@ -26,6 +26,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             ("trial_id", pa.string()),
             ("status", pa.string()),  # running, finished, interrupted, failed
+            ("protocol", pa.string()),  # ours, paper, published_code; null in older results
             ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
             ("learning_rate", pa.float64()),
@@ -45,6 +46,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
             ("test_macro_perplexity", pa.float64()),
+            ("reported_perplexity", pa.float64()),  # the protocol's, null where that is test_perplexity
+            ("reported_as", pa.string()),  # what it is: of which split and epoch, and whether padding counts
             ("train_tokens", pa.int64()),  # scored, by this trial alone
             ("train_seconds", pa.float64()),
             ("tokens_per_second", pa.float64()),
@@ -72,6 +75,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("perplexity", pa.float64()),
             ("floor_nll_nats", pa.float64()),  # of the true source, null where it is not known
             ("distance_to_global", pa.float64()),
+            ("reported_perplexity", pa.float64()),  # the protocol's, beside the split that it is of
             ("posterior_std", pa.float64()),  # root mean square over the task's parameters; null but for vi
         ]
     ),
@@ -154,7 +158,7 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for path in runs:
         refuse_no_run(path)
-        if not exists(path / "results" / "trials"):
+        if not listed(path / "results" / "trials", "*.parquet"):
             raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
 

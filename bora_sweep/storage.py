@@ -38,6 +38,14 @@ class StorageFullError(OSError):
     """No space is left where a run is written; what is there is whole, and the run goes on from it."""
 
 
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: `$BORA_SWEEP_CACHE`, else `$XDG_CACHE_HOME/bora_sweep`, else
+    `~/.cache/bora_sweep`."""
+    if cache := os.environ.get("BORA_SWEEP_CACHE"):
+        return Path(cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bora_sweep"
+
+
 def folder_at(address: str | Folder) -> Folder:
     """The folder at a path of this machine, or at an address such as `s3://bucket/folder`.
 

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from bora_sweep.config import Config, LoraConfig, read_config
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, lay_out
 from bora_sweep.model.variants import Site
 from bora_sweep.results import Results, read_results
 from bora_sweep.storage import Folder
-from bora_sweep.train.checkpoint import load_adapters
+from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,31 @@ def read_trained(run: Folder, asked: str = "best") -> Trained:
     """
     results = read_results(run)
     row = _finished(results, run, asked)
-    tensors, about = load_adapters(run / "trials" / row["trial_id"])
-    lora = LoraConfig(**about["lora"])
-    return Trained(
-        row=row,
-        config=read_config(row["config_json"]),
-        lora=lora,
-        layout=lay_out([Site(**site) for site in about["sites"]], lora),
-        mean_P=tensors["mean_P"],
-        theta_of=dict(zip(about["tasks"], tensors["theta_KP"], strict=True)),
-        results=results,
-    )
+    folder = run / "trials" / row["trial_id"]
+    try:
+        tensors, about = load_adapters(folder)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: has no {ADAPTERS}, though results/trials says that the trial finished; copy the run's folder "
+            "as a whole"
+        ) from None
+    try:
+        lora = LoraConfig(**about["lora"])
+        layout = lay_out([Site(**site) for site in about["sites"]], lora)
+        theta_of = dict(zip(about["tasks"], tensors["theta_KP"], strict=True))
+        return Trained(row, _config_of(row), lora, layout, tensors["mean_P"], theta_of, results)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: as another version of bora_sweep wrote it ({one_line(error, limit=200)}); install the one that "
+            f"`versions` in results/trials names, {row['versions']}"
+        ) from None
+
+
+def _config_of(row: dict[str, Any]) -> Config:
+    """What the trial was fitted with."""
+    if not isinstance(row["config_json"], str):
+        raise ValueError("config_json is not there")
+    return read_config(row["config_json"])
 
 
 def _finished(results: Results, run: Folder, asked: str) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def test_the_best_tau_of_the_evidence_is_mackay_s_fixed_point():
 
 def exact_fisher(adapted: AdaptedModel, corpus, n: int, theta_P: Tensor) -> Tensor:
     """F_PP of document n, the sum over its tokens of J' (diag p - p p') J, J the derivative of a token's logits."""
-    tokens_BT, length_B, _ = to_device(collate(corpus, np.array([n])), theta_P.device)
+    tokens_BT, length_B, *_ = to_device(collate(corpus, np.array([n])), theta_P.device)
 
     def logits(theta_P: Tensor) -> Tensor:
         return adapted(tokens_BT, theta_P[None])[0, : length_B[0] - 1]

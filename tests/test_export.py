@@ -33,11 +33,11 @@ def settings_of(folder) -> list[str]:
     return [f"data.path={folder / 'speeches.parquet'}", f"model.name={folder / 'base'}", *SMALL]
 
 
-def a_fit(folder, family: str, *settings: str) -> list[str]:
+def a_fit(folder, family: str, *settings: str, sizes: dict[str, int] = SIZES) -> list[str]:
     """Make a model and a corpus in `folder` and fit; returns the settings, without `output`."""
     make_base(family, dtype=torch.float32).save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
-    make_frame(SIZES).to_parquet(folder / "speeches.parquet")
+    make_frame(sizes).to_parquet(folder / "speeches.parquet")
     given = [*settings_of(folder), *settings]
     assert main(["fit", *given, f"output={folder / 'run'}"]) == 0
     return given
@@ -97,6 +97,40 @@ def test_every_exported_adapter_has_the_perplexity_in_the_parquet(family, varian
     at_theta = math.exp(np.sum(ours.nll_nats["test"]) / corpus.num_tokens("test"))
     assert found("_global", [one for task in words.values() for one in task]) == pytest.approx(at_theta, rel=1e-4)
     assert all(abs(known[task] / at_theta - 1) > 1e-3 for task in SIZES)  # the adapters differ
+
+
+HOSTILE = {"../../x": 14, "<script>": 14, "x" * 300: 14, "🙂": 14, "Ann": 14, "CON": 14}
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_where_all_are_one_model_global_has_the_perplexities_in_the_parquet_whatever_the_tasks_are_called(
+    family, tmp_path
+):
+    """At tau = inf Theta is what was scored: over all documents, and over each task's."""
+    a_fit(tmp_path, family, "prior.tau=inf", "lora.target_modules=all-linear", sizes=HOSTILE)
+    before = set(tmp_path.rglob("*"))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "deep" / "er" / "out")]) == 0
+    out = tmp_path / "deep" / "er" / "out"
+    assert {path for path in set(tmp_path.rglob("*")) - before if out not in (path, *path.parents)} == {
+        tmp_path / "deep", tmp_path / "deep" / "er"
+    }  # fmt: skip
+    folders = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
+    assert set(folders) == set(HOSTILE)
+    assert len({name.casefold() for name in folders.values()}) == len(HOSTILE)
+    assert {path.name for path in out.iterdir()} == {"_global", "tasks.json", *folders.values()}
+
+    frame, results = make_frame(HOSTILE), read_results(tmp_path / "run")
+    scored = results.document_scores.query("split == 'test'")
+    vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = PeftModel.from_pretrained(base, out / "_global").eval()
+    words = frame["text"][scored["document_id"].astype(int)].str.split().tolist()
+    known = trial_rows(tmp_path / "run")[0]["test_perplexity"]
+    assert perplexity_elsewhere(model, words, vocabulary) == pytest.approx(known, rel=1e-4)
+    for task, own in results.task_scores.query("split == 'test'").set_index("task")["perplexity"].items():
+        rows = scored.loc[scored["task"] == task, "document_id"].astype(int)
+        found = perplexity_elsewhere(model, frame["text"][rows].str.split().tolist(), vocabulary)
+        assert found == pytest.approx(own, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from bora_sweep.errors import InputError
+from bora_sweep.report import analyse, write_report
 from bora_sweep.report import page as page_module
-from bora_sweep.report import write_report
 from bora_sweep.report.figures import TauAxis
 from bora_sweep.report.formats import latex_text, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.pooling import summarise
@@ -23,6 +23,7 @@ from bora_sweep.results import perplexity, read_results, write_table
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper"
 SIZES = {"ada": 40, "bo": 12, "cy": 25, "dee": 18, "eve": 60}
+CSV = ("table_1", "table_a1", "improvements", "trends", "curve", "choice", "trials")
 TAUS = (0.0, 100.0, 1_000.0, 10_000.0, math.inf)
 
 
@@ -121,8 +122,8 @@ def test_every_file_is_there_and_whole(run: Path, page: str):
     report = run / "report"
     assert not [path for path in report.rglob("*") if path.name.startswith(".")]
     names = {path.relative_to(report).as_posix() for path in report.rglob("*.*")}
-    assert {f"tables/{name}.csv" for name in ("table_1", "table_a1", "improvements", "trials")} <= names
-    assert {"tables/table_1.tex", "tables/table_a1.tex", "report.md"} <= names
+    assert {f"tables/{name}.csv" for name in CSV} <= names
+    assert {"tables/table_1.tex", "tables/table_2.tex", "tables/table_a1.tex", "report.md"} <= names
     shown = [name for name in names if name.endswith(".png")]
     assert len(shown) == 5
     for name in shown:
@@ -264,7 +265,7 @@ def test_a_fit_that_diverged_is_shown_and_not_chosen(tmp_path: Path, recwarn: py
         write_trial(tmp_path, tau, nats=dict.fromkeys(SIZES, nats))
     page = write_report(tmp_path).read_text()
     assert page.split("\n\n")[1].startswith("**τ = 100 gives")
-    assert [row[5] for row in table_after(page, "## Table 1")[3:5]] == ["–", "∞"]
+    assert [row[5] for row in table_after(page, "## Table 1")[3:5]] == ["– [–, –]", "∞ [∞, ∞]"]
     assert not recwarn.list
 
 
@@ -313,7 +314,7 @@ def test_hostile_names_break_nothing(tmp_path: Path, recwarn: pytest.WarningsRec
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(page)
     assert "<script" not in html
     assert "<code" not in html
-    assert html.count("<table>") == 4
+    assert html.count("<table>") == 6
     latex = (report / "tables" / "table_a1.tex").read_text()
     body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")].splitlines()[1:]
     assert len(body) == len(HOSTILE)
@@ -360,9 +361,9 @@ def test_many_tasks_and_taus_are_cut_on_the_page_and_whole_in_csv(tmp_path: Path
     assert len(rows) == 42
     assert rows[1][0] == "task 119"
     assert rows[-1][0] == "task 000"
-    assert len(rows[0]) <= 2 + 10 + 1
+    assert len(rows[0]) <= 2 + 8 + 1
     numbers = pd.read_csv(report / "tables" / "table_a1.csv")
-    assert numbers.shape == (120, 4 + 16 + 1)
+    assert numbers.shape == (120, 4 + 3 * 16 + 1)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -375,11 +376,12 @@ def test_the_papers_table_a1(tmp_path: Path):
         write_paper_trial(tmp_path, float(tau), rows.set_index("task")["perplexity"].to_dict(), sizes)
     summary = summarise(read_results(tmp_path))
     wide = known.pivot(index="task", columns="tau", values="perplexity").loc[summary.tasks]
-    numbers = task_numbers(summary)
+    analysis = analyse(summary)
+    numbers = task_numbers(analysis)
     for tau in wide.columns:
         assert numbers[f"tau={float(tau)!r}"].to_numpy() == pytest.approx(wide[tau].to_numpy(), abs=1e-6)
     assert summary.best_tau == 100
-    table = task_table(summary)
+    table = task_table(analysis)
     assert {j for _, j in table.bold} == {table.columns.index("τ = 100")}  # "best … for all our tasks"
     assert "best value is interior" in write_report(tmp_path).read_text()
 

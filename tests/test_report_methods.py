@@ -175,11 +175,11 @@ def test_the_best_tau_at_the_edge_of_the_finite_values_is_a_warning(tmp_path: Pa
 
 def test_tau_is_told_with_both_intervals(tmp_path: Path):
     page = write_report(write_run(tmp_path)).read_text()
-    assert "Of the values fitted, 1,000 is best on validation." in page
-    assert "lowest at τ = 1,000 [1,000, 1,000]" in page  # every document prefers the same
+    assert "All values fitted but 1,000 are told from it, by the 95% interval" in page
+    assert "lowest*: at τ = 1,000 [1,000, 1,000]" in page  # every document prefers the same
     assert "uniform in log τ from 100 to 10,000, is 1,000 [" in page
     write_run(tmp_path / "few", taus=(0.0, 10.0, 100.0, math.inf))
-    assert "How well τ is known" not in write_report(tmp_path / "few").read_text()
+    assert "Where the curve is lowest" not in write_report(tmp_path / "few").read_text()
 
 
 def ledger(sources: dict[str, str | None], **columns: list[float]) -> pd.DataFrame:

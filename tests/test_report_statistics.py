@@ -1,4 +1,4 @@
-"""Laws of the paired bootstrap, and of what is known of tau."""
+"""Laws of the paired bootstrap and of the noise of seeds."""
 
 import math
 import time
@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from bora_sweep.errors import InputError
 from bora_sweep.report import Documents, align_documents, paired_bootstrap
-from bora_sweep.report.statistics import best_tau, lowest_tau, tau_posterior
-
-UNEVEN = np.array([1.0, 5.0, 40.0, 60.0, 1e3, 2e4])
+from bora_sweep.report.seeds import seed_noise
+from bora_sweep.report.statistics import task_contrasts
 
 
 def draw(seed: int, sizes: tuple[int, ...] = (7, 30, 12), trials: int = 2) -> Documents:
@@ -145,71 +144,129 @@ def test_a_large_run_takes_seconds():
     assert time.perf_counter() - started < 20
 
 
-@pytest.mark.parametrize(("middle", "deviation"), [(5.0, 0.3), (6.5, 0.1), (3.0, 0.5)])
-def test_the_posterior_of_a_parabola_is_gaussian(middle: float, deviation: float):
-    log_taus_V = np.linspace(0, 10, 101)
-    interval = tau_posterior(np.exp(log_taus_V), 7_000 + 0.5 * ((log_taus_V - middle) / deviation) ** 2)
-    assert math.log(interval.estimate) == pytest.approx(middle, abs=0.01)
-    assert math.log(interval.low) == pytest.approx(middle - 1.96 * deviation, abs=0.02 * deviation)
-    assert math.log(interval.high) == pytest.approx(middle + 1.96 * deviation, abs=0.02 * deviation)
+def of_one_task(nats_n: np.ndarray, tokens_n: np.ndarray) -> Documents:
+    """Two settings: the documents' nats, and 0."""
+    return Documents(np.full(len(nats_n), "a", dtype=object), tokens_n, np.column_stack([nats_n, 0 * nats_n]))
 
 
-def test_the_posterior_without_information_is_the_prior():
-    interval = tau_posterior(np.array([1.0, 3.0, 1e4]), np.full(3, 123.0))
-    log_ends = np.log([interval.low, interval.estimate, interval.high]) / math.log(1e4)
-    assert log_ends == pytest.approx([0.025, 0.5, 0.975])
+@given(st.integers(0, 10**6), st.integers(2, 12))
+@settings(max_examples=20, deadline=None)
+def test_few_documents_do_not_vary_too_little(seed: int, n: int):
+    """Of equal lengths: the standard error is that of a mean, s / sqrt(n) with n - 1 below s."""
+    nats_n = 20 * np.random.default_rng(seed).normal(size=n)
+    contrast = paired_bootstrap(of_one_task(nats_n, np.full(n, 20.0)), 20_000).contrast(0, 1)
+    assert contrast.standard_error == pytest.approx(nats_n.std(ddof=1) / 20 / n**0.5, rel=0.03)
+    assert contrast.degrees == pytest.approx(n - 1)
 
 
-def test_the_posterior_of_a_slope_is_exponential():
-    """p ~ exp(-a log tau), far from the upper end: mean 1/a, quantiles -log(1 - q) / a."""
-    taus_V = np.exp(np.linspace(0, 20, 9))
-    interval = tau_posterior(taus_V, 4 * np.log(taus_V))
-    told = np.log([interval.low, interval.estimate, interval.high])
-    assert told == pytest.approx([-math.log(0.975) / 4, 1 / 4, -math.log(0.025) / 4], abs=2e-4)
+def test_a_long_document_among_short_ones_counts_as_less_than_its_number():
+    nats_n, tokens_n = np.array([1.0, 2.0, 3.0, 30.0]), np.array([10.0, 10.0, 10.0, 100.0])
+    contrast = task_contrasts(of_one_task(nats_n, tokens_n), [(0, 1)])
+    assert contrast.degrees[0, 0] == pytest.approx(max(1.0, 130**2 / (3 * 10**2 + 100**2) - 1))
 
 
-@given(st.floats(math.log(5.0), math.log(1e3)), st.floats(0.1, 1e4), st.floats(-1e3, 1e6))
-@settings(max_examples=50, deadline=None)
-def test_the_lowest_point_of_a_parabola_is_its_vertex(middle: float, scale: float, height: float):
-    nll_V = height + scale * (np.log(UNEVEN) - middle) ** 2
-    assert math.log(lowest_tau(UNEVEN, nll_V[None])[0]) == pytest.approx(middle, abs=1e-3)
+@pytest.mark.parametrize("n", [3, 6, 20])
+def test_intervals_of_a_single_task_hold_the_truth_however_few_its_documents(n: int):
+    rng, draws, truth = np.random.default_rng(n), 400, 0.02
+    tokens_SN = np.exp(rng.normal(4, 0.5, (draws, n))).round()
+    nats_SN = tokens_SN * (truth + rng.normal(0, 0.1, (draws, n)))
+    task_N = np.repeat([f"{s:03d}" for s in range(draws)], n).astype(object)
+    documents = Documents(task_N, tokens_SN.ravel(), np.column_stack([nats_SN.ravel(), 0 * nats_SN.ravel()]))
+    low_D, high_D = (end[:, 0] for end in task_contrasts(documents, [(0, 1)], replicates=300).ends)
+    assert 0.925 <= ((low_D <= truth) & (truth <= high_D)).mean() <= 0.99
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=6, max_size=6))
-@settings(max_examples=50, deadline=None)
-def test_the_lowest_point_lies_between_the_neighbours_of_the_lowest_fit(nll_V: list[float]):
-    v = int(np.argmin(nll_V))
-    (tau,) = lowest_tau(UNEVEN, np.array([nll_V]))
-    assert UNEVEN[max(v - 1, 0)] <= tau <= UNEVEN[min(v + 1, 5)]
+def test_a_task_alone_is_as_a_run_of_that_task():
+    documents = draw(3)
+    found = task_contrasts(documents, [(0, None), (0, 1)], replicates=20_000)
+    for d, task in enumerate(documents.tasks):
+        bootstrap = paired_bootstrap(documents.of_task(task), replicates=20_000)
+        for c, pair in enumerate([(0, None), (0, 1)]):
+            alone = bootstrap.contrast(*pair)
+            assert found.nats_per_token[d, c] == pytest.approx(alone.nats_per_token)
+            assert found.standard_error[d, c] == pytest.approx(alone.standard_error, rel=0.03)
+            assert found.degrees[d, c] == pytest.approx(alone.degrees)
 
 
-@pytest.mark.parametrize(("v", "tau"), [(0, 0.0), (1, 10.0), (3, 1e3), (4, math.inf)])
-def test_beside_the_ends_the_lowest_point_is_the_fit_itself(v: int, tau: float):
-    nll_V = np.abs(np.arange(5.0) - v)
-    assert lowest_tau(np.array([0, 10, 100, 1e3, math.inf]), nll_V[None])[0] == tau
+def test_a_task_with_one_document_has_no_interval_and_takes_none_away():
+    documents = draw(0, sizes=(1, 1, 9, 1))
+    found = task_contrasts(documents, [(0, 1)])
+    assert np.isnan(found.standard_error[:, 0]).tolist() == [True, True, False, True]
+    assert (found.p_value[[0, 1, 3], 0] == 1).all()
+    overall, alone = (paired_bootstrap(part).contrast(0, 1) for part in (documents, documents.of_task("t2")))
+    share = documents.of_task("t2").tokens_N.sum() / documents.tokens_N.sum()
+    assert overall.standard_error > 1.01 * share * alone.standard_error
+    assert np.isnan(paired_bootstrap(documents.of_task("t0")).contrast(0, 1).standard_error)
 
 
-def test_95_of_100_intervals_hold_the_best_tau():
-    """Each document has a parabola of its own, as (log tau - its middle)^2: their sum is lowest at the mean middle."""
-    rng = np.random.default_rng(2)
-    taus_V, tokens_N, task_N = (
-        np.array([0, 1, 30, 200, 1e3, 1e5, math.inf]),
-        np.full(80, 20.0),
-        np.repeat(["a", "b"], 40),
+def test_the_p_value_is_below_5_percent_where_the_interval_excludes_0():
+    documents = draw(1, sizes=(5,) * 200)
+    found = task_contrasts(documents, [(0, 1)])
+    low_D, high_D = (end[:, 0] for end in found.ends)
+    assert ((found.p_value[:, 0] < 0.05) == ((low_D > 0) | (high_D < 0))).all()
+    assert (found.p_value < 0.05).any()
+
+
+def of_seeds(seed: int, effect: float, seeds: int = 4, fits: int = 30) -> Documents:
+    """Settings with `seeds` fits each, of variance 0.0004; `effect` is the deviation that fits of one seed share."""
+    rng = np.random.default_rng(seed)
+    tokens_N = np.full(40, 25.0)
+    own_MS = 0.02 * rng.normal(size=(fits, seeds)) + effect * rng.normal(size=seeds)
+    per_token_NJ = 3 + 0.1 * rng.normal(size=(40, 1)) + own_MS.ravel()
+    setting_J, seed_J = np.repeat(np.arange(fits), seeds), np.tile(np.arange(seeds), fits).astype(float)
+    return Documents(np.full(40, "a", dtype=object), tokens_N, tokens_N[:, None] * per_token_NJ, setting_J, seed_J)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.5])
+def test_what_fits_of_one_seed_share_cancels_in_differences(effect: float):
+    documents = of_seeds(0, effect)
+    noise = seed_noise(documents, documents.nats_NJ.sum(axis=0) / 1_000)
+    assert noise is not None
+    assert noise.same_seeds
+    assert (noise.degrees, noise.paired_degrees) == (30 * 3, 29 * 3)
+    variance, _ = noise.of_difference(0, 1)
+    assert variance == pytest.approx(0.0004 * 2 / 4, rel=0.5)
+    assert (noise.variance > 0.02) == (effect > 0)
+    assert noise.of_difference(2, 2)[0] == 0
+
+
+def test_seeds_that_are_not_the_same_for_all_cancel_nothing():
+    documents = of_seeds(0, 0.5)
+    assert documents.setting_J is not None
+    assert documents.seed_J is not None
+    seed_J = documents.seed_J + 10 * documents.setting_J
+    unlike = Documents(documents.task_N, documents.tokens_N, documents.nats_NJ, documents.setting_J, seed_J)
+    noise = seed_noise(unlike, unlike.nats_NJ.sum(axis=0) / 1_000)
+    assert noise is not None
+    assert not noise.same_seeds
+    assert noise.of_difference(0, 1)[0] == pytest.approx(noise.variance * 2 / 4)
+
+
+def test_one_seed_tells_nothing_of_seeds_and_zero_shot_has_none():
+    documents = of_seeds(0, 0.0, seeds=1)
+    assert paired_bootstrap(documents).seeds is None
+    several = of_seeds(0, 0.0, seeds=3, fits=2)
+    assert several.setting_J is not None
+    assert several.seed_J is not None
+    without = Documents(
+        task_N=several.task_N,
+        tokens_N=several.tokens_N,
+        nats_NJ=np.column_stack([several.nats_NJ, several.nats_NJ[:, 0]]),
+        setting_J=np.r_[several.setting_J, 2],
+        seed_J=np.r_[several.seed_J, math.nan],
     )
-    x_V = np.clip(np.log(np.maximum(taus_V, 1e-9)), -9, 20)
-    hits, draws = 0, 200
-    for seed in range(draws):
-        middle_N = rng.normal(math.log(200), 4, 80)
-        documents = Documents(task_N.astype(object), tokens_N, (x_V - middle_N[:, None]) ** 2)
-        interval = best_tau(taus_V, paired_bootstrap(documents, 300, seed))
-        assert interval.low <= interval.estimate <= interval.high
-        hits += interval.low <= 200 <= interval.high
-    assert 0.89 <= hits / draws <= 0.985
+    noise = paired_bootstrap(without).seeds
+    assert noise is not None
+    assert noise.num_fits_M.tolist() == [3, 3, 0]
+    assert noise.of_level(2)[0] == 0
+    assert noise.of_difference(0, 2)[0] == pytest.approx(noise.variance / 3)
 
 
-def test_an_interval_of_the_best_tau_may_reach_an_end():
-    nats_NM = 60 + np.random.default_rng(0).normal(0, 1, (40, 4))
-    documents = Documents(np.full(40, "a", dtype=object), np.full(40, 20.0), nats_NM)
-    interval = best_tau(np.array([0, 1.0, 10.0, math.inf]), paired_bootstrap(documents))
-    assert (interval.low, interval.high) == (0, math.inf)
+def test_intervals_with_seeds_hold_what_fits_score_on_average():
+    hits = []
+    for seed in range(200):
+        bootstrap = paired_bootstrap(of_seeds(seed, 0.05, seeds=2, fits=5), 200, seed)
+        low, high = bootstrap.contrast(0, 1).ends
+        hits.append(low <= 0 <= high)
+        assert bootstrap.with_seeds().std(axis=0).mean() > 1.1 * bootstrap.contrast(0, 1).standard_error / 2
+    assert 0.9 <= np.mean(hits) <= 0.99

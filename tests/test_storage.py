@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -15,9 +16,10 @@ import torch
 
 from bora_sweep import storage
 from bora_sweep.cli import main
+from bora_sweep.config import load_config
 from bora_sweep.errors import InputError, redact
 from bora_sweep.results import read_results, trial_rows, write_table
-from bora_sweep.runs import DRIVER, driving
+from bora_sweep.runs import DRIVER, create_run, driving
 from bora_sweep.storage import StorageFullError, exists, folder_at, listed, read_bytes, remove, write_bytes, write_whole
 from bora_sweep.train import loop
 from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
@@ -290,3 +292,23 @@ def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, m
     with pytest.raises(InputError, match=r"007\.parquet") as caught:
         read_results(tmp_path)
     assert ("newer" if damage == "newer" else "damaged") in str(caught.value)
+
+
+def test_status_is_told_of_a_run_on_either(place, capsys):
+    create_run(load_config(), place)
+    ended = {
+        "status": "finished",
+        "method": "map",
+        "tau": 3.0,
+        "validation_perplexity": 9.0,
+        "lora_rank": 8,
+        "epochs": 2,
+    }
+    write_table(place, "trials", "001", [ended])
+    write_table(place, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
+    with driving(place, "sweep"):
+        assert main(["status", str(place)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"process {os.getpid()} on" in printed
+    assert "1 of 11 trials finished, 1 running, 9 waiting · best so far tau = 3, validation perplexity 9.00" in printed
+    assert re.search(r"002 5 \S+ running 1 0:00:\d\d ago", printed)

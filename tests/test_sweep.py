@@ -6,10 +6,14 @@ import signal
 import time
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from sweeps import SMALL, finish, here, listening, numbers, start, wait_for
 
+from bora_sweep.cli import main
 from bora_sweep.errors import InputError
 from bora_sweep.results import read_results, trial_rows
 
@@ -25,7 +29,7 @@ def sources(corpus_file, model_folder) -> list[str]:
 def whole(sources, tmp_path_factory) -> tuple[Path, str, set[str]]:
     """A sweep that nothing disturbed: its folder, what it printed, and where its processes listened."""
     cwd = tmp_path_factory.mktemp("whole")
-    process = start("sweep", *sources, "output=run", cwd=cwd)
+    process = start("sweep", *sources, "tracking=tensorboard", "output=run", cwd=cwd)
     wait_for(lambda: any(row["epochs"] for row in trial_rows(cwd / "run")), process)
     addresses = listening(process)
     code, output = finish(process)
@@ -63,6 +67,32 @@ def test_it_ends_with_a_report_and_says_so(whole):
     assert not list((run / "trials").glob("*/checkpoint-*"))
 
 
+def assert_mirrored(run: Path) -> None:
+    """The Optuna study holds the values of the search, each once, as the Parquet has them."""
+    storage = JournalStorage(JournalFileBackend(str(run / "optuna" / "journal.log")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    found = {t.user_attrs["trial_id"]: (t.params["tau"], t.value, t.state.name) for t in study.trials}
+    assert len(found) == len(study.trials)
+    assert found == {
+        row["trial_id"]: (row["tau"], row["validation_nll_nats"] / row["validation_num_tokens"], "COMPLETE")
+        for row in trial_rows(run)
+        if row["method"] == "map" and 0 < row["tau"] < math.inf
+    }
+
+
+def test_optuna_s_study_and_the_trackers_mirror_the_parquet(whole):
+    run, _, _ = whole
+    assert_mirrored(run)
+    trained = {row["trial_id"] for row in trial_rows(run)}
+    assert {path.name for path in (run / "tracking").iterdir()} == trained
+
+
+def test_status_of_a_sweep_that_has_ended(whole, capsys):
+    run, _, _ = whole
+    assert main(["status", str(run)]) == 0
+    assert "5 of 5 trials finished · best so far" in capsys.readouterr().out
+
+
 def test_nothing_of_a_local_ray_is_reachable_from_elsewhere(whole):
     _, _, addresses = whole
     assert addresses
@@ -88,6 +118,7 @@ def test_an_interrupted_sweep_is_completed_by_resume_with_the_same_numbers(kind,
         earlier = before.get(row["trial_id"])
         if earlier is not None and earlier["status"] == "finished":
             assert row == earlier  # not run again
+    assert_mirrored(run)
     for name, table in numbers(run).items():
         pd.testing.assert_frame_equal(table, numbers(whole[0])[name])
 

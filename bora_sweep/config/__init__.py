@@ -5,13 +5,14 @@ that reads back to an equal one.
 """
 
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import Setting, load_config, read_config
+from bora_sweep.config.load import PROTOCOLS, Setting, load_config, read_config
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
-from bora_sweep.config.whole import UNTRAINED, Config, Method, with_values
+from bora_sweep.config.whole import UNTRAINED, Config, Method, Protocol, with_values
 
 __all__ = [
+    "PROTOCOLS",
     "UNTRAINED",
     "Baseline",
     "Config",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelConfig",
     "Parametrization",
     "PriorConfig",
+    "Protocol",
     "RayConfig",
     "SearchConfig",
     "Setting",

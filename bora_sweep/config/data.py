@@ -6,6 +6,9 @@ from typing import Literal
 
 from bora_sweep.config.bounds import need
 
+Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
+Selection = Literal["all", "paper", "published_code"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
@@ -40,11 +43,19 @@ class SyntheticConfig:
 class DataConfig:
     """Where the text comes from, which tasks and documents are kept, and how they are split."""
 
-    source: Literal["synthetic", "file", "hub"] | None = None
-    """`synthetic`: the embedded corpus; `file`: a file or folder at `path`; `hub`: `path` is a Hugging Face data set.
-    Left out: `file` where `path` is given, else `synthetic`."""
+    source: Source | None = None
+    """`synthetic`: the embedded corpus; `file`: a file or folder at `path`; `hub`: `path` is a Hugging Face data set;
+    `talk_of_norway`: the speeches of the Norwegian parliament, 1998 to 2016, at `path`. Left out: `file` where `path`
+    is given, else `synthetic`."""
     path: str | None = None
-    """A .parquet, .csv, .jsonl file (also .gz), a folder with one subfolder of .txt files per task, or a data set."""
+    """A .parquet, .csv, .jsonl file (also .gz), a folder with one subfolder of .txt files per task, or a data set. With
+    `talk_of_norway` its ton.csv, the archive that holds it, or the folder that holds either."""
+    download: bool = False
+    """With `talk_of_norway` alone: fetch the corpus's archive into the folder `path` where it is not there yet."""
+    selection: Selection = "paper"
+    """Speakers of `talk_of_norway`. `paper`: those with more than 100 speeches, the first 25 by their first speech, as
+    the paper's text has it; `published_code`: those with more than 200 and fewer than 1,000 speeches, the first 25 by
+    name, which Table A.1 agrees with; `all`: everyone, for `min_documents` and `max_tasks` to choose from."""
     hub_config: str | None = None
     """Configuration name of a Hugging Face data set that has several."""
     hub_split: str = "train"
@@ -75,6 +86,13 @@ class DataConfig:
     """Share that is only reported."""
     seed: int = 0
     """Fixes which document goes to which split."""
+    split: Literal["by_text", "sample"] = "by_text"
+    """`by_text`: by a hash of the text, equal texts in one split; `sample`: by `pandas.sample` for each task, as the
+    published code draws them, where an equal text may be in several."""
+    prompt: str | None = None
+    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name."""
+    template: str = "{text}"
+    """What is scored of a document, its end token beside: `{text}` for its text, `{task}` for its task's name."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The embedded corpus's own settings."""
 
@@ -95,13 +113,44 @@ class DataConfig:
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
         )
-        if self.source in ("file", "hub"):
+        need(
+            self.template.count("{text}") == 1,
+            f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
+        )
+        need(
+            self.split == "by_text" or 0 <= self.seed < 2**32,
+            f"data.seed={self.seed}: data.split=sample needs a value from 0 to 2^32 - 1",
+        )
+        if self.source in ("file", "hub", "talk_of_norway"):
             need(self.path is not None, f"data.source={self.source}: also give data.path=…")
+        self._refuse_what_the_source_has_not()
         if self.source == "synthetic":
             need(self.path is None, f"data.source=synthetic reads no file: drop data.path={self.path}, or data.source")
 
+    def _refuse_what_the_source_has_not(self) -> None:
+        if self.source != "talk_of_norway":
+            for name, default in (("download", False), ("selection", "paper")):
+                value = getattr(self, name)
+                need(value == default, f"data.{name}={value}: only data.source=talk_of_norway has it; drop it")
+            return
+        for name, default in (
+            ("text_column", "text"),
+            ("task_column", "task"),
+            ("id_column", None),
+            ("time_column", None),
+        ):
+            value = getattr(self, name)
+            need(value == default, f"data.{name}={value}: data.source=talk_of_norway knows its own columns; drop it")
+
     @property
-    def kind(self) -> Literal["synthetic", "file", "hub"]:
+    def tasks_by(self) -> str:
+        """What puts the tasks in order, in words."""
+        if self.kind == "talk_of_norway":
+            return f"data.selection={self.selection}"
+        return "name" if self.time_column is None else f"{self.time_column} (data.time_column)"
+
+    @property
+    def kind(self) -> Source:
         """`source`, or what follows from `path` where it is left out."""
         if self.source is not None:
             return self.source

@@ -11,6 +11,8 @@ from bora_sweep.errors import InputError
 
 Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 """A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
+PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
+"""Settings that a name stands for, `protocol`; part of the package, so that they are there wherever it is installed."""
 
 
 def read_config(text: str) -> Config:
@@ -29,7 +31,9 @@ def read_config(text: str) -> Config:
 
 
 def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -> Config:
-    """`base`, then whole configurations and YAML files, then `key=value` and dictionaries, merged in that order.
+    """`base`, the settings of `protocol`, whole configurations and YAML files, then `key=value` and dictionaries.
+
+    Merged in that order and checked. A protocol that `base` already has is not laid over it again.
 
     Args:
         arguments: Paths of YAML files and dotted `key=value` settings, as on the command line; from Python also
@@ -43,12 +47,15 @@ def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.structured(Config if base is None else base)
-    for source in sorted(arguments, key=_is_setting):
+    parts = [(_name(source), _part(source)) for source in sorted(arguments, key=_is_setting)]
+    protocol = str(next((part["protocol"] for _, part in reversed(parts) if "protocol" in part), merged.protocol))
+    if protocol in PROTOCOLS and protocol != merged.protocol:
+        parts.insert(0, (f"protocol={protocol}", _load_yaml(PROTOCOLS[protocol])))
+    for name, part in parts:
         try:
-            merged = OmegaConf.merge(merged, _part(source))
+            merged = OmegaConf.merge(merged, part)
         except OmegaConfBaseException as error:
-            said = json.dumps(source, default=str) if isinstance(source, Mapping) else source
-            raise InputError(f"{said}: {_say(error)}") from None
+            raise InputError(f"{name}: {_say(error)}") from None
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
@@ -56,15 +63,24 @@ def _is_setting(source: Setting) -> bool:
     return isinstance(source, Mapping) or (isinstance(source, str) and "=" in source)
 
 
+def _name(source: Setting) -> str:
+    """How a message calls it."""
+    return json.dumps(source, default=str) if isinstance(source, Mapping) else str(source)
+
+
 def _part(source: Setting) -> Any:
     """What OmegaConf merges."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(source, Config):
         return OmegaConf.structured(source)
-    if isinstance(source, Mapping):
-        return OmegaConf.create(_plain(source))
-    return OmegaConf.from_dotlist([str(source)]) if _is_setting(source) else _load_yaml(Path(source))
+    try:
+        if isinstance(source, Mapping):
+            return OmegaConf.create(_plain(source))
+        return OmegaConf.from_dotlist([str(source)]) if _is_setting(source) else _load_yaml(Path(source))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{_name(source)}: {_say(error)}") from None
 
 
 def _plain(value: Any) -> Any:

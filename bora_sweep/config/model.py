@@ -19,11 +19,16 @@ class ModelConfig:
     """Of the base's weights; adapters, prior and moments are float32 (float64 with a float64 base)."""
     max_tokens: int = 128
     """Longest sequence, start and end symbol included; longer documents are cut, and counted."""
+    max_text_tokens: int | None = None
+    """Longest text, the prompt and the end token not counted; what then exceeds `max_tokens` is cut, be it the end
+    token. Left out: a text is as long as prompt and end token leave it room."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Recorded in every result."""
 
     def __post_init__(self) -> None:
         need(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
+        longest = self.max_text_tokens
+        need(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,9 @@ class PriorConfig:
     """Precision of N(theta_d; Theta, I/tau). 0: one model per task; inf: one model for all. A sweep searches it."""
     parametrization: Parametrization = "noncentered"
     """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
+    penalty: Literal["squared", "tensor_norm"] = "squared"
+    """How far a task is from Theta, times tau. `squared`: half the squared distance, Eq. 5; `tensor_norm`: the sum of
+    the distances themselves of each matrix, the published code's, which can hold a matrix at Theta altogether."""
     groups: Literal["all", "matrix", "layer"] = "all"
     """Parameters that have a tau of their own. `all`: one tau; `matrix`: one for all A and one for all B; `layer`: one
     for each layer. A sweep searches their scales beside tau."""
@@ -88,6 +96,10 @@ class PriorConfig:
         need(
             self.groups != "all" or not self.group_scales,
             f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
+        )
+        need(
+            self.groups == "all" or self.penalty == "squared",
+            f"prior.penalty={self.penalty}: has one tau for all parameters; drop it, or prior.groups={self.groups}",
         )
         for name, scale in self.group_scales.items():
             need(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")

@@ -15,6 +15,7 @@ from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
 UNTRAINED = ("zero_shot", "average", "ties", "dare")
 """Methods that are scored as they are."""
+Protocol = Literal["ours", "paper", "published_code"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    protocol: Protocol = "ours"
+    """Whose settings stand below those of files and of the command line. `ours`: the defaults; `paper`: those of the
+    paper's text; `published_code`: those that its tables were made with. See docs/reproduction.md."""
     init_from: str | None = None
     """Adapters that a fit begins with, for `fit` alone: a PEFT adapter's folder, or a folder of them with a
     `tasks.json` as `export` writes it. Theta and each task begin there, a task that it lacks at Theta."""
@@ -44,6 +48,8 @@ class Config:
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
+        self._refuse_what_assumes_eq_5()
+        self._refuse_what_needs_sums_over_tokens()
         need(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples the learning rate to tau in centered coordinates; "
@@ -73,6 +79,41 @@ class Config:
             "train.precision=bf16",
         )
 
+    def _refuse_what_assumes_eq_5(self) -> None:
+        """Solvers and methods that stand on the squared distance."""
+        if self.prior.penalty == "squared":
+            return
+        assumed = {
+            "train.solver=proximal": self.train.solver == "proximal",
+            f"train.global_update={self.train.global_update}": self.train.global_update != "gradient",
+            f"method={self.method}": self.method in ("vi", "pfedme"),
+            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme"} & set(self.search.baselines)),
+            "search.estimate_tau=true": self.search.estimate_tau,
+        }
+        for setting, given in assumed.items():
+            need(not given, f"prior.penalty={self.prior.penalty}: {setting} stands on the squared distance; drop it")
+
+    def _refuse_what_needs_sums_over_tokens(self) -> None:
+        """What is not defined, or not made, where a batch's rows count by what else is in their batch."""
+        train = self.train
+        unlike = {
+            "train.likelihood=documents": train.likelihood == "documents",
+            "train.padding=scored": train.padding == "scored",
+            "train.reported=best_epochs": train.reported == "best_epochs",
+            "train.independent=joint": train.independent == "joint",
+        }
+        refused = {
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            f"search.pack={self.search.pack}": self.search.pack != 1,
+            "search.mode=path": self.search.mode == "path",
+            f"method={self.method}": self.method == "vi",
+            f"search.baselines={self.search.baselines}": "vi" in self.search.baselines,
+            "search.estimate_tau=true": self.search.estimate_tau,
+        }
+        own = next((setting for setting, given in unlike.items() if given), None)
+        for setting, given in refused.items():
+            need(own is None or not given, f"{own}: is for separate fits of one process each; drop {setting}, or it")
+
     @property
     def learning_rate(self) -> float:
         """`lr_per_tau * tau` where the two are coupled (paper, section 3.5), else `train.learning_rate`."""
@@ -97,8 +138,11 @@ class Config:
 
     @property
     def solver(self) -> Solver:
-        """`train.solver`, or what suits the parametrization where it is left out."""
-        return self.train.solver or ("proximal" if self.prior.parametrization == "noncentered" else "adamw")
+        """`train.solver`, or what suits parametrization and penalty where it is left out."""
+        if self.train.solver is not None:
+            return self.train.solver
+        closed_form = self.prior.parametrization == "noncentered" and self.prior.penalty == "squared"
+        return "proximal" if closed_form else "adamw"
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values."""

@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 
 from bora_sweep.config import DataConfig
+from bora_sweep.data import talk_of_norway
 from bora_sweep.data.read import counted, read_file
 from bora_sweep.data.sources import read_folder, read_hub
-from bora_sweep.data.split import split_documents
+from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.errors import InputError
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
@@ -28,7 +29,7 @@ class Corpus:
     name: str
     """Short: the file's stem, the folder's or data set's name."""
     tasks: tuple[str, ...]
-    """In the order used everywhere: by name, or by time where `data.time_column` is named."""
+    """In the order used everywhere: by name, or by time where `data.time_column` is named, or by `data.selection`."""
     documents: pd.DataFrame
     """Columns task, text, document_id, split ("train", "validation", "test"), floor_nll_nats (NaN where unknown);
     ordered by task, then as in the source."""
@@ -51,7 +52,10 @@ def load_corpus(config: DataConfig) -> Corpus:
         raise InputError(f"{config.path or name}: need at least 2 tasks, got {len(tasks)}: {because}")
     _refuse_collisions(config, tasks)
     fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
-    documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
+    if config.split == "sample":
+        documents["split"] = sample_documents(pd.Series(documents["task"]), fractions, config.seed)
+    else:
+        documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     columns = ["task", "text", "document_id", "split", "floor_nll_nats"]
     documents = documents.iloc[by_task].reset_index(drop=True)[columns]
@@ -76,6 +80,9 @@ def _read(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
         from bora_sweep.data import synthetic
 
         return "synthetic", synthetic.documents(config.synthetic).assign(time=0), []
+    if config.kind == "talk_of_norway":
+        documents, notes = talk_of_norway.documents(config)
+        return "talk_of_norway", documents, notes
     path = Path(config.path or "").expanduser()
     if config.kind == "hub":
         table, notes = read_hub(str(config.path), config.hub_config, config.hub_split, _columns(config)), []
@@ -205,9 +212,8 @@ def _choose_tasks(documents: pd.DataFrame, earliest: dict[Any, Any], config: Dat
     large = [task for task in in_order if num_documents[task] >= config.min_documents]
     small = [task for task in in_order if num_documents[task] < config.min_documents]
     leave_out(small, f"with fewer than data.min_documents={config.min_documents} documents")
-    by = "name" if config.time_column is None else f"{config.time_column} (data.time_column)"
     tasks = large[: config.max_tasks]
-    leave_out(large[len(tasks) :], f"beyond the first data.max_tasks={config.max_tasks} by {by}")
+    leave_out(large[len(tasks) :], f"beyond the first data.max_tasks={config.max_tasks} by {config.tasks_by}")
     return tasks, notes
 
 

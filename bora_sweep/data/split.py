@@ -4,6 +4,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
 from bora_sweep.data.read import counted
 from bora_sweep.errors import InputError
 
@@ -64,6 +66,39 @@ def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Seque
             filled[task][split] += 1
     _refuse([task for task, counts in filled.items() if min(counts) == 0], sizes, distinct)
     return [SPLITS[split_of_text[text]] for _, text in documents]
+
+
+def sample_documents(tasks: pd.Series, fractions: Sequence[float], seed: int) -> list[str]:
+    """The split of each document by `pandas.sample`, as the published code draws it.
+
+    Of each task's documents, in the order that they have, a sample is trained on; of the others one validates, and what
+    is left is for test. Texts are not looked at: equal ones may be in several splits.
+
+    Args:
+        tasks: The task of each document.
+        fractions: As for `split_documents`.
+        seed: `random_state` of both samples.
+
+    Raises:
+        InputError: As in `split_documents`.
+    """
+    train, validation, test = fractions
+    places = pd.Series(range(len(tasks)), index=tasks.to_numpy())
+    splits = ["test"] * len(tasks)
+    for task, own in places.groupby(level=0):
+        own = own.reset_index(drop=True)
+        trained = own.sample(frac=train, random_state=seed)
+        others = own.drop(trained.index)
+        validated = others.sample(frac=validation / (validation + test), random_state=seed)
+        if not 0 < len(validated) < len(others) or trained.empty:
+            raise InputError(
+                f"task {task!r}: {counted(len(own), 'document')} are too few for a split into {', '.join(SPLITS)}. "
+                f"Leave such tasks out with data.min_documents={len(own) + 1}"
+            )
+        for name, drawn in (("train", trained), ("validation", validated)):
+            for place in drawn:
+                splits[place] = name
+    return splits
 
 
 def _digest(seed: int, text: str) -> bytes:

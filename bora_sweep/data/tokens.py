@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.errors import InputError
 
-PADDING = 0  # any token will do: padding stands to the right of every token that is scored
 FILLED, SMALLEST_PART = 0.95, 8
 SORTED_BATCHES = 32  # batches whose documents are sorted by length among themselves before they are cut
 
@@ -23,7 +23,7 @@ class TokenizedCorpus:
     """A corpus as arrays, so that worker processes can share one copy of it.
 
     `documents` has a row per document: task (its place in `tasks`), split, document_id, floor_nll_nats, num_tokens
-    (scored ones), was_cut. Document n's sequence is `tokens[offsets[n] : offsets[n + 1]]`.
+    (scored ones, the last of it), was_cut. Document n's sequence is `tokens[offsets[n] : offsets[n + 1]]`.
     """
 
     name: str
@@ -31,6 +31,8 @@ class TokenizedCorpus:
     documents: pd.DataFrame
     tokens: np.ndarray
     offsets: np.ndarray
+    padding: int = 0
+    """What rows are filled with: the end token; where padding is not scored any token will do."""
 
     @property
     def num_tasks(self) -> int:
@@ -65,34 +67,59 @@ class TokenizedCorpus:
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Rows of several tasks, padded on the right to the longest."""
+    """Rows of several tasks, padded on the right to the longest, or to the longest of the batch that they are part of.
+
+    The first `given_B` tokens of a row, its start symbol or its prompt, are not scored.
+    """
 
     document_B: np.ndarray
     task_B: np.ndarray
+    given_B: np.ndarray
     length_B: np.ndarray
     tokens_BT: np.ndarray
+    scores_padding: bool = False
 
     @property
     def num_tokens(self) -> int:
-        """Scored tokens: all of a row but its start symbol."""
-        return int(self.length_B.sum()) - len(self.length_B)
+        """Scored tokens."""
+        whole = self.tokens_BT.size if self.scores_padding else int(self.length_B.sum())
+        return whole - int(self.given_B.sum())
 
 
-def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenizedCorpus:
-    """Each document as start symbol, text, end token; the text is cut so that the whole has at most `max_tokens`.
+def tokenize(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    max_text_tokens: int | None = None,
+    prompt: str | None = None,
+    template: str = "{text}",
+) -> TokenizedCorpus:
+    """Each document as start symbol or prompt, text, end token, of `max_tokens` at most.
+
+    The text is cut so that the end token stays; with `max_text_tokens` to that length, and the whole is then cut
+    wherever it ends.
 
     Raises:
-        InputError: The tokenizer has no end token.
+        InputError: The tokenizer has no end token, or a prompt leaves no room for text.
     """
     start, end = boundary_tokens(tokenizer)
-    texts = corpus.documents["text"].tolist()
-    bodies = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    kept = [body[: max_tokens - 2] for body in bodies]
-    lengths = np.array([len(body) + 2 for body in kept])
-    was_cut = np.array([len(body) for body in bodies]) + 2 > lengths
+    task_N, text_N = corpus.documents["task"].tolist(), corpus.documents["text"].tolist()
+    given_of = {task: [start] for task in corpus.tasks}
+    if prompt is not None:
+        prompts = _plain(tokenizer, [for_task(prompt, task) for task in corpus.tasks])
+        given_of = dict(zip(corpus.tasks, prompts, strict=True))
+    _refuse_long_prompts(given_of, max_tokens)
+    bodies = _plain(tokenizer, [fill_in(template, task, text) for task, text in zip(task_N, text_N, strict=True)])
+    sequences, was_cut = [], []
+    for task, body in zip(task_N, bodies, strict=True):
+        given = given_of[task]
+        kept = body[: max_tokens - len(given) - 1 if max_text_tokens is None else max_text_tokens]
+        sequences.append([*given, *kept, end][:max_tokens])
+        was_cut.append(len(sequences[-1]) < len(given) + len(body) + 1)
+    lengths = np.array([len(sequence) for sequence in sequences])
     documents = corpus.documents.drop(columns="text").assign(
         task=pd.Categorical(corpus.documents["task"], categories=list(corpus.tasks)).codes.astype(np.int64),
-        num_tokens=lengths - 1,
+        num_tokens=lengths - np.array([len(given_of[task]) for task in task_N]),
         was_cut=was_cut,
         # What a cut document is worth under the true source is not known.
         floor_nll_nats=corpus.documents["floor_nll_nats"].mask(was_cut),
@@ -101,9 +128,43 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_tokens: int
         name=corpus.name,
         tasks=corpus.tasks,
         documents=documents.reset_index(drop=True),
-        tokens=np.concatenate([np.array([start, *body, end], dtype=np.int32) for body in kept]),
+        tokens=np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        padding=end,
     )
+
+
+def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
+    """`tokenize` as `config` has it."""
+    model, data = config.model, config.data
+    return tokenize(corpus, tokenizer, model.max_tokens, model.max_text_tokens, data.prompt, data.template)
+
+
+def for_task(words: str, task: str) -> str:
+    """A prompt of one task."""
+    return words.replace("{task}", task)
+
+
+def fill_in(template: str, task: str, text: str) -> str:
+    """What is scored of a document; braces within its text, or in a task's name, stay what they are."""
+    before, after = template.split("{text}")
+    return for_task(before, task) + text + for_task(after, task)
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Their tokens, with nothing put before or after."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+def _refuse_long_prompts(given_of: dict[str, list[int]], max_tokens: int) -> None:
+    task = max(given_of, key=lambda task: len(given_of[task]))
+    if len(given_of[task]) + 2 > max_tokens:
+        raise InputError(
+            f"model.max_tokens={max_tokens}: data.prompt has {len(given_of[task])} tokens for task {task!r}, which "
+            "leaves no room for text and end token; raise it, or shorten the prompt"
+        )
+    if not all(given_of.values()):
+        raise InputError("data.prompt: has no token to begin a document with; write something, or drop it")
 
 
 def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -115,15 +176,21 @@ def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return (prepended[0] if prepended else bos if isinstance(bos, int) else end), end
 
 
-def collate(corpus: TokenizedCorpus, document_B: np.ndarray) -> TaskBatch:
-    """The batch of these documents."""
+def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
+    """The batch of these documents; with `width` all rows are that long, and what fills them is scored."""
     starts = corpus.offsets[document_B]
     length_B = corpus.offsets[document_B + 1] - starts
-    tokens_BT = np.full((len(document_B), length_B.max()), PADDING, dtype=np.int64)
+    given_B = length_B - corpus.documents["num_tokens"].to_numpy()[document_B]
+    tokens_BT = np.full((len(document_B), width or length_B.max()), corpus.padding, dtype=np.int64)
     for row, (start, length) in enumerate(zip(starts, length_B, strict=True)):
         tokens_BT[row, :length] = corpus.tokens[start : start + length]
     task_B = corpus.documents["task"].to_numpy()[document_B]
-    return TaskBatch(document_B, task_B, length_B, tokens_BT)
+    return TaskBatch(document_B, task_B, given_B, length_B, tokens_BT, scores_padding=width is not None)
+
+
+def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:
+    """Tokens of the longest of these documents."""
+    return int((corpus.offsets[document_B + 1] - corpus.offsets[document_B]).max())
 
 
 def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -139,6 +206,12 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
     by_length = document_N[np.lexsort((length_N, chunk_N))]
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
+    """A split in an order that `seed` decides, whatever the documents' lengths, as documents of each batch."""
+    document_N = np.random.default_rng(seed).permutation(corpus.split(split))
+    return [document_N[i : i + batch_size] for i in range(0, len(document_N), batch_size)]
 
 
 def separate_batches(

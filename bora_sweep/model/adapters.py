@@ -181,22 +181,24 @@ class AdaptedModel(nn.Module):
 
         return adapt
 
-    def forward(self, tokens_BT: Tensor, theta_BP: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None = None) -> Tensor:
         """logits_BTV of the next token at each position, each row under its own adapter.
 
         Rows are padded on the right, if at all: a causal model's earlier positions never see what follows, so no
-        attention mask is needed. theta_BP has as many rows as the tokens, or one.
+        attention mask is needed but where positions of padding are looked at, `own_BT`, 1 where they are not padding.
+        theta_BP has as many rows as the tokens, or one.
         """
-        return self._run(self.base, tokens_BT, theta_BP).logits
+        return self._run(self.base, tokens_BT, theta_BP, own_BT).logits
 
-    def hidden(self, tokens_BT: Tensor, theta_BP: Tensor) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None = None) -> Tensor:
         """hidden_BTH, of which `head` makes the logits; arguments as in `forward`."""
-        return self._run(self.base.base_model, tokens_BT, theta_BP).last_hidden_state
+        return self._run(self.base.base_model, tokens_BT, theta_BP, own_BT).last_hidden_state
 
-    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor) -> Any:
+    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None) -> Any:
         self._attach(theta_BP)
+        mask = {} if own_BT is None else {"attention_mask": own_BT}
         try:
-            return module(input_ids=tokens_BT, use_cache=False)
+            return module(input_ids=tokens_BT, use_cache=False, **mask)
         finally:
             self._adapters = {}
 

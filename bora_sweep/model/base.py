@@ -9,12 +9,15 @@ from transformers.utils import logging
 from bora_sweep.config import DataConfig, ModelConfig
 from bora_sweep.errors import InputError, one_line
 
+SAFETENSORS_AT = {"facebook/opt-350m": "refs/pr/33"}
+"""Revisions with safetensors weights, of models whose main one has a pickle alone."""
+
 
 def base_name(model: ModelConfig, data: DataConfig) -> str:
     """What `from_pretrained` is given: `model.name`, or the embedded base's folder, made if it is not there yet."""
     if model.name is not None:
         if model.name.startswith((".", "/", "~")) and not Path(model.name).is_dir():
-            raise InputError(f"model.name={model.name}: no such folder")
+            raise InputError(f"model.name={model.name}: no such folder; {_how_to_fetch('OWNER/NAME', model.name)}")
         return model.name
     if data.kind != "synthetic":
         raise InputError(
@@ -77,8 +80,30 @@ def _load(loader, model: ModelConfig, name: str, **options):
     logging.disable_progress_bar()
     try:
         return loader.from_pretrained(name, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        what = "tokenizer" if loader is AutoTokenizer else "model"
+        is_local = Path(name).is_dir()
+        mend = _what_it_lacks(Path(name)) if is_local else f"without network: {_how_to_fetch(name)}"
         raise InputError(
-            f"model.name={name}: cannot be loaded ({one_line(error, limit=200)}); give a folder that save_pretrained "
-            "wrote, with safetensors weights, or a Hugging Face name that this machine can reach or has cached"
+            f"model.name={name}: its {what} cannot be loaded ({one_line(error, limit=200)}); {mend}"
         ) from error
+
+
+def _how_to_fetch(name: str, folder: str | None = None) -> str:
+    """The command for a machine that reaches the hub, and what to do with what it fetches."""
+    folder = folder or f"./{name.rpartition('/')[2]}"
+    revision = f" --revision {SAFETENSORS_AT[name]}" if name in SAFETENSORS_AT else ""
+    command = f"hf download {name}{revision} --local-dir {folder} --exclude '*.bin' '*.h5' '*.msgpack'"
+    return f"run `{command}` where the hub can be reached, bring the folder here, and set model.name={folder}"
+
+
+def _what_it_lacks(folder: Path) -> str:
+    """What of a base model is not in its folder."""
+    needed = {"config.json": ["config.json"], "*.safetensors": ["*.safetensors"]}
+    needed["tokenizer.json, or vocab.json with merges.txt"] = ["tokenizer.json", "vocab.json", "*.model"]
+    absent = [name for name, patterns in needed.items() if not any(any(folder.glob(p)) for p in patterns)]
+    lacks = f"the folder lacks {' and '.join(absent)}: " if absent else ""
+    pickles = any(folder.glob("*.bin")) and "*.safetensors" in absent
+    never = "weights in *.bin are pickles, which are never loaded; " if pickles else ""
+    at = " and ".join(f"{name} has safetensors at --revision {revision}" for name, revision in SAFETENSORS_AT.items())
+    return f"{lacks}{never}give what save_pretrained of model and tokenizer writes, or fetch it by `hf download` ({at})"

@@ -5,7 +5,6 @@ Shape suffixes: B documents, T tokens, V vocabulary.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from bora_sweep.config import SyntheticConfig
 from bora_sweep.data.synthetic import VOCABULARY, world_documents
 from bora_sweep.errors import InputError
+from bora_sweep.storage import cache_folder
 
 VERSION = 1
 """Raise it with any change that gives the folder other bytes: the grammar, the tokeniser, the training below."""
@@ -64,17 +64,11 @@ def base_model_folder(
         progress: Show a bar on stderr while the model is trained.
         pretraining: Sizes and training.
     """
-    folder = _cache() / f"base-{_key(config.seed, pretraining)}"
+    folder = cache_folder() / f"base-{_key(config.seed, pretraining)}"
     with _LOCK:  # threads share torch's generator and number of threads, which are set below
         if not folder.exists():
             _write(folder, config, pretraining, progress)
     return folder
-
-
-def _cache() -> Path:
-    if cache := os.environ.get("BORA_SWEEP_CACHE"):
-        return Path(cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bora_sweep"
 
 
 def _key(seed: int, pretraining: Pretraining) -> str:

@@ -4,7 +4,7 @@ Shapes: K adapters (one per task), P parameters of one adapter, B rows.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,19 @@ def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> 
     With tau_P each coordinate has a precision of its own. At tau = 0 the prior is flat: 0 everywhere.
     """
     return -0.5 * (tau * (theta_KP - mean_P).square()).sum()
+
+
+def tensor_norms(theta_KP: Tensor, mean_P: Tensor | float, sizes: Sequence[int]) -> Tensor:
+    """||theta_kt - Theta_t||_2 for each task and tensor t, those whose parameters lie end to end in P; shape K x t."""
+    parts = (theta_KP - mean_P).split(list(sizes), dim=-1)
+    return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
+
+
+def tensor_norm_gradient(delta_KP: Tensor, tau: float, sizes: Sequence[int]) -> Tensor:
+    """That of tau times the sum of `tensor_norms` at theta - Theta: tau along each tensor's own direction, 0 at 0."""
+    norm_Kt = tensor_norms(delta_KP, 0.0, sizes)
+    inverse_Kt = torch.where(norm_Kt > 0, tau / norm_Kt, 0.0)
+    return delta_KP * inverse_Kt.repeat_interleave(torch.tensor(sizes, device=delta_KP.device), dim=-1)
 
 
 def unchanged(over_tasks: Tensor) -> Tensor:
@@ -48,6 +61,8 @@ class Hierarchy(nn.Module):
         global_update: How Theta moves, see `TrainConfig.global_update`.
         num_held: The tasks whose rows are held here, where others are held elsewhere; None: all K.
         total: Makes the sum over all tasks, in place, of one over those that are held here.
+        norms_of: Sizes of the tensors whose distances to Theta's are penalised as they are, see
+            `PriorConfig.penalty`; None: the squared distance, Eq. 5.
     """
 
     mean_P: nn.Parameter
@@ -63,9 +78,10 @@ class Hierarchy(nn.Module):
         global_update: GlobalUpdate = "gradient",
         num_held: int | None = None,
         total: Callable[[Tensor], Tensor] = unchanged,
+        norms_of: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.total = total
+        self.total, self.norms_of = total, norms_of
         self.num_tasks, self.tau, self.centered = num_tasks, tau, parametrization == "centered"
         self.precision = tau if tau_P is None else tau_P
         held = tau == 0 or (tau < math.inf and (global_update == "alternating" or self._mean_solves(global_update)))
@@ -107,6 +123,8 @@ class Hierarchy(nn.Module):
         """log p(theta_1..K | Theta, tau) as in `log_prior`, detached; 0 at both ends, where no prior acts."""
         if not self.is_tied:
             return self.mean_P.detach().new_zeros(())
+        if self.norms_of is not None:
+            return self.total(-self.tau * tensor_norms(self.delta_KP(), 0.0, self.norms_of).sum())
         return self.total(log_prior(self.delta_KP(), 0.0, self.precision))
 
     @torch.no_grad()
@@ -114,7 +132,10 @@ class Hierarchy(nn.Module):
         """Add the gradient of -log p(theta_1..K | Theta, tau) / N to that of the banks."""
         if self.task_KP is None or not self.is_tied:
             return
-        pull_KP = self.precision / num_tokens * self.delta_KP()
+        if self.norms_of is None:
+            pull_KP = self.precision / num_tokens * self.delta_KP()
+        else:
+            pull_KP = tensor_norm_gradient(self.delta_KP(), self.tau / num_tokens, self.norms_of)
         _accumulate(self.task_KP, pull_KP)
         if self.centered and self.mean_P.requires_grad:
             _accumulate(self.mean_P, -self.total(pull_KP.sum(0)))

@@ -11,8 +11,8 @@ from bora_sweep.report.statistics import Interval
 
 def choosing(analysis: Analysis) -> str:
     """A table of the choices, and how well tau is known in each way to say it; empty where there is one fit."""
-    parts = [*_by_the_sweep(analysis), _by_the_shared_model(analysis)]
-    return "\n\n".join(["## Choosing τ", *parts]) if any(parts) else ""
+    parts = [part for part in (*_by_the_sweep(analysis), _by_the_shared_model(analysis)) if part]
+    return "\n\n".join(["## Choosing τ", *parts]) if parts else ""
 
 
 def choice_numbers(analysis: Analysis) -> pd.DataFrame:
@@ -44,11 +44,11 @@ def _by_the_sweep(analysis: Analysis) -> list[str]:
         "paired difference, since documents that are hard for one τ are hard for all.",
         "*As good as the best.* "
         + (
-            f"Of the values fitted, {', '.join(fits)} are"
+            f"Of the values fitted, {', '.join(fits)} are not told from the lowest"
             if len(fits) > 1
-            else f"Of the values fitted, {fits[0]} alone is"
+            else f"All values fitted but {fits[0]} are told from it"
         )
-        + " not told from the lowest by the 95% interval of the paired difference."
+        + ", by the 95% interval of the paired difference to the lowest."
         + _stretch(analysis),
     ]
     if choice.resampled is not None:
@@ -100,11 +100,12 @@ def _posterior(analysis: Analysis) -> str:
     choice, summary = analysis.choice, analysis.summary
     ends = [tau_text(summary.settings[m].tau) for m in (summary.between[0], summary.between[-1])]
     if choice.posterior is None:
-        return "The posterior is not given: it would pile up at an edge of the finite values fitted."
+        edge = tau_text(min((summary.settings[m] for m in summary.between), key=lambda fit: fit.objective).tau)
+        return f"The posterior is not given: it would pile up at τ = {edge}, the edge of the finite values fitted."
     return (
         f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
         f"{_tau_interval(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "
-        "fit, so it is too sharp: go by the bootstrap."
+        "fit, so it is far too sharp: go by the bootstrap."
     )
 
 

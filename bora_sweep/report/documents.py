@@ -83,8 +83,8 @@ def align_documents(scores: pd.DataFrame, settings: Sequence[int]) -> Documents:
     Raises:
         InputError: A trial lacks a document, has one twice, or scored another number of tokens than the others.
     """
-    documents, row_n = _ranked(scores, ["task", "split", "document_id"])
-    trials, column_n = _ranked(scores, ["setting", "run", "trial_id"])
+    documents, row_n = ranked(scores, ["task", "split", "document_id"])
+    trials, column_n = ranked(scores, ["setting", "run", "trial_id"])
     shape = len(documents), len(trials)
     cell_n = row_n * shape[1] + column_n
     count_NJ = np.bincount(cell_n, minlength=shape[0] * shape[1]).reshape(shape)
@@ -104,7 +104,7 @@ def align_documents(scores: pd.DataFrame, settings: Sequence[int]) -> Documents:
     )
 
 
-def _ranked(rows: pd.DataFrame, columns: Iterable[str]) -> tuple[list[tuple], np.ndarray]:
+def ranked(rows: pd.DataFrame, columns: Iterable[str]) -> tuple[list[tuple], np.ndarray]:
     """The distinct keys in ascending order, and each row's place among them."""
     keys, code_n = [], np.zeros(len(rows), dtype=np.int64)
     for name in columns:

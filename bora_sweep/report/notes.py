@@ -1,6 +1,6 @@
 """In words: what to know before the numbers are trusted."""
 
-from bora_sweep.report.formats import markdown_text, tau_text
+from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
 from bora_sweep.report.tables import fit_text
@@ -10,6 +10,26 @@ def warnings(summary: Summary, methods: list[Method]) -> str:
     """A quoted paragraph for each; empty where there are none."""
     told = [_not_converged(summary, methods), _at_the_edge(summary), _unfinished(summary), _several_ways(summary)]
     return "\n>\n".join(f"> **Note.** {line}" for line in told if line)
+
+
+def protocol(summary: Summary) -> str:
+    """What the protocol would report, where that is not test perplexity, and what not to do with it."""
+    fits = summary.trials[(summary.trials["method"] == "map") & (summary.trials["status"] == "finished")]
+    fits = fits.dropna(subset=["reported_as"])
+    if fits.empty:
+        return ""
+    kinds = sorted(set(fits["reported_as"]))
+    counts = "They count padding, which is easy to predict, and compare with no perplexity that does not. "
+    note = (
+        f"> **Note.** By protocol={markdown_text(fits['protocol'].iloc[0])} other numbers than those of this page are "
+        f"reported ({' and '.join(map(markdown_text, kinds))}): those of the next table, in `reported_perplexity`. "
+        f"{counts if any('padding' in kind for kind in kinds) else ''}"
+        "All other tables and figures hold test perplexity, without padding, at the epoch that validation chose."
+    )
+    table = Table(["τ", "As the protocol reports it"])
+    for tau, reported in fits.groupby("tau")["reported_perplexity"].mean().items():
+        table.rows.append([tau_text(float(tau)), perplexity_text(reported)])  # type: ignore[arg-type]
+    return f"{note}\n\n{markdown_table(table)}"
 
 
 def _not_converged(summary: Summary, methods: list[Method]) -> str:

@@ -1,32 +1,36 @@
 """The page `report.md`, its figures and its tables, written beside the results that they are made from."""
 
-from bora_sweep.report import notes, sections, tables
+from bora_sweep.report import html, notes, sections, tables
 from bora_sweep.report.analysis import Analysis, analyse
 from bora_sweep.report.answer import answer, lowest, place, verdicts
 from bora_sweep.report.captions import illustrate
 from bora_sweep.report.choosing import choice_numbers, choosing
+from bora_sweep.report.document import make_document
 from bora_sweep.report.figures import render
 from bora_sweep.report.formats import Table, latex_table, markdown_text
 from bora_sweep.report.methods import compare_methods, method_numbers, method_table
+from bora_sweep.report.paper_page import write_paper
 from bora_sweep.report.pooling import summarise
 from bora_sweep.results import read_results
 from bora_sweep.storage import Folder, folder_at, write_bytes
 
 
-def write_report(run: str | Folder | list[str | Folder]) -> Folder:
+def write_report(run: str | Folder | list[str | Folder], against_paper: bool = False) -> Folder:
     """Tables, figures and a page from a run's results, also of an unfinished run.
 
     Args:
         run: A run's folder, or a list of them; the report goes to `report/` in the first.
+        against_paper: Also write `paper.md`, the run beside the paper's results.
 
     Returns:
-        The page, `RUN/report/report.md`. Beside it: `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
+        The page, `RUN/report/report.md`. Beside it: `index.html`, `figures/*.{png,svg}`, `tables/*.{csv,tex}`.
 
     Raises:
         InputError: Not a run's folder, no fit has finished yet, or runs that did not score the same documents.
     """
     runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
-    summary = summarise(read_results([*runs]))
+    results = read_results([*runs])
+    summary = summarise(results)
     analysis = analyse(summary)
     methods = compare_methods(summary)
     compared = method_numbers(summary, analysis.bootstrap, methods)
@@ -41,6 +45,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         " ".join([place(summary), *lowest(summary, methods)]),
         verdicts(analysis),
         notes.warnings(summary, methods),
+        f"[Beside the paper's results]({write_paper(folder, summary, results).name})." if against_paper else "",
+        notes.protocol(summary),
         sections.overall(analysis),
         choosing(analysis),
         sections.methods(summary, compared),
@@ -51,6 +57,8 @@ def write_report(run: str | Folder | list[str | Folder]) -> Folder:
         sections.trials(summary),
         sections.measured(analysis),
     ]
+    document = make_document(analysis, methods, compared, results.curves)
+    write_bytes(folder / "index.html", html.page(document))
     page = folder / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
     return page

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError
-from bora_sweep.report.documents import Documents, align_documents
+from bora_sweep.report.documents import Documents, align_documents, ranked
 from bora_sweep.results import Results
 
 SPLITS = ["train", "validation", "test"]
@@ -191,18 +191,18 @@ def _means(scores: pd.DataFrame, way_of: dict[Key, int], seeds: list[int]) -> tu
 
 def _ways(table: str, rows: pd.DataFrame, way_of: dict[Key, int]) -> np.ndarray:
     """The setting of each row's trial, -1 for a trial that has not finished."""
-    keys = list(zip(rows["run"], rows["trial_id"], strict=True))
+    keys, place_n = ranked(rows, ["run", "trial_id"])
     for run, trial in sorted(way_of.keys() - set(keys))[:1]:
         raise InputError(f"{run}: trial {trial} has finished, but results/{table}/{trial}.parquet is missing or empty")
-    return np.array([way_of.get(key, -1) for key in keys], dtype=int)
+    return np.array([way_of.get(key, -1) for key in keys], dtype=int)[place_n]
 
 
 def _with_seeds(scores: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """With `seed`; the zero-shot model depends on none."""
     seeded = trials[trials["method"] != "zero_shot"]
     seeds = dict(zip(zip(seeded["run"], seeded["trial_id"], strict=True), seeded["seed"], strict=True))
-    keys = zip(scores["run"], scores["trial_id"], strict=True)
-    return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float))
+    keys, place_n = ranked(scores, ["run", "trial_id"])
+    return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float)[place_n])
 
 
 def _perplexity(means: np.ndarray, column: int) -> np.ndarray:

@@ -54,27 +54,31 @@ def by_verdict(analysis: Analysis) -> str:
     gains = analysis.task_gains
     if not gains:
         return ""
-    table, tasks = tables.verdict_table(analysis), len(analysis.summary.tasks)
-    mute = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA})
-    few = (
-        f"{mute:,} of {tasks:,} tasks have so few that they alone could not reach a verdict among {tasks:,}, whatever "
-        "their documents said. "
-        if mute
-        else ""
-    )
+    table = tables.verdict_table(analysis)
     left = f"The CSV has {len(table.rows) - MOST_ROWS + 1:,} tasks more. " if len(table.rows) > MOST_ROWS else ""
     return "\n\n".join(
         [
             "## Table 2. Who gains: each task against either end",
             markdown_table(shorten(table, MOST_ROWS)),
-            "Test perplexity of the best fit, and how far it lies below (+) that of the end, with 95% intervals of the "
-            "task's own documents. *p (Holm)*: of no difference, corrected for the number of tasks, for each end on "
-            f"its own; a verdict is given below {ALPHA}. Each p-value is the larger of two: of a test that flips the "
-            "signs of the documents' differences, and of the t test that belongs to the interval. No evidence is not "
-            "evidence of no difference: with n test documents no p-value falls below 2<sup>1−n</sup> before the "
-            "correction. "
-            f"{few}{left}[As numbers](tables/improvements.csv), [LaTeX](tables/table_2.tex).",
+            f"{on_verdicts(analysis)} {left}[As numbers](tables/improvements.csv), [LaTeX](tables/table_2.tex).",
         ]
+    )
+
+
+def on_verdicts(analysis: Analysis) -> str:
+    """What to know of the verdicts."""
+    gains, tasks = analysis.task_gains, len(analysis.summary.tasks)
+    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
+    late = len({gain.task for gain in gains if gain.smallest_p * tasks >= ALPHA}) - never
+    few = f" {never:,} of {tasks:,} tasks have five or fewer, and so no verdict whatever they say." if never else ""
+    few += f" {late:,} of {tasks:,} have so few that theirs depends on others' being given first." if late else ""
+    return (
+        "Test perplexity of the best fit, and how far it lies below (+) that of the end, with 95% intervals of the "
+        "task's own documents. *p (Holm)*: of no difference, corrected for the number of tasks, for each end on "
+        f"its own; a verdict is given below {ALPHA}. Each p-value is the larger of two: of a test that flips the "
+        "signs of the documents' differences, and of the t test that belongs to the interval. No evidence is not "
+        "evidence of no difference: with n test documents no p-value falls below 2<sup>1−n</sup> before the "
+        f"correction.{few}"
     )
 
 
@@ -107,8 +111,8 @@ def measured(analysis: Analysis) -> str:
     summary = analysis.summary
     single = int((summary.documents.counts_D == 1).sum())
     alone = (
-        f" {single:,} tasks have a single test document, and so no interval of their own; together they are resampled "
-        "as one task."
+        f" {single:,} task{'s have' if single > 1 else ' has'} a single test document, and so no interval of their "
+        "own; for all tasks together such documents are resampled as if they were of one task."
         if single
         else ""
     )

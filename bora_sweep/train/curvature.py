@@ -70,12 +70,12 @@ def _gradients(
 
     Each row takes a copy of the adapter, so that one backward pass gives the gradient of each document.
     """
-    tokens_BT, length_B, _ = to_device(collate(corpus, document_B), theta_P.device)
+    tokens_BT, length_B, _, given_B = to_device(collate(corpus, document_B), theta_P.device)
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
     logits_BTV = adapted(tokens_BT, theta_BP)
 
     def nll_and_score(target_BT: Tensor) -> tuple[Tensor, Tensor]:
-        nll_B = nll_nats(logits_BTV, target_BT, length_B)
+        nll_B = nll_nats(logits_BTV, target_BT, length_B, given_B)
         return nll_B.detach()[:, None], -torch.autograd.grad(nll_B.sum(), theta_BP, retain_graph=True)[0]
 
     draws = [nll_and_score(next_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]

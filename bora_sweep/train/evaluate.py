@@ -3,14 +3,14 @@
 Shapes: S fits, B rows, N documents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bora_sweep.data.tokens import TaskBatch, scoring_batches
+from bora_sweep.data.tokens import TaskBatch, collate, longest_of, scoring_batches
 from bora_sweep.errors import one_line
 from bora_sweep.model.objective import Likelihood
 from bora_sweep.train.ranks import agree, sum_
@@ -22,20 +22,20 @@ HOST_FULL = "DefaultCPUAllocator"
 """Who speaks where torch gets no memory of the host's: a plain RuntimeError, of no class of its own."""
 
 
-def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens_BT, length_B, task_B)."""
-    arrays = (batch.tokens_BT, batch.length_B, batch.task_B)
-    tokens_BT, length_B, task_B = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-    return tokens_BT, length_B, task_B
+def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(tokens_BT, length_B, task_B, given_B)."""
+    arrays = (batch.tokens_BT, batch.length_B, batch.task_B, batch.given_B)
+    tokens_BT, length_B, task_B, given_B = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+    return tokens_BT, length_B, task_B, given_B
 
 
 def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Nats of each row under each fit in one forward pass, nll_SB; and task_B, places in the banks."""
     accelerator = trainers[0].accelerator
-    tokens_BT, length_B, task_B = to_device(trainers[0].share.placed(batch), accelerator.device)
+    tokens_BT, length_B, task_B, given_B = to_device(trainers[0].share.placed(batch), accelerator.device)
     likelihood = Likelihood(trainers[0].adapted, [trainer.hierarchy for trainer in trainers])
     with accelerator.autocast():
-        return likelihood(tokens_BT, length_B, task_B), task_B
+        return likelihood(tokens_BT, length_B, task_B, given_B, batch.scores_padding), task_B
 
 
 def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
@@ -67,23 +67,43 @@ def _naming_full_hosts(work: Callable[[], T]) -> T:
         raise
 
 
-def score_documents(trainers: Sequence[Trainer], split: str, pulse: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64; no padding counted.
+def score_documents(
+    trainers: Sequence[Trainer],
+    split: str,
+    pulse: Callable[[], None] = lambda: None,
+    padded: Sequence[np.ndarray] | None = None,
+) -> np.ndarray:
+    """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64.
 
+    No padding is counted, but where `padded` gives the split in batches, to the longest of which rows are filled.
     `pulse` is called after each batch.
     """
     document_N = trainers[0].corpus.split(split)
     own_N = trainers[0].share.documents(document_N)
-    nll_SN = within_memory(trainers, lambda: _score_documents(trainers, own_N, pulse))
+
+    def batches() -> Iterator[TaskBatch]:
+        size = trainers[0].scoring_batch_size
+        return scoring_batches(trainers[0].corpus, own_N, size) if padded is None else _filled(trainers[0], padded)
+
+    nll_SN = within_memory(trainers, lambda: _score_documents(trainers, batches(), pulse))
     return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
 
 
+def _filled(trainer: Trainer, batches: Sequence[np.ndarray]) -> Iterator[TaskBatch]:
+    """Each batch as forward passes whose rows are all as long as the longest of the batch."""
+    for document_B in batches:
+        width, size = longest_of(trainer.corpus, document_B), trainer.scoring_batch_size
+        for i in range(0, len(document_B), size):
+            yield collate(trainer.corpus, document_B[i : i + size], width)
+
+
 @torch.no_grad()
-def _score_documents(trainers: Sequence[Trainer], document_N: np.ndarray, pulse: Callable[[], None]) -> np.ndarray:
+def _score_documents(
+    trainers: Sequence[Trainer], batches: Iterator[TaskBatch], pulse: Callable[[], None]
+) -> np.ndarray:
     """nll_SN over the whole corpus, 0 elsewhere."""
-    corpus = trainers[0].corpus
-    nll_SN = np.zeros((len(trainers), len(corpus.documents)))
-    for batch in scoring_batches(corpus, document_N, trainers[0].scoring_batch_size):
+    nll_SN = np.zeros((len(trainers), len(trainers[0].corpus.documents)))
+    for batch in batches:
         nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
         pulse()
     return nll_SN

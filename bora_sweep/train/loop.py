@@ -25,7 +25,8 @@ from bora_sweep.train.checkpoint import save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
 from bora_sweep.train.evaluate import score, score_documents, within_memory
 from bora_sweep.train.ranks import agree, first, join, sum_
-from bora_sweep.train.state import Fit, Start, State, StepReport
+from bora_sweep.train.reported import ScoredSplit
+from bora_sweep.train.state import Fit, Reported, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer, make_trainer
 
 
@@ -163,7 +164,7 @@ def _advance(
 def _shared(config: Config) -> tuple:
     """What the fits of a pack have in common."""
     train = config.train
-    batches = train.seed, train.batch_size, train.micro_batch_size
+    batches = train.seed, train.batch_size, train.micro_batch_size, train.batches
     return config.lora, batches, train.precision, train.compile, train.device
 
 
@@ -216,10 +217,13 @@ def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches:
     """
     accelerator = trainers[0].accelerator
     nats_S = torch.zeros(len(trainers), dtype=torch.float64)
-    batches = [collate(trainers[0].corpus, part_B) for part_B in trainers[0].parts(document_B)]
+    corpus, width = trainers[0].corpus, trainers[0].width(document_B)
+    batches = [collate(corpus, part_B, width) for part_B in trainers[0].parts(document_B)]
+    weights = [trainer.weights(document_B, num_batches) for trainer in trainers]
     for batch in batches:
         nll_SB, task_B = score(trainers, batch)
-        losses = [trainer.loss(nll_B, task_B, num_batches) for trainer, nll_B in zip(trainers, nll_SB, strict=True)]
+        fits = zip(trainers, nll_SB, weights, strict=True)
+        losses = [trainer.loss(nll_B, task_B, *weight) for trainer, nll_B, weight in fits]
         accelerator.backward(torch.stack(losses).sum())
         nats_S += nll_SB.detach().sum(dim=1).double().cpu()
     sizes = [(batch.num_tokens, batch.length_B.sum(), batch.tokens_BT.size) for batch in batches]
@@ -236,12 +240,13 @@ def validate(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -
 def timed_scores(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> tuple[np.ndarray, float]:
     """Nats of the validation split, nll_SN, and the seconds that each fit's took."""
     started = time.perf_counter()
-    nll_SN = score_documents(trainers, "validation", pulse)
+    padded = trainers[0].validation.batches if trainers[0].validation.scores_padding else None
+    nll_SN = score_documents(trainers, "validation", pulse, padded)
     return nll_SN, (time.perf_counter() - started) / len(trainers)
 
 
 def finish(trainer: Trainer, pulse: Callable[[], None] = nothing) -> Fit:
-    """Score validation and test at the best epoch."""
+    """Score validation and test at the best epoch, padding never counted; what a protocol reports stands beside it."""
     trainer.return_to_best()
     device = trainer.accelerator.device
     return Fit(
@@ -254,4 +259,17 @@ def finish(trainer: Trainer, pulse: Callable[[], None] = nothing) -> Fit:
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
         std_KP=trainer.std_KP(),
+        reported=_reported(trainer, pulse),
     )
+
+
+def _reported(trainer: Trainer, pulse: Callable[[], None]) -> Reported | None:
+    """What the protocol reports, where that is not the perplexity of test."""
+    train, state = trainer.config.train, trainer.state
+    if train.reported == "best_epochs":
+        nats_K = np.array(state.reported_nats)  # none, where a fit has diverged within its first epoch
+        return Reported("validation", state.reported_perplexity, np.exp(nats_K)) if len(nats_K) else None
+    if train.padding == "ignored":
+        return None
+    test = ScoredSplit(trainer.corpus, "test", train)
+    return test.sums(score_documents([trainer], "test", pulse, test.batches)[0])

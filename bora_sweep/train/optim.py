@@ -62,21 +62,52 @@ class ProximalAdam(torch.optim.Optimizer):
                 theta.mul_(metric / (metric + lr * group["prior_precision"]))
 
 
+class RowwiseAdam(ProximalAdam):
+    """Adam in which a task without a gradient stands still: its moments and its count of steps too.
+
+    What AdamW does with one parameter for each task, where a task that has no document in a batch is given no gradient.
+    There is no prior in it.
+    """
+
+    def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
+        state, (beta1, beta2) = self.state[bank], group["betas"]
+        if not state:
+            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
+            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
+        moved = gradient.any(dim=-1).nonzero().squeeze(-1)
+        g = gradient[moved]
+        step_M1 = state["steps"][moved].double() + 1
+        moment = state["exp_avg"][moved].lerp_(g, 1 - beta1)
+        square = state["exp_avg_sq"][moved].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        metric = (square / (1 - beta2**step_M1).to(g.dtype)).sqrt_().add_(group["eps"])
+        lr = group["lr"] * group["rate"]
+        bank[moved] -= lr / (1 - beta1**step_M1).to(g.dtype) * moment / metric
+        state["steps"][moved], state["exp_avg"][moved], state["exp_avg_sq"][moved] = step_M1.float(), moment, square
+
+
 def _any(value: float | Tensor) -> bool:
     return isinstance(value, Tensor) or value != 0
 
 
 def make_optimizer(
-    hierarchy: Hierarchy, lr: float, solver: Solver, num_tokens: int, rate: float | Tensor = 1.0
+    hierarchy: Hierarchy,
+    lr: float,
+    solver: Solver,
+    num_tokens: int,
+    rate: float | Tensor = 1.0,
+    rowwise: bool = False,
 ) -> ProximalAdam:
-    """Over the banks of `hierarchy` that move; with `proximal` the prior acts in the step on the deviations."""
+    """Over the banks of `hierarchy` that move; with `proximal` the prior acts in the step on the deviations.
+
+    `rowwise`: a `RowwiseAdam`.
+    """
     precision = hierarchy.precision / num_tokens if solver == "proximal" and hierarchy.is_tied else 0.0
     groups = [
         {"params": [bank], "prior_precision": precision if bank is hierarchy.task_KP else 0.0, "rate": rate}
         for bank in (hierarchy.mean_P, hierarchy.task_KP)
         if bank is not None and bank.requires_grad
     ]
-    return ProximalAdam(groups, lr=lr)
+    return (RowwiseAdam if rowwise else ProximalAdam)(groups, lr=lr)
 
 
 def map_step(

@@ -196,7 +196,7 @@ def record(
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
-    row = row | _closing(done, tasks)
+    row = row | _closing(config, done, tasks)
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row
@@ -242,7 +242,17 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
+        reported_perplexity=_reported_by_task(corpus, scores, done),
     )
+
+
+def _reported_by_task(corpus: TokenizedCorpus, scores: pd.DataFrame, done: Fit) -> list[float] | None:
+    """Beside the split that it was measured on."""
+    if done.reported is None:
+        return None
+    of_task = dict(zip(corpus.tasks, done.reported.perplexity_K.tolist(), strict=True))
+    here = scores["split"] == done.reported.split
+    return [of_task[task] if it_is else math.nan for task, it_is in zip(scores["task"], here, strict=True)]
 
 
 def _is_trained(config: Config) -> bool:
@@ -259,6 +269,7 @@ def opening_row(config: Config) -> dict[str, Any]:
     return {
         "status": "running",
         "method": config.method,
+        "protocol": config.protocol,
         "tau": _tau(config),
         "learning_rate": config.learning_rate if trained else None,
         "parametrization": config.prior.parametrization if trained else None,
@@ -293,7 +304,13 @@ def _so_far(state: State) -> dict[str, Any]:
     }
 
 
-def _closing(done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
+def reported_as(config: Config) -> str:
+    """What `reported_perplexity` is, in words."""
+    best = "validation, each task's best epoch" if config.train.reported == "best_epochs" else "test"
+    return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
+
+
+def _closing(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
         of_split = tasks[tasks["split"] == split]
@@ -306,6 +323,8 @@ def _closing(done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
         **scores,
         "status": "finished",
         "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
+        "reported_perplexity": None if done.reported is None else done.reported.perplexity,
+        "reported_as": None if done.reported is None else reported_as(config),
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,
         "device": done.device,

@@ -39,6 +39,10 @@ class State:
     """The best epoch of the fit; at tau = 0, where tasks are fits of their own, of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
     """On validation, then."""
+    reported_nats: list[float] = field(default_factory=list)
+    """With `train.reported=best_epochs`: of each task the best epoch's so far, a mean over its tokens and batches."""
+    reported_perplexity: float = math.inf
+    """Likewise of all tasks: the best epoch's so far, a mean over batches."""
     train_seconds: float = 0.0
     num_read: int = 0
     """Tokens of documents that training steps passed through the model, start symbols included."""
@@ -95,6 +99,16 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """Perplexities as a protocol other than ours would report them; see `bora_sweep.train.reported`."""
+
+    split: str
+    """On which they were measured."""
+    perplexity: float
+    perplexity_K: np.ndarray
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fit that has ended, at its best epoch on validation."""
 
@@ -111,6 +125,8 @@ class Fit:
     device: str
     std_KP: Tensor | None = None
     """Of the posterior of theta_1..K, where the method gives one."""
+    reported: Reported | None = None
+    """Where the protocol reports other numbers than those of `nll_nats`."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -19,7 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from bora_sweep.config import UNTRAINED, Config
-from bora_sweep.data.tokens import TokenizedCorpus, forward_parts, separate_batches, training_batches
+from bora_sweep.data.tokens import (
+    TokenizedCorpus,
+    fixed_batches,
+    forward_parts,
+    longest_of,
+    separate_batches,
+    training_batches,
+)
 from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.interchange import read_adapters
@@ -28,6 +35,7 @@ from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.ranks import first
+from bora_sweep.train.reported import ScoredSplit
 from bora_sweep.train.share import Share
 from bora_sweep.train.state import Start, State
 
@@ -44,8 +52,13 @@ def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
         from bora_sweep.train.variational import VariationalTrainer  # a Trainer itself
 
         return VariationalTrainer(config, corpus, base, accelerator)
-    kind = SeparateTrainer if config.prior.tau == 0 else Trainer
+    kind = SeparateTrainer if is_separate(config) else Trainer
     return kind(config, corpus, base, accelerator)
+
+
+def is_separate(config: Config) -> bool:
+    """Whether each task is a fit of its own."""
+    return config.prior.tau == 0 and config.train.independent == "separate"
 
 
 class Trainer:
@@ -60,6 +73,8 @@ class Trainer:
         refuse_mismatch(base, corpus.largest_token, corpus.longest)
         self.config, self.corpus, self.accelerator = config, corpus, accelerator
         self.num_tokens, self.share = corpus.num_tokens("train"), Share(config, corpus)
+        self.divisor = self.num_tokens if config.train.likelihood == "tokens" else 1
+        self.validation = ScoredSplit(corpus, "validation", config.train)
         device = accelerator.device
         self.layout = make_layout(base, config.lora)
         dtype = torch.promote_types(base.dtype, torch.float32)
@@ -72,15 +87,31 @@ class Trainer:
             config.global_update,
             self.share.num_tasks,
             self.share.total,
+            self.layout.sizes if config.prior.penalty == "tensor_norm" else None,
         )
+        if config.train.initial_noise > 0:
+            self._scatter()
         self.weight_K = torch.from_numpy(task_weights(config, corpus)[self.share.tasks]).to(device, dtype)
         self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
         rate = learning_rates(config, self.layout).to(device, dtype)
-        optimizer = make_optimizer(self.hierarchy, config.learning_rate, config.solver, self.num_tokens, rate)
+        stands_still = config.prior.tau == 0 and not is_separate(config)
+        optimizer = make_optimizer(
+            self.hierarchy, config.learning_rate, config.solver, self.divisor, rate, rowwise=stands_still
+        )
         self.scheduler = make_scheduler(config, corpus, optimizer)
         self.optimizer = accelerator.prepare(optimizer)
         self.state = State(best_epochs=[0] * self.num_fits, best_nll_nats=[math.inf] * self.num_fits)
         self.best = self._parameters()
+
+    @torch.no_grad()
+    def _scatter(self) -> None:
+        """Each task off Theta by noise of its own."""
+        bank = self.hierarchy.task_KP
+        if bank is not None:
+            for row, task in enumerate(range(self.share.tasks.start, self.share.tasks.stop)):
+                rng = np.random.default_rng([self.config.train.seed, task])
+                noise_P = rng.normal(0, self.config.train.initial_noise, bank.shape[-1])
+                bank[row] += torch.from_numpy(noise_P).to(bank)
 
     @property
     def stopped_by(self) -> str | None:
@@ -155,22 +186,48 @@ class Trainer:
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The documents of each step of an epoch."""
-        return training_batches(self.corpus, self.config.train.batch_size, self.config.train.seed, epoch)
+        train = self.config.train
+        if train.batches == "fixed":
+            return fixed_batches(self.corpus, "train", train.batch_size, train.seed)
+        return training_batches(self.corpus, train.batch_size, train.seed, epoch)
 
     def parts(self, document_B: np.ndarray) -> list[np.ndarray]:
         """The documents of each of this process's forward passes of a step."""
-        return forward_parts(self.corpus, self.share.documents(document_B), self.micro_batch_size)
+        own_B = self.share.documents(document_B)
+        if self.width(document_B) is not None:  # rows of one length, whatever the documents'
+            return [own_B[i : i + self.micro_batch_size] for i in range(0, len(own_B), self.micro_batch_size)]
+        return forward_parts(self.corpus, own_B, self.micro_batch_size)
+
+    def width(self, document_B: np.ndarray) -> int | None:
+        """Positions of each row of a batch, where what fills a row is scored; None where it is not."""
+        if self.config.train.padding == "ignored" or len(document_B) == 0:
+            return None
+        return longest_of(self.corpus, document_B)
 
     def begin_step(self) -> None:
         """Before the forward passes of a step."""
 
-    def loss(self, nll_B: Tensor, task_B: Tensor, num_batches: int) -> Tensor:
-        """A batch's share of J without the prior.
+    def weights(self, document_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:
+        """What the nats of a batch are multiplied by in J, for all tasks and for each.
 
         The M batches of an epoch part the training split, so M times the nats of a batch drawn at random is an unbiased
-        estimate of the sum in Eq. 4, and over an epoch the estimates average to it exactly.
+        estimate of the sum in Eq. 4, and over an epoch the estimates average to it exactly. With
+        `train.likelihood=documents` J is not per token, and a task's nats are divided by its scored tokens in the batch
+        and multiplied by its number of training documents.
         """
-        return num_batches / self.num_tokens * (self.weight_K[task_B] * nll_B).sum()
+        if self.config.train.likelihood == "tokens":
+            return num_batches / self.num_tokens, self.weight_K
+        scored_B = self.corpus.documents["num_tokens"].to_numpy()[document_B]
+        if (width := self.width(document_B)) is not None:
+            scored_B = scored_B + width - np.diff(self.corpus.offsets)[document_B]
+        task_N, size = self.corpus.documents["task"].to_numpy(), self.corpus.num_tasks
+        scored_K = np.bincount(task_N[document_B], scored_B, size)
+        weight_K = np.bincount(task_N[self.corpus.split("train")], minlength=size) / np.maximum(scored_K, 1)
+        return 1.0, torch.from_numpy(weight_K).to(self.weight_K)
+
+    def loss(self, nll_B: Tensor, task_B: Tensor, scale: float, weight_K: Tensor) -> Tensor:
+        """A batch's share of J without the prior, `scale` and `weight_K` from `weights`."""
+        return scale * (weight_K[task_B] * nll_B).sum()
 
     def end_step(self, nll_nats: float) -> None:
         """One optimiser step on the gradients that the banks hold; none where the batch's nats are not finite."""
@@ -183,7 +240,7 @@ class Trainer:
         self.share.sum_gradients_(self.hierarchy)
         self.accelerator.unscale_gradients(self.optimizer)
         norm, update = self.config.train.max_grad_norm, self.config.global_update
-        map_step(self.hierarchy, self.optimizer, self.config.solver, self.num_tokens, norm, update)
+        map_step(self.hierarchy, self.optimizer, self.config.solver, self.divisor, norm, update)
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
         self.state.step += 1
@@ -198,7 +255,9 @@ class Trainer:
 
     def judge(self, nll_N: np.ndarray, seconds: float) -> None:
         """Keep the epoch if its scores of the validation split are the best so far."""
-        self._record("validation", float(nll_N.sum()), self.corpus.num_tokens("validation"), seconds)
+        self._record("validation", float(nll_N.sum()), int(self.validation.scored_N.sum()), seconds)
+        if self.config.train.reported == "best_epochs" and not self._report(nll_N):
+            return
         nll_F = self._nats_of_fits(nll_N)
         better_F = self._is_due(self.state.epoch) & (nll_F < np.array(self.state.best_nll_nats))
         for index in np.flatnonzero(better_F).tolist():
@@ -206,7 +265,19 @@ class Trainer:
         if better_F.any():
             self._keep(better_F)
 
+    def _report(self, nll_N: np.ndarray) -> bool:
+        """Note what the published code would of an epoch; whether it would: it does not look at the untrained model."""
+        if self.state.epoch == 0:
+            return False
+        found, state = self.validation.numbers(nll_N), self.state
+        earlier = state.reported_nats or [math.inf] * self.corpus.num_tasks
+        state.reported_nats = np.fmin(earlier, found.nats_K).tolist()
+        state.reported_perplexity = min(state.reported_perplexity, found.perplexity)
+        return True
+
     def _nats_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
+        if self.config.train.reported == "best_epochs":
+            return np.array([self.validation.numbers(nll_N).nats * self.validation.scored_N.sum()])
         return nll_N.sum(keepdims=True)
 
     def _keep(self, better_F: np.ndarray) -> None:  # noqa: ARG002, a single fit is better or is not
@@ -323,7 +394,7 @@ def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
     """
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
-    if config.prior.tau == 0:
+    if is_separate(config):
         return tokens_K.sum() / tokens_K
     if config.train.task_weights == "tasks":
         return tokens_K.mean() / tokens_K

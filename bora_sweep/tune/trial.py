@@ -28,7 +28,7 @@ from bora_sweep.tune.points import Point, trial_config
 from bora_sweep.tune.scheduler import VERDICT
 from bora_sweep.tune.worker import Pulse, watched
 
-REPORT_SECONDS = 5.0  # between two reports to Tune: each costs the driver, which shares a small machine with the trials
+REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
 
 
 def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:

@@ -1,6 +1,8 @@
 """What a person sees while a sweep runs: a live table in a terminal, a line per finished trial in a log."""
 
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +17,9 @@ from bora_sweep.storage import Folder
 from bora_sweep.tune.points import num_trials
 from bora_sweep.tune.standing import best_row, cells, label, summary, time_left, trial_table
 
+LOOK_SECONDS, LOOK_REMOTE_SECONDS = 2.0, 10.0
+"""Between two looks of a terminal's table at the trials that run: Tune hears of them less often."""
+
 
 class SweepView(tune.Callback):
     """Follows a sweep by the rows that its trials write; a context manager around `tune_run`."""
@@ -22,6 +27,8 @@ class SweepView(tune.Callback):
     def __init__(self, config: Config, run: Folder, console: Console) -> None:
         self.config, self.run, self.total, self.console = config, run, num_trials(config), console
         self.rows = {row["trial_id"]: row for row in trial_rows(run)}
+        self.running: dict[str, Any] = {}
+        self.looked_at, self.pause = time.monotonic(), LOOK_SECONDS if isinstance(run, Path) else LOOK_REMOTE_SECONDS
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
 
     def __enter__(self) -> "SweepView":
@@ -39,18 +46,21 @@ class SweepView(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial began, or began again."""
+        self.running[trial.trial_id] = trial
         self._read(trial)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
-        """A trial ended an epoch."""
+        """A trial said how it stands."""
         self._read(trial)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial ended."""
+        self.running.pop(trial.trial_id, None)
         self._read(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial failed for good."""
+        self.running.pop(trial.trial_id, None)
         self._read(trial)
 
     def say_stopping(self) -> None:
@@ -59,6 +69,10 @@ class SweepView(tune.Callback):
 
     def render(self) -> Group:
         """The table and the line below it."""
+        if time.monotonic() - self.looked_at > self.pause:
+            self.looked_at = time.monotonic()
+            for trial in list(self.running.values()):
+                self._read(trial)
         if not self.rows:
             return Group(Text("starting Ray and its first workers …", style="dim"))
         return Group(trial_table(self.rows.values(), self._best()), Text(self.summary(), style="bold"))

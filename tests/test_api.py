@@ -1,0 +1,141 @@
+"""The Python interface: what the command line does, by the same settings, and quick to import."""
+
+import ast
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import write_run
+
+import bora_sweep
+from bora_sweep.cli import main
+from bora_sweep.config import load_config, with_values
+from bora_sweep.runs import driving
+
+TRAIN = {"max_epochs": 2, "device": "cpu", "learning_rate": 0.02}
+
+
+@pytest.fixture(scope="module")
+def sections(corpus_file, model_folder) -> dict:
+    model = {"name": model_folder, "max_tokens": 16}  # a Path is as good as its text
+    return {"data": {"path": corpus_file}, "model": model, "lora": {"rank": 2}, "train": TRAIN}
+
+
+def test_it_is_imported_at_once_and_what_is_heavy_only_when_asked_for():
+    code = (
+        "import sys, bora_sweep\n"
+        "heavy = {'pandas', 'numpy', 'torch', 'ray', 'transformers', 'optuna', 'matplotlib', 'omegaconf'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from bora_sweep import InputError, Results, read_results, fit, sweep\n"
+        "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)\n"
+        "from bora_sweep import *\n"
+        "assert callable(sweep) and callable(export) and Report\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_public_name_is_there_and_explains_itself():
+    assert {"fit", "sweep", "read_results", "Report", "export"} <= set(bora_sweep.__all__) <= set(dir(bora_sweep))
+    for name in set(bora_sweep.__all__) - {"__version__"}:
+        assert len(getattr(bora_sweep, name).__doc__) > 20, name
+    with pytest.raises(AttributeError, match="nothing_such"):
+        bora_sweep.nothing_such  # noqa: B018
+    assert (Path(bora_sweep.__file__).parent / "py.typed").exists()
+    named = ast.parse(Path(bora_sweep.__file__).read_text())
+    typed = [alias.name for node in ast.walk(named) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert set(bora_sweep.__all__) - {"__version__"} <= set(typed)  # what a type checker sees
+
+
+def test_a_fit_is_that_of_the_command_line(sections, tmp_path, capsys):
+    results = bora_sweep.fit("prior.tau=30", **sections, output=tmp_path / "ours")
+    assert isinstance(results, bora_sweep.Results)
+    assert capsys.readouterr() == ("", "")
+    flat = [f"{section}.{key}={value}" for section, values in sections.items() for key, value in values.items()]
+    assert main(["fit", *flat, "prior.tau=30", f"output={tmp_path / 'theirs'}"]) == 0
+    theirs = bora_sweep.read_results(tmp_path / "theirs")
+    pd.testing.assert_frame_equal(
+        results.document_scores.drop(columns="run"), theirs.document_scores.drop(columns="run")
+    )
+    again = bora_sweep.fit(resume=True, output=tmp_path / "ours", quiet=False)
+    assert again.trials["started_at"].tolist() == results.trials["started_at"].tolist()
+    assert "resuming" in capsys.readouterr().err
+
+
+def test_settings_of_every_kind_are_merged_and_the_later_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("prior: {tau: 1}\ntrain: {max_epochs: 9, patience: 3}\n")
+    base = with_values(load_config(), prior={"tau": 5.0}, lora={"rank": 3})
+    config = load_config([base, tmp_path / "a.yaml", {"train": {"max_epochs": 4}}, "prior.tau=inf"])
+    assert (config.prior.tau, config.train.max_epochs, config.train.patience) == (math.inf, 4, 3)
+    assert config.lora.rank == 3
+    assert load_config([{"prior": {"tau": 1}}, str(tmp_path / "a.yaml")]) == load_config(
+        [str(tmp_path / "a.yaml"), "prior.tau=1"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sections", "says"),
+    [
+        ((), {"prior": {"tua": 1}}, "tua"),
+        ((), {"priors": {"tau": 1}}, "priors"),
+        ((), {"prior": {"tau": -1}}, "prior.tau=-1"),
+        (("nowhere.yaml",), {}, "nowhere.yaml: no such file"),
+        ((), {"train": {"max_epochs": "many"}}, "many"),
+        ((), {"data": {"path": "nowhere.parquet"}, "model": {"name": "x"}}, "nowhere.parquet"),
+    ],
+)
+def test_wrong_settings_are_an_input_error(settings, sections, says, tmp_path):
+    for function in (bora_sweep.fit, bora_sweep.sweep):
+        with pytest.raises(bora_sweep.InputError, match=says):
+            function(*settings, **{"output": tmp_path / "run", **sections})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_another_works_on_is_left_alone(sections, tmp_path):
+    with driving(tmp_path, "fit"), pytest.raises(bora_sweep.InputError, match="driven by process"):
+        bora_sweep.fit(**sections, output=tmp_path)
+
+
+def test_adapters_are_exported(sections, tmp_path):
+    bora_sweep.fit(**sections, output=tmp_path / "run")
+    names = bora_sweep.export(str(tmp_path / "run"), str(tmp_path / "out"), tasks=["ann"])
+    assert names == {"ann": "ann"}
+    assert (tmp_path / "out" / "ann" / "adapter_config.json").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+def test_a_report_in_python_is_the_report_on_disk(run):
+    report = bora_sweep.Report(run)
+    page = report.write()
+    text = page.read_text()
+    assert report.answer in text
+    assert report._repr_markdown_() == report.answer
+    for name, frame in (
+        ("table_1", report.overall),
+        ("table_a1", report.by_task),
+        ("improvements", report.improvements),
+    ):
+        written = pd.read_csv(page.parent / "tables" / f"{name}.csv")
+        assert list(written.columns) == list(frame.columns)
+        for column in frame.select_dtypes("number"):
+            np.testing.assert_allclose(frame[column].astype(float), written[column].astype(float))
+    assert sorted(f"{name}.png" for name in report.figures) == sorted(
+        path.name for path in (page.parent / "figures").glob("*.png")
+    )
+    assert report.best_tau == report.overall.loc[report.overall["best"], "tau"].item()
+    assert len(report.trials) == len(report.results.trials)
+    assert report.methods.empty
+
+
+def test_a_report_takes_what_is_read_or_several_runs(run, tmp_path):
+    results = bora_sweep.read_results(run)
+    assert bora_sweep.Report(results).answer == bora_sweep.Report([run]).answer
+    with pytest.raises(bora_sweep.InputError, match="not a run's folder"):
+        bora_sweep.Report(tmp_path)
