@@ -28,7 +28,7 @@ from bora_sweep.train import fit
 from bora_sweep.train.curvature import curvature, estimate_tau, noise_trace
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, to_device
-from bora_sweep.train.trainer import make_trainer
+from bora_sweep.train.trainers import make_trainer
 
 CONFIG = load_config(
     [

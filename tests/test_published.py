@@ -29,7 +29,7 @@ from bora_sweep.train.loop import run_epoch, step, validate
 from bora_sweep.train.optim import RowwiseAdam
 from bora_sweep.train.reported import ScoredSplit
 from bora_sweep.train.run import Trial, run_trial
-from bora_sweep.train.trainer import make_trainer
+from bora_sweep.train.trainers import make_trainer
 
 TASKS = ["ann", "bob", "cid"]
 SIZES = {"ann": 16, "bob": 24, "cid": 4}  # so few of cid that batches of 6 lack it

@@ -27,7 +27,8 @@ from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
 from bora_sweep.train.state import Start
-from bora_sweep.train.trainer import Trainer, make_trainer
+from bora_sweep.train.trainer import Trainer
+from bora_sweep.train.trainers import make_trainer
 
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 

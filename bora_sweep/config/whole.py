@@ -132,6 +132,11 @@ class Config:
         return "data" if self.method == "vi" else self.train.parallel
 
     @property
+    def is_separate(self) -> bool:
+        """Whether each task is a fit of its own."""
+        return self.prior.tau == 0 and self.train.independent == "separate"
+
+    @property
     def can_be_packed(self) -> bool:
         """Whether the fit may share its forward passes with others: at tau = 0 each task has batches of its own."""
         return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"

@@ -27,7 +27,8 @@ from bora_sweep.train.evaluate import score, score_documents, within_memory
 from bora_sweep.train.ranks import agree, first, join, sum_
 from bora_sweep.train.reported import ScoredSplit
 from bora_sweep.train.state import Fit, Reported, Start, State, StepReport
-from bora_sweep.train.trainer import Trainer, make_trainer
+from bora_sweep.train.trainer import Trainer
+from bora_sweep.train.trainers import make_trainer
 
 
 def nothing(*_: object) -> None:

@@ -10,7 +10,7 @@ from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.loop import step
-from bora_sweep.train.trainer import make_trainer
+from bora_sweep.train.trainers import make_trainer
 
 GAIN = 1.1
 """How much faster each fit must get where a pack is doubled."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.data.tokens import (
@@ -24,10 +24,9 @@ from bora_sweep.data.tokens import (
     fixed_batches,
     forward_parts,
     longest_of,
-    separate_batches,
     training_batches,
 )
-from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
+from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.interchange import read_adapters
 from bora_sweep.model.prior import Hierarchy, group_precisions
@@ -35,30 +34,10 @@ from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.ranks import first
+from bora_sweep.train.rates import learning_rates, make_scheduler, task_weights
 from bora_sweep.train.reported import ScoredSplit
 from bora_sweep.train.share import Share
 from bora_sweep.train.state import Start, State
-
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-def make_trainer(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, accelerator: Accelerator) -> "Trainer":
-    """The trainer of `config.method` at `config.prior.tau`.
-
-    Raises:
-        InputError: The configuration does not fit the model or the corpus.
-    """
-    if config.method == "vi":
-        from bora_sweep.train.variational import VariationalTrainer  # a Trainer itself
-
-        return VariationalTrainer(config, corpus, base, accelerator)
-    kind = SeparateTrainer if is_separate(config) else Trainer
-    return kind(config, corpus, base, accelerator)
-
-
-def is_separate(config: Config) -> bool:
-    """Whether each task is a fit of its own."""
-    return config.prior.tau == 0 and config.train.independent == "separate"
 
 
 class Trainer:
@@ -94,7 +73,7 @@ class Trainer:
         self.weight_K = torch.from_numpy(task_weights(config, corpus)[self.share.tasks]).to(device, dtype)
         self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
         rate = learning_rates(config, self.layout).to(device, dtype)
-        stands_still = config.prior.tau == 0 and not is_separate(config)
+        stands_still = config.prior.tau == 0 and not config.is_separate
         optimizer = make_optimizer(
             self.hierarchy, config.learning_rate, config.solver, self.divisor, rate, rowwise=stands_still
         )
@@ -349,64 +328,3 @@ class Trainer:
             group["lr"] = rate
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])
-
-
-class SeparateTrainer(Trainer):
-    """tau = 0: each task is a fit of its own, with its own batches, best epoch and patience; nothing passes."""
-
-    @property
-    def num_fits(self) -> int:  # type: ignore[override]
-        """D."""
-        return self.corpus.num_tasks
-
-    def batches(self, epoch: int) -> list[np.ndarray]:
-        """Those of the tasks whose patience has not run out."""
-        train, tasks = self.config.train, np.flatnonzero(self._is_due(epoch))
-        return separate_batches(self.corpus, train.batch_size, train.seed, epoch, tasks)
-
-    def begin_step(self) -> None:
-        """A task's step is its own, also where no task has a document for it: the gradient is then 0."""
-        bank = self.hierarchy.task_KP
-        assert bank is not None
-        bank.grad = torch.zeros_like(bank)
-
-    def _nats_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
-        task_N = self.corpus.documents["task"].to_numpy()[self.corpus.split("validation")]
-        return np.bincount(task_N, nll_N, self.num_fits)
-
-    def _keep(self, better_F: np.ndarray) -> None:
-        rows = torch.from_numpy(better_F[self.share.tasks])
-        self.best["task_KP"][rows] = self._parameters()["task_KP"][rows]
-
-
-def learning_rates(config: Config, layout: Layout) -> Tensor:
-    """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
-    if config.lora.variant != "lora_plus":
-        return torch.ones(())
-    names, index_P = layout.group_of("matrix")
-    return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
-
-
-def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
-    """What a nat of each task counts in the objective, shape K.
-
-    At tau = 0 each task is a fit of its own, per token of its own: nothing of the others is in its gradient.
-    """
-    documents = corpus.documents.iloc[corpus.split("train")]
-    tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
-    if is_separate(config):
-        return tokens_K.sum() / tokens_K
-    if config.train.task_weights == "tasks":
-        return tokens_K.mean() / tokens_K
-    return np.ones(len(tokens_K))
-
-
-def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
-    """`train.schedule` over the steps that `train.max_epochs` allows."""
-    batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
-    return get_scheduler(
-        SCHEDULES[config.train.schedule],
-        optimizer,
-        num_warmup_steps=config.train.warmup_steps,
-        num_training_steps=config.train.max_epochs * batches,
-    )

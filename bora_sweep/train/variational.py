@@ -16,7 +16,8 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.train.evaluate import score_documents
 from bora_sweep.train.ivon import Ivon
-from bora_sweep.train.trainer import Trainer, make_scheduler
+from bora_sweep.train.rates import make_scheduler
+from bora_sweep.train.trainer import Trainer
 
 RATE = 0.1  # IVON's step in units of a Newton step
 
