@@ -5,8 +5,8 @@
 Scores of documents are drawn, not fitted: tasks of unlike sizes (3 test documents to 120), documents of unlike lengths,
 some hard and some easy under every fit alike, and each leaning its own way over tau; fits that differ by their seeds. A
 thousand draws, each with tasks, documents and fits of its own, for each skewness of the effects of documents (0 and 1,
-if none is given; 0 is a normal distribution, 2 an exponential one). Beside the report's intervals stand percentiles of the plain paired
-bootstrap. In as many processes as there are cores, two minutes or so for each. Written to
+if none is given; 0 is a normal distribution, 2 an exponential one). Beside the report's intervals stand percentiles of
+the plain paired bootstrap. In as many processes as there are cores, two minutes or so for each skewness. Written to
 `benchmarks/results/coverage.md`.
 
 N documents, D tasks, M settings (values of tau), J trials, S replicates.
