@@ -21,6 +21,7 @@ from sweeps import SMALL, finish, here, numbers, start, wait_for
 from bora_sweep.results import trial_rows
 from bora_sweep.runs import DRIVER
 from bora_sweep.train.checkpoint import load_checkpoint
+from bora_sweep.tune import LOOPBACK
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
@@ -64,10 +65,9 @@ def bend(monkeypatch):
 
 
 @pytest.fixture
-def cluster(bend, tmp_path, monkeypatch):
+def cluster(bend, tmp_path):
     """A head and two nodes, on loopback alone, whose workers pause before each step."""
     bend(pause=0.1)
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with subprocess.Popen(
         [sys.executable, str(FAULTS / "nodes.py"), "2"],
         stdin=subprocess.PIPE,
@@ -134,7 +134,8 @@ def test_workers_killed_at_any_moment_resume_and_a_second_driver_is_refused(sour
 def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sources, cluster, tmp_path):
     twelve = [*sources, "search.num_trials=9"]
     run = tmp_path / "run"
-    process = start("sweep", *twelve, f"ray.address={cluster['address']}", "output=run", cwd=tmp_path)
+    joined = f"ray.address={cluster['address']}"
+    process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
     wait_for(lambda: under_way(run) and workers(cluster["raylets"][0]), process)
     os.kill(cluster["raylets"][0], signal.SIGKILL)
     code, output = finish(process)

@@ -13,7 +13,13 @@ LAYER = {
     "report": 3, "train": 4, "progress": 5, "tune": 5, "trained": 5, "begin": 6, "folders": 6, "generate": 6, "api": 7,
     "commands": 7, "cli": 8,
 }  # fmt: skip
-ONLY_IN = {"ray": {"tune"}, "optuna": {"tune"}, "matplotlib": {"report"}, "omegaconf": {"config"}}
+ONLY_IN = {
+    "ray": {"tune"},
+    "optuna": {"tune"},
+    "matplotlib": {"report"},
+    "vl_convert": {"report"},
+    "omegaconf": {"config"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -28,7 +28,7 @@ _SMOOTH = 51
 _TRIAL = [
     *("run", "trial_id", "status", "method", "tau", "seed", "lora_rank", "learning_rate", "attempts", "epochs"),
     *("best_epoch", "stopped_by", "validation_perplexity", "test_perplexity", "train_tokens", "train_seconds"),
-    *("tokens_per_second", "peak_memory_bytes", "device", "error", "notes"),
+    *("tokens_per_second", "peak_memory_bytes", "device", "reported_perplexity", "reported_as", "error", "notes"),
 ]
 
 Columns = dict[str, Any]

@@ -163,7 +163,7 @@ def _said(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, tri
     captions = {f"figure_{n}": figure.caption for n, figure in enumerate(illustrate(analysis), start=1)}
     return captions | {
         "answer": f"{answer(analysis)}\n\n{' '.join([place(summary), *lowest(summary, methods)])}",
-        "notes": notes.warnings(summary, methods),
+        "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
         "tau": f"*Change* is each task's perplexity against its own at the best τ.{fewer}",
         "choosing": choosing(analysis),
         "table_1": sections.overall(analysis),

@@ -119,6 +119,11 @@ const MISSING = {
   "chart-distance": () => !TASKS.distance || TASKS.distance.every((value) => value === null),
 };
 
+/** Milliseconds since the page was asked for: words and tables read, the first charts, all of them drawn. */
+function note(name) {
+  document.documentElement.dataset[name] = String(Math.round(performance.now()));
+}
+
 /** Let the browser show what is there. */
 const shownFirst = () => new Promise((done) => setTimeout(done));
 
@@ -126,7 +131,10 @@ async function drawCharts() {
   for (const [id, work] of Object.entries(CHARTS)) {
     if (MISSING[id]?.()) at(id).remove();
     else await work(at(id));
-    if (id === "chart-each") await shownFirst();
+    if (id === "chart-each") {
+      note("first");
+      await shownFirst();
+    }
   }
 }
 
@@ -158,13 +166,12 @@ async function main() {
   drawMethods();
   drawTrials();
   drawSettings();
-  const now = () => String(Math.round(performance.now()));
-  document.documentElement.dataset.read = now(); // milliseconds: words and tables are there
+  note("read");
   await shownFirst();
   at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
   await drawCharts();
   followWidth();
-  document.documentElement.dataset.drawn = now();
+  note("drawn");
 }
 
 main();

@@ -262,6 +262,8 @@ function drawTrials() {
     numeric("CPU time", table.cpu_hours, hoursText),
     { title: "Memory", value: (i) => number(table.peak_memory_bytes[i]), cell: (i) => (table.peak_memory_bytes[i] === null
       ? "–" : `${fixed(table.peak_memory_bytes[i] / 2 ** 20, 0)} MiB`) },
+    ...(some("reported_perplexity") ? [numeric("By the protocol", table.reported_perplexity, perplexityText),
+      plainly("which is", "reported_as", { left: true })] : []),
     ...(some("error") ? [plainly("Error", "error", { why: true, cell: (i) => table.error[i] ?? "" })] : []),
     ...(some("notes") ? [plainly("Notes", "notes", { why: true, cell: (i) => table.notes[i] ?? "" })] : []),
   ];
