@@ -127,8 +127,8 @@ def measured(analysis: Analysis) -> str:
             f"drawn n − 1 times with replacement, the same draw for every τ, {REPLICATES:,} times from a fixed seed, "
             "and weigh n/(n − 1), so that few documents do not vary too little. An interval is the logarithm of the "
             "perplexity, or of a ratio of two, plus or minus its standard error by Student's t, whose degrees of "
-            "freedom count the documents by their tokens: the fewer there are, the wider it is. On documents whose "
-            "truth is known such intervals held it in 93 to 97 of 100 draws (benchmarks/coverage.py)."
+            "freedom count the documents by their tokens: the fewer there are, the wider it is. On drawn documents, "
+            "whose truth is known, such intervals held it in 93 to 97 of 100 draws (benchmarks/coverage.py)."
             f"{alone}",
             _seeds(analysis),
             "*Floor* is the perplexity of the source that wrote the text, known for the embedded corpus alone: no "
