@@ -27,6 +27,9 @@ from transformers import (
 
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
+from bora_sweep.tune import LOOPBACK, QUIET
+
+os.environ |= QUIET | LOOPBACK  # before any test imports Ray, which reads some of it then
 
 WORDS = [f"w{i}" for i in range(40)]
 VOCABULARY = 48
@@ -113,16 +116,21 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     Yields the folder in which its workers keep the embedded base model.
     """
-    from bora_sweep.tune import LOOPBACK, QUIET  # Ray reads its environment as it is imported
-
     home = tmp_path_factory.mktemp("home")  # Ray puts a token there
     own = {"RAY_worker_niceness": "0", "HOME": str(home), "BORA_SWEEP_CACHE": str(home / "cache")}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET, **LOOPBACK, **own}.items():
+        for name, value in own.items():
             patch.setenv(name, value)
         import ray
 
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(
+            "local",
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
     yield home / "cache"
     ray.shutdown()
 

@@ -14,6 +14,7 @@ import pytest
 
 from bora_sweep.cli import main
 from bora_sweep.results import SCHEMAS, read_results
+from bora_sweep.tune import LOOPBACK, QUIET
 
 TIMES = {
     "started_at", "ended_at", "train_seconds", "tokens_per_second", "seconds", "peak_memory_bytes", "run", "attempts",
@@ -37,14 +38,16 @@ def here(*arguments: object) -> tuple[int, str]:
     return code, output.getvalue()
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    """A command in a process of its own, to which nothing of these tests' own Ray is said."""
+    inherited = {name: value for name, value in os.environ.items() if name not in QUIET | LOOPBACK}
     return subprocess.Popen(
         [sys.executable, "-m", "bora_sweep.cli", *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "HOME": str(cwd), "COLUMNS": "200"},
+        env={**inherited, "HOME": str(cwd), "COLUMNS": "200", **environment},
     )
 
 

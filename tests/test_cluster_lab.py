@@ -17,6 +17,7 @@ import yaml
 from bora_sweep.config import SyntheticConfig
 from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.results import read_results
+from bora_sweep.tune import LOOPBACK
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 HEAD, WORKERS = "10.77.0.2", ["10.77.0.3", "10.77.0.4"]
 TOOLS = ["unshare", "nsenter", "mount", "ip", "ssh", "ssh-keygen", "sshd", "rsync"]
 ENVIRONMENT = {
-    **os.environ,
+    **{name: value for name, value in os.environ.items() if name not in LOOPBACK},
     "PATH": f"{REPOSITORY}/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_UP_enable_autoscaler_v2": "0",

@@ -21,6 +21,7 @@ from sweeps import SMALL, finish, here, numbers, start, wait_for
 from bora_sweep.results import trial_rows
 from bora_sweep.runs import DRIVER
 from bora_sweep.train.checkpoint import load_checkpoint
+from bora_sweep.tune import LOOPBACK
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
@@ -64,9 +65,9 @@ def bend(monkeypatch):
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """A head and two nodes, on loopback alone."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+def cluster(bend, tmp_path):
+    """A head and two nodes, on loopback alone, whose workers pause before each step."""
+    bend(pause=0.1)
     with subprocess.Popen(
         [sys.executable, str(FAULTS / "nodes.py"), "2"],
         stdin=subprocess.PIPE,
@@ -130,11 +131,11 @@ def test_workers_killed_at_any_moment_resume_and_a_second_driver_is_refused(sour
     assert_as_if_nothing_had_happened(run, whole)
 
 
-def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sources, bend, cluster, tmp_path):
+def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sources, cluster, tmp_path):
     twelve = [*sources, "search.num_trials=9"]
-    bend(pause=0.1)
     run = tmp_path / "run"
-    process = start("sweep", *twelve, f"ray.address={cluster['address']}", "output=run", cwd=tmp_path)
+    joined = f"ray.address={cluster['address']}"
+    process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
     wait_for(lambda: under_way(run) and workers(cluster["raylets"][0]), process)
     os.kill(cluster["raylets"][0], signal.SIGKILL)
     code, output = finish(process)
@@ -179,14 +180,14 @@ def test_the_driver_killed_twice_once_with_its_whole_cluster(sources, whole, ben
 def test_trials_that_crash_hang_or_are_killed_are_marked_and_the_sweep_goes_on(sources, bend, tmp_path):
     died = tmp_path / "died"
     bend(**{"raise": [7.0], "hang": [8.0], "die": [9.0], "reset": [6.0, str(died)]})
-    tries = ["search.taus=[6,7,8,9]", "search.num_trials=1", "ray.max_failures=1", "ray.trial_timeout=6"]
+    tries = ["search.taus=[6,7,8,9]", "search.num_trials=1", "ray.max_failures=1", "ray.trial_timeout=10"]
     code, output = finish(start("sweep", *sources, *tries, "output=run", cwd=tmp_path))
     assert code == 1, output
     rows = {row["tau"]: row for row in trial_rows(tmp_path / "run")}
     assert {tau for tau, row in rows.items() if row["status"] == "failed"} == {7.0, 8.0, 9.0}
     assert all(rows[tau]["attempts"] == 2 for tau in (7.0, 8.0, 9.0))
     assert "RuntimeError: no luck at 7" in rows[7.0]["error"]
-    assert "no step for 6 s" in rows[8.0]["error"]
+    assert "no step for 10 s" in rows[8.0]["error"]
     assert "sitecustomize.py" in rows[8.0]["error"]
     assert "worker" in rows[9.0]["error"].lower()
     assert died.exists()  # between two trials: the second is begun again

@@ -111,17 +111,34 @@ def test_what_the_protocol_reports_stands_for_test_perplexity(tmp_path: Path):
     assert set(beside.ours.perplexity_DV.ravel()) == {5.0}
 
 
+def test_a_fit_of_the_published_protocol_is_compared_by_what_it_reports(
+    tmp_path: Path, corpus_file: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    small = ["model.max_tokens=24", "model.max_text_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu"]
+    own = [f"data.path={corpus_file}", f"model.name={model_folder}", "prior.tau=100", f"output={tmp_path / 'run'}"]
+    assert main(["fit", "protocol=published_code", *small, *own]) == 0
+    beside = beside_of(tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    assert beside.ours.overall_V.tolist() == results.trials["reported_perplexity"].tolist()
+    assert beside.ours.overall_V[0] != results.trials["test_perplexity"][0]
+    scores = results.task_scores.dropna(subset=["reported_perplexity"]).set_index("task")["reported_perplexity"]
+    assert dict(zip(beside.ours.tasks, beside.ours.perplexity_DV[:, 0], strict=True)) == scores.to_dict()
+    assert main(["report", str(tmp_path / "run"), "--against", "paper"]) == 0
+    assert "validation, each task's best epoch" in (tmp_path / "run" / "report" / "paper.md").read_text()
+    capsys.readouterr()
+
+
 def test_settings_that_differ_are_listed_and_no_others(tmp_path: Path):
     experiment = str(Path(__file__).parents[1] / "conf" / "experiment" / "talk_of_norway.yaml")
-    same = load_config([experiment, "data.path=x", "protocol=published_code"])
+    same = load_config([experiment, "data.path=x", "protocol=published_code", "model.name=/a/opt-350m"])
     write_papers(tmp_path / "same", config_json=same.to_json())
     write_report(tmp_path / "same", against_paper=True)
     assert "None that was looked at." in (tmp_path / "same" / "report" / "paper.md").read_text()
-    other = load_config([experiment, "data.path=x", "protocol=published_code", "lora.rank=4", "model.name=mine"])
+    other = load_config([experiment, "data.path=x", "protocol=published_code", "lora.rank=4", "model.name=/a/mine"])
     write_papers(tmp_path / "other", config_json=other.to_json())
     write_report(tmp_path / "other", against_paper=True)
     rows = table_after((tmp_path / "other" / "report" / "paper.md").read_text(), "## Settings that differ")
-    assert rows[1:] == [["model.name", "facebook/opt-350m", "mine"], ["lora.rank", "16", "4"]]
+    assert rows[1:] == [["model.name", "facebook/opt-350m", "/a/mine"], ["lora.rank", "16", "4"]]
 
 
 def test_the_tables_of_the_paper_do_not_agree_at_tau_10(tmp_path: Path):

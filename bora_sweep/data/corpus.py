@@ -53,7 +53,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     _refuse_collisions(config, tasks)
     fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
     if config.split == "sample":
-        documents["split"] = sample_documents(documents["task"], fractions, config.seed)
+        documents["split"] = sample_documents(pd.Series(documents["task"]), fractions, config.seed)
     else:
         documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")

@@ -42,7 +42,9 @@ def fetch(address: str, path: Path) -> None:
                     _go_on(address, part, bar, shown)
                     break
                 except urllib.error.HTTPError as answer:
-                    raise _unreachable(address, path, answer) from None
+                    if answer.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                        raise _unreachable(address, path, answer) from None
+                    part.unlink(missing_ok=True)  # there is no rest: it is all there, or of another file
                 except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as cut_off:
                     error = cut_off
             else:

@@ -68,7 +68,7 @@ def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Seque
     return [SPLITS[split_of_text[text]] for _, text in documents]
 
 
-def sample_documents(tasks: pd.Series, fractions: Sequence[float], seed: int) -> list[str]:
+def sample_documents(tasks: Iterable[str], fractions: Sequence[float], seed: int) -> list[str]:
     """The split of each document by `pandas.sample`, as the published code draws it.
 
     Of each task's documents, in the order that they have, a sample is trained on; of the others one validates, and what
@@ -83,10 +83,12 @@ def sample_documents(tasks: pd.Series, fractions: Sequence[float], seed: int) ->
         InputError: As in `split_documents`.
     """
     train, validation, test = fractions
-    places = pd.Series(range(len(tasks)), index=tasks.to_numpy())
-    splits = ["test"] * len(tasks)
-    for task, own in places.groupby(level=0):
-        own = own.reset_index(drop=True)
+    places_of: dict[str, list[int]] = {}
+    for place, task in enumerate(tasks):
+        places_of.setdefault(task, []).append(place)
+    splits = ["test"] * sum(map(len, places_of.values()))
+    for task, places in places_of.items():
+        own = pd.Series(places)
         trained = own.sample(frac=train, random_state=seed)
         others = own.drop(trained.index)
         validated = others.sample(frac=validation / (validation + test), random_state=seed)

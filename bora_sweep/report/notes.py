@@ -14,8 +14,8 @@ def warnings(summary: Summary, methods: list[Method]) -> str:
 
 def protocol(summary: Summary) -> str:
     """What the protocol would report, where that is not test perplexity, and what not to do with it."""
-    fits = summary.trials[(summary.trials["method"] == "map") & (summary.trials["status"] == "finished")]
-    fits = fits.dropna(subset=["reported_as"])
+    trials = summary.trials
+    fits = trials.loc[(trials["method"] == "map") & trials["reported_as"].notna()]
     if fits.empty:
         return ""
     kinds = sorted(set(fits["reported_as"]))
@@ -27,8 +27,9 @@ def protocol(summary: Summary) -> str:
         "All other tables and figures hold test perplexity, without padding, at the epoch that validation chose."
     )
     table = Table(["τ", "As the protocol reports it"])
-    for tau, reported in fits.groupby("tau")["reported_perplexity"].mean().items():
-        table.rows.append([tau_text(float(tau)), perplexity_text(reported)])  # type: ignore[arg-type]
+    for tau in sorted(set(fits["tau"])):
+        reported = fits.loc[fits["tau"] == tau, "reported_perplexity"].to_numpy(dtype=float)
+        table.rows.append([tau_text(tau), perplexity_text(float(reported.mean()))])
     return f"{note}\n\n{markdown_table(table)}"
 
 

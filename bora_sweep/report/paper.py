@@ -55,13 +55,14 @@ class Curves:
         """How far each value lies above the lowest of its own curve at `taus`: of all together, and of each task."""
         at = self.at(taus)
         return (
-            self.overall_V / self.overall_V[at].min() - 1,
-            self.perplexity_DV / self.perplexity_DV[:, at].min(axis=1, keepdims=True) - 1,
+            self.overall_V / np.nanmin(self.overall_V[at]) - 1,
+            self.perplexity_DV / np.nanmin(self.perplexity_DV[:, at], axis=1, keepdims=True) - 1,
         )
 
     def lowest(self, taus: Sequence[float]) -> dict[float, int]:
         """By each of `taus`: how many tasks are lowest there."""
-        counts = np.bincount(self.perplexity_DV[:, self.at(taus)].argmin(axis=1), minlength=len(taus))
+        known_DV = np.nan_to_num(self.perplexity_DV[:, self.at(taus)], nan=math.inf)
+        counts = np.bincount(known_DV.argmin(axis=1), minlength=len(taus))
         return dict(zip(taus, counts.tolist(), strict=True))
 
 
@@ -183,13 +184,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def settings_that_differ(summary: Summary) -> list[tuple[str, Any, Any]]:
-    """(key, the paper's, this run's), this run's by its best fit."""
+    """(key, the paper's, this run's), this run's by its best fit; a model in a folder goes by the folder's name."""
     run, trial = summary.settings[summary.best].trials[0]
     rows = summary.trials
     (text,) = rows.loc[(rows["run"] == run) & (rows["trial_id"] == trial), "config_json"]
     config = json.loads(text) if isinstance(text, str) else {}
     beside = [(key, value, _at(config, key)) for key, value in SETTINGS.items()]
-    return [(key, paper, ours) for key, paper, ours in beside if paper != ours]
+    return [(key, paper, ours) for key, paper, ours in beside if _plain(key, paper) != _plain(key, ours)]
+
+
+def _plain(key: str, value: Any) -> Any:
+    return str(value).rstrip("/").rpartition("/")[2] if key == "model.name" else value
 
 
 def _at(config: dict[str, Any], key: str) -> Any:

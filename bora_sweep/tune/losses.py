@@ -66,7 +66,8 @@ def each_loss_is_one_failure() -> Iterator[None]:
         task_failed(self, tracked_actor_task, RayActorError(error_msg=str(exception)) if is_other else exception)
 
     def once(self: TuneController, trial: Trial, exception: Exception) -> None:
-        if trial in self._resetting_trials and trial.status == Trial.PENDING:  # the first time made it so
+        is_lost = isinstance(exception, RayActorError) and trial in self._resetting_trials
+        if is_lost and trial.status == Trial.PENDING:  # the first time made it so
             self._resetting_trials.remove(trial)
         else:
             trial_failed(self, trial, exception)
