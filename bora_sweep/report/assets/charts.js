@@ -121,7 +121,8 @@ function readable(host, view, choice, { nearest, place, rows, order, lines, labe
 
 function showTip([name, ...more], x, y) {
   const tip = at("tip");
-  tip.replaceChildren(element("strong", {}, element("bdi", {}, name)), ...more.map((line) => element("span", {}, joined(line))));
+  const said = more.map((line) => element("span", {}, joined(line)));
+  tip.replaceChildren(element("strong", {}, element("bdi", {}, name)), ...said);
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, x + 16 + width < innerWidth ? x + 16 : x - 16 - width)}px`;

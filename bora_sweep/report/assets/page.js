@@ -62,7 +62,8 @@ function legend(host, items) {
 const SHAPES = {
   square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
   "open-diamond": "M0-5.2L4.2 0L0 5.2L-4.2 0Z",
-  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dotted": "M-6 0H6",
+  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6",
+  "line-dotted": "M-6 0H6",
 };
 
 function drawLegends() {
@@ -96,7 +97,9 @@ function trendRows(name) {
 function gainSeries() {
   return Object.keys(ENDS).filter((end) => DATA.gains[end]).map((end) => {
     const [values, low, high] = ["improvement", "low", "high"].map((name) => numbers(DATA.gains[end][name]));
-    return { values, low, high, told: DATA.gains[end].verdict.map((verdict) => verdict !== "no evidence"), trend: trendRows(`improvement_${end}`), color: ROLES[end][0], shape: end === "independent" ? "circle" : "triangle-up" };
+    const told = DATA.gains[end].verdict.map((verdict) => verdict !== "no evidence");
+    const [color, shape] = [ROLES[end][0], end === "independent" ? "circle" : "triangle-up"];
+    return { values, low, high, told, trend: trendRows(`improvement_${end}`), color, shape };
   });
 }
 
@@ -110,7 +113,8 @@ const CHARTS = {
   "chart-distance": (host) => drawBySize(host, [{ values: numbers(TASKS.distance), color: "var(--best)",
     shape: "circle", trend: trendRows("distance") }], "Distance to the global adapter"),
   "chart-perplexity": (host) => drawBySize(host, [{ values: numbers(TASKS.perplexity.best), color: "var(--best)",
-    shape: "circle", low: numbers(TASKS.best_low), high: numbers(TASKS.best_high), trend: trendRows("perplexity") }], "Test perplexity", { intervals: true }),
+    shape: "circle", low: numbers(TASKS.best_low), high: numbers(TASKS.best_high), trend: trendRows("perplexity") }],
+  "Test perplexity", { intervals: true }),
 };
 
 /** What a chart needs that the results may not hold yet. */

@@ -46,7 +46,7 @@ const numeric = (title, values, text, more = {}) => {
 
 /** A gain with its interval as a small drawing, all rows on one scale, which ends where nearly all of them lie. */
 function intervalBar(estimate, low, high, most, color) {
-  const [width, height] = [72, 14];
+  const [width, height] = [64, 14];
   const place = (value) => Math.max(3, Math.min(width - 3, (value / most + 1) * width / 2)).toFixed(1);
   if (!Number.isFinite(estimate)) return null;
   const whisker = Number.isFinite(low + high) ? `M${place(low)} 7H${place(high)}` : "";

@@ -57,7 +57,8 @@ async function drawOverall(host) {
     data: [axis.data, { name: "solid", values: cut(solid) }, { name: "dotted", values: cut(dotted) },
       { name: "smooth", values: fitted }, { name: "points", values: marked.filter((row) => row.role === null) },
       ...Object.keys(ROLES).map((role) => ({ name: role, values: marked.filter((row) => row.role === role) })),
-      { name: "simpler", values: simpler }, { name: "rules", values: rules }, { name: "focus", values: [] }, { name: "kept", values: [] },
+      { name: "simpler", values: simpler }, { name: "rules", values: rules }, { name: "focus", values: [] },
+      { name: "kept", values: [] },
       { name: "label", values: [{ ...best, text: `best: τ = ${tauText(number(table.tau[best.fit]))}`, dx: 0, dy: 17,
         align: "center" }] }],
     scales: [...axis.scales, y.scale],
@@ -155,11 +156,11 @@ async function drawEach(host, relative) {
     const between = (v) => (x.length < 2 ? scale(v[0]) : scale(v[i - 1]) * (1 - part) + scale(v[i]) * part);
     return closest(values.map((v) => Math.abs(between(v) - py)), 60);
   };
-  const at_ = (px) => (px === null ? TAUS.indexOf(number(DATA.best_tau))
+  const column = (px) => (px === null ? TAUS.indexOf(number(DATA.best_tau))
     : closest(columns.map((c) => Math.abs(view.scale("x")(c) - px)), Infinity));
   readable(host, view, tasks, {
     nearest,
-    place: (d, px) => [view.scale("x")(columns[at_(px)]), view.scale("y")(values[d][at_(px)])],
+    place: (d, px) => [view.scale("x")(columns[column(px)]), view.scale("y")(values[d][column(px)])],
     rows: whole,
     order: NAMES.map((_, d) => d),
     lines: taskLines,
