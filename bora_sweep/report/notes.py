@@ -19,7 +19,7 @@ def protocol(summary: Summary) -> str:
     if fits.empty:
         return ""
     kinds = sorted(set(fits["reported_as"]))
-    counts = "They count padding, which is easy to predict, and compare with no perplexity that does not. "
+    counts = "They count padding, which is no text, and compare with no perplexity that does not. "
     note = (
         f"> **Note.** By protocol={markdown_text(fits['protocol'].iloc[0])} other numbers than those of this page are "
         f"reported ({' and '.join(map(markdown_text, kinds))}): those of the next table, in `reported_perplexity`. "
