@@ -1,5 +1,7 @@
 """In words: what to know before the numbers are trusted."""
 
+import pandas as pd
+
 from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
