@@ -1,5 +1,7 @@
 """In words: what to know before the numbers are trusted."""
 
+import pandas as pd
+
 from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.methods import Method
 from bora_sweep.report.pooling import Summary
@@ -8,29 +10,46 @@ from bora_sweep.report.tables import fit_text
 
 def warnings(summary: Summary, methods: list[Method]) -> str:
     """A quoted paragraph for each; empty where there are none."""
-    told = [_not_converged(summary, methods), _at_the_edge(summary), _unfinished(summary), _several_ways(summary)]
+    told = [
+        _not_converged(summary, methods),
+        _at_the_edge(summary),
+        _unfinished(summary),
+        _several_ways(summary),
+        _other_numbers(summary),
+    ]
     return "\n>\n".join(f"> **Note.** {line}" for line in told if line)
 
 
 def protocol(summary: Summary) -> str:
-    """What the protocol would report, where that is not test perplexity, and what not to do with it."""
-    trials = summary.trials
-    fits = trials.loc[(trials["method"] == "map") & trials["reported_as"].notna()]
+    """What the protocol would report at each tau, as a table; empty where that is test perplexity."""
+    fits = _reported_otherwise(summary)
     if fits.empty:
         return ""
-    kinds = sorted(set(fits["reported_as"]))
-    counts = "They count padding, which is easy to predict, and compare with no perplexity that does not. "
-    note = (
-        f"> **Note.** By protocol={markdown_text(fits['protocol'].iloc[0])} other numbers than those of this page are "
-        f"reported ({' and '.join(map(markdown_text, kinds))}): those of the next table, in `reported_perplexity`. "
-        f"{counts if any('padding' in kind for kind in kinds) else ''}"
-        "All other tables and figures hold test perplexity, without padding, at the epoch that validation chose."
-    )
     table = Table(["τ", "As the protocol reports it"])
     for tau in sorted(set(fits["tau"])):
         reported = fits.loc[fits["tau"] == tau, "reported_perplexity"].to_numpy(dtype=float)
         table.rows.append([tau_text(tau), perplexity_text(float(reported.mean()))])
-    return f"{note}\n\n{markdown_table(table)}"
+    return markdown_table(table)
+
+
+def _reported_otherwise(summary: Summary) -> pd.DataFrame:
+    trials = summary.trials
+    return trials.loc[(trials["method"] == "map") & trials["reported_as"].notna()]
+
+
+def _other_numbers(summary: Summary) -> str:
+    """What a protocol's own numbers are, and what not to do with them."""
+    fits = _reported_otherwise(summary)
+    if fits.empty:
+        return ""
+    kinds = sorted(set(fits["reported_as"]))
+    counts = "They count padding, which is no text, and compare with no perplexity that does not. "
+    return (
+        f"By protocol={markdown_text(fits['protocol'].iloc[0])} other numbers than test perplexity are reported "
+        f"({' and '.join(map(markdown_text, kinds))}): those of the column `reported_perplexity`. "
+        f"{counts if any('padding' in kind for kind in kinds) else ''}"
+        "All that is shown of test is without padding, at the epoch that validation chose."
+    )
 
 
 def _not_converged(summary: Summary, methods: list[Method]) -> str:
