@@ -18,18 +18,27 @@ os.environ |= {
 from ray.cluster_utils import Cluster
 
 
-def add(cluster: Cluster, tries: int = 3) -> int:
-    try:
-        node = cluster.add_node(num_cpus=1, include_dashboard=False)
-    except Exception:  # Ray gives a node 30 s, which on a busy machine it may need
-        if tries == 1:
-            raise
-        return add(cluster, tries - 1)
+def patiently(start, tries: int = 3):
+    """What `start` returns: Ray gives its processes 30 s to come up, which a busy machine may need."""
+    for _ in range(tries - 1):
+        try:
+            return start()
+        except Exception:
+            continue
+    return start()
+
+
+def head() -> Cluster:
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+
+
+def add(cluster: Cluster) -> int:
+    node = patiently(lambda: cluster.add_node(num_cpus=1, include_dashboard=False))
     return node.all_processes["raylet"][0].process.pid
 
 
 if __name__ == "__main__":
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = patiently(head)
     raylets = [add(cluster) for _ in range(int(sys.argv[1]))]
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
     for _ in sys.stdin:
