@@ -1,40 +1,33 @@
 """The trials of a run: fits whose results land in the run's folder, whatever becomes of them."""
 
-import json
 import math
-import platform
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from transformers import PreTrainedModel
 
-from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import make_layout
 from bora_sweep.model.merge import MERGES, merge
-from bora_sweep.model.prior import distance_to_global
-from bora_sweep.results import perplexity, read_trial_row, write_table
+from bora_sweep.results import read_trial_row, write_table
 from bora_sweep.storage import Folder, StorageFullError
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.ranks import first, is_first, join
+from bora_sweep.train.rows import about_adapters, closing_row, document_scores, opening_row, row_so_far, task_scores
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.tracking import Tracker
 
 ROW_SECONDS = 5.0
 """Between two rows that say how far a trial is: short epochs would spend their time on them."""
-PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ def _slot(
 
     def epoch_done(state: State) -> None:
         nonlocal written_at
-        row.update(_so_far(state))
+        row.update(row_so_far(state))
         if time.monotonic() - written_at > ROW_SECONDS:
             write_table(run, "curves", trial.trial_id, state.curve)
             write_table(run, "trials", trial.trial_id, [row])
@@ -192,11 +185,11 @@ def record(
     tasks = task_scores(config, corpus, documents, done)
     banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
     kept = {name: bank for name, bank in banks.items() if bank is not None}
-    save_adapters(folder, kept, _about(config, corpus, done))
+    save_adapters(folder, kept, about_adapters(config, corpus, done))
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
-    row = row | _closing(config, done, tasks)
+    row = row | closing_row(config, done, tasks)
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row
@@ -217,136 +210,3 @@ def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id:
         mean_P = merge(theta_KP, make_layout(base, config.lora), config.method, config.train.seed)
         theta_KP = mean_P.expand_as(theta_KP)
     return Start(mean_P, theta_KP, is_candidate=config.method != "map")
-
-
-def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
-    """Rows of the `document_scores` table, validation before test."""
-    parts = [corpus.documents.iloc[corpus.split(split)].assign(nll_nats=nll) for split, nll in done.nll_nats.items()]
-    scores = pd.concat(parts, ignore_index=True)
-    return scores.assign(task=np.asarray(corpus.tasks, dtype=object)[scores["task"]])
-
-
-def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, done: Fit) -> pd.DataFrame:
-    """Rows of the `task_scores` table: sums over each task's documents, and the sizes of its training split."""
-    sums = documents.groupby(["task", "split"], as_index=False).agg(
-        nll_nats=("nll_nats", "sum"),
-        floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
-    )
-    distance_of = dict(zip(corpus.tasks, distance_to_global(done.theta_KP, done.mean_P).tolist(), strict=True))
-    std_of = None
-    if done.std_KP is not None:
-        std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
-    scores = corpus.table().merge(sums, how="left", on=["task", "split"])
-    return scores.assign(
-        tau=_tau(config),
-        perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
-        distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
-        posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
-        reported_perplexity=_reported_by_task(corpus, scores, done),
-    )
-
-
-def _reported_by_task(corpus: TokenizedCorpus, scores: pd.DataFrame, done: Fit) -> list[float] | None:
-    """Beside the split that it was measured on."""
-    if done.reported is None:
-        return None
-    of_task = dict(zip(corpus.tasks, done.reported.perplexity_K.tolist(), strict=True))
-    here = scores["split"] == done.reported.split
-    return [of_task[task] if it_is else math.nan for task, it_is in zip(scores["task"], here, strict=True)]
-
-
-def _is_trained(config: Config) -> bool:
-    return config.method not in UNTRAINED
-
-
-def _tau(config: Config) -> float:
-    return config.prior.tau if _is_trained(config) else math.nan
-
-
-def opening_row(config: Config) -> dict[str, Any]:
-    """A trial's row of the `trials` table as it begins."""
-    trained = _is_trained(config)
-    return {
-        "status": "running",
-        "method": config.method,
-        "protocol": config.protocol,
-        "tau": _tau(config),
-        "learning_rate": config.learning_rate if trained else None,
-        "parametrization": config.prior.parametrization if trained else None,
-        "solver": config.solver if trained else None,
-        "lora_rank": config.lora.rank,
-        "lora_alpha": config.lora.resolved_alpha,
-        "lora_variant": config.lora.variant,
-        "prior_groups": json.dumps(groups) if (groups := config.prior.group_taus) else None,
-        "seed": config.train.seed,
-        "epochs": 0,
-        "host": socket.gethostname(),
-        "versions": json.dumps(_versions()),
-        "config_json": config.to_json(),
-        "started_at": datetime.now(UTC),
-    }
-
-
-def _so_far(state: State) -> dict[str, Any]:
-    nll = sum(state.best_nll_nats)
-    num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
-    return {
-        "epochs": state.epoch,
-        "best_epoch": state.best_epoch,
-        "validation_nll_nats": nll,
-        "validation_num_tokens": num_tokens,
-        "validation_perplexity": perplexity(nll, num_tokens),
-        "train_tokens": state.train_tokens,
-        "train_seconds": state.train_seconds,
-        "non_padding_fraction": state.non_padding_fraction,
-        "error": state.diverged,
-        "notes": "; ".join(state.notes) or None,
-    }
-
-
-def reported_as(config: Config) -> str:
-    """What `reported_perplexity` is, in words."""
-    best = "validation, each task's best epoch" if config.train.reported == "best_epochs" else "test"
-    return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
-
-
-def _closing(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
-    scores: dict[str, Any] = {}
-    for split in done.nll_nats:
-        of_split = tasks[tasks["split"] == split]
-        nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
-        scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
-        scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
-        scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
-    return {
-        **_so_far(done.state),
-        **scores,
-        "status": "finished",
-        "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
-        "reported_perplexity": None if done.reported is None else done.reported.perplexity,
-        "reported_as": None if done.reported is None else reported_as(config),
-        "tokens_per_second": done.tokens_per_second,
-        "peak_memory_bytes": done.peak_memory_bytes,
-        "device": done.device,
-        "ended_at": datetime.now(UTC),
-    }
-
-
-def _about(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]:
-    """What it takes to use the adapters elsewhere."""
-    return {
-        "tasks": corpus.tasks,
-        "model": config.model.name,
-        "lora": asdict(config.lora),
-        "sites": [asdict(site) for site in done.layout.sites],
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -24,7 +24,7 @@ from bora_sweep.interrupt import noting_signals
 from bora_sweep.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
-from bora_sweep.train.run import opening_row
+from bora_sweep.train.rows import opening_row
 from bora_sweep.tune.crew import reserved
 from bora_sweep.tune.losses import Losses, each_loss_is_one_failure
 from bora_sweep.tune.mirror import StudyMirror
