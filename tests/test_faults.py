@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from sweeps import SMALL, finish, here, numbers, start, wait_for
+from sweeps import SMALL, finish, here, numbers, outside, start, wait_for
 
 from bora_sweep.results import trial_rows
 from bora_sweep.runs import DRIVER
@@ -73,7 +73,7 @@ def cluster(bend, tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**outside(), "HOME": str(tmp_path)},
     ) as process:
         yield json.loads(process.stdout.readline())
         process.stdin.close()
