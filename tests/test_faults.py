@@ -136,7 +136,7 @@ def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sour
     run = tmp_path / "run"
     joined = f"ray.address={cluster['address']}"
     process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
-    wait_for(lambda: under_way(run) and workers(cluster["raylets"][0]), process)
+    wait_for(lambda: len(under_way(run)) == 2, process)  # one on each node
     os.kill(cluster["raylets"][0], signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
