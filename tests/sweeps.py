@@ -38,16 +38,21 @@ def here(*arguments: object) -> tuple[int, str]:
     return code, output.getvalue()
 
 
+def outside() -> dict[str, str]:
+    """The environment without what these tests' own Ray has put there; it asks for a token that others do not have."""
+    own = {*QUIET, *LOOPBACK, "RAY_AUTH_MODE"}
+    return {name: value for name, value in os.environ.items() if name not in own}
+
+
 def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """A command in a process of its own, to which nothing of these tests' own Ray is said."""
-    inherited = {name: value for name, value in os.environ.items() if name not in QUIET | LOOPBACK}
+    """A command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "bora_sweep.cli", *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**inherited, "HOME": str(cwd), "COLUMNS": "200", **environment},
+        env={**outside(), "HOME": str(cwd), "COLUMNS": "200", **environment},
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from sweeps import SMALL, finish, here, numbers, start, wait_for
+from sweeps import SMALL, finish, here, numbers, outside, start, wait_for
 
 from bora_sweep.results import trial_rows
 from bora_sweep.runs import DRIVER
@@ -73,7 +73,7 @@ def cluster(bend, tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**outside(), "HOME": str(tmp_path)},
     ) as process:
         yield json.loads(process.stdout.readline())
         process.stdin.close()
@@ -136,7 +136,7 @@ def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sour
     run = tmp_path / "run"
     joined = f"ray.address={cluster['address']}"
     process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
-    wait_for(lambda: under_way(run) and workers(cluster["raylets"][0]), process)
+    wait_for(lambda: len(under_way(run)) == 2, process)  # one on each node
     os.kill(cluster["raylets"][0], signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
