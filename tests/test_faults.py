@@ -137,7 +137,8 @@ def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sour
     joined = f"ray.address={cluster['address']}"
     process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
     wait_for(lambda: len(under_way(run)) == 2, process)  # one on each node
-    os.kill(cluster["raylets"][0], signal.SIGKILL)
+    raylet = psutil.Process(cluster["raylets"][0])
+    kill([*raylet.children(recursive=True), raylet])  # a machine's end is that of its workers too
     code, output = finish(process)
     assert code == 0, output
     rows = trial_rows(run)
