@@ -8,43 +8,57 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayT
 from ray.tune.execution.tune_controller import TuneController
 
 from bora_sweep.train.checkpoint import num_kills
-from bora_sweep.tune.losses import Losses, each_loss_is_one_failure
+from bora_sweep.tune.losses import each_loss_is_one_failure
 
 MONITOR = "1 worker(s) were killed due to the node running low on memory."
 KERNEL = "The actor died ... (1) the process was killed by the OOM killer due to high memory usage"
 
 
-class Failed:
-    """One of Tune's trials, and the errors that Tune has noted of it."""
+@pytest.fixture
+def controller(monkeypatch):
+    """Tune's, as far as it deals with failures: a trial that may begin again waits, another has ended."""
 
-    def __init__(self, *errors: str) -> None:
-        self.config = {"fits": [{"trial_id": "003"}, {"trial_id": "004"}]}
-        self.errors = errors
+    def failed(self, trial, exception) -> None:
+        self.heard.append(exception)
+        trial.status = "PENDING" if trial.may_begin_again else "ERROR"
 
-    def get_error(self) -> Exception:
-        return RuntimeError(
-            "".join(f"Failure # {n} (occurred at noon)\n{text}\n" for n, text in enumerate(self.errors))
+    monkeypatch.setattr(TuneController, "_process_trial_failure", failed)
+    return SimpleNamespace(heard=[], _resetting_trials=[])
+
+
+def trial(*, may_begin_again: bool) -> SimpleNamespace:
+    """One of Tune's, of two fits."""
+    fits = [{"trial_id": "003"}, {"trial_id": "004"}]
+    own = SimpleNamespace(status="RUNNING", may_begin_again=may_begin_again, config={"fits": fits})
+    own.is_finished = lambda: own.status == "ERROR"
+    return own
+
+
+@pytest.mark.parametrize(("error", "kills"), [(MONITOR, 1), (KERNEL, 0)])
+@pytest.mark.parametrize("may_begin_again", [True, False])
+def test_what_the_monitor_killed_and_begins_again_is_noted_for_each_fit(
+    error, kills, may_begin_again, controller, tmp_path
+):
+    with each_loss_is_one_failure(tmp_path):
+        TuneController._process_trial_failure(
+            controller, trial(may_begin_again=may_begin_again), RayActorError("", error)
         )
-
-    def get_pickled_error(self) -> None:
-        return None
-
-
-@pytest.mark.parametrize(
-    ("errors", "kills"), [([MONITOR], 1), ([KERNEL], 0), ([KERNEL, MONITOR], 1), ([MONITOR, KERNEL], 0)]
-)
-def test_what_the_monitor_killed_last_is_noted_for_each_fit_of_the_trial(errors, kills, tmp_path):
-    Losses(tmp_path).on_trial_recover(0, [], Failed(*errors))
-    assert [num_kills(tmp_path / "trials" / name) for name in ("003", "004", "005")] == [kills, kills, 0]
+    noted = [num_kills(tmp_path / "trials" / name) for name in ("003", "004", "005")]
+    assert noted == ([kills, kills, 0] if may_begin_again else [0, 0, 0])
 
 
-def test_a_trial_that_failed_for_good_is_known_though_it_never_reported(tmp_path):
-    losses = Losses(tmp_path)
-    losses.on_trial_error(0, [], Failed(KERNEL))
-    assert [(fit["trial_id"], KERNEL in str(error)) for fit, error in losses.failed] == [("003", True), ("004", True)]
+def test_a_trial_given_up_is_known_with_its_last_error_though_it_never_reported(controller, tmp_path):
+    lost = trial(may_begin_again=True)
+    with each_loss_is_one_failure(tmp_path) as given_up:
+        TuneController._process_trial_failure(controller, lost, RayActorError("", "first"))
+        assert given_up == []
+        lost.may_begin_again = False
+        for error in ("second", "third, of a process on its way out"):
+            TuneController._process_trial_failure(controller, lost, RayActorError("", error))
+    assert [(fit["trial_id"], str(error)) for fit, error in given_up] == [("003", "second"), ("004", "second")]
 
 
-def test_any_other_error_of_ray_s_is_a_lost_worker(monkeypatch):
+def test_any_other_error_of_ray_s_is_a_lost_worker(monkeypatch, tmp_path):
     heard = []
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", lambda _, __, exception: heard.append(exception))
     raised = [
@@ -53,7 +67,7 @@ def test_any_other_error_of_ray_s_is_a_lost_worker(monkeypatch):
         RayTaskError("train", "", ValueError("no")),
         ValueError("no"),
     ]
-    with each_loss_is_one_failure():
+    with each_loss_is_one_failure(tmp_path):
         for error in raised:
             RayActorManager._actor_task_failed(None, None, error)
     assert isinstance(heard[0], RayActorError)
@@ -61,21 +75,15 @@ def test_any_other_error_of_ray_s_is_a_lost_worker(monkeypatch):
     assert heard[1:] == raised[1:]
 
 
-def test_a_worker_lost_between_two_trials_is_one_failure(monkeypatch):
+def test_a_worker_lost_between_two_trials_is_one_failure(controller, tmp_path):
     """As Tune does: the first telling puts the trial back among those that wait."""
-    heard = []
-
-    def failed(_, trial, exception) -> None:
-        heard.append(exception)
-        trial.status = "PENDING"
-
-    monkeypatch.setattr(TuneController, "_trial_task_failure", failed)
-    trial = SimpleNamespace(status="RUNNING")
-    controller = SimpleNamespace(_resetting_trials=[trial])
-    with each_loss_is_one_failure():
+    reset = trial(may_begin_again=True)
+    controller._resetting_trials.append(reset)
+    before = TuneController._process_trial_failure
+    with each_loss_is_one_failure(tmp_path):
         for _ in range(2):
-            TuneController._trial_task_failure(controller, trial, ActorDiedError())
-        assert (len(heard), controller._resetting_trials) == (1, [])
-        TuneController._trial_task_failure(controller, trial, ActorDiedError())  # and again later, in another worker
-        assert len(heard) == 2
-    assert TuneController._trial_task_failure is failed
+            TuneController._process_trial_failure(controller, reset, ActorDiedError())
+        assert (len(controller.heard), controller._resetting_trials) == (1, [])
+        TuneController._process_trial_failure(controller, reset, ActorDiedError())  # and again later, in another worker
+        assert len(controller.heard) == 2
+    assert TuneController._process_trial_failure is before

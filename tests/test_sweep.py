@@ -226,7 +226,7 @@ def test_the_embedded_sweep_shows_the_u_and_the_floor(ray_here, tmp_path, monkey
     report = tmp_path / "run" / "report"
     table = pd.read_csv(report / "tables" / "table_1.csv").query("method == 'map'").set_index("tau")
     assert table["best"].idxmax() == 150
-    assert (table.loc[[0.0, math.inf], "low"] > 0).all()
+    assert (table.loc[[0.0, math.inf], "relative_difference_to_best_low"] > 0).all()
     assert table.loc[150, "test_perplexity"] < table.loc[[0.0, math.inf], "test_perplexity"].min()
     assert (table["floor_test_perplexity"] < table["test_perplexity"]).all()
     assert "floor (the true source)" in (report / "report.md").read_text()

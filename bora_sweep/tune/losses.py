@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray import tune
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.tune.error import TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
@@ -23,57 +23,42 @@ MONITOR = "low on memory"
 """Stands in what Ray says of a worker that its monitor killed, and not of one that died otherwise."""
 
 
-class Losses(tune.Callback):
-    """Hears of each.
-
-    Args:
-        run: The run's folder.
-    """
-
-    def __init__(self, run: Folder) -> None:
-        self.run = run
-        self.failed: list[tuple[dict[str, Any], Exception]] = []
-        """Fits that Tune gave up, and why. Its own results do not name a fit that never reported."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that no one makes."""
-        return {}
-
-    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A trial's process is gone, and the trial will begin again."""
-        _, _, last = str(trial.get_error() or "").rpartition("Failure # ")
-        if MONITOR in last:
-            for fit in trial.config["fits"]:
-                note_kill(self.run / "trials" / fit["trial_id"])
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A trial failed for good."""
-        error = trial.get_pickled_error() or trial.get_error()
-        self.failed += [(fit, error) for fit in trial.config["fits"]]
-
-
 @contextmanager
-def each_loss_is_one_failure() -> Iterator[None]:
+def each_loss_is_one_failure(run: Folder) -> Iterator[list[tuple[dict[str, Any], Exception]]]:
     """Within, a worker that is lost in whatever way is one failure of the trial that it had.
 
     Tune knows two kinds of Ray's errors, and ends the whole sweep at any other: a worker killed for memory is one. And
     of a worker that dies between two trials it hears twice, and at the second time gives the trial up.
+
+    Args:
+        run: The run's folder.
+
+    Yields:
+        The fits that Tune gives up, and why: its own results do not name a fit that never reported, and the errors
+        that it keeps in files may not be there yet.
     """
-    task_failed, trial_failed = RayActorManager._actor_task_failed, TuneController._trial_task_failure
+    given_up: list[tuple[dict[str, Any], Exception]] = []
+    task_failed, trial_failed = RayActorManager._actor_task_failed, TuneController._process_trial_failure
 
     def known(self: RayActorManager, tracked_actor_task: TrackedActorTask, exception: Exception) -> None:
         is_other = isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError))
         task_failed(self, tracked_actor_task, RayActorError(error_msg=str(exception)) if is_other else exception)
 
-    def once(self: TuneController, trial: Trial, exception: Exception) -> None:
+    def once(self: TuneController, trial: Trial, exception: TuneError | RayTaskError | RayActorError) -> None:
         is_lost = isinstance(exception, RayActorError) and trial in self._resetting_trials
         if is_lost and trial.status == Trial.PENDING:  # the first time made it so
             self._resetting_trials.remove(trial)
-        else:
-            trial_failed(self, trial, exception)
+            return
+        has_ended = trial.is_finished()
+        trial_failed(self, trial, exception)
+        if not has_ended and trial.is_finished():
+            given_up.extend((fit, exception) for fit in trial.config["fits"])
+        elif MONITOR in str(exception):
+            for fit in trial.config["fits"]:
+                note_kill(run / "trials" / fit["trial_id"])
 
-    RayActorManager._actor_task_failed, TuneController._trial_task_failure = known, once
+    RayActorManager._actor_task_failed, TuneController._process_trial_failure = known, once
     try:
-        yield
+        yield given_up
     finally:
-        RayActorManager._actor_task_failed, TuneController._trial_task_failure = task_failed, trial_failed
+        RayActorManager._actor_task_failed, TuneController._process_trial_failure = task_failed, trial_failed

@@ -26,7 +26,7 @@ from bora_sweep.runs import create_run
 from bora_sweep.storage import Folder, listed, remove, write_bytes
 from bora_sweep.train.rows import opening_row
 from bora_sweep.tune.crew import reserved
-from bora_sweep.tune.losses import Losses, each_loss_is_one_failure
+from bora_sweep.tune.losses import each_loss_is_one_failure
 from bora_sweep.tune.mirror import StudyMirror
 from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.tune.scheduler import Verdicts
@@ -46,7 +46,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
         slots, workers = _slots(config, resources), config.ray.workers_per_trial
         config = _with_pack(config, corpus, run, resources)
         search = TauSearch(config, known_trials(run), slots, groups)
-        mirror, losses = StudyMirror(run, config, groups, view.rows), Losses(run)
+        mirror = StudyMirror(run, config, groups, view.rows)
         umask = os.umask(0)
         os.umask(umask)
         place = run.resolve() if isinstance(run, Path) else run
@@ -64,7 +64,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=[view, mirror, losses],  # the mirror reads the rows that the view keeps
+                callbacks=[view, mirror],  # the mirror reads the rows that the view keeps
             ),
         )
 
@@ -74,11 +74,11 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             view.say_stopping()
 
         try:
-            with noting_signals(stop), each_loss_is_one_failure():
+            with noting_signals(stop), each_loss_is_one_failure(run) as given_up:
                 tuner.fit()
         finally:
             _close_running(run)
-    for params, error in losses.failed:
+    for params, error in given_up:
         _mark_dead(run, config, params, error)
     rows = trial_rows(run)
     mirror.close(rows)
