@@ -12,7 +12,7 @@ help: ## what can be made
 sweep: .venv/installed ## the embedded sweep, from text to report: make sweep ARGS="search.num_trials=12"
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
 
-test: .venv/installed-dev ## the tests, in two halves side by side
+test: .venv/installed-dev ## the tests, in three parts side by side
 	.ci/test $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync

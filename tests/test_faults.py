@@ -23,7 +23,7 @@ from bora_sweep.runs import DRIVER
 from bora_sweep.train.checkpoint import load_checkpoint
 from bora_sweep.tune import LOOPBACK
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.usefixtures("ray_here")]
 
 FAULTS = Path(__file__).resolve().parent / "faults"
 GIB = 1 << 30
@@ -85,12 +85,12 @@ def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
         pd.testing.assert_frame_equal(table, numbers(whole)[name])
 
 
-def workers(pid: int) -> list[psutil.Process]:
-    """The processes in which trials run, of those that this one started."""
+def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
+    """The processes in which trials run, of those that this one started; with `ImplicitFunc.train` those that train."""
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "ImplicitFunc" in " ".join(child.cmdline()):
+            if at in " ".join(child.cmdline()):
                 found.append(child)
     return found
 
@@ -136,8 +136,14 @@ def test_twelve_trials_on_two_nodes_one_of_them_lost_on_the_way_to_a_report(sour
     run = tmp_path / "run"
     joined = f"ray.address={cluster['address']}"
     process = start("sweep", *twelve, joined, "output=run", cwd=tmp_path, **LOOPBACK)
-    wait_for(lambda: len(under_way(run)) == 2, process)  # one on each node
-    raylet = psutil.Process(cluster["raylets"][0])
+    at_work = []
+
+    def all_that_work_are_under_way() -> bool:  # the worker of one node may come much later than the other's
+        at_work[:] = [pid for pid in cluster["raylets"] if workers(pid, "ImplicitFunc.train")]
+        return 0 < len(at_work) == len(under_way(run))
+
+    wait_for(all_that_work_are_under_way, process)
+    raylet = psutil.Process(at_work[0])
     kill([*raylet.children(recursive=True), raylet])  # a machine's end is that of its workers too
     code, output = finish(process)
     assert code == 0, output
