@@ -1,6 +1,9 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once and reused.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
+# Bytecode is made on all cores, which pip would do on one; some packages hold files that no Python compiles.
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: sweep test test-cluster check audit bench clean help
@@ -24,7 +27,7 @@ check: test ## the tests, the linter and the type checker
 	$(BIN)/pyright
 
 audit: .venv/installed-dev ## known vulnerabilities of the installed versions; asks the Python Package Index
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[audit]'
+	$(PIP) -e '.[audit]'
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv/versions # torch is listed without its +cpu
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement .venv/versions
 
@@ -40,9 +43,11 @@ clean: ## remove the virtual environment
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (a minute or two, once)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) --no-compile -e .
+	@$(COMPILE)
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) --no-compile -e '.[dev]'
+	@$(COMPILE)
 	@touch $@

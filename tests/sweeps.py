@@ -68,7 +68,7 @@ def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None
         if time.monotonic() > deadline:
             process.terminate()
             pytest.fail(f"waited {timeout} s in vain: {finish(process)[1]}")
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def numbers(run: Path) -> dict[str, pd.DataFrame]:

@@ -138,7 +138,7 @@ def test_packs_make_the_trials_that_separate_fits_make(pack, sources, whole, tmp
 @pytest.mark.usefixtures("ray_here")
 def test_a_trial_that_diverges_says_why_keeps_its_best_epoch_and_the_sweep_goes_on(sources, tmp_path):
     coupled = ["prior.parametrization=centered", "train.lr_per_tau=1", "search.taus=[1e-3,1e30]", "search.num_trials=0"]
-    code, output = here("sweep", *sources, *coupled, f"output={tmp_path / 'run'}")
+    code, output = here("sweep", *sources, *coupled, "ray.max_concurrent=1", f"output={tmp_path / 'run'}")
     assert code == 0, output
     rows = {row["tau"]: row for row in trial_rows(tmp_path / "run") if row["method"] == "map"}
     assert rows[1e30]["stopped_by"] == "divergence"
@@ -153,6 +153,7 @@ def test_a_trial_that_diverges_says_why_keeps_its_best_epoch_and_the_sweep_goes_
 def test_baselines_are_trials_of_the_sweep_each_made_from_the_one_that_it_needs(sources, tmp_path):
     names = ["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
     more = [f"search.baselines=[{','.join(names)}]", "search.ranks=[2,4]", "search.estimate_tau=true"]
+    more += ["ray.max_concurrent=1"]
     code, output = here("sweep", *sources, *more, f"output={tmp_path / 'run'}")
     assert code == 0, output
     rows = {row["trial_id"]: row for row in trial_rows(tmp_path / "run")}
