@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
-# Bytecode is made on all cores, which pip would do on one; some packages hold files that no Python compiles.
-COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: sweep test test-cluster check audit bench clean help
@@ -44,10 +42,10 @@ clean: ## remove the virtual environment
 	@echo "installing into .venv (a minute or two, once)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --no-compile -e .
-	@$(COMPILE)
+	@# pip would compile on one core; some packages hold files that no Python compiles
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) --no-compile -e '.[dev]'
-	@$(COMPILE)
+	$(PIP) -e '.[dev]'
 	@touch $@
