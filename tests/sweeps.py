@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from bora_sweep.cli import main
-from bora_sweep.results import SCHEMAS, read_results
+from bora_sweep.results import SCHEMAS, read_results, trial_rows
 from bora_sweep.tune import LOOPBACK, QUIET
 
 TIMES = {
@@ -69,6 +69,24 @@ def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None
             process.terminate()
             pytest.fail(f"waited {timeout} s in vain: {finish(process)[1]}")
         time.sleep(0.2)
+
+
+def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
+    """The processes in which trials run, of those that this one started, by the names that Ray gives them.
+
+    `ImplicitFunc.train`: of trials that train now. `_Member`: a trial's others, beside its first.
+    """
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if at in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def under_way(run: Path) -> list[dict]:
+    """The trials that run and have a checkpoint."""
+    return [row for row in trial_rows(run) if row["status"] == "running" and row["epochs"] >= 1]
 
 
 def numbers(run: Path) -> dict[str, pd.DataFrame]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from sweeps import SMALL, finish, here, numbers, outside, start, wait_for
+from sweeps import SMALL, finish, here, numbers, outside, start, under_way, wait_for, workers
 
 from bora_sweep.results import trial_rows
 from bora_sweep.runs import DRIVER
@@ -85,16 +85,6 @@ def assert_as_if_nothing_had_happened(run: Path, whole: Path) -> None:
         pd.testing.assert_frame_equal(table, numbers(whole)[name])
 
 
-def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
-    """The processes in which trials run, of those that this one started; with `ImplicitFunc.train` those that train."""
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if at in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
 def names(processes: list[psutil.Process]) -> set[str]:
     """Of those that live."""
     found = set()
@@ -109,10 +99,6 @@ def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
-
-
-def under_way(run: Path) -> list[dict]:
-    return [row for row in trial_rows(run) if row["status"] == "running" and row["epochs"] >= 1]
 
 
 def test_workers_killed_at_any_moment_resume_and_a_second_driver_is_refused(sources, whole, bend, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from sweeps import finish, here, listening, start, wait_for
+from sweeps import finish, here, listening, start, under_way, wait_for, workers
 
 from bora_sweep.results import read_results, trial_rows
 
@@ -24,12 +24,6 @@ SMALL = [
 @pytest.fixture(scope="module")
 def sources(corpus_file, model_folder) -> list[str]:
     return [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
-
-
-def members(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes of trials beside their first, by the name that Ray gives an actor's process."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [member for member in family if "_Member" in " ".join(member.cmdline())]
 
 
 def same_numbers(run: Path, other: Path) -> None:
@@ -50,11 +44,11 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     two = ["ray.workers_per_trial=2", "ray.max_concurrent=1"]
     process = start("sweep", *arguments, *two, "output=run", cwd=tmp_path)
     run = tmp_path / "run"
-    wait_for(lambda: any(row["tau"] == 20 and row["epochs"] >= 2 for row in trial_rows(run)), process)
+    wait_for(lambda: under_way(run) and workers(process.pid, "_Member"), process)
+    (killed,) = workers(process.pid, "_Member")
+    killed.send_signal(signal.SIGKILL)
     assert listening(process) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     family = psutil.Process(process.pid).children(recursive=True)
-    (killed,) = members(process)
-    killed.send_signal(signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
     same_numbers(run, tmp_path / "alone")
