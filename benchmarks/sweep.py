@@ -189,10 +189,15 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
 
     Files and the load of the base as they take alone, times their number.
     """
+    from bora_sweep.train.loop import CHECKPOINT_SECONDS
+    from bora_sweep.train.run import ROW_SECONDS
+
     took, last = clock.seconds(), max(part.end for part in parts)
     firsts, warm = [part for part in parts if part.is_first], [part for part in parts if not part.is_first]
     loading = alone["load the base"] * len(firsts)
-    writes = {name: alone[name] * epochs * len(parts) for name in ("curves", "row", "checkpoint")}
+    rows = sum(1 + int((part.train + part.validation) / ROW_SECONDS) for part in parts)
+    checkpoints = sum(min(epochs, int((part.train + part.validation) / CHECKPOINT_SECONDS)) for part in parts)
+    files, saved = rows * (alone["curves"] + alone["row"]), checkpoints * alone["checkpoint"]
     ends = [max(part.end for part in parts if part.slot == slot) for slot in range(len(firsts))]
     return {
         "training": sum(part.train for part in parts),
@@ -202,11 +207,9 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
         "start: Tune, worker processes, their imports": sum(part.wait for part in firsts)
         - len(firsts) * took["ray.init"],
         "start: load the base": loading,
-        "each epoch: two Parquet files": writes["curves"] + writes["row"],
-        "each epoch: checkpoint": writes["checkpoint"],
-        "each epoch: report to Tune; and what else a trial does": sum(part.rest for part in parts)
-        - loading
-        - sum(writes.values()),
+        f"now and then ({ROW_SECONDS:g} s): two Parquet files": files,
+        f"after an epoch ({CHECKPOINT_SECONDS:g} s): checkpoint": saved,
+        "what else a trial does": sum(part.rest for part in parts) - loading - files - saved,
         "between trials: the searcher": took["searcher"],
         "between trials: Tune, shipping the corpus": sum(part.wait for part in warm) - took["searcher"],
         "end: slots idle while the last trial runs": sum(last - end for end in ends),

@@ -27,6 +27,7 @@ from transformers import (
 
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
+from bora_sweep.train import loop
 from bora_sweep.tune import LOOPBACK, QUIET
 
 os.environ |= QUIET | LOOPBACK  # before any test imports Ray, which reads some of it then
@@ -108,6 +109,12 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int
     frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
     frame = frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
     return tokenize(Corpus("made", tuple(sizes), frame, ()), make_tokenizer(), max_tokens=16)
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch of a test's fit ends with one, for the tests that cut it off."""
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
 from bora_sweep.train import evaluate, fit, loop
-from bora_sweep.train.checkpoint import note_kill
+from bora_sweep.train.checkpoint import load_checkpoint, note_kill
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
@@ -344,6 +344,15 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, settings):
     resumed = fit(config, corpus, make_base(), tmp_path, on_epoch=lambda state: epochs.append(state.epoch))
     assert epochs == [3, 4]
     same_fit(resumed, whole)
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.0, True), (60.0, False)])
+def test_epochs_that_follow_a_checkpoint_closely_have_none(seconds, found, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    there = []
+    fit(make_config("train.max_epochs=2"), make_corpus(), make_base(), tmp_path,
+        on_epoch=lambda _: there.append(load_checkpoint(tmp_path) is not None))  # fmt: skip
+    assert there == [found] * 2
 
 
 @pytest.mark.parametrize("calls", [1, 2, 5, 9, 14])

@@ -30,6 +30,9 @@ from bora_sweep.train.state import Fit, Reported, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer
 from bora_sweep.train.trainers import make_trainer
 
+CHECKPOINT_SECONDS = 1.0
+"""An epoch that ends sooner than this after the last checkpoint has none: a short one would spend its time on it."""
+
 
 def nothing(*_: object) -> None:
     """What is called where nobody listens."""
@@ -44,7 +47,7 @@ class Slot:
     """Where checkpoints are written, and from where a fit that was cut off goes on."""
     start: Start | None = None
     on_epoch: Callable[[State], None] = nothing
-    """Called after each epoch, once its checkpoint is on disk."""
+    """Called after each epoch."""
 
 
 def fit(
@@ -66,10 +69,11 @@ def fit(
         config: What to fit; `config.prior.tau` is the precision of the prior.
         corpus: The tokenised text.
         base: The base model; it is frozen, lent for the fit and given back as it came.
-        folder: Where a checkpoint is written after each epoch and every `train.checkpoint_minutes`, and from where a
-            fit that was cut off goes on, with the numbers that it would have had; None: nowhere.
+        folder: Where a checkpoint is written after each epoch (but see `CHECKPOINT_SECONDS`) and every
+            `train.checkpoint_minutes`, and from where a fit that was cut off goes on, with the numbers that it would
+            have had; None: nowhere.
         on_step: Called after each optimiser step.
-        on_epoch: Called after each epoch, once its checkpoint is on disk.
+        on_epoch: Called after each epoch.
         start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
         pulse: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
             written first.
@@ -110,6 +114,7 @@ def fit_pack(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     running = {place: make_trainer(slot.config, corpus, base, accelerator) for place, slot in enumerate(slots)}
+    checkpoints = _Checkpoints(slots)
     try:
         new = [trainer for place, trainer in running.items() if trainer.start(slots[place].folder, slots[place].start)]
         if new:
@@ -119,15 +124,34 @@ def fit_pack(
                 yield place, finish(running[place], pulse)
                 running.pop(place).adapted.detach()
             if running:
-                _advance(running, slots, on_step, pulse)
+                _advance(running, slots, checkpoints, on_step, pulse)
     finally:
         for trainer in running.values():
             trainer.adapted.detach()
 
 
+class _Checkpoints:
+    """Of the fits of a pack: those that are behind the same step are saved together."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots, self.saved_at = slots, time.monotonic()
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether the last was that long ago; all processes of a fit are of one mind."""
+        return first(lambda: time.monotonic() - self.saved_at >= seconds)
+
+    def save(self, pack: dict[int, Trainer]) -> None:
+        self.saved_at = time.monotonic()
+        for place, trainer in pack.items():
+            if (folder := self.slots[place].folder) is not None and trainer.state.diverged is None:
+                content = trainer.state.step, trainer.tensors(), trainer.progress()
+                first(partial(save_checkpoint, folder, *content))
+
+
 def _advance(
     running: dict[int, Trainer],
     slots: Sequence[Slot],
+    checkpoints: _Checkpoints,
     on_step: Callable[[StepReport], None],
     pulse: Callable[[], None],
 ) -> None:
@@ -136,27 +160,19 @@ def _advance(
     pack = {
         place: trainer for place, trainer in running.items() if (trainer.state.epoch, trainer.state.batch) == behind
     }
-    saved_at = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved_at
-        saved_at = time.monotonic()
-        for place, trainer in pack.items():
-            if (folder := slots[place].folder) is not None and trainer.state.diverged is None:
-                content = trainer.state.step, trainer.tensors(), trainer.progress()
-                first(partial(save_checkpoint, folder, *content))
 
     def stepped(report: StepReport) -> None:
         on_step(report)
-        if first(lambda: time.monotonic() - saved_at > 60 * slots[0].config.train.checkpoint_minutes):
-            save()
+        if checkpoints.is_due(60 * slots[0].config.train.checkpoint_minutes):
+            checkpoints.save(pack)
 
     try:
         run_epoch(list(pack.values()), stepped, pulse)
     except Interrupted:
-        save()
+        checkpoints.save(pack)
         raise
-    save()
+    if checkpoints.is_due(CHECKPOINT_SECONDS):
+        checkpoints.save(pack)
     for place, trainer in pack.items():
         if trainer.state.diverged is None:
             slots[place].on_epoch(trainer.state)
