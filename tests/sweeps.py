@@ -85,7 +85,7 @@ def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
 
 
 def under_way(run: Path) -> list[dict]:
-    """The trials that run and have a checkpoint."""
+    """The trials that run and have an epoch behind them."""
     return [row for row in trial_rows(run) if row["status"] == "running" and row["epochs"] >= 1]
 
 
