@@ -106,7 +106,7 @@ class Hierarchy(nn.Module):
         if self.task_KP is None:
             return self.mean_P[None]
         task_BP = self.task_KP.index_select(0, task_B)
-        return task_BP if self.centered else self.mean_P + task_BP
+        return task_BP if self.centered else task_BP.add_(self.mean_P)  # in the memory that it was gathered to
 
     def theta_KP(self) -> Tensor:
         """theta_1..K that are held here, detached; at tau = inf Theta for each task, without a copy."""

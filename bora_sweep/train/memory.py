@@ -83,7 +83,7 @@ def step_memory(
         banks=3 * FLOAT * (bank + theta),
         forward=accumulated + adapters_in_use + positions * (saved + 2 * size * width) + logits,
         backward=accumulated + adapters * size + positions * (saved + feed_forward),
-        gather=accumulated + FLOAT * adapters + max(FLOAT * adapters, gradient),
+        gather=accumulated + FLOAT * adapters + max(size * adapters, gradient),
         update=gradient + FLOAT * STEP_COPIES * max(theta, min(bank, block)),
     )
 
