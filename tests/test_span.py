@@ -1,5 +1,6 @@
 """Sweeps whose fits span two processes each, on a Ray of their own: the numbers of one process, and no process left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,13 +43,19 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     code, output = here("sweep", *arguments, f"output={tmp_path / 'alone'}")
     assert code == 0, output
     two = ["ray.workers_per_trial=2", "ray.max_concurrent=1"]
-    process = start("sweep", *arguments, *two, "output=run", cwd=tmp_path)
+    slow = {"PYTHONPATH": str(Path(__file__).parent / "faults"), "FAULTS": json.dumps({"pause": 0.3})}
+    process = start("sweep", *arguments, *two, "output=run", cwd=tmp_path, **slow)
     run = tmp_path / "run"
-    wait_for(lambda: under_way(run) and workers(process.pid, "_Member"), process)
-    (killed,) = workers(process.pid, "_Member")
-    killed.send_signal(signal.SIGKILL)
+
+    def has_a_checkpoint() -> bool:
+        rows = [row for row in under_way(run) if row["tau"] == 20]
+        return any(list((run / "trials" / row["trial_id"]).glob("checkpoint-*")) for row in rows)
+
+    wait_for(has_a_checkpoint, process)
     assert listening(process) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     family = psutil.Process(process.pid).children(recursive=True)
+    (killed,) = workers(process.pid, "_Member")
+    killed.send_signal(signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
     same_numbers(run, tmp_path / "alone")
