@@ -94,7 +94,7 @@ def create_run(config: Config, run: Folder) -> None:
 
 @dataclass(frozen=True)
 class Driver:
-    """The process that drives a run, by the file that it renews while it lives."""
+    """The process that drives a run, by the file that it renews while it lives: all as it was when that was read."""
 
     command: str
     """`fit` or `sweep`."""
@@ -102,16 +102,10 @@ class Driver:
     pid: int
     silent_seconds: float
     """Since its last sign of life."""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it runs on this machine."""
-        return self.host == socket.gethostname()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it may still write: on this machine that is known, elsewhere its silence tells."""
-        return self.silent_seconds <= SILENT and not (self.is_here and not _lives(self.pid))
+    is_here: bool
+    """Whether it runs on this machine."""
+    is_alive: bool
+    """Whether it could still write: on this machine that is known, elsewhere its silence tells."""
 
 
 def driver_of(run: Folder) -> Driver | None:
@@ -119,9 +113,11 @@ def driver_of(run: Folder) -> Driver | None:
     try:
         told = json.loads(read_bytes(run / DRIVER))
         silent = max(0.0, time.time() - told["alive_at"])
-        return Driver(str(told.get("command", "sweep")), str(told["host"]), int(told["pid"]), silent)
+        command, host, pid = str(told.get("command", "sweep")), str(told["host"]), int(told["pid"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
+    is_here = host == socket.gethostname()
+    return Driver(command, host, pid, silent, is_here, is_alive=silent <= SILENT and (not is_here or _lives(pid)))
 
 
 @contextmanager

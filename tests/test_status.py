@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -130,21 +132,36 @@ def test_many_trials_are_cut_to_a_screen(tmp_path, capsys):
     assert "000 " not in text
 
 
+@contextmanager
+def process_on(run: Path) -> Iterator[subprocess.Popen]:
+    """A process that drives `run` until it reads a line."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as driven:
+        own = {"command": "sweep", "host": socket.gethostname(), "pid": driven.pid, "alive_at": time.time()}
+        write_bytes(run / DRIVER, json.dumps(own).encode())
+        yield driven
+
+
+def test_a_standing_is_of_one_moment(tmp_path):
+    with process_on(half_done(tmp_path)) as driven:
+        stands = standing(tmp_path)
+        driven.communicate(b"\n")
+    assert stands.is_driven
+    assert not standing(tmp_path).is_driven
+
+
 def test_a_watch_ends_with_the_run(tmp_path):
-    driven = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    own = {"command": "sweep", "host": socket.gethostname(), "pid": driven.pid, "alive_at": time.time()}
-    write_bytes(half_done(tmp_path) / DRIVER, json.dumps(own).encode())
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "bora_sweep.cli", "status", str(tmp_path), "--watch", "0.2"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert watching.stdout is not None
-    first = watching.stdout.readline()
-    assert "works on it" in first
-    driven.communicate(b"\n")
-    rest, _ = watching.communicate(timeout=60)
-    assert watching.returncode == 0
-    assert "is gone" in rest
+    with process_on(half_done(tmp_path)) as driven:
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "bora_sweep.cli", "status", str(tmp_path), "--watch", "0.2"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        assert "works on it" in first
+        driven.communicate(b"\n")
+        rest, _ = watching.communicate(timeout=60)
+        assert watching.returncode == 0
+        assert "is gone" in rest
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
