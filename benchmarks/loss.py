@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from bora_sweep.model.objective import LinearCrossEntropy, workspace
 
-CHUNKS = {"cpu": (32, 64, 128, 256, 512, 1024), "cuda": (512, 1024, 2048, 4096, 8192)}
-SIZES = {"cpu": ((4096, 128, 4096), (1024, 512, 50272)), "cuda": ((8192, 1024, 4096), (8192, 1024, 50272))}
+CHUNKS = {"cpu": (64, 128, 256, 512, 1024, 2048), "cuda": (512, 1024, 2048, 4096, 8192)}
+SIZES = {"cpu": ((4096, 128, 4096), (2048, 512, 50272)), "cuda": ((8192, 1024, 4096), (8192, 1024, 50272))}
 """(M, H, V)."""
 ROUNDS = 9
 
@@ -37,7 +37,7 @@ def chunked(size: int) -> Loss:
     """The loss of our step with chunks of `size` positions."""
 
     def loss(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
-        space_CV = workspace((size, len(head.weight)), torch.float32, hidden_MH.device)
+        space_CV = workspace(size, len(head.weight), torch.float32, hidden_MH.device)
         return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV).sum()
 
     return loss

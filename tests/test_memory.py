@@ -85,7 +85,7 @@ def test_the_formula_is_within_a_tenth_of_what_a_step_allocates(
     family, dtype, num_tasks, rank, targets, rows, tokens, passes, greatest, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(optim.BLOCK, "cpu", BLOCK_ELSEWHERE)  # as on a GPU
-    monkeypatch.setattr(objective, "workspace", lambda shape, dtype, _: torch.empty(shape, dtype=dtype))  # likewise
+    monkeypatch.setattr(objective, "workspace", lambda rows, columns, dtype, _: torch.empty(rows, columns, dtype=dtype))
     base, layout = make(family, dtype, rank, targets)
     memory = step_memory(base, layout, num_tasks, rows, tokens, passes, CHUNK["cpu"])
     measured = measured_peak(base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json")

@@ -79,6 +79,24 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
     assert error < 0.01  # 8 bits: 1 / 256 for each number
 
 
+@pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 104.0, 500.0, 1e6])
+def test_a_token_s_nats_have_no_bound_where_its_probability_has(nats):
+    """float32 ends at 1e-38, and goes on with fewer digits to 1e-45."""
+    head = nn.Linear(2, 3, bias=True).requires_grad_(False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]))
+        head.bias.zero_()
+    hidden_MH = torch.tensor([[nats, 0.0], [0.3, 0.1], [2.0, nats]], requires_grad=True)
+    target_M = torch.tensor([1, 0, 2])
+    nll_M = linear_nll(hidden_MH, head, target_M)
+    nll_M.sum().backward()
+    exact_MH = hidden_MH.detach().double().requires_grad_()
+    expected_M = F.cross_entropy(F.linear(exact_MH, head.weight.double()), target_M, reduction="none")
+    expected_M.sum().backward()
+    torch.testing.assert_close(nll_M.double(), expected_M, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(hidden_MH.grad.double(), exact_MH.grad, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", [*FAMILIES, *NOT_LINEAR])
 def test_the_likelihood_is_that_of_the_base_s_own_logits(family):
     """Where the head is all that makes the logits, and where they are capped or scaled after it."""

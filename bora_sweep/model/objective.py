@@ -15,8 +15,8 @@ from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.prior import Hierarchy
 
 IGNORED = -100
-CHUNK = {"cpu": 256}
-"""Positions whose logits stand at a time, by benchmarks/loss.py: on a CPU its caches hold them."""
+CHUNK = {"cpu": 1024}
+"""Positions whose logits stand at a time, by benchmarks/loss.py: matrix products gain no more by a larger one."""
 CHUNK_ELSEWHERE = 2048
 
 _kept = threading.local()
@@ -52,17 +52,25 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_M: Tensor, space_CV: Tensor
     ) -> Tensor:
-        """nll_M, in float32 at least; the logits of C positions at a time lie in `space_CV`."""
-        nll_M = torch.empty(len(hidden_MH), dtype=space_CV.dtype, device=hidden_MH.device)
+        """nll_M, in float32 at least; the logits of C positions at a time lie in `space_CV`, then their softmax."""
+        probability_M = torch.empty(len(hidden_MH), dtype=space_CV.dtype, device=hidden_MH.device)
         score_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
+        minus_one_C1 = space_CV.new_full((len(space_CV), 1), -1.0)
         for start in range(0, len(hidden_MH), len(space_CV)):
             rows = slice(start, start + len(space_CV))
-            logits_CV = space_CV[: len(nll_M[rows])]
-            _linear_into(logits_CV, hidden_MH[rows], weight_VH, bias_V)
-            nll_M[rows] = _to_residual(logits_CV, target_M[rows, None])
+            softmax_CV, target_C1 = space_CV[: len(probability_M[rows])], target_M[rows, None]
+            _linear_into(softmax_CV, hidden_MH[rows], weight_VH, bias_V)
+            torch.softmax(softmax_CV, dim=-1, out=softmax_CV)
+            probability_M[rows] = softmax_CV.gather(1, target_C1).squeeze(1)
             if score_MH is not None:
-                score_MH[rows] = logits_CV.to(weight_VH.dtype) @ weight_VH
+                softmax_CV.scatter_add_(1, target_C1, minus_one_C1[: len(target_C1)])
+                score_MH[rows] = softmax_CV.to(weight_VH.dtype) @ weight_VH
         ctx.save_for_backward(score_MH)
+        nll_M = probability_M.log().neg_()
+        beyond_M = probability_M < torch.finfo(probability_M.dtype).tiny
+        if beyond_M.any():  # of the format's range: less than 1e-38
+            logits_NV = F.linear(hidden_MH[beyond_M], weight_VH, bias_V).to(nll_M.dtype)
+            nll_M[beyond_M] = F.cross_entropy(logits_NV, target_M[beyond_M], reduction="none")
         return nll_M
 
     @staticmethod
@@ -83,29 +91,22 @@ def _linear_into(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, bias_V: T
         torch.addmm(bias_V, hidden_CH, weight_VH.t(), out=out_CV)
 
 
-def _to_residual(logits_CV: Tensor, target_C1: Tensor) -> Tensor:
-    """nll_C; the logits become softmax(logits) - e_target in place, from the same exponentials."""
-    own_C1, largest_C1 = logits_CV.gather(1, target_C1), logits_CV.amax(-1, keepdim=True)
-    total_C1 = logits_CV.sub_(largest_C1).exp_().sum(-1, keepdim=True)
-    logits_CV.mul_(total_C1.reciprocal()).scatter_add_(1, target_C1, torch.full_like(total_C1, -1.0))
-    return (total_C1.log() + largest_C1 - own_C1).squeeze(1)
-
-
 def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     """-log softmax(head(h))[target] of each position in nats; `head` gets no gradient."""
-    shape = CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE), len(head.weight)
-    space_CV = workspace(shape, torch.promote_types(hidden_MH.dtype, torch.float32), hidden_MH.device)
+    rows = min(len(hidden_MH), CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE))
+    dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
+    space_CV = workspace(rows, len(head.weight), dtype, hidden_MH.device)
     return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV)
 
 
-def workspace(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def workspace(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a chunk's logits; on a CPU a thread's own, used again: new pages would have to be mapped each time."""
     if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(rows, columns, dtype=dtype, device=device)
     kept = getattr(_kept, "space", None)
-    if kept is None or kept.shape != shape or kept.dtype != dtype:
-        kept = _kept.space = torch.empty(shape, dtype=dtype)
-    return kept
+    if kept is None or len(kept) < rows or kept.shape[1] != columns or kept.dtype != dtype:
+        kept = _kept.space = torch.empty(rows, columns, dtype=dtype)
+    return kept[:rows]
 
 
 class Likelihood:
