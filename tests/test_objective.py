@@ -12,7 +12,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 from bora_sweep.config import LoraConfig
 from bora_sweep.model import objective
 from bora_sweep.model.adapters import AdaptedModel, make_layout
-from bora_sweep.model.objective import Likelihood, linear_nll, nll_nats
+from bora_sweep.model.objective import Likelihood, linear_nll, nll_nats, workspace
 from bora_sweep.model.prior import Hierarchy
 
 SMALL = {
@@ -79,7 +79,28 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
     assert error < 0.01  # 8 bits: 1 / 256 for each number
 
 
-@pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 104.0, 500.0, 1e6])
+@pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
+def test_the_memory_of_one_loss_serves_the_next(first):
+    """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
+    wanted = (9, 12, torch.float64)
+    for rows, columns, dtype in (first, wanted):
+        space_CV = workspace(rows, columns, dtype, torch.device("cpu"))
+        assert (*space_CV.shape, space_CV.dtype) == (rows, columns, dtype)
+    assert workspace(*wanted, torch.device("cpu")).data_ptr() == space_CV.data_ptr()
+
+
+def test_rows_of_a_start_symbol_alone_have_a_loss_of_nothing():
+    base = make_base("opt")
+    layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 2, 10.0, "noncentered")
+    likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
+    (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([1, 1]), torch.tensor([0, 1]))
+    nll_B.sum().backward()
+    assert torch.equal(nll_B, torch.zeros(2, dtype=torch.float64))
+    assert not hierarchy.task_KP.grad.any()
+
+
+@pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 102.0, 104.0, 500.0, 1e6])
 def test_a_token_s_nats_have_no_bound_where_its_probability_has(nats):
     """float32 ends at 1e-38, and goes on with fewer digits to 1e-45."""
     head = nn.Linear(2, 3, bias=True).requires_grad_(False)

@@ -93,7 +93,7 @@ def _linear_into(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, bias_V: T
 
 def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     """-log softmax(head(h))[target] of each position in nats; `head` gets no gradient."""
-    rows = min(len(hidden_MH), CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE))
+    rows = max(1, min(len(hidden_MH), CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE)))
     dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
     space_CV = workspace(rows, len(head.weight), dtype, hidden_MH.device)
     return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV)
