@@ -1,5 +1,7 @@
 """Eq. 4: what is summed, and that chunks of it are the whole."""
 
+import threading
+
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_base
@@ -80,8 +82,9 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
 
 
 @pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
-def test_the_memory_of_one_loss_serves_the_next(first):
+def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
     """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
+    monkeypatch.setattr(objective, "_kept", threading.local())
     wanted = (9, 12, torch.float64)
     for rows, columns, dtype in (first, wanted):
         space_CV = workspace(rows, columns, dtype, torch.device("cpu"))
