@@ -15,6 +15,7 @@ from bora_sweep.data.tokens import (
     collate,
     forward_parts,
     scoring_batches,
+    separate_batches,
     tokenize,
     training_batches,
 )
@@ -85,7 +86,21 @@ def test_the_parts_of_a_step_are_its_documents_with_little_padding_or_few_rows(s
     assert all(0 < len(part) <= (largest or size) for part in parts)
     lengths = [np.diff(corpus.offsets)[part] for part in parts]
     filled = sum(map(sum, lengths)) / max(1, sum(len(own) * max(own) for own in lengths))
-    assert not parts or filled >= FILLED or len(parts[0]) <= SMALLEST_PART
+    fewest = -(-size // (largest or max(1, size)))
+    assert not parts or filled >= FILLED or len(parts) >= size // SMALLEST_PART
+    assert len(parts) <= max(fewest, size // SMALLEST_PART)
+
+
+@pytest.mark.parametrize("size", [16, 100])
+def test_separate_fits_meet_in_rows_of_like_length_and_know_nothing_of_each_other(size):
+    corpus = make_corpus({"a": 400, "b": 2000, "c": 30})
+    batches = separate_batches(corpus, size, 0, 1, np.arange(3))
+    assert sorted(np.concatenate(batches)) == corpus.split("train").tolist()
+    kept = [collate(corpus, document_B) for document_B in batches]
+    assert sum(b.length_B.sum() for b in kept) / sum(b.tokens_BT.size for b in kept) >= 0.8
+    alone = separate_batches(corpus, size, 0, 1, np.array([0]))
+    task_N = corpus.documents["task"].to_numpy()
+    assert [own.tolist() for own in alone] == [own[task_N[own] == 0].tolist() for own in batches]
 
 
 def test_a_batch_holds_its_documents_and_their_tasks():

@@ -220,35 +220,45 @@ def separate_batches(
     """The training split of `tasks` once, for fits that share nothing: a task's batches do not depend on other texts.
 
     Each task's documents are shuffled by (seed, epoch, task) and spread evenly over as many batches as
-    `training_batches` makes of the whole split, some of them empty where few tasks are left.
+    `training_batches` makes of the whole split, some of them empty where few tasks are left. Within a few batches' worth
+    a task's shorter documents come first, then the batches are shuffled: texts of like length meet in a batch although
+    no task knows of another.
     """
-    document_N, task_N = corpus.split("train"), corpus.documents["task"].to_numpy()
+    document_N, task_N, length_N = corpus.split("train"), corpus.documents["task"].to_numpy(), np.diff(corpus.offsets)
     num_batches = -(-len(document_N) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     for task in tasks:
         rng = np.random.default_rng([seed, epoch, task])
         own = rng.permutation(document_N[task_N[document_N] == task])
-        place = (np.arange(len(own)) + rng.random()) * num_batches / len(own)
-        for n, batch in zip(own.tolist(), place.astype(int) % num_batches, strict=True):
+        place = ((np.arange(len(own)) + rng.random()) * num_batches / len(own)).astype(int) % num_batches
+        by_length = own[np.lexsort((length_N[own], place // SORTED_BATCHES))]
+        for n, batch in zip(by_length.tolist(), place, strict=True):
             batches[batch].append(n)
-    return [np.array(batch, dtype=np.int64) for batch in batches]
+    order = np.random.default_rng([seed, epoch]).permutation(num_batches)
+    return [np.array(batches[i], dtype=np.int64) for i in order]
 
 
 def forward_parts(corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None) -> list[np.ndarray]:
     """A batch's documents as the rows of one forward pass, or of several where too much of one would be padding.
 
-    Sorted by length and halved until `FILLED` of what passes through the model is not padding, down to `SMALLEST_PART`
-    rows; `largest` bounds the rows of each.
+    Sorted by length, of `largest` rows at most, and cut where that saves most until `FILLED` of what passes through the
+    model is not padding, or the parts have `SMALLEST_PART` rows on average.
     """
-    length_N = np.diff(corpus.offsets)
-    sorted_B = document_B[np.argsort(length_N[document_B], kind="stable")]
-    size = max(1, min(largest or len(sorted_B), len(sorted_B)))
+    count = len(document_B)
+    if count == 0:
+        return []
+    length_B = np.diff(corpus.offsets)[document_B]
+    order = np.argsort(length_B, kind="stable")
+    sorted_B, length_B, row_B = document_B[order], length_B[order], np.arange(count)
+    cuts = np.append(np.arange(0, count, largest or count), count)
     while True:
-        parts = [sorted_B[i : i + size] for i in range(0, len(sorted_B), size)]
-        padded = sum(len(part) * length_N[part[-1]] for part in parts)
-        if size <= SMALLEST_PART or length_N[document_B].sum() >= FILLED * padded:
-            return parts
-        size = max(SMALLEST_PART, -(-size // 2))
+        part_B = np.searchsorted(cuts, row_B, side="right")
+        longest_B = length_B[cuts[part_B] - 1]
+        if length_B.sum() >= FILLED * longest_B.sum() or len(cuts) > count // SMALLEST_PART:
+            return np.split(sorted_B, cuts[1:-1])
+        shorter_B = row_B - cuts[part_B - 1]  # rows of the part before this one
+        saved_B = shorter_B * (longest_B - np.roll(length_B, 1))
+        cuts = np.sort(np.append(cuts, saved_B.argmax()))
 
 
 def scoring_batches(corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int) -> Iterator[TaskBatch]:
