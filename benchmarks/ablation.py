@@ -10,11 +10,11 @@ kept in `runs/ablation.json`, so that a second start goes on where the first was
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import start
 from provenance import record
 
 from bora_sweep.config import Config, load_config
@@ -154,4 +154,4 @@ def _cell(of: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main, __doc__, "key=value")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
@@ -282,4 +283,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

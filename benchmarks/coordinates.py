@@ -11,11 +11,11 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import Config, load_config
@@ -98,4 +98,4 @@ def run(settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    start(run, __doc__, "key=value")

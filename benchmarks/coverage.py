@@ -15,13 +15,13 @@ N documents, D tasks, M settings (values of tau), J trials, S replicates.
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+from arguments import start
 from provenance import RESULTS, record
 
 from bora_sweep.report.choice import best_tau, tau_posterior
@@ -258,15 +258,15 @@ NOTES = [
 
 
 def run(skewness: list[float]) -> None:
-    """A section for each skewness."""
+    """A section for each skewness; none: for all of `SKEWNESS`."""
     os.environ["OMP_NUM_THREADS"] = "1"
     RESULTS.mkdir(exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for value in skewness:
+        for value in skewness or SKEWNESS:
             found = pool.map(partial(draw, value), range(DRAWS), chunksize=10)
             rows = table([hit for hits in found for hit in hits])
             record("coverage", "Coverage of 95% intervals", f"Skewness {value:g}", rows, NOTES)
 
 
 if __name__ == "__main__":
-    run([float(value) for value in sys.argv[1:]] or [*SKEWNESS])
+    start(run, __doc__, "SKEWNESS", kind=float)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
@@ -126,4 +127,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

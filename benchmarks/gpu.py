@@ -6,6 +6,7 @@ Runs step.py, mfu.py, tasks.py, pack.py and loss.py as processes of their own, s
 be; also where the package is not installed, but torch, Transformers and Accelerate are. Exits with 1 if any failed.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -35,4 +36,5 @@ def run() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sys.exit(run())

@@ -12,6 +12,7 @@ Shapes: M positions, H hidden, V vocabulary.
 from collections.abc import Callable
 
 import torch
+from arguments import start
 from geometry import here
 from provenance import record
 from timing import interleaved
@@ -73,4 +74,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

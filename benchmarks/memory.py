@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
@@ -98,4 +99,4 @@ formula against measured peaks of small models.
 
 
 if __name__ == "__main__":
-    main()
+    start(main, __doc__)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from arguments import start
 from provenance import RESULTS, provenance
 
 SETTINGS = ["train.batch_size=16", "train.learning_rate=0.01"]
@@ -74,4 +75,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main, __doc__, "optuna|path|key=value")

@@ -9,9 +9,8 @@ below 1% of the whole. Written to `benchmarks/results/mfu_gpu.md` and `.json`; w
 ends.
 """
 
-import sys
-
 import torch
+from arguments import start
 from geometry import GEOMETRIES, Geometry, here
 from loops import Ours
 from provenance import record
@@ -58,12 +57,12 @@ def utilisation(geometry: Geometry, peak: float) -> list[dict]:
 
 
 def run(sizes: list[str]) -> None:
-    """A table for each size."""
+    """A table for each size; none: for all."""
     device, dtype = here()
     if device.type != "cuda":
         print("benchmarks/mfu.py measures a GPU and there is none here: nothing was measured")
         return
-    for size in sizes:
+    for size in sizes or SIZES:
         peak = matmul_flops_per_second(device, dtype)
         geometry = GEOMETRIES[size]
         rows = utilisation(geometry, peak)
@@ -75,4 +74,4 @@ def run(sizes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:] or SIZES)
+    start(run, __doc__, "SIZE", choices=SIZES)

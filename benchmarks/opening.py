@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from arguments import start
 from playwright.sync_api import sync_playwright
 from provenance import record
 
@@ -116,4 +117,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from arguments import start
 from geometry import GEOMETRIES, Geometry, here
 from provenance import record
 from timing import Step, interleaved, peak_memory_gib, release
@@ -99,4 +100,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

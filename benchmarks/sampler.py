@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from arguments import start
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
@@ -73,4 +74,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

@@ -9,11 +9,11 @@ many processes as there are cores, a thread each.
 import math
 import multiprocessing
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
@@ -66,4 +66,4 @@ def run(settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    start(run, __doc__, "key=value")

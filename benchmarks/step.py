@@ -8,10 +8,10 @@ Written to `benchmarks/results/step.md` and `.json`, on a GPU to `step_gpu`. Whe
 timed.
 """
 
-import sys
 from dataclasses import replace
 
 import torch
+from arguments import start
 from geometry import GEOMETRIES, Geometry, here
 from loops import HAS_PEFT, OneAdapter, Ours, Published, PublishedStep
 from provenance import record
@@ -93,10 +93,10 @@ def agreement_in_words(size: str) -> str:
 
 
 def run(sizes: list[str]) -> None:
-    """A table for each size."""
+    """A table for each size; none: for all."""
     device, dtype = here()
     name = "step_gpu" if device.type == "cuda" else "step"
-    for size in sizes:
+    for size in sizes or GEOMETRIES:
         if size == "llama-1b" and device.type == "cpu":
             print("llama-1b: needs a GPU, skipped")
             continue
@@ -105,4 +105,4 @@ def run(sizes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:] or list(GEOMETRIES))
+    start(run, __doc__, "SIZE", choices=GEOMETRIES)

@@ -1,10 +1,11 @@
 """The paper's experiment in small: a Talk-of-Norway-shaped ton.csv made of the speakers data, swept, beside the paper.
 
-python benchmarks/talk_of_norway.py FOLDER [key=value ...]
+    python benchmarks/talk_of_norway.py FOLDER [key=value …]
 
 FOLDER gets `ton.csv` and `run/`. Settings go to the sweep, after `conf/experiment/talk_of_norway.yaml`.
 """
 
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def reproduce(folder: Path, settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    sys.exit(reproduce(Path(sys.argv[1]), sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    asked = parser.parse_args()
+    sys.exit(reproduce(asked.folder, asked.settings))

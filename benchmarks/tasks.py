@@ -8,6 +8,7 @@ D = 1, 4, 16, 64, 256 in turn: `tiny` of benchmarks/step.py on a CPU, `opt-350m`
 
 from dataclasses import replace
 
+from arguments import start
 from geometry import GEOMETRIES, Geometry, here
 from loops import Ours
 from provenance import record
@@ -48,4 +49,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start(run, __doc__)

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from arguments import start
 from geometry import GEOMETRIES, Geometry
 from loops import Ours
 from mfu import flops_per_token
 from step import agreement
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from bora_sweep.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -54,3 +57,34 @@ def test_operations_are_those_that_a_counter_sees():
     with FlopCounterMode(display=False) as counter:
         loop.backward(batch)
     assert flops_per_token(loop, 16) * 64 == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_benchmark_says_what_it_measures_and_refuses_what_it_does_not_know(monkeypatch, capsys):
+    def refuse(given):
+        raise InputError(f"{given[0]}: no such key")
+
+    def run(*arguments, **known):
+        monkeypatch.setattr("sys.argv", ["step.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            start(refuse, "Tokens per second.", **known)
+        return ended.value.code, "".join(capsys.readouterr())
+
+    sizes = {"metavar": "SIZE", "choices": ["tiny", "crowd"]}
+    code, said = run("--help", **sizes)
+    assert code == 0
+    assert "Tokens per second." in said
+    code, said = run("huge", **sizes)
+    assert code == 2
+    assert "SIZE huge: choose from tiny, crowd" in said
+    code, said = run("train.spead=1", metavar="key=value")
+    assert (code, said) == (2, "error: train.spead=1: no such key\n")
+
+
+def test_a_benchmark_is_given_what_was_asked_for(monkeypatch):
+    given = []
+    monkeypatch.setattr("sys.argv", ["coverage.py", "0", "1.5"])
+    start(given.append, None, "SKEWNESS", kind=float)
+    monkeypatch.setattr("sys.argv", ["step.py"])
+    start(given.append, None, "SIZE", choices=["tiny"])
+    start(lambda: given.append("called"), None)
+    assert given == [[0.0, 1.5], [], "called"]

@@ -1,0 +1,35 @@
+"""The command line of a benchmark: `--help` says what it measures, and wrong input is one line."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bora_sweep.errors import InputError
+
+
+def start(
+    work: Callable[..., Any],
+    about: str | None,
+    metavar: str | None = None,
+    choices: Iterable[str] | None = None,
+    kind: type = str,
+) -> None:
+    """Call `work`: with nothing, or with the list of what was given where `metavar` names what may be.
+
+    Args:
+        work: The benchmark.
+        about: Its module's docstring.
+        metavar: What each argument is.
+        choices: What each may be; None: anything.
+        kind: What each is read as.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if metavar is not None:
+        parser.add_argument("given", nargs="*", metavar=metavar, type=kind)
+    asked = parser.parse_args()
+    if choices is not None and (unknown := set(asked.given) - set(choices)):
+        parser.error(f"{metavar} {', '.join(sorted(unknown))}: choose from {', '.join(choices)}")
+    try:
+        work(*([] if metavar is None else [asked.given]))
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
