@@ -1,7 +1,7 @@
 """The command line of a benchmark: `--help` says what it measures, and wrong input is one line."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from bora_sweep.errors import InputError
@@ -11,7 +11,7 @@ def start(
     work: Callable[..., Any],
     about: str | None,
     metavar: str | None = None,
-    choices: Iterable[str] | None = None,
+    choices: Collection[str] | None = None,
     kind: type = str,
 ) -> None:
     """Call `work`: with nothing, or with the list of what was given where `metavar` names what may be.

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from bora_sweep.config import Config, Setting
 from bora_sweep.errors import InputError
+from bora_sweep.imports import uncollected
 from bora_sweep.interrupt import noting_signals
 from bora_sweep.runs import create_run, driving, new_run, reopen_run
 from bora_sweep.storage import Folder
@@ -130,9 +131,10 @@ def held(begun: Begun, command: str) -> Iterator[None]:
 
 
 def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
-    from bora_sweep.data.corpus import load_corpus
-    from bora_sweep.data.tokens import tokenize_for
-    from bora_sweep.model.base import load_tokenizer
+    with uncollected():
+        from bora_sweep.data.corpus import load_corpus
+        from bora_sweep.data.tokens import tokenize_for
+        from bora_sweep.model.base import load_tokenizer
 
     corpus = load_corpus(config.data)
     for note in corpus.notes:

@@ -1,17 +1,21 @@
 """Imports go one way, and heavy or optional packages stay where they belong."""
 
 import ast
+import gc
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bora_sweep.imports import uncollected
+
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
-    "errors": 0, "interrupt": 0, "config": 1, "storage": 1, "results": 2, "keys": 2, "runs": 2, "data": 2, "model": 3,
-    "report": 3, "train": 4, "progress": 5, "tune": 5, "trained": 5, "begin": 6, "folders": 6, "generate": 6, "api": 7,
-    "commands": 7, "cli": 8,
+    "errors": 0, "imports": 0, "interrupt": 0, "config": 1, "storage": 1, "results": 2, "keys": 2, "runs": 2, "data": 2,
+    "model": 3, "report": 3, "train": 4, "progress": 5, "tune": 5, "trained": 5, "begin": 6, "folders": 6,
+    "generate": 6, "api": 7, "commands": 7, "cli": 8,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"tune"},
@@ -47,3 +51,15 @@ def test_training_runs_where_ray_optuna_and_omegaconf_are_not_installed():
         "import bora_sweep.train.run, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_is_looked_for_after_large_imports_if_it_was_before(was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with suppress(ImportError), uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()

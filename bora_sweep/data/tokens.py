@@ -220,9 +220,9 @@ def separate_batches(
     """The training split of `tasks` once, for fits that share nothing: a task's batches do not depend on other texts.
 
     Each task's documents are shuffled by (seed, epoch, task) and spread evenly over as many batches as
-    `training_batches` makes of the whole split, some of them empty where few tasks are left. Within a few batches' worth
-    a task's shorter documents come first, then the batches are shuffled: texts of like length meet in a batch although
-    no task knows of another.
+    `training_batches` makes of the whole split, some of them empty where few tasks are left. Within a few batches a
+    task's shorter ones come first, then the batches are shuffled: texts of like length meet, and no task knows of
+    another.
     """
     document_N, task_N, length_N = corpus.split("train"), corpus.documents["task"].to_numpy(), np.diff(corpus.offsets)
     num_batches = -(-len(document_N) // batch_size)

@@ -7,26 +7,29 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-import torch
-from ray import tune
-from transformers import PreTrainedModel
+from bora_sweep.imports import uncollected
 
-from bora_sweep.config import Config, DataConfig, ModelConfig
-from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.errors import InputError
-from bora_sweep.interrupt import Interrupted
-from bora_sweep.model.base import load_base
-from bora_sweep.results import objective, read_trial_row, write_table
-from bora_sweep.storage import Folder, exists, folder_at
-from bora_sweep.train.loop import nothing
-from bora_sweep.train.packing import choose_pack
-from bora_sweep.train.path import run_path
-from bora_sweep.train.run import Trial, run_pack
-from bora_sweep.train.state import State
-from bora_sweep.tune.crew import run_together
-from bora_sweep.tune.points import Point, trial_config
-from bora_sweep.tune.scheduler import VERDICT
-from bora_sweep.tune.worker import Pulse, watched
+with uncollected():  # most of what a worker does before its first trial
+    import torch
+    from ray import tune
+    from transformers import PreTrainedModel
+
+    from bora_sweep.config import Config, DataConfig, ModelConfig
+    from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.errors import InputError
+    from bora_sweep.interrupt import Interrupted
+    from bora_sweep.model.base import load_base
+    from bora_sweep.results import objective, read_trial_row, write_table
+    from bora_sweep.storage import Folder, exists, folder_at
+    from bora_sweep.train.loop import nothing
+    from bora_sweep.train.packing import choose_pack
+    from bora_sweep.train.path import run_path
+    from bora_sweep.train.run import Trial, run_pack
+    from bora_sweep.train.state import State
+    from bora_sweep.tune.crew import run_together
+    from bora_sweep.tune.points import Point, trial_config
+    from bora_sweep.tune.scheduler import VERDICT
+    from bora_sweep.tune.worker import Pulse, watched
 
 REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
 
