@@ -207,6 +207,23 @@ def test_more_than_the_machine_has_is_refused_at_once(more, sources, tmp_path):
     assert time.monotonic() - started < 20
 
 
+def test_trials_ask_for_no_environment_of_their_own_and_tune_is_then_as_it_was(monkeypatch):
+    from ray.tune.execution import class_cache
+
+    from bora_sweep.tune.tuner import _started_workers
+
+    def asked() -> dict:
+        kind = type("Trainable", (), {})
+        return class_cache._ActorClassCache().get(kind)._default_options["runtime_env"]
+
+    for name in class_cache.ENV_VARS_TO_PROPAGATE:
+        monkeypatch.delenv(name, raising=False)
+    before = asked()
+    with _started_workers():
+        assert asked() == {}
+    assert asked() == before != {}
+
+
 def test_an_address_where_no_ray_listens_is_refused_at_once(ray_here):  # noqa: ARG001, it sets Ray's environment
     from bora_sweep.tune.tuner import _connect
 

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
@@ -74,7 +75,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             view.say_stopping()
 
         try:
-            with noting_signals(stop), each_loss_is_one_failure(run) as given_up:
+            with noting_signals(stop), _started_workers(), each_loss_is_one_failure(run) as given_up:
                 tuner.fit()
         finally:
             _close_running(run)
@@ -139,6 +140,17 @@ def _with_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: 
     config = with_values(config, search={"pack": pack})
     create_run(config, run)
     return config
+
+
+@contextmanager
+def _started_workers() -> Iterator[None]:
+    """Within, trials go to the workers that Ray starts ahead: for a variable of Lightning's Tune would have others."""
+    variables = class_cache.DEFAULT_ENV_VARS.copy()
+    class_cache.DEFAULT_ENV_VARS.clear()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS.update(variables)
 
 
 @contextmanager
