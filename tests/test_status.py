@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
@@ -20,6 +23,7 @@ from bora_sweep.results import write_table
 from bora_sweep.runs import DRIVER, SILENT, create_run, driving
 from bora_sweep.storage import Folder, write_bytes
 from bora_sweep.tune.standing import standing, time_left
+from bora_sweep.tune.view import SweepView
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONFIG = load_config(["search.num_trials=4"])  # and three baselines: seven fits
@@ -183,6 +187,29 @@ def test_time_left_is_that_of_the_slots(tmp_path):
         put(tmp_path, f"{number:03d}", "running", 1.0, started_at=NOW - timedelta(seconds=seconds))
     # 50 s and 0 s of those that run, 150 s each of two that wait, two at a time.
     assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:02:55 left, by 2 that ended, 2 at once"
+
+
+def test_what_a_log_says_of_a_trial_that_ended_counts_those_that_run_beside_it(tmp_path):
+    begin(tmp_path)
+    log = StringIO()
+    view = SweepView(CONFIG, tmp_path, Console(file=log, width=200))
+    one, other = (SimpleNamespace(trial_id=name, config={"fits": [{"trial_id": name}]}) for name in ("001", "002"))
+    for trial in (one, other):
+        view.on_trial_start(0, [], trial)
+    now = datetime.now(UTC)
+    started = {"started_at": now - timedelta(seconds=100)}
+    put(tmp_path, "001", "finished", 1.0, 9.0, ended_at=now, **started)
+    put(tmp_path, "002", "running", 2.0, **started)
+    view.on_trial_complete(0, [], one)
+    said, summed = log.getvalue().splitlines()
+    assert said.startswith("001  tau = 1, seed 0: finished, 3 epochs, validation perplexity 9.00")
+    assert "1 of 7 trials finished, 1 running, 5 waiting · best so far tau = 1" in summed
+    assert summed.endswith("left, by the one that ended, 2 at once")
+    put(tmp_path, "002", "failed", 2.0, **started, error="no memory")
+    view.on_trial_error(0, [], other)
+    assert "002  tau = 2, seed 0: failed, no memory" in log.getvalue()
+    assert log.getvalue().count("001  tau = 1") == 1
+    assert log.getvalue().splitlines()[-1].endswith("by the one that ended, 1 at once")
 
 
 def test_pauses_between_two_tries_are_not_a_fit_s_own_time(tmp_path):

@@ -122,11 +122,11 @@ def _left(stands: Standing) -> list[str]:
     return [told] if told else ["time left: not known before a fit has ended"]
 
 
-def time_left(rows: Iterable[Row], config: Config, now: datetime) -> str | None:
+def time_left(rows: Iterable[Row], config: Config, now: datetime, at_once: int = 0) -> str | None:
     """`about 0:12:30 left, …` with what that rests on; None where nothing is left, or no fit like those has ended.
 
     A fit is taken to last as long as those that have ended did on average, one that has lasted longer to be about to
-    end, and as many to go on at once as run now.
+    end, and `at_once` to go on at a time, or as many as run now where those are more.
     """
     rows = list(rows)
     is_path = config.search.mode == "path"
@@ -139,7 +139,7 @@ def time_left(rows: Iterable[Row], config: Config, now: datetime) -> str | None:
         return None
     mean = sum(took) / len(took)
     left = [max(0.0, mean - _elapsed(row, now)) for row in opened] + [mean] * waiting
-    at_once = max(1, len(running))
+    at_once = max(1, at_once, len(running))
     seconds = max(sum(left) / at_once, *left)
     fits = f"{len(took)} that ended" if len(took) > 1 else "the one that ended"
     return f"about {timedelta(seconds=round(seconds))} left, by {fits}, {at_once} at once"

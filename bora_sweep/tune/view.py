@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: a live table in a terminal, a line per finished trial in a log."""
 
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -47,21 +48,20 @@ class SweepView(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial began, or began again."""
         self.running[trial.trial_id] = trial
-        self._read(trial)
+        self._read([trial])
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
         """A trial said how it stands."""
-        self._read(trial)
+        self._read([trial])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A trial ended."""
+        """A trial ended; what is said of it counts the others as they are now, and its place as one that is filled."""
+        self._read(self.running.values())
         self.running.pop(trial.trial_id, None)
-        self._read(trial)
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        self.running.pop(trial.trial_id, None)
-        self._read(trial)
+        self.on_trial_complete(iteration, trials, trial, **info)
 
     def say_stopping(self) -> None:
         """The first Ctrl-C."""
@@ -71,8 +71,7 @@ class SweepView(tune.Callback):
         """The table and the line below it."""
         if time.monotonic() - self.looked_at > self.pause:
             self.looked_at = time.monotonic()
-            for trial in list(self.running.values()):
-                self._read(trial)
+            self._read(self.running.values())
         if not self.rows:
             return Group(Text("starting Ray and its first workers …", style="dim"))
         return Group(trial_table(self.rows.values(), self._best()), Text(self.summary(), style="bold"))
@@ -80,17 +79,21 @@ class SweepView(tune.Callback):
     def summary(self) -> str:
         """How far the sweep is, the best so far, and the time that it still takes if it goes on as it went."""
         told = summary(self.rows.values(), self.total, self._best())
-        left = time_left(self.rows.values(), self.config, datetime.now(UTC))
+        at_once = sum(len(trial.config["fits"]) for trial in list(self.running.values()))
+        left = time_left(self.rows.values(), self.config, datetime.now(UTC), at_once)
         return told if left is None else f"{told} · {left}"
 
-    def _read(self, trial: Any) -> None:
-        """The rows of a pack or a path; those that have ended since are said."""
-        rows = [row for fit in trial.config["fits"] for row in trial_rows(self.run, fit["trial_id"])]
-        for row in rows:
-            before = self.rows.get(row["trial_id"], {}).get("status")
-            self.rows[row["trial_id"]] = row
-            if row["status"] in ("finished", "failed") and row["status"] != before:
-                self._say(row)
+    def _read(self, trials: Iterable[Any]) -> None:
+        """The rows of trials, of which a pack or a path has several; those that have ended since are said."""
+        ended = []
+        for fit in [fit for trial in list(trials) for fit in trial.config["fits"]]:
+            for row in trial_rows(self.run, fit["trial_id"]):
+                before = self.rows.get(row["trial_id"], {}).get("status")
+                self.rows[row["trial_id"]] = row
+                if row["status"] in ("finished", "failed") and row["status"] != before:
+                    ended.append(row)
+        for row in ended:
+            self._say(row)
 
     def _say(self, row: dict[str, Any]) -> None:
         if not self.console.is_terminal:
