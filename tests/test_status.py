@@ -200,11 +200,12 @@ def test_what_a_log_says_of_a_trial_that_ended_counts_those_that_run_beside_it(t
     started = {"started_at": now - timedelta(seconds=100)}
     put(tmp_path, "001", "finished", 1.0, 9.0, ended_at=now, **started)
     put(tmp_path, "002", "running", 2.0, **started)
-    view.on_trial_complete(0, [], one)
+    view.on_trial_result(0, [], one, {})  # its last report comes before Tune's word that it is complete
     said, summed = log.getvalue().splitlines()
     assert said.startswith("001  tau = 1, seed 0: finished, 3 epochs, validation perplexity 9.00")
     assert "1 of 7 trials finished, 1 running, 5 waiting · best so far tau = 1" in summed
     assert summed.endswith("left, by the one that ended, 2 at once")
+    view.on_trial_complete(0, [], one)
     put(tmp_path, "002", "failed", 2.0, **started, error="no memory")
     view.on_trial_error(0, [], other)
     assert "002  tau = 2, seed 0: failed, no memory" in log.getvalue()

@@ -55,8 +55,8 @@ class SweepView(tune.Callback):
         self._read([trial])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A trial ended; what is said of it counts the others as they are now, and its place as one that is filled."""
-        self._read(self.running.values())
+        """A trial ended."""
+        self._read([trial])
         self.running.pop(trial.trial_id, None)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -84,7 +84,13 @@ class SweepView(tune.Callback):
         return told if left is None else f"{told} · {left}"
 
     def _read(self, trials: Iterable[Any]) -> None:
-        """The rows of trials, of which a pack or a path has several; those that have ended since are said."""
+        """Say which fits of `trials` have ended since, as the others stand now and as if their places were filled."""
+        if ended := self._ended(trials):
+            for row in [*ended, *self._ended(self.running.values())]:
+                self._say(row)
+
+    def _ended(self, trials: Iterable[Any]) -> list[dict[str, Any]]:
+        """Read the rows of trials, of which a pack or a path has several; those that had not ended and have."""
         ended = []
         for fit in [fit for trial in list(trials) for fit in trial.config["fits"]]:
             for row in trial_rows(self.run, fit["trial_id"]):
@@ -92,8 +98,7 @@ class SweepView(tune.Callback):
                 self.rows[row["trial_id"]] = row
                 if row["status"] in ("finished", "failed") and row["status"] != before:
                     ended.append(row)
-        for row in ended:
-            self._say(row)
+        return ended
 
     def _say(self, row: dict[str, Any]) -> None:
         if not self.console.is_terminal:
