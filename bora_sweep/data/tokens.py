@@ -14,7 +14,7 @@ from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.errors import InputError
 
-FILLED, SMALLEST_PART = 0.95, 8
+FILLED, SMALLEST_PART = 0.95, 12
 SORTED_BATCHES = 32  # batches whose documents are sorted by length among themselves before they are cut
 
 
