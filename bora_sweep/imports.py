@@ -10,7 +10,7 @@ def uncollected() -> Iterator[None]:
     """Within, Python does not look for garbage.
 
     torch and Transformers make some hundred thousand objects when they are imported, all of which stay: to go through
-    them again and again is a sixth of what their import takes.
+    them again and again is a seventh of what their import takes.
     """
     was_enabled = gc.isenabled()
     gc.disable()
