@@ -1,7 +1,8 @@
 """The command line of a benchmark: `--help` says what it measures, and wrong input is one line."""
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bora_sweep.errors import InputError
@@ -29,7 +30,14 @@ def start(
     asked = parser.parse_args()
     if choices is not None and (unknown := set(asked.given) - set(choices)):
         parser.error(f"{metavar} {', '.join(sorted(unknown))}: choose from {', '.join(choices)}")
-    try:
+    with refusing(parser):
         work(*([] if metavar is None else [asked.given]))
+
+
+@contextmanager
+def refusing(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Within, wrong input ends the benchmark with a line and exit code 2."""
+    try:
+        yield
     except InputError as error:
         parser.exit(2, f"error: {error}\n")

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from arguments import refusing
 from provenance import RESULTS, provenance
 
 EMBEDDED = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
@@ -281,19 +282,25 @@ Seconds of the command: {command}.
 
 
 def main() -> None:
-    """Calibrate, sweep, and the page."""
+    """As the module's docstring has it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=16, help="at least 3, tau = 0 and inf among them")
     parser.add_argument("--seconds", type=float, default=20.0, help="of training in a trial, about")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     asked = parser.parse_args()
+    with refusing(parser):
+        measure(asked.trials, asked.seconds, asked.settings)
+
+
+def measure(trials: int, seconds: float, settings: list[str]) -> None:
+    """Calibrate, sweep, and the page."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        alone = pool.submit(measure_alone, settings_of(asked.settings, asked.trials, 1)).result()
-    epochs = max(1, round(asked.seconds / alone["epoch"]))
+        alone = pool.submit(measure_alone, settings_of(settings, trials, 1)).result()
+    epochs = max(1, round(seconds / alone["epoch"]))
     with tempfile.TemporaryDirectory(prefix="bora-sweep-benchmark-") as scratch:
         run = Path(scratch) / "run"
-        clock, trials, curves = run_clocked(settings_of(asked.settings, asked.trials, epochs), run)
-    parts = parts_of(trials, curves, clock.spans["sweep"][0][0])
+        clock, rows, curves = run_clocked(settings_of(settings, trials, epochs), run)
+    parts = parts_of(rows, curves, clock.spans["sweep"][0][0])
     told = figures(clock, parts, alone, epochs)
     text = as_markdown(told)
     print(text)
