@@ -81,7 +81,7 @@ def _commit() -> str:
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS, check=False
     )
-    return found.stdout.strip() or "unknown"
+    return found.stdout.strip() or os.environ.get("BENCHMARK_COMMIT", "unknown")  # a copy of the tree has no history
 
 
 def _machine() -> str:
