@@ -52,7 +52,7 @@ def make_step(geometry: Geometry, size: int) -> Step:
     """A step of a pack of `size`."""
     device, dtype = here()
     corpus = random_corpus(geometry, TOKENS, documents=8 * ROWS * 4)
-    config = config_of(geometry, batch_size=ROWS, precision="bf16" if dtype == torch.bfloat16 else "no")
+    config = config_of(geometry, batch_size=ROWS)
     accelerator, base = make_accelerator(config), geometry.base(device, dtype)
     trainers = [make_trainer(config, corpus, base, accelerator) for _ in range(size)]
     batches = trainers[0].batches(epoch=1)

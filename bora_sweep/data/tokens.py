@@ -238,11 +238,14 @@ def separate_batches(
     return [np.array(batches[i], dtype=np.int64) for i in order]
 
 
-def forward_parts(corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None) -> list[np.ndarray]:
+def forward_parts(
+    corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None, pass_tokens: int | None = None
+) -> list[np.ndarray]:
     """A batch's documents as the rows of one forward pass, or of several where too much of one would be padding.
 
-    Sorted by length, of `largest` rows at most, and cut where that saves most until `FILLED` of what passes through the
-    model is not padding, or the parts have `SMALLEST_PART` rows on average.
+    Sorted by length, of `largest` rows at most, and cut where that saves most, until `FILLED` of what passes through
+    the model is not padding. Cuts end sooner where a further pass would cost more than it saves: given `pass_tokens`,
+    where a cut saves fewer tokens of padding than these; else where the parts have `SMALLEST_PART` rows on average.
     """
     count = len(document_B)
     if count == 0:
@@ -254,10 +257,11 @@ def forward_parts(corpus: TokenizedCorpus, document_B: np.ndarray, largest: int 
     while True:
         part_B = np.searchsorted(cuts, row_B, side="right")
         longest_B = length_B[cuts[part_B] - 1]
-        if length_B.sum() >= FILLED * longest_B.sum() or len(cuts) > count // SMALLEST_PART:
-            return np.split(sorted_B, cuts[1:-1])
         shorter_B = row_B - cuts[part_B - 1]  # rows of the part before this one
         saved_B = shorter_B * (longest_B - np.roll(length_B, 1))
+        is_dear = len(cuts) > count // SMALLEST_PART if pass_tokens is None else saved_B.max() < pass_tokens
+        if is_dear or length_B.sum() >= FILLED * longest_B.sum():
+            return np.split(sorted_B, cuts[1:-1])
         cuts = np.sort(np.append(cuts, saved_B.argmax()))
 
 

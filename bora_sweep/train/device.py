@@ -14,6 +14,11 @@ from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.train import ranks
 
+PASS_TOKENS = {"cuda": 5_000}
+"""Tokens that take a device as long as the fixed cost of a forward and backward pass; a CPU is asked otherwise, by
+`bora_sweep.data.tokens.SMALLEST_PART`. On an H200 a pass keeps the host busy for 70 ms whatever its rows, as long as
+5,000 tokens of Llama 3.2 1B or 16,000 of opt-350m take the GPU (benchmarks/results/first_gpu_run.md)."""
+
 
 def make_accelerator(config: Config) -> Accelerator:
     """An Accelerator for one fit, or for this process's part of one.
@@ -25,6 +30,8 @@ def make_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    elif accelerator.device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape: 130 ms on an H200, flash 1 ms
     return accelerator
 
 

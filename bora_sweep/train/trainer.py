@@ -32,6 +32,7 @@ from bora_sweep.model.interchange import read_adapters
 from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
+from bora_sweep.train.device import PASS_TOKENS
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.ranks import first
 from bora_sweep.train.rates import learning_rates, make_scheduler, task_weights
@@ -175,7 +176,7 @@ class Trainer:
         own_B = self.share.documents(document_B)
         if self.width(document_B) is not None:  # rows of one length, whatever the documents'
             return [own_B[i : i + self.micro_batch_size] for i in range(0, len(own_B), self.micro_batch_size)]
-        return forward_parts(self.corpus, own_B, self.micro_batch_size)
+        return forward_parts(self.corpus, own_B, self.micro_batch_size, PASS_TOKENS.get(self.accelerator.device.type))
 
     def width(self, document_B: np.ndarray) -> int | None:
         """Positions of each row of a batch, where what fills a row is scored; None where it is not."""
