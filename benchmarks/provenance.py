@@ -32,7 +32,7 @@ def say(**found: object) -> None:
 def origin() -> dict[str, str]:
     """What a figure made now comes from; packages that are not installed are left out."""
     return {
-        "command": f"python {shlex.join(sys.argv)}",
+        "command": f"python {shlex.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": _commit(),
         "machine": _machine(),
@@ -90,10 +90,12 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    if named := os.environ.get("BENCHMARK_COMMIT"):  # where the tree is a copy without its history
+        return named
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS, check=False
     )
-    return found.stdout.strip() or os.environ.get("BENCHMARK_COMMIT", "unknown")  # a copy of the tree has no history
+    return found.stdout.strip() or "unknown"
 
 
 def _machine() -> str:
