@@ -91,6 +91,22 @@ def test_the_parts_of_a_step_are_its_documents_with_little_padding_or_few_rows(s
     assert len(parts) <= max(fewest, size // SMALLEST_PART)
 
 
+@given(st.integers(1, 60), st.sampled_from([1, 40, 10_000]), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_where_a_pass_has_a_price_each_cut_of_a_step_is_worth_it(size, pass_tokens, seed):
+    corpus = make_corpus({"a": 200, "b": 40})
+    document_B = np.random.default_rng(seed).choice(corpus.split("train"), size, replace=False)
+    parts = forward_parts(corpus, document_B, pass_tokens=pass_tokens)
+    assert sorted(n for part in parts for n in part) == sorted(document_B)
+    lengths = [np.diff(corpus.offsets)[part] for part in parts]
+    positions = sum(len(own) * max(own) for own in lengths)
+    whole = size * np.diff(corpus.offsets)[document_B].max()
+    assert whole - positions >= pass_tokens * (len(parts) - 1)
+    for own in lengths:  # sorted: what the best further cut of a part would save
+        saved = max(place * (own[-1] - own[place - 1]) for place in range(1, len(own))) if len(own) > 1 else 0
+        assert saved < pass_tokens or sum(map(sum, lengths)) >= FILLED * positions
+
+
 @pytest.mark.parametrize("size", [16, 100])
 def test_separate_fits_meet_in_rows_of_like_length_and_know_nothing_of_each_other(size):
     corpus = make_corpus({"a": 400, "b": 2000, "c": 30})
