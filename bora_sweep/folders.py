@@ -1,13 +1,15 @@
 """A trial's adapters as folders that others load: PEFT adapters or full models, each with its model card."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from bora_sweep.errors import InputError
-from bora_sweep.model.base import load_base, load_tokenizer
+from bora_sweep.model.base import empty_base, load_base, load_tokenizer
+from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.report.card import Exported, card
@@ -36,7 +38,8 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
+        InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged, or what
+            is written does not load as what was fitted; nothing is left of it then.
     """
     trained, out = read_trained(folder_at(run), trial), Path(out)
     trained.refuse_unknown(tasks or ())
@@ -45,26 +48,48 @@ def export(
     names = {
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
-    model, data = trained.config.model, trained.config.data
-    full = (load_base(model, data), load_tokenizer(model, data)) if merge else None
-    for task, name in [(None, GLOBAL), *names.items()]:
-        _write(out / name, trained, task, full)
+    write = _full_models(trained) if merge else _adapters(trained)
+    try:
+        for task, name in [(None, GLOBAL), *names.items()]:
+            write(out / name, trained.mean_P if task is None else trained.theta_of[task])
+            (out / name / "README.md").write_text(_card(trained, task, name, merge), encoding="utf-8")
+    except BaseException:
+        for name in (GLOBAL, *names.values()):
+            shutil.rmtree(out / name, ignore_errors=True)
+        raise
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 
 
-def _write(
-    folder: Path, trained: Trained, task: str | None, full: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None
-) -> None:
-    """One folder: a task's, or Theta's; with `full`, the base and its tokenizer, a model of its own."""
-    theta_P = trained.mean_P if task is None else trained.theta_of[task]
-    model, data = trained.config.model, trained.config.data
-    if full is None:
-        write_adapter(folder, trained.layout, theta_P, trained.lora, model.name)
-    else:
-        base, tokenizer = full
+def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
+    """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is."""
+    model, layout, lora = trained.config.model, trained.layout, trained.lora
+    if lora.variant == "mora":  # PEFT has none
+        return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
+    base = empty_base(model, trained.config.data)
+    by_weight = sites_by_weight(base, layout, lora)
+
+    def write(folder: Path, theta_P: Tensor) -> None:
+        write_adapter(folder, layout, theta_P, lora, model.name, by_weight)
+        refuse_unlike(base, folder, layout, theta_P)
+
+    return write
+
+
+def _full_models(trained: Trained) -> Callable[[Path, Tensor], None]:
+    """What writes a full model and its tokenizer into a folder."""
+    base = load_base(trained.config.model, trained.config.data)
+    tokenizer = load_tokenizer(trained.config.model, trained.config.data)
+
+    def write(folder: Path, theta_P: Tensor) -> None:
         write_full(folder, base, trained.layout, theta_P)
         tokenizer.save_pretrained(folder)
+
+    return write
+
+
+def _card(trained: Trained, task: str | None, folder: str, is_full: bool) -> str:
+    model, data = trained.config.model, trained.config.data
     corpus = "the embedded corpus" if data.path is None else Path(data.path).name
-    about = Exported(trained.row, task, folder.name, corpus, model.name, is_full=full is not None)
-    (folder / "README.md").write_text(card(about, trained.results), encoding="utf-8")
+    about = Exported(trained.row, task, folder, corpus, model.name, is_full=is_full)
+    return card(about, trained.results)

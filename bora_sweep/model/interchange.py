@@ -8,9 +8,9 @@ Shapes: K tasks, P parameters of one adapter.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.data.corpus import folder_name
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part
+
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftConfig
 
 GLOBAL, TASKS = "_global", "tasks.json"
 DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -50,7 +53,14 @@ def _hash(task: str) -> str:
     return hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
-def write_adapter(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+def write_adapter(
+    folder: Path,
+    layout: Layout,
+    theta_P: Tensor,
+    config: LoraConfig,
+    base: str | None,
+    by_weight: Collection[str] = (),
+) -> None:
     """Write one adapter into `folder`, which is made.
 
     A PEFT folder loads by `PeftModel.from_pretrained(base, folder)`. PEFT has no MoRA: such a folder has `config.json`
@@ -62,31 +72,42 @@ def write_adapter(folder: Path, layout: Layout, theta_P: Tensor, config: LoraCon
         theta_P: The adapter.
         config: Its rank, alpha and variant.
         base: What `from_pretrained` loads the base model by; None: not said.
+        by_weight: Sites that PEFT is told of by their weights, as `bora_sweep.model.exportable.sites_by_weight` has it.
     """
     folder.mkdir(parents=True)
-    (_write_mora if config.variant == "mora" else _write_peft)(folder, layout, theta_P, config, base)
+    if config.variant == "mora":
+        _write_mora(folder, layout, theta_P, config, base)
+        return
+    peft_config(layout, config, base, by_weight).save_pretrained(str(folder))
+    named = {peft_key(part): matrix.clone() for part, matrix in named_parts(layout, theta_P)}
+    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
 
 
-def _write_peft(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+def peft_config(layout: Layout, config: LoraConfig, base: str | None, by_weight: Collection[str]) -> "PeftConfig":
+    """The adapters of `layout` as PEFT describes them; arguments as in `write_adapter`."""
     from peft import LoraConfig as PeftConfig
 
-    PeftConfig(
+    return PeftConfig(
         r=config.rank,
         lora_alpha=config.resolved_alpha,  # type: ignore[arg-type]  # PEFT takes any number
         use_rslora=config.variant == "rslora",
         use_dora=config.variant == "dora",
-        target_modules=[site.name for site in layout.sites],
+        target_modules=[site.name for site in layout.sites if site.name not in by_weight],
+        target_parameters=[f"{site.name}.weight" for site in layout.sites if site.name in by_weight] or None,
         fan_in_fan_out=any(site.transposed for site in layout.sites),
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
-    ).save_pretrained(str(folder))
-    flats = theta_P.split(layout.sizes)
-    named = {_key(part): flat.view(part.shape).clone() for part, flat in zip(layout.parts, flats, strict=True)}
-    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+    )
 
 
-def _key(part: Part) -> str:
+def named_parts(layout: Layout, theta_P: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    """Each part of an adapter, and its matrix or vector."""
+    for part, flat in zip(layout.parts, theta_P.split(layout.sizes), strict=True):
+        yield part, flat.view(part.shape)
+
+
+def peft_key(part: Part) -> str:
     """Its name in PEFT's files."""
     return f"base_model.model.{part.site.name}.{PEFT_NAMES[part.kind]}"
 
@@ -166,7 +187,7 @@ def _read_peft(folder: Path, layout: Layout, config: LoraConfig) -> Tensor:
             f"init_from={folder}: {WEIGHTS} cannot be read ({one_line(error, limit=200)}); only safetensors are, "
             "nothing is unpickled"
         ) from None
-    shape_of = {_key(part): part.shape for part in layout.parts}
+    shape_of = {peft_key(part): part.shape for part in layout.parts}
     if different := sorted(shape_of.keys() ^ named.keys()):
         whose = "the adapter lacks" if different[0] in shape_of else "the fit has no place for"
         raise InputError(
