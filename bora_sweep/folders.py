@@ -1,18 +1,23 @@
 """A trial's adapters as folders that others load: PEFT adapters or full models, each with its model card."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.tokens import for_task, tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
-from bora_sweep.report.card import Exported, card
+from bora_sweep.report.card import Exported, Framed, card
 from bora_sweep.storage import Folder, folder_at
 from bora_sweep.trained import Trained, read_trained
 
@@ -48,11 +53,13 @@ def export(
     names = {
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
-    write = _full_models(trained) if merge else _adapters(trained)
+    tokenizer = load_tokenizer(trained.config.model, trained.config.data)
+    write = _full_models(trained, tokenizer) if merge else _adapters(trained)
     try:
         for task, name in [(None, GLOBAL), *names.items()]:
             write(out / name, trained.mean_P if task is None else trained.theta_of[task])
-            (out / name / "README.md").write_text(_card(trained, task, name, merge), encoding="utf-8")
+            about = _card(trained, task, name, _framed(trained, task, tokenizer), merge)
+            (out / name / "README.md").write_text(about, encoding="utf-8")
     except BaseException:
         for name in (GLOBAL, *names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
@@ -76,10 +83,9 @@ def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
     return write
 
 
-def _full_models(trained: Trained) -> Callable[[Path, Tensor], None]:
-    """What writes a full model and its tokenizer into a folder."""
+def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], None]:
+    """What writes a full model and the tokenizer into a folder."""
     base = load_base(trained.config.model, trained.config.data)
-    tokenizer = load_tokenizer(trained.config.model, trained.config.data)
 
     def write(folder: Path, theta_P: Tensor) -> None:
         write_full(folder, base, trained.layout, theta_P)
@@ -88,8 +94,17 @@ def _full_models(trained: Trained) -> Callable[[Path, Tensor], None]:
     return write
 
 
-def _card(trained: Trained, task: str | None, folder: str, is_full: bool) -> str:
-    model, data = trained.config.model, trained.config.data
+def _card(trained: Trained, task: str | None, folder: str, framed: Framed, is_full: bool) -> str:
+    data = trained.config.data
     corpus = "the embedded corpus" if data.path is None else Path(data.path).name
-    about = Exported(trained.row, task, folder, corpus, model.name, is_full=is_full)
-    return card(about, trained.results)
+    return card(Exported(trained.row, task, folder, corpus, trained.config, framed, is_full), trained.results)
+
+
+def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:
+    """What stands around a text of the task, as fits had it; for Theta, of the first task."""
+    data, task = trained.config.data, task or next(iter(trained.theta_of))
+    row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}
+    bare = tokenize_for(trained.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
+    start = bare.tokens[: len(bare.tokens) - bare.num_tokens("test")].tolist()
+    before, after = (for_task(words, task) for words in data.template.split("{text}"))
+    return Framed(start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -24,6 +23,7 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part, lay_out
 from bora_sweep.model.interchange import PEFT_NAMES, named_parts, peft_config, peft_key
+from bora_sweep.model.variants import Site
 
 TRIED = "tried"  # the adapter's name in PEFT
 
@@ -44,12 +44,12 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
     """
     if config.variant == "mora" or _trouble(base, layout, config) is None:
         return frozenset()
-    alike: dict[str, list[str]] = {}  # sites by their last name
+    alike: dict[str, list[Site]] = {}  # by their last name
     for site in layout.sites:
-        alike.setdefault(site.name.rpartition(".")[2], []).append(site.name)
-    alone = {last: lay_out([site for site in layout.sites if site.name in names], config) for last, names in alike.items()}
+        alike.setdefault(site.name.rpartition(".")[2], []).append(site)
+    alone = {last: lay_out(sites, config) for last, sites in alike.items()}
     awkward = [last for last, part in alone.items() if _trouble(base, part, config) is not None]
-    by_weight = frozenset(name for last in awkward for name in alike[last])
+    by_weight = frozenset(site.name for last in awkward for site in alike[last])
     reason = _trouble(base, layout, config, by_weight)
     if reason is None:
         return by_weight
@@ -82,9 +82,7 @@ def refuse_unlike(base: PreTrainedModel, folder: Path, layout: Layout, theta_P: 
         raise InputError(f"{folder}: PEFT would make up {min(more)}, which was not fitted; nothing is exported")
 
 
-def _trouble(
-    base: PreTrainedModel, layout: Layout, config: LoraConfig, by_weight: Collection[str] = ()
-) -> str | None:
+def _trouble(base: PreTrainedModel, layout: Layout, config: LoraConfig, by_weight: Collection[str] = ()) -> str | None:
     """Why PEFT would not load adapters of `layout` as they are; None: it would."""
     nothing = torch.zeros(())
     zeros = {peft_key(part): nothing.expand(part.shape) for part in layout.parts}
