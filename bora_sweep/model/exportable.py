@@ -76,7 +76,7 @@ def refuse_unlike(base: PreTrainedModel, folder: Path, layout: Layout, theta_P: 
         )
     loaded, expected = _adapter_of(model), {_loaded_key(p): t for p, t in named_parts(layout, theta_P)}
     for key, part in expected.items():
-        if key not in loaded or not torch.equal(loaded[key], part):
+        if key not in loaded or loaded[key].is_meta or not torch.equal(loaded[key], part):
             raise InputError(f"{folder}: PEFT would load {key} otherwise than it was fitted; nothing is exported")
     if more := loaded.keys() - expected.keys():
         raise InputError(f"{folder}: PEFT would make up {min(more)}, which was not fitted; nothing is exported")
