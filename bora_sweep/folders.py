@@ -107,4 +107,5 @@ def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBa
     bare = tokenize_for(trained.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
     start = bare.tokens[: len(bare.tokens) - bare.num_tokens("test")].tolist()
     before, after = (for_task(words, task) for words in data.template.split("{text}"))
-    return Framed(start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))
+    by_task = "{task}" in f"{data.prompt}{data.template}"
+    return Framed(task, by_task, start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))

@@ -18,6 +18,7 @@ from bora_sweep.cli import main
 from bora_sweep.config import Config, ModelConfig, load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
+from bora_sweep.model.full import merged_weights
 from bora_sweep.model.interchange import read_adapters
 from bora_sweep.results import SCHEMAS, read_results, trial_rows, write_table
 from bora_sweep.train import fit
@@ -260,8 +261,23 @@ def test_a_card_s_lines_give_the_scores_in_the_parquet(around, merge, tmp_path, 
             assert -picked[len(start) - 1 :].sum() == pytest.approx(row.nll_nats, rel=1e-5)
         if around:
             assert (start[0], start[-1]) == (4, 5)  # w1 and w2
+            assert "here one of 'ann'" in code_of(out / "_global")
             card = html.unescape((out / folder / "README.md").read_text(encoding="utf-8"))
             assert "follows `start`: “w3 ”, text, “ w4”, </s>; 9 tokens of a document at most" in card
+
+
+def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    named = {"facebook/opt-350m": str(exported / "base"), "OUT": str(exported / "out"), "task_3": "task_2"}
+    scope = {}
+    exec(re.sub("|".join(named), lambda found: named[found[0]], block[1]), scope)
+    task = read_trained(exported / "run", "fit")
+    layout, theta_P = task.layout, list(task.theta_of.values())[2]
+    expected = merged_weights(make_base("opt", dtype=torch.float32), layout, theta_P)
+    for name, weight in expected.items():
+        torch.testing.assert_close(scope["merged"].state_dict()[name], weight)
 
 
 def test_a_hostile_name_harms_no_card(exported):
@@ -285,7 +301,7 @@ def test_only_a_name_that_the_hub_knows_stands_in_the_card_s_head(exported, base
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
     config = Config(model=ModelConfig(name=base))
-    about = Exported(row, None, "_global", "x", config, Framed([2], "", "", "</s>"), is_full=False)
+    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), is_full=False)
     front = yaml.safe_load(card(about, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
     assert front == named | {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["bora", "lora"]}

@@ -52,6 +52,10 @@ class Exported:
 class Framed:
     """What stands around a document's text when it is scored."""
 
+    task: str
+    """The document's."""
+    by_task: bool
+    """Whether it is another for each task."""
     start: list[int]
     """Tokens before it, unscored."""
     before: str
@@ -173,6 +177,7 @@ def _snippet(about: Exported) -> str:
     code = ", trust_remote_code=True" if model.trust_remote_code else ""
     loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{code})"
     before = f"{about.framed.before!a} + " if about.framed.before else ""
+    one_of = f", here one of {about.framed.task!a}" if about.task is None and about.framed.by_task else ""
     lines = [
         "import torch",
         *([] if about.is_full else ["from peft import PeftModel"]),
@@ -182,7 +187,7 @@ def _snippet(about: Exported) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
         *([] if about.is_full else [f"model = PeftModel.from_pretrained(model, {about.folder!a})"]),
         "",
-        f"start = {about.framed.start}  # what a document begins with",
+        f"start = {about.framed.start}  # what a document begins with{one_of}",
         f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
         "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))",
     ]
