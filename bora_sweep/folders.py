@@ -57,8 +57,8 @@ def export(
     write = _full_models(trained, tokenizer) if merge else _adapters(trained)
     try:
         for task, name in [(None, GLOBAL), *names.items()]:
-            write(out / name, trained.mean_P if task is None else trained.theta_of[task])
-            about = _card(trained, task, name, _framed(trained, task, tokenizer), merge)
+            rounded_away = write(out / name, trained.mean_P if task is None else trained.theta_of[task])
+            about = _card(trained, task, name, _framed(trained, task, tokenizer), rounded_away)
             (out / name / "README.md").write_text(about, encoding="utf-8")
     except BaseException:
         for name in (GLOBAL, *names.values()):
@@ -69,12 +69,19 @@ def export(
 
 
 def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
-    """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is."""
+    """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is.
+
+    Raises:
+        InputError: PEFT would not load this run's adapters.
+    """
     model, layout, lora = trained.config.model, trained.layout, trained.lora
     if lora.variant == "mora":  # PEFT has none
         return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
     base = empty_base(model, trained.config.data)
-    by_weight = sites_by_weight(base, layout, lora)
+    try:
+        by_weight = sites_by_weight(base, layout, lora)
+    except InputError as error:
+        raise InputError(f"{error}; --merge writes full models of this run as it is") from None
 
     def write(folder: Path, theta_P: Tensor) -> None:
         write_adapter(folder, layout, theta_P, lora, model.name, by_weight)
@@ -83,21 +90,22 @@ def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
     return write
 
 
-def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], None]:
-    """What writes a full model and the tokenizer into a folder."""
+def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
+    """What writes a full model and the tokenizer into a folder; it tells what rounding took of the adapter."""
     base = load_base(trained.config.model, trained.config.data)
 
-    def write(folder: Path, theta_P: Tensor) -> None:
-        write_full(folder, base, trained.layout, theta_P)
+    def write(folder: Path, theta_P: Tensor) -> float:
+        rounded_away = write_full(folder, base, trained.layout, theta_P)
         tokenizer.save_pretrained(folder)
+        return rounded_away
 
     return write
 
 
-def _card(trained: Trained, task: str | None, folder: str, framed: Framed, is_full: bool) -> str:
+def _card(trained: Trained, task: str | None, folder: str, framed: Framed, rounded_away: float | None) -> str:
     data = trained.config.data
     corpus = "the embedded corpus" if data.path is None else Path(data.path).name
-    return card(Exported(trained.row, task, folder, corpus, trained.config, framed, is_full), trained.results)
+    return card(Exported(trained.row, task, folder, corpus, trained.config, framed, rounded_away), trained.results)
 
 
 def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:

@@ -301,7 +301,7 @@ def test_only_a_name_that_the_hub_knows_stands_in_the_card_s_head(exported, base
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
     config = Config(model=ModelConfig(name=base))
-    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), is_full=False)
+    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), None)
     front = yaml.safe_load(card(about, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
     assert front == named | {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["bora", "lora"]}

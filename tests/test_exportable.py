@@ -180,6 +180,15 @@ def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_p
         write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
 
 
+def test_what_rounding_takes_of_an_adapter_is_told(tmp_path):
+    lost_of = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base = make_base("llama", dtype=dtype)
+        layout, theta_P = made(base)
+        lost_of[dtype] = write_full(tmp_path / str(dtype), base, layout, theta_P * 0.05)
+    assert lost_of[torch.float32] < 0.01 < 0.1 < lost_of[torch.bfloat16]
+
+
 def test_a_full_model_that_loads_otherwise_than_it_was_merged_is_refused(tmp_path, monkeypatch):
     base = make_base("opt", dtype=torch.float32)
     layout, theta_P = made(base)

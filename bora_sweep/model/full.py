@@ -17,8 +17,11 @@ TRIED_TOKENS = 16  # fewer where the model has fewer positions
 INSTEAD = "export adapters, without --merge"
 
 
-def write_full(folder: Path, base: PreTrainedModel, layout: Layout, theta_P: Tensor) -> None:
+def write_full(folder: Path, base: PreTrainedModel, layout: Layout, theta_P: Tensor) -> float:
     """Write what `AutoModelForCausalLM.from_pretrained(folder)` loads, and load it; `base` stays as it is.
+
+    Returns:
+        How far rounding to the base's precision moved the logits, as a share of what the adapter does.
 
     Raises:
         InputError: As in `merged_weights`, or what is loaded is not the base with the adapter.
@@ -30,12 +33,12 @@ def write_full(folder: Path, base: PreTrainedModel, layout: Layout, theta_P: Ten
     for name in weights.keys() | found.keys():
         if name not in weights or name not in found or not torch.equal(weights[name].cpu(), found[name]):
             raise InputError(f"--merge: {name} would not load as it was merged; {INSTEAD}")
-    _refuse_other_logits(base, layout, theta_P, loaded)
+    return _rounded_away(base, layout, theta_P, loaded)
 
 
 @torch.no_grad()
-def _refuse_other_logits(base: PreTrainedModel, layout: Layout, theta_P: Tensor, merged: PreTrainedModel) -> None:
-    """Refuse a model that gives most of a few tokens other logits than the base with the adapter.
+def _rounded_away(base: PreTrainedModel, layout: Layout, theta_P: Tensor, merged: PreTrainedModel) -> float:
+    """As above. Refuse a model that gives most of a few tokens other logits than the base with the adapter.
 
     Not all: where rounding has a router choose another expert, a token's logits jump.
     """
@@ -46,10 +49,13 @@ def _refuse_other_logits(base: PreTrainedModel, layout: Layout, theta_P: Tensor,
     adapted = AdaptedModel(base, layout)
     expected_TV = adapted(tokens_1T, theta_P[None])[0]
     adapted.detach()
-    apart_TV = merged(input_ids=tokens_1T, use_cache=False).logits[0] - expected_TV
-    apart = (apart_TV.norm(dim=-1) / expected_TV.norm(dim=-1)).median().item()
+    bare_TV, merged_TV = (model(input_ids=tokens_1T, use_cache=False).logits[0] for model in (base, merged))
+    apart_T = (merged_TV - expected_TV).float().norm(dim=-1)
+    apart = (apart_T / expected_TV.float().norm(dim=-1)).median().item()
     if not apart <= torch.finfo(base.dtype).eps ** 0.5:
         raise InputError(f"--merge: the merged model's logits are off by {apart:.1%} from the adapter's; {INSTEAD}")
+    effect_T = (bare_TV - expected_TV).float().norm(dim=-1)
+    return (apart_T / effect_T.clamp(min=torch.finfo(torch.float32).tiny)).median().item()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from bora_sweep.report.formats import Table, markdown_table, markdown_text, perp
 from bora_sweep.results import Results, perplexity
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+TOLD = 0.01  # of what the adapter does, lost by merging
 ENDS = {0.0: "one model per task", math.inf: "one model for all"}
 
 
@@ -34,13 +35,19 @@ class Exported:
     config: Config
     """What the trial was fitted with."""
     framed: "Framed"
-    is_full: bool
-    """The base with the adapter merged into it."""
+    rounded_away: float | None
+    """Of a full model, the base with the adapter merged into it: how far rounding moved its logits, as a share of what
+    the adapter does. None: an adapter alone."""
 
     @property
     def base(self) -> str | None:
         """What `from_pretrained` loads the base by; None: the embedded one."""
         return self.config.model.name
+
+    @property
+    def is_full(self) -> bool:
+        """A full model."""
+        return self.rounded_away is not None
 
     @property
     def has_code(self) -> bool:
@@ -202,5 +209,13 @@ def _how_scored(about: Exported) -> list[str]:
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
         f"Scored is what follows `start`: {', '.join(parts)}; {config.model.max_tokens} tokens of a document at most, "
-        f"with weights in {config.model.dtype}{mixed}."
+        f"with weights in {config.model.dtype}{mixed}.",
+        *([] if (about.rounded_away or 0) < TOLD else [_how_rounded(about)]),
     ]
+
+
+def _how_rounded(about: Exported) -> str:
+    return (
+        f"That was with the adapter beside the weights. Merged into them it is rounded to {about.config.model.dtype}, "
+        f"which moves logits by {about.rounded_away:.0%} of what the adapter does."
+    )
