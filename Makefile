@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: sweep test test-cluster check audit bench clean help
+.PHONY: sweep test test-all test-cluster check audit bench clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -15,6 +15,9 @@ sweep: .venv/installed ## the embedded sweep, from text to report: make sweep AR
 
 test: .venv/installed-dev ## the tests, in three parts side by side
 	.ci/test $(ARGS)
+
+test-all: test ## the tests, and the many families of base models one by one
+	$(BIN)/python -m pytest tests/test_families.py -m families $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
 	$(BIN)/python -m pytest tests/test_cluster_lab.py -m cluster -rs $(ARGS)

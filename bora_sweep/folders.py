@@ -1,16 +1,23 @@
 """A trial's adapters as folders that others load: PEFT adapters or full models, each with its model card."""
 
 import json
-from collections.abc import Sequence
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.tokens import for_task, tokenize_for
 from bora_sweep.errors import InputError
-from bora_sweep.model.base import load_base, load_tokenizer
+from bora_sweep.model.base import empty_base, load_base, load_tokenizer
+from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
-from bora_sweep.report.card import Exported, card
+from bora_sweep.report.card import Exported, Framed, card
 from bora_sweep.storage import Folder, folder_at
 from bora_sweep.trained import Trained, read_trained
 
@@ -36,7 +43,8 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
+        InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged, or what
+            is written does not load as what was fitted; nothing is left of it then.
     """
     trained, out = read_trained(folder_at(run), trial), Path(out)
     trained.refuse_unknown(tasks or ())
@@ -45,26 +53,67 @@ def export(
     names = {
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
-    model, data = trained.config.model, trained.config.data
-    full = (load_base(model, data), load_tokenizer(model, data)) if merge else None
-    for task, name in [(None, GLOBAL), *names.items()]:
-        _write(out / name, trained, task, full)
+    tokenizer = load_tokenizer(trained.config.model, trained.config.data)
+    write = _full_models(trained, tokenizer) if merge else _adapters(trained)
+    try:
+        for task, name in [(None, GLOBAL), *names.items()]:
+            rounded_away = write(out / name, trained.mean_P if task is None else trained.theta_of[task])
+            about = _card(trained, task, name, _framed(trained, task, tokenizer), rounded_away)
+            (out / name / "README.md").write_text(about, encoding="utf-8")
+    except BaseException:
+        for name in (GLOBAL, *names.values()):
+            shutil.rmtree(out / name, ignore_errors=True)
+        raise
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 
 
-def _write(
-    folder: Path, trained: Trained, task: str | None, full: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None
-) -> None:
-    """One folder: a task's, or Theta's; with `full`, the base and its tokenizer, a model of its own."""
-    theta_P = trained.mean_P if task is None else trained.theta_of[task]
-    model, data = trained.config.model, trained.config.data
-    if full is None:
-        write_adapter(folder, trained.layout, theta_P, trained.lora, model.name)
-    else:
-        base, tokenizer = full
-        write_full(folder, base, trained.layout, theta_P)
+def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
+    """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is.
+
+    Raises:
+        InputError: PEFT would not load this run's adapters.
+    """
+    model, layout, lora = trained.config.model, trained.layout, trained.lora
+    if lora.variant == "mora":  # PEFT has none
+        return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
+    base = empty_base(model, trained.config.data)
+    try:
+        by_weight = sites_by_weight(base, layout, lora)
+    except InputError as error:
+        raise InputError(f"{error}; --merge writes full models of this run as it is") from None
+
+    def write(folder: Path, theta_P: Tensor) -> None:
+        write_adapter(folder, layout, theta_P, lora, model.name, by_weight)
+        refuse_unlike(base, folder, layout, theta_P)
+
+    return write
+
+
+def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
+    """What writes a full model and the tokenizer into a folder; it tells what rounding took of the adapter."""
+    base = load_base(trained.config.model, trained.config.data)
+
+    def write(folder: Path, theta_P: Tensor) -> float:
+        rounded_away = write_full(folder, base, trained.layout, theta_P)
         tokenizer.save_pretrained(folder)
+        return rounded_away
+
+    return write
+
+
+def _card(trained: Trained, task: str | None, folder: str, framed: Framed, rounded_away: float | None) -> str:
+    data = trained.config.data
     corpus = "the embedded corpus" if data.path is None else Path(data.path).name
-    about = Exported(trained.row, task, folder.name, corpus, model.name, is_full=full is not None)
-    (folder / "README.md").write_text(card(about, trained.results), encoding="utf-8")
+    return card(Exported(trained.row, task, folder, corpus, trained.config, framed, rounded_away), trained.results)
+
+
+def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:
+    """What stands around a text of the task, as fits had it; for Theta, of the first task."""
+    data, task = trained.config.data, task or next(iter(trained.theta_of))
+    row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}
+    bare = tokenize_for(trained.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
+    start = bare.tokens[: len(bare.tokens) - bare.num_tokens("test")].tolist()
+    before, after = (for_task(words, task) for words in data.template.split("{text}"))
+    by_task = "{task}" in f"{data.prompt}{data.template}"
+    return Framed(task, by_task, start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))

@@ -1,8 +1,10 @@
 """What a run exports is the model that was scored: code that shares none with ours finds the same perplexities."""
 
+import html
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bora_sweep.cli import main
-from bora_sweep.config import load_config
+from bora_sweep.config import Config, ModelConfig, load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
+from bora_sweep.model.full import merged_weights
 from bora_sweep.model.interchange import read_adapters
 from bora_sweep.results import SCHEMAS, read_results, trial_rows, write_table
 from bora_sweep.train import fit
@@ -221,15 +224,60 @@ def test_a_card_says_what_the_parquet_says(exported):
     assert "speeches.parquet" in card
 
 
-def test_a_card_s_lines_load_the_adapter(exported, monkeypatch):
-    monkeypatch.chdir(exported / "out")
-    for path in sorted((exported / "out").glob("*/README.md")):
-        code = re.search(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-        assert code is not None
-        assert len(code[1].split("\n")) <= 7
+def code_of(folder: Path) -> str:
+    """The Python of its card."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    return code[1]
+
+
+FRAMED = ["data.prompt=w1 {task} w2", "data.template=w3 {text} w4"]
+
+
+@pytest.mark.parametrize("merge", [[], ["--merge"]])
+@pytest.mark.parametrize("around", [[], FRAMED])
+def test_a_card_s_lines_give_the_scores_in_the_parquet(around, merge, tmp_path, monkeypatch):
+    """Whatever the base's files say of a precision: here bfloat16, in which the scores are others."""
+    make_base("opt", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    sizes = {"ann": 16, "b'b": 14}
+    make_frame(sizes).to_parquet(tmp_path / "speeches.parquet")
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["fit", *settings_of(tmp_path), "lora.target_modules=all-linear", *around, f"output={run}"]) == 0
+    assert main(["export", str(run), str(out), *merge]) == 0
+    scored, texts = read_results(run).document_scores.query("split == 'test'"), make_frame(sizes)["text"]
+    monkeypatch.chdir(out)
+    for task, folder in json.loads((out / "tasks.json").read_text(encoding="utf-8")).items():
         scope = {}
-        exec(code[1], scope)
-        assert isinstance(scope["model"], PeftModel)
+        exec(code_of(out / folder), scope)
+        model, tokenizer, start = (scope[name] for name in ("model", "tokenizer", "start"))
+        for row in scored[scored["task"] == task].itertuples():
+            text = texts[int(row.document_id)]
+            words = f"w3 {text} w4" if around else text
+            ids = start + tokenizer(words, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*ids[: MAX_TOKENS - 1], 2]])
+            with torch.no_grad():
+                picked = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1).gather(1, ids[0, 1:, None])
+            assert -picked[len(start) - 1 :].sum() == pytest.approx(row.nll_nats, rel=1e-5)
+        if around:
+            assert (start[0], start[-1]) == (4, 5)  # w1 and w2
+            assert "here one of 'ann'" in code_of(out / "_global")
+            card = html.unescape((out / folder / "README.md").read_text(encoding="utf-8"))
+            assert "follows `start`: “w3 ”, text, “ w4”, </s>; 9 tokens of a document at most" in card
+
+
+def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
+    page = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    named = {"facebook/opt-350m": str(exported / "base"), "OUT": str(exported / "out"), "task_3": "task_2"}
+    scope = {}
+    exec(re.sub("|".join(named), lambda found: named[found[0]], block[1]), scope)
+    task = read_trained(exported / "run", "fit")
+    layout, theta_P = task.layout, list(task.theta_of.values())[2]
+    expected = merged_weights(make_base("opt", dtype=torch.float32), layout, theta_P)
+    for name, weight in expected.items():
+        torch.testing.assert_close(scope["merged"].state_dict()[name], weight)
 
 
 def test_a_hostile_name_harms_no_card(exported):
@@ -248,11 +296,13 @@ def test_a_hostile_name_harms_no_card(exported):
 
 @pytest.mark.parametrize("base", ["facebook/opt-350m", "gpt2", "/models/opt", "../opt", "a\nb", "x/y/z", None])
 def test_only_a_name_that_the_hub_knows_stands_in_the_card_s_head(exported, base):
-    from bora_sweep.report.card import Exported, card
+    from bora_sweep.report.card import Exported, Framed, card
 
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
-    front = yaml.safe_load(card(Exported(row, None, "_global", "x", base, is_full=False), results).split("---\n")[1])
+    config = Config(model=ModelConfig(name=base))
+    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), None)
+    front = yaml.safe_load(card(about, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
     assert front == named | {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["bora", "lora"]}
 

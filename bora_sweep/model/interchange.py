@@ -8,9 +8,9 @@ Shapes: K tasks, P parameters of one adapter.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.data.corpus import folder_name
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part
+
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftConfig
 
 GLOBAL, TASKS = "_global", "tasks.json"
 DESCRIPTION, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,6 +36,7 @@ KNOWN = {
     "layers_pattern", "lora_dropout", "fan_in_fan_out", "inference_mode", "task_type", "base_model_name_or_path",
     "revision", "auto_mapping", "peft_version", "ensure_weight_tying",
 }  # fmt: skip
+# `target_parameters` is known too, but not of a weight that is kept transposed, to which PEFT would add B A as it is.
 LEAVES_BASE = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights; the others subtract from W
 
 
@@ -50,7 +54,14 @@ def _hash(task: str) -> str:
     return hashlib.sha256(task.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
-def write_adapter(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+def write_adapter(
+    folder: Path,
+    layout: Layout,
+    theta_P: Tensor,
+    config: LoraConfig,
+    base: str | None,
+    by_weight: Collection[str] = (),
+) -> None:
     """Write one adapter into `folder`, which is made.
 
     A PEFT folder loads by `PeftModel.from_pretrained(base, folder)`. PEFT has no MoRA: such a folder has `config.json`
@@ -62,31 +73,42 @@ def write_adapter(folder: Path, layout: Layout, theta_P: Tensor, config: LoraCon
         theta_P: The adapter.
         config: Its rank, alpha and variant.
         base: What `from_pretrained` loads the base model by; None: not said.
+        by_weight: Sites that PEFT is told of by their weights, as `bora_sweep.model.exportable.sites_by_weight` has it.
     """
     folder.mkdir(parents=True)
-    (_write_mora if config.variant == "mora" else _write_peft)(folder, layout, theta_P, config, base)
+    if config.variant == "mora":
+        _write_mora(folder, layout, theta_P, config, base)
+        return
+    peft_config(layout, config, base, by_weight).save_pretrained(str(folder))
+    named = {peft_key(part): matrix.clone() for part, matrix in named_parts(layout, theta_P)}
+    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
 
 
-def _write_peft(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+def peft_config(layout: Layout, config: LoraConfig, base: str | None, by_weight: Collection[str]) -> "PeftConfig":
+    """The adapters of `layout` as PEFT describes them; arguments as in `write_adapter`."""
     from peft import LoraConfig as PeftConfig
 
-    PeftConfig(
+    return PeftConfig(
         r=config.rank,
         lora_alpha=config.resolved_alpha,  # type: ignore[arg-type]  # PEFT takes any number
         use_rslora=config.variant == "rslora",
         use_dora=config.variant == "dora",
-        target_modules=[site.name for site in layout.sites],
+        target_modules=[site.name for site in layout.sites if site.name not in by_weight],
+        target_parameters=[f"{site.name}.weight" for site in layout.sites if site.name in by_weight] or None,
         fan_in_fan_out=any(site.transposed for site in layout.sites),
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
-    ).save_pretrained(str(folder))
-    flats = theta_P.split(layout.sizes)
-    named = {_key(part): flat.view(part.shape).clone() for part, flat in zip(layout.parts, flats, strict=True)}
-    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+    )
 
 
-def _key(part: Part) -> str:
+def named_parts(layout: Layout, theta_P: Tensor) -> Iterator[tuple[Part, Tensor]]:
+    """Each part of an adapter, and its matrix or vector."""
+    for part, flat in zip(layout.parts, theta_P.split(layout.sizes), strict=True):
+        yield part, flat.view(part.shape)
+
+
+def peft_key(part: Part) -> str:
     """Its name in PEFT's files."""
     return f"base_model.model.{part.site.name}.{PEFT_NAMES[part.kind]}"
 
@@ -104,7 +126,9 @@ def _write_mora(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfi
     (folder / "mora.safetensors").write_bytes(save(named, {"format": "pt"}))
 
 
-def read_adapters(source: Path, layout: Layout, config: LoraConfig, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+def read_adapters(
+    source: Path, layout: Layout, config: LoraConfig, tasks: Sequence[str], base: str | None = None
+) -> tuple[Tensor, Tensor]:
     """mean_P and theta_KP of PEFT adapters, for a fit of `tasks` to begin with: what `write_adapter` wrote, to the bit.
 
     Args:
@@ -113,16 +137,21 @@ def read_adapters(source: Path, layout: Layout, config: LoraConfig, tasks: Seque
         layout: Where the fit has adapters.
         config: Their rank, alpha and variant.
         tasks: The fit's.
+        base: What `from_pretrained` loads the fit's base by; None, or an adapter that names none: not compared.
 
     Raises:
         InputError: There is no adapter, or one that the fit could not go on from as it is.
     """
+
+    def read(folder: Path) -> Tensor:
+        return _read_peft(folder, layout, config, base)
+
     if (source / DESCRIPTION).is_file():
-        mean_P = _read_peft(source, layout, config)
+        mean_P = read(source)
         return mean_P, mean_P.expand(len(tasks), -1)
-    theta_of = {task: _read_peft(source / name, layout, config) for task, name in _folders(source).items()}
+    theta_of = {task: read(source / name) for task, name in _folders(source).items()}
     if (source / GLOBAL).is_dir():
-        mean_P = _read_peft(source / GLOBAL, layout, config)
+        mean_P = read(source / GLOBAL)
     elif theta_of:
         mean_P = torch.stack(list(theta_of.values())).mean(0)
     else:
@@ -156,9 +185,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_peft(folder: Path, layout: Layout, config: LoraConfig) -> Tensor:
+def _read_peft(folder: Path, layout: Layout, config: LoraConfig, base: str | None) -> Tensor:
     """theta_P of one folder, in float32 at least."""
-    _refuse_other_kinds(folder, _read_json(folder / DESCRIPTION), config)
+    if folder.is_dir() and not (folder / DESCRIPTION).is_file():
+        raise InputError(
+            f"init_from={folder}: holds no {DESCRIPTION}, so no PEFT adapter: full models and MoRA are none; export "
+            "again without --merge, from a fit of another lora.variant"
+        )
+    described = _read_json(folder / DESCRIPTION)
+    _refuse_other_base(folder, described.get("base_model_name_or_path"), base)
+    _refuse_other_kinds(folder, described, layout, config)
     try:
         named = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -166,7 +202,7 @@ def _read_peft(folder: Path, layout: Layout, config: LoraConfig) -> Tensor:
             f"init_from={folder}: {WEIGHTS} cannot be read ({one_line(error, limit=200)}); only safetensors are, "
             "nothing is unpickled"
         ) from None
-    shape_of = {_key(part): part.shape for part in layout.parts}
+    shape_of = {peft_key(part): part.shape for part in layout.parts}
     if different := sorted(shape_of.keys() ^ named.keys()):
         whose = "the adapter lacks" if different[0] in shape_of else "the fit has no place for"
         raise InputError(
@@ -179,19 +215,39 @@ def _read_peft(folder: Path, layout: Layout, config: LoraConfig) -> Tensor:
                 f"init_from={folder}: {key} has shape {tuple(named[key].shape)} where the model needs {shape}; set "
                 "model.name to the adapter's base"
             )
+    for key in shape_of:
+        if not named[key].isfinite().all():
+            raise InputError(f"init_from={folder}: {key} holds values that are no finite numbers; give another adapter")
     theta_P = torch.cat([named[key].flatten() for key in shape_of])
     return theta_P.to(torch.promote_types(theta_P.dtype, torch.float32))
 
 
-def _refuse_other_kinds(folder: Path, described: dict[str, Any], config: LoraConfig) -> None:
+def _refuse_other_base(folder: Path, found: object, base: str | None) -> None:
+    """Refuse an adapter of a base of another name, wherever the two lie: numbers alone do not tell bases apart."""
+    if isinstance(found, str) and base is not None and _last_name(found) != _last_name(base):
+        raise InputError(
+            f"init_from={folder}: is an adapter of {found}, and the fit's base is model.name={base}; set model.name to "
+            f"the adapter's; or, if both are the same model, base_model_name_or_path in its {DESCRIPTION} to the fit's"
+        )
+
+
+def _last_name(base: str) -> str:
+    """Of a hub's name, a folder, or a snapshot in the hub's cache."""
+    parts = [part for part in base.replace("\\", "/").casefold().split("/") if part not in ("", ".")]
+    cached = [part for part in parts if part.startswith("models--")]
+    return cached[-1].rpartition("--")[2] if cached else parts[-1] if parts else ""
+
+
+def _refuse_other_kinds(folder: Path, described: dict[str, Any], layout: Layout, config: LoraConfig) -> None:
     """Refuse an adapter whose weights would mean something else in this fit."""
     from peft import LoraConfig as PeftConfig
 
     default = {**PeftConfig().to_dict(), "peft_type": "LORA"}
+    known = KNOWN | (set() if any(site.transposed for site in layout.sites) else {"target_parameters"})
     strange = {
         key: value
         for key, value in described.items()
-        if key not in KNOWN
+        if key not in known
         and (value not in LEAVES_BASE if key == "init_lora_weights" else value and value != default.get(key))
     }
     for key, value in strange.items():

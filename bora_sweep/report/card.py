@@ -3,7 +3,6 @@
 A name from the data never acts as markup.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from bora_sweep.config import Config
 from bora_sweep.report.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.results import Results, perplexity
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+TOLD = 0.01  # of what the adapter does, lost by merging
 ENDS = {0.0: "one model per task", math.inf: "one model for all"}
 
 
@@ -31,10 +32,45 @@ class Exported:
     folder: str
     corpus: str
     """The data set's name."""
-    base: str | None
-    """What `from_pretrained` loads the base by; None: the embedded one."""
-    is_full: bool
-    """The base with the adapter merged into it."""
+    config: Config
+    """What the trial was fitted with."""
+    framed: "Framed"
+    rounded_away: float | None
+    """Of a full model, the base with the adapter merged into it: how far rounding moved its logits, as a share of what
+    the adapter does. None: an adapter alone."""
+
+    @property
+    def base(self) -> str | None:
+        """What `from_pretrained` loads the base by; None: the embedded one."""
+        return self.config.model.name
+
+    @property
+    def is_full(self) -> bool:
+        """A full model."""
+        return self.rounded_away is not None
+
+    @property
+    def has_code(self) -> bool:
+        """Whether transformers and PEFT load it: they have no MoRA."""
+        return self.is_full or self.row["lora_variant"] != "mora"
+
+
+@dataclass(frozen=True)
+class Framed:
+    """What stands around a document's text when it is scored."""
+
+    task: str
+    """The document's."""
+    by_task: bool
+    """Whether it is another for each task."""
+    start: list[int]
+    """Tokens before it, unscored."""
+    before: str
+    """The template's words before the text."""
+    after: str
+    """Those after it."""
+    end: str
+    """The end token."""
 
 
 def card(about: Exported, results: Results) -> str:
@@ -52,18 +88,18 @@ def card(about: Exported, results: Results) -> str:
         "## Use",
         "From the folder that holds this one:",
         f"```python\n{_snippet(about)}\n```",
+        *(_how_scored(about) if about.has_code else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(about: Exported) -> str:
-    variant = about.row["lora_variant"]
     front: dict[str, Any] = {}
     if about.base is not None and HUB_NAME.fullmatch(about.base):  # the hub refuses a card that names a local folder
         front |= {"base_model": about.base, "base_model_relation": "finetune" if about.is_full else "adapter"}
-    if about.is_full or variant != "mora":
+    if about.has_code:
         front["library_name"] = "transformers" if about.is_full else "peft"
-    front |= {"pipeline_tag": "text-generation", "tags": ["bora", variant]}
+    front |= {"pipeline_tag": "text-generation", "tags": ["bora", about.row["lora_variant"]]}
     return yaml.safe_dump(front, sort_keys=False)
 
 
@@ -137,23 +173,49 @@ def _caption(about: Exported) -> str:
 
 
 def _snippet(about: Exported) -> str:
-    folder = json.dumps(about.folder)
-    if about.is_full:
-        return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({folder})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({folder})"
-        )
-    if about.row["lora_variant"] == "mora":
+    if not about.has_code:
         return (
             "from safetensors.torch import load_file\n\n"
-            f'M_of = load_file({folder} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
+            f'M_of = load_file({about.folder!a} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
             "docs/adapters.md of bora_sweep says how M acts"
         )
-    base = "BASE" if about.base is None else json.dumps(about.base)
+    name = ascii(about.folder) if about.is_full else "BASE" if about.base is None else ascii(about.base)
+    model = about.config.model
+    code = ", trust_remote_code=True" if model.trust_remote_code else ""
+    loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{code})"
+    before = f"{about.framed.before!a} + " if about.framed.before else ""
+    one_of = f", here one of {about.framed.task!a}" if about.task is None and about.framed.by_task else ""
+    lines = [
+        "import torch",
+        *([] if about.is_full else ["from peft import PeftModel"]),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = {loaded}",
+        f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
+        *([] if about.is_full else [f"model = PeftModel.from_pretrained(model, {about.folder!a})"]),
+        "",
+        f"start = {about.framed.start}  # what a document begins with{one_of}",
+        f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
+        "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))",
+    ]
+    return "\n".join(lines)
+
+
+def _how_scored(about: Exported) -> list[str]:
+    """What the perplexities are of."""
+    framed, config = about.framed, about.config
+    around = [f"“{framed.before}”" if framed.before else "", "text", f"“{framed.after}”" if framed.after else ""]
+    parts = [markdown_text(part) for part in [*around, framed.end] if part]
+    mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
+    return [
+        f"Scored is what follows `start`: {', '.join(parts)}; {config.model.max_tokens} tokens of a document at most, "
+        f"with weights in {config.model.dtype}{mixed}.",
+        *([] if (about.rounded_away or 0) < TOLD else [_how_rounded(about)]),
+    ]
+
+
+def _how_rounded(about: Exported) -> str:
     return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({base})\n"
-        f"model = PeftModel.from_pretrained(base, {folder})"
+        f"That was with the adapter beside the weights. Merged into them it is rounded to {about.config.model.dtype}, "
+        f"which moves logits by {about.rounded_away:.0%} of what the adapter does."
     )
