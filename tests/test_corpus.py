@@ -6,7 +6,7 @@ import time
 import types
 import unicodedata
 from collections import Counter
-from itertools import islice, permutations
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data import read
 from bora_sweep.data.corpus import Corpus, folder_name, load_corpus
 from bora_sweep.data.split import SPLITS, split_documents, split_sizes
 from bora_sweep.errors import InputError
@@ -208,15 +207,6 @@ def test_odd_but_valid_files_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "more": [1], "task": task}) for task, text in rows(2).itertuples(index=False)]
     jsonl_file = write_bytes(tmp_path / "x.jsonl", ("\ufeff" + "\n\n".join(lines)).encode())
     assert len(load(jsonl_file).documents) == 12
-
-
-def test_the_good_path_reads_no_line_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = pd.concat([rows(2, 2_000)] * 5)
-    paths = [write(many, tmp_path / f"x{suffix}") for suffix in (".csv", ".jsonl")]
-    for name, reader in (("_csv_rows", read._csv_rows), ("_json_objects", read._json_objects)):
-        monkeypatch.setattr(read, name, lambda path, reader=reader: islice(reader(path), 1))
-    for path in paths:
-        assert len(load(path).documents) == len(many)
 
 
 # Wrong input

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data import talk_of_norway
-from bora_sweep.data.read import counted, read_file
-from bora_sweep.data.sources import read_folder, read_hub
+from bora_sweep.data.read import counted
+from bora_sweep.data.sources import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.errors import InputError
 
@@ -90,7 +90,7 @@ def _read(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
         config = dataclasses.replace(config, id_column=config.id_column or "document_id")
         table, notes = read_folder(path, _columns(config))
     else:
-        table, notes = read_file(path, _columns(config)), []
+        table, notes = read_file(path, _columns(config))
     name = path.name if config.kind == "hub" or path.is_dir() else Path(path.name.removesuffix(".gz")).stem
     return name, _documents(table, config), notes
 
@@ -138,7 +138,7 @@ def _strings(table: pa.Table, key: str, config: DataConfig, whole_numbers: bool)
     kind = column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_text or pa.types.is_null(kind) or (whole_numbers and pa.types.is_integer(kind))):
-        need = "text or whole numbers" if whole_numbers else "text"
+        need = "text or whole numbers (1, not 1.0)" if whole_numbers else "text"
         raise InputError(f"{config.path}: column {name!r} ({key}) holds values of type {kind}; it needs {need}")
     strings = column.cast(pa.large_string()).to_pandas()
     missing = strings.isna() | (strings.str.strip() == "") if whole_numbers else strings.isna()
@@ -159,8 +159,9 @@ def _times(column: pa.ChunkedArray, config: DataConfig) -> pd.Series:
     """Numbers, or else dates."""
     values = column.to_pandas()
     numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
-    if not column.null_count and numbers.notna().all():
-        return numbers
+    if not column.null_count and np.isfinite(numbers).all():
+        rounded = numbers.dtype.kind == "f" and values.astype(str).str.fullmatch(r"[+-]?\d+").all()
+        return values.map(int).astype(object) if rounded else numbers
     dates = pd.to_datetime(values.astype(str), errors="coerce", format="ISO8601", utc=True)
     if dates.isna().any():
         row = int(dates.isna().argmax())
