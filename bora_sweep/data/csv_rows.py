@@ -6,9 +6,9 @@ blocks ends within CRLF; on one core it is no faster.
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import pyarrow as pa
 
@@ -29,57 +29,60 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
     Raises:
         InputError: It is empty, a column is missing, or a row is malformed.
     """
-    rows = csv_rows(path)
-    _, header, _ = next(rows, (1, [], []))
-    if not header:
-        raise InputError(f"{path}: the file is empty; data.path needs a header line and documents below it")
-    needed = check_columns(path, header, columns)
-    places = [header.index(name) for name in needed]
-    task_place = header.index(columns["data.task_column"])
     tasks: set[str] = set()
     suspects: list[tuple[int, str]] = []
+    with opened_text(path) as lines:
+        rows = csv_rows(path, lines)
+        _, header, _ = next(rows, (1, [], []))
+        if not header:
+            raise InputError(f"{path}: the file is empty; data.path needs a header line and documents below it")
+        needed = check_columns(path, header, columns)
+        places, task_place = [header.index(name) for name in needed], header.index(columns["data.task_column"])
 
-    def cells() -> Iterator[list[str | None]]:
-        for line, row, raw in rows:
-            if len(row) != len(header):
-                raise InputError(
-                    f"{path}, line {line}: {counted(len(row), 'field')}, but the header has {len(header)}; put text "
-                    'that holds commas, quotes or line breaks between double quotes, and write a quote in it as ""'
-                )
-            if len(raw) > 1:
-                suspects.extend(_like_rows(line, row, len(header), task_place))
-            tasks.add(row[task_place])
-            yield [row[place] if row[place] or _is_quoted(raw, place) else None for place in places]
+        def cells() -> Iterator[list[str | None]]:
+            for line, row, raw in rows:
+                if len(raw) > 1:
+                    suspects.extend(_like_rows(line, row, task_place))
+                tasks.add(row[task_place])
+                yield [row[place] if row[place] or _is_quoted(raw, place) else None for place in places]
 
-    table = table_of(cells(), dict.fromkeys(needed, pa.large_string()))
+        table = table_of(cells(), dict.fromkeys(needed, pa.large_string()))
     return table, _suspicion([(line, task) for line, task in suspects if task in tasks])
 
 
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Each row with the line it begins on, counted from 1, and the lines that it is on; blank lines are passed over.
+def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Each row, the header first, with the line it begins on, counted from 1, and the lines that it is on.
+
+    Blank lines are passed over.
 
     Raises:
-        InputError: A quoted field is not closed, or goes on after its closing quote.
+        InputError: A quoted field is not closed, or goes on after its closing quote; a row has not the header's fields.
     """
     limit = csv.field_size_limit(2**31 - 1)
-    line, raw = 1, []
+    line, num_fields = 1, 0
+    raw: list[str] = []
 
-    def noted(lines: IO[str]) -> Iterator[str]:
+    def noted() -> Iterator[str]:
         for text in lines:
             raw.append(text)
             yield text
 
     try:
-        with opened_text(path) as lines:
-            rows = csv.reader(noted(lines), strict=True)
-            for row in rows:
-                if row:
-                    yield line, row, raw
-                line = rows.line_num + 1
-                raw.clear()
+        rows = csv.reader(noted(), strict=True)
+        for row in rows:
+            num_fields = num_fields or len(row)
+            if row and len(row) != num_fields:
+                raise InputError(
+                    f"{source}, line {line}: {counted(len(row), 'field')}, but the header has {num_fields}; put text "
+                    'that holds commas, quotes or line breaks between double quotes, and write a quote in it as ""'
+                )
+            if row:
+                yield line, row, raw
+            line = rows.line_num + 1
+            raw.clear()
     except csv.Error as error:
         what = "a double quote is never closed" if "end of data" in str(error) else str(error)
-        raise InputError(f'{path}, line {line}: {what}; write a quote within a quoted field as ""') from None
+        raise InputError(f'{source}, line {line}: {what}; write a quote within a quoted field as ""') from None
     finally:
         csv.field_size_limit(limit)
 
@@ -92,13 +95,13 @@ def _is_quoted(raw: Sequence[str], place: int) -> bool:
     return text.startswith('""', start)
 
 
-def _like_rows(line: int, row: list[str], num_fields: int, task_place: int) -> Iterator[tuple[int, str]]:
+def _like_rows(line: int, row: list[str], task_place: int) -> Iterator[tuple[int, str]]:
     """The lines within a row's fields that would be rows of their own, but for a quote before them; and their task."""
     for field in row:
         within = _LINE_BREAK.split(field)
         for text in within if len(within) > 1 else []:
             parts = text.split(",")
-            if len(parts) == num_fields:
+            if len(parts) == len(row):
                 yield line, parts[task_place]
             line += 1
         line -= len(within) > 1  # a field's last line is the next one's first
