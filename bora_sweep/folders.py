@@ -6,12 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bora_sweep.data.known import DOCUMENTS
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.report.card import Exported, card
-from bora_sweep.storage import Folder, folder_at
+from bora_sweep.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.trained import Trained, read_trained
 
 
@@ -24,6 +25,8 @@ def export(
     merge: bool = False,
 ) -> dict[str, str]:
     """Write Theta and the tasks' adapters of a trial below `out`, each in a folder of its own with a README.md.
+
+    Beside them the fingerprints of the run's documents, all of them, for what goes on from here to know its splits.
 
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
@@ -38,7 +41,8 @@ def export(
     Raises:
         InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
     """
-    trained, out = read_trained(folder_at(run), trial), Path(out)
+    run, out = folder_at(run), Path(out)
+    trained = read_trained(run, trial)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
@@ -49,6 +53,8 @@ def export(
     full = (load_base(model, data), load_tokenizer(model, data)) if merge else None
     for task, name in [(None, GLOBAL), *names.items()]:
         _write(out / name, trained, task, full)
+    if exists(run / DOCUMENTS):
+        (out / DOCUMENTS).write_bytes(read_bytes(run / DOCUMENTS))
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 
