@@ -180,12 +180,14 @@ def _times(column: pa.ChunkedArray, config: DataConfig) -> pd.Series:
     """Numbers, or else dates."""
     values = column.to_pandas()
     numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
-    if not column.null_count and np.isfinite(numbers).all():
+    finite = np.isfinite(numbers)
+    if not column.null_count and finite.all():
         rounded = numbers.dtype.kind == "f" and values.astype(str).str.fullmatch(r"[+-]?\d+").all()
         return values.map(int).astype(object) if rounded else numbers
     dates = pd.to_datetime(values.astype(str), errors="coerce", format="ISO8601", utc=True)
     if dates.isna().any():
-        row = int(dates.isna().argmax())
+        neither = dates.isna() & ~finite
+        row = int((neither if neither.any() else dates.isna()).argmax())
         raise InputError(
             f"{config.path}: row {row} (counted from 0): {values[row]!r} in column {config.time_column!r} "
             "(data.time_column) is no time; write numbers throughout, or dates such as 1998-10-07"

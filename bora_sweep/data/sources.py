@@ -64,13 +64,13 @@ def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[
         InputError: No subfolder holds a .txt file, one cannot be read or is not UTF-8, or `columns` names a fourth
             column.
     """
-    visible = (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    visible = (entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry))
     folders = sorted(visible, key=lambda folder: folder.name)
     rows = [
         {"task": folder.name, "text": _read_text(file), "document_id": f"{folder.name}/{file.name}"}
         for folder in folders
         for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.suffix.lower() == ".txt" and not file.name.startswith(".") and not file.is_dir()
+        if _is_text(file)
     ]
     if not rows:
         raise InputError(
@@ -79,7 +79,18 @@ def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[
         )
     num_empty = len(folders) - len({row["task"] for row in rows})
     notes = [f"{counted(num_empty, 'subfolder')} without a .txt file passed over"] if num_empty else []
+    visible_below = (file for file in path.rglob("*") if not any(map(_is_hidden, file.relative_to(path).parents)))
+    if num_elsewhere := sum(map(_is_text, visible_below)) - len(rows):
+        notes.append(f"{counted(num_elsewhere, '.txt file')} not right in a subfolder passed over")
     return pa.Table.from_pylist(rows).select(check_columns(path, list(rows[0]), columns)), notes
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _is_text(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and not _is_hidden(file) and not file.is_dir()
 
 
 def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]) -> pa.Table:

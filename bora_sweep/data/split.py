@@ -83,7 +83,8 @@ def split_documents(
         split_of_text[text] = split = room.index(max(room))
         for task in members:
             filled[task][split] += 1
-    _refuse([task for task, counts in filled.items() if min(counts) == 0], sizes, distinct)
+    empty = [task for task, counts in filled.items() if min(counts) == 0]
+    _refuse(empty, sizes, distinct, ", and known ones stay in theirs" if known and any(known) else "")
     return [
         SPLITS[split_of_text[text] if split is None else split]
         for (_, text), split in zip(documents, kept, strict=True)
@@ -129,7 +130,7 @@ def _digest(seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
 
-def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str]) -> None:
+def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str], also: str = "") -> None:
     if not tasks:
         return
     task = min(tasks)
@@ -138,6 +139,6 @@ def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str
     raise InputError(
         f"task {task!r}{others}: {counted(sum(sizes[task]), 'document')} with "
         f"{counted(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
-        f"share a split, across tasks too, and known ones stay in theirs. Leave such tasks out with "
+        f"share a split, across tasks too{also}. Leave such tasks out with "
         f"data.min_documents={enough}, or remove their repeated texts"
     )
