@@ -184,9 +184,8 @@ def test_what_no_column_can_hold_is_refused_with_its_line(tmp_path, row, essence
 def test_ids_are_whole_numbers_throughout_and_times_any_numbers(tmp_path):
     rows = [{"task": "a", "text": "x", "n": n} for n in (1, 1.5, 2)]
     assert len(read(tmp_path / "x.jsonl", jsonl(*rows), time="n")[0]) == 3
-    assert "1.5, but 1 in line 1; write a column as text throughout, or as whole numbers" in refusal(
-        tmp_path / "x.jsonl", jsonl(*rows), id="n"
-    )
+    message = refusal(tmp_path / "x.jsonl", jsonl(*rows), id="n")
+    assert "line 2: 'n' is 1.5; it needs text, or a whole number" in message
 
 
 def test_what_is_not_asked_for_may_be_anything(tmp_path):
@@ -225,6 +224,9 @@ def test_labels_in_parquet_that_datasets_wrote_are_their_names(tmp_path):
         None,
     ]
     assert read_parquet(tmp_path / "x.parquet", with_labels([1, 0], None)) == [1, 0]
+    for told in (b"", b"{", b"[]", b'{"info": null}', b'{"info": {"features": [1]}}'):
+        table = with_labels([1, 0], []).replace_schema_metadata({b"huggingface": told})
+        assert read_parquet(tmp_path / "x.parquet", table) == [1, 0]
 
 
 def test_a_label_without_a_name_is_refused_with_its_row(tmp_path):

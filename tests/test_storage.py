@@ -115,7 +115,7 @@ def test_checkpoints_adapters_and_tables_live_on_either(place):
     assert (row["trial_id"], row["tau"]) == ("007", 3.0)
     assert read_results(str(place)).trials["run"].tolist() == [str(place)]
     record = pd.DataFrame({"task": ["a"], "document_id": ["0"], "fingerprint": ["f"], "split": ["test"]})
-    write_documents(place, record.assign(carried=False))
+    write_documents(place, record.assign(loose_fingerprint="f", carried=False))
     assert read_documents(folder_at(str(place)))["split"].tolist() == ["test"]
 
 

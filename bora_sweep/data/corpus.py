@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data import talk_of_norway
-from bora_sweep.data.known import fingerprints, known_splits, read_documents, record_of
+from bora_sweep.data.known import known_splits, read_documents, record_of, with_fingerprints
 from bora_sweep.data.read import counted
 from bora_sweep.data.sources import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
@@ -57,7 +57,7 @@ def load_corpus(config: DataConfig, known_from: Folder | None = None) -> Corpus:
         known_from = folder_at(os.path.expanduser(config.split_from))
     known = None if known_from is None else read_documents(known_from)
     name, documents, notes = _read(config)
-    documents = documents.assign(fingerprint=fingerprints(documents["text"]))  # as it is read, before any cut
+    documents = with_fingerprints(documents)  # of the texts as they are read, before any cut
     documents, tasks, left_out = _filter(documents, config)
     notes += left_out
     if len(tasks) < 2:

@@ -84,10 +84,12 @@ def _refuse_cell(path: Path, line: int, name: str, cell: Any, before: tuple[int,
     kind = _KINDS[type(cell)]
     if kind in _NESTED:
         raise InputError(f"{path}, line {line}: {name!r} is {kind}; it needs text, or a number")
-    if kind != _KINDS[type(first)] or (is_name and type(cell) is not type(first)):
+    if is_name and isinstance(cell, bool | float):
+        raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}; it needs text, or a whole number")
+    if kind != _KINDS[type(first)]:
         raise InputError(
             f"{path}, line {line}: {name!r} is {_short(cell)}, but {_short(first)} in line {first_line}; write a "
-            f"column as text throughout, or as {'whole ' if is_name else ''}numbers throughout"
+            "column as text throughout, or as numbers throughout"
         )
     if type(cell) is int and not is_name and not -(2**63) <= cell < 2**63:
         raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}, beyond 64 bits; write it as text")

@@ -1,6 +1,7 @@
 """The documents of a run by fingerprint, each with its split, kept in a file so that another run leaves them there."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _SCHEMA = pa.schema(
         ("task", pa.string()),
         ("document_id", pa.string()),
         ("fingerprint", pa.string()),
+        ("loose_fingerprint", pa.string()),
         ("split", pa.string()),
         ("carried", pa.bool_()),  # known to the run that this one goes on from, and not among its own documents
     ]
@@ -28,8 +30,16 @@ _TASKS = "tasks.json"  # of an export
 _KEY = ["task", "document_id", "fingerprint"]
 
 
-def fingerprints(texts: Iterable[str]) -> list[str]:
-    """Half of the SHA-256 of each text, in hexadecimal."""
+def with_fingerprints(documents: pd.DataFrame) -> pd.DataFrame:
+    """`documents` with two columns more: of each text, and of what another way of writing the same file leaves of it.
+
+    Half of a SHA-256 in hexadecimal. White space and how accents are coded do not count in the loose one.
+    """
+    loose = [" ".join(unicodedata.normalize("NFC", text).split()) for text in documents["text"]]
+    return documents.assign(fingerprint=_fingerprints(documents["text"]), loose_fingerprint=_fingerprints(loose))
+
+
+def _fingerprints(texts: Iterable[str]) -> list[str]:
     return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
 
 
@@ -40,7 +50,7 @@ def write_documents(folder: Folder, record: pd.DataFrame) -> None:
 
 
 def read_documents(folder: Folder) -> pd.DataFrame:
-    """Columns task, document_id, fingerprint, split and carried.
+    """Columns task, document_id, fingerprint, loose_fingerprint, split and carried.
 
     Raises:
         InputError: There is no such file in the folder, or it is damaged.
@@ -76,23 +86,31 @@ def export_of(path: str | None) -> Folder | None:
 def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
     """The split of each document that is known, None for the others.
 
-    A document is known by task, id and text, else by its text alone. A text in several splits, which is only so under
-    `data.split=sample`, counts as trained on before it counts as one that selects, and as that before one of test.
+    A document is known by task, id and text, else by its text, else by its text loosely: a file may come with other
+    line breaks. A text in several splits counts as trained on before it counts as one that selects, and as that before
+    one of test.
 
     Args:
-        documents: Columns task, document_id and fingerprint.
+        documents: Columns task, document_id and both fingerprints.
         known: As `read_documents` has it.
     """
     of_document = dict(zip(known[_KEY].itertuples(index=False, name=None), known["split"], strict=True))
-    of_text: dict[str, str] = {}
+    exact, loose = (_split_of(known, column) for column in ("fingerprint", "loose_fingerprint"))
+    keys = zip(documents[_KEY].itertuples(index=False, name=None), documents["loose_fingerprint"], strict=True)
+    return [of_document.get(key, exact.get(key[2], loose.get(near))) for key, near in keys]
+
+
+def _split_of(known: pd.DataFrame, column: str) -> dict[str, str]:
+    """Of each fingerprint, its first in the order of `SPLITS`."""
+    found: dict[str, str] = {}
     for split in reversed(SPLITS):
-        of_text |= dict.fromkeys(known["fingerprint"][known["split"] == split], split)
-    return [of_document.get(key, of_text.get(key[2])) for key in documents[_KEY].itertuples(index=False, name=None)]
+        found |= dict.fromkeys(known[column][known["split"] == split], split)
+    return found
 
 
 def record_of(documents: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
     """What `write_documents` writes: a run's own documents, and what it goes on from and has not itself."""
-    own = documents[[*_KEY, "split"]].assign(carried=False)
+    own = documents[[*_KEY, "loose_fingerprint", "split"]].assign(carried=False)
     if known is None:
         return own
     pairs = set(own[["fingerprint", "split"]].itertuples(index=False, name=None))

@@ -59,8 +59,10 @@ def with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.T
     Raises:
         InputError: A label has no name.
     """
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features") or {}
+    try:
+        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):  # `datasets` would find none either
+        return table
     for place, name in enumerate(table.column_names):
         feature = features.get(name)
         if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel" or not feature.get("names"):
