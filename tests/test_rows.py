@@ -104,19 +104,19 @@ def test_two_quotes_within_unquoted_fields_are_characters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "task", "number"),
+    ("content", "begun", "line", "task", "number"),
     [
-        ('task,text\na,x\nb,x\nc,"hi\nb,two\nc,three\na,bye"\nb,x\n', 5, "b", 3),
-        ('text,task\nx,a\nx,b\n"hi,c\ntwo,b\nbye",c\n', 4, "c", 2),
-        ('text,task,more\nx,a,1\nx,b,2\n"\nhi","c","one\ntwo,b,3\nbye"\n', 6, "b", 1),
-        ('task,text\r\na,x\r\nb,"hi\r\na,bye"\r\n', 4, "a", 1),
+        ('task,text\na,x\nb,x\nc,"hi\nb,two\nc,three\na,bye"\nb,x\n', 4, 5, "b", 3),
+        ('text,task\nx,a\nx,b\n"hi,c\ntwo,b\nbye",c\n', 4, 4, "c", 2),
+        ('text,task,more\nx,a,1\nx,b,2\n"\nhi","c","one\ntwo,b,3\nbye"\n', 4, 6, "b", 1),
+        ('task,text\r\na,x\r\nb,"hi\r\na,bye"\r\n', 3, 4, "a", 1),
     ],
 )
-def test_rows_that_a_legal_pair_of_quotes_swallows_are_a_note(tmp_path, content, line, task, number):
+def test_rows_that_a_legal_pair_of_quotes_swallows_are_a_note(tmp_path, content, begun, line, task, number):
     _, notes = read(tmp_path / "x.csv", content.encode())
     assert len(notes) == 1
     assert f"{number} line" in notes[0]
-    assert f"the first line {line}, of task {task!r}" in notes[0]
+    assert f"the first line {line}, of task {task!r}, in the row that begins on line {begun}:" in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
         InputError: It is empty, a column is missing, or a row is malformed.
     """
     tasks: set[str] = set()
-    suspects: list[tuple[int, str]] = []
+    suspects: list[tuple[int, int, str]] = []
     with opened_text(path) as lines:
         rows = csv_rows(path, lines)
         _, header, _ = next(rows, (1, [], []))
@@ -47,7 +47,7 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
                 yield [row[place] if row[place] or _is_quoted(raw, place) else None for place in places]
 
         table = table_of(cells(), dict.fromkeys(needed, pa.large_string()))
-    return table, _suspicion([(line, task) for line, task in suspects if task in tasks])
+    return table, _suspicion([suspect for suspect in suspects if suspect[-1] in tasks])
 
 
 def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[str], list[str]]]:
@@ -95,24 +95,29 @@ def _is_quoted(raw: Sequence[str], place: int) -> bool:
     return text.startswith('""', start)
 
 
-def _like_rows(line: int, row: list[str], task_place: int) -> Iterator[tuple[int, str]]:
-    """The lines within a row's fields that would be rows of their own, but for a quote before them; and their task."""
+def _like_rows(begun: int, row: list[str], task_place: int) -> Iterator[tuple[int, int, str]]:
+    """The lines within a row's fields that would be rows of their own, but for a quote before them.
+
+    Each with the line that the row begins on, its own, and its task.
+    """
+    line = begun
     for field in row:
         within = _LINE_BREAK.split(field)
         for text in within if len(within) > 1 else []:
             parts = text.split(",")
             if len(parts) == len(row):
-                yield line, parts[task_place]
+                yield begun, line, parts[task_place]
             line += 1
         line -= len(within) > 1  # a field's last line is the next one's first
 
 
-def _suspicion(lines: list[tuple[int, str]]) -> list[str]:
+def _suspicion(lines: list[tuple[int, int, str]]) -> list[str]:
     """A note, not a refusal: a text may quote such lines."""
     if not lines:
         return []
-    line, task = lines[0]
+    begun, line, task = lines[0]
     return [
         f"{counted(len(lines), 'line')} within double quotes would be rows of their own, the first line {line}, of "
-        f'task {task!r}: if a stray double quote joined them, write it as "" within double quotes'
+        f"task {task!r}, in the row that begins on line {begun}: if a stray double quote joined them, write it as "
+        '"" within double quotes'
     ]
