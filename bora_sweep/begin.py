@@ -19,9 +19,10 @@ from bora_sweep.errors import InputError
 from bora_sweep.imports import uncollected
 from bora_sweep.interrupt import noting_signals
 from bora_sweep.runs import create_run, driving, new_run, reopen_run
-from bora_sweep.storage import Folder
+from bora_sweep.storage import Folder, exists
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel
 
     from bora_sweep.data.tokens import TokenizedCorpus
@@ -39,6 +40,8 @@ class Begun:
     corpus: "TokenizedCorpus"
     groups: list[str]
     """Of parameters that have a tau of their own."""
+    record: "pd.DataFrame | None"
+    """Of its documents; None where the run has it already."""
 
 
 def open_run(settings: Sequence[Setting], command: str, resume: bool, console: Console) -> tuple[Config, Folder]:
@@ -68,8 +71,8 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
     _check_tracking(config, run)
-    corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus))
+    corpus, record = _tokenized(config, run, resume, console)
+    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus), record)
 
 
 def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
@@ -107,8 +110,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             "the data but their own training: drop it"
         )
     _check_tracking(config, run)
-    corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, _check_model(config, corpus))
+    corpus, record = _tokenized(config, run, resume, console)
+    return Begun(config, run, corpus, _check_model(config, corpus), record)
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -125,18 +128,33 @@ def held(begun: Begun, command: str) -> Iterator[None]:
     Raises:
         InputError: Another works on it.
     """
+    from bora_sweep.data.known import write_documents
+
     with driving(begun.run, command):
+        if begun.record is not None:
+            write_documents(begun.run, begun.record)
         create_run(begun.config, begun.run)
         yield
 
 
-def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
+def _tokenized(
+    config: Config, run: Folder, resume: bool, console: Console
+) -> tuple["TokenizedCorpus", "pd.DataFrame | None"]:
+    """The corpus, and the record of its documents unless the run has one."""
     with uncollected():
         from bora_sweep.data.corpus import load_corpus
+        from bora_sweep.data.known import DOCUMENTS, export_of
         from bora_sweep.data.tokens import tokenize_for
         from bora_sweep.model.base import load_tokenizer
 
-    corpus = load_corpus(config.data)
+    is_recorded = resume and exists(run / DOCUMENTS)
+    known_from = run if is_recorded else None
+    if not resume and config.data.split_from is None:
+        known_from = export_of(config.init_from) or export_of(config.model.name)
+        if config.init_from is not None and known_from is None:
+            unknown = "does not say which documents it was trained on: some may be in validation or test here"
+            console.print(f"[yellow]note:[/] init_from={escape(config.init_from)}: {unknown}")
+    corpus = load_corpus(config.data, known_from)
     for note in corpus.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
@@ -146,7 +164,7 @@ def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
     if num_cut:
         longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"
         console.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
-    return tokenized
+    return tokenized, None if is_recorded else corpus.record
 
 
 def _check_tracking(config: Config, run: Folder) -> None:

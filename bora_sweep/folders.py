@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.known import DOCUMENTS
 from bora_sweep.data.tokens import for_task, tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
@@ -18,7 +19,7 @@ from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.report.card import Exported, Framed, card
-from bora_sweep.storage import Folder, folder_at
+from bora_sweep.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.trained import Trained, read_trained
 
 
@@ -31,6 +32,8 @@ def export(
     merge: bool = False,
 ) -> dict[str, str]:
     """Write Theta and the tasks' adapters of a trial below `out`, each in a folder of its own with a README.md.
+
+    Beside them the fingerprints of the run's documents, all of them, for what goes on from here to know its splits.
 
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
@@ -46,7 +49,8 @@ def export(
         InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged, or what
             is written does not load as what was fitted; nothing is left of it then.
     """
-    trained, out = read_trained(folder_at(run), trial), Path(out)
+    run, out = folder_at(run), Path(out)
+    trained = read_trained(run, trial)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
@@ -64,6 +68,8 @@ def export(
         for name in (GLOBAL, *names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
+    if exists(run / DOCUMENTS):
+        (out / DOCUMENTS).write_bytes(read_bytes(run / DOCUMENTS))
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 

@@ -5,6 +5,8 @@
 """
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ FORMAT = 1
 """Of the tables; a release that gives a column another meaning raises it. Files without it are of before it."""
 FORMAT_KEY = b"bora_sweep_format"
 
+_OURS = re.compile(r"[\w=+-][\w=+.-]*\.parquet")  # names that a trial's files have; copies have spaces or brackets
 _SCORES = [("nll_nats", pa.float64()), ("num_tokens", pa.int64()), ("perplexity", pa.float64())]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -141,8 +144,7 @@ def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
 def trial_rows(run: Folder, trial_id: str | None = None) -> list[dict[str, Any]]:
     """The rows of `trials`, by trial; those of `trial_id` and of the path that it heads, where it is given."""
     pattern = "*.parquet" if trial_id is None else f"{trial_id}.*parquet"
-    files = listed(run / "results" / "trials", pattern)
-    return [row for file in files for row in _read_file(file, "trials").to_pylist()]
+    return [row for found in _tables(run, "trials", pattern) for row in found.to_pylist()]
 
 
 def read_results(run: str | Folder | list[str | Folder]) -> Results:
@@ -158,7 +160,7 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for path in runs:
         refuse_no_run(path)
-        if not listed(path / "results" / "trials", "*.parquet"):
+        if next(_tables(path, "trials"), None) is None:
             raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
 
@@ -177,9 +179,18 @@ def refuse_no_run(path: Folder) -> None:
 
 
 def _read(run: Folder, table: str) -> pd.DataFrame:
-    parts = [_read_file(file, table) for file in listed(run / "results" / table, "*.parquet")]
+    parts = list(_tables(run, table))
     joined = pa.concat_tables(parts) if parts else SCHEMAS[table].empty_table()
     return joined.to_pandas().assign(run=str(run))
+
+
+def _tables(run: Folder, table: str, pattern: str = "*.parquet") -> Iterator[pa.Table]:
+    """What `write_table` wrote, each file named by its trial; copies, and what systems leave, are passed over."""
+    for file in listed(run / "results" / table, pattern):
+        if _OURS.fullmatch(file.name):
+            found = _read_file(file, table)
+            if len(found) and found["trial_id"][0].as_py() == file.name.removesuffix(".parquet"):
+                yield found
 
 
 def _read_file(file: Folder, table: str) -> pa.Table:
@@ -194,14 +205,14 @@ def _read_file(file: Folder, table: str) -> pa.Table:
                 "install the version that its `versions` column names"
             )
         found = opened.read()
+        columns = [
+            found[name].cast(kind) if name in found.column_names else pa.nulls(len(found), kind)
+            for name, kind in zip(SCHEMAS[table].names, SCHEMAS[table].types, strict=True)
+        ]
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: damaged ({one_line(error, limit=200)}); remove it, and --resume makes it anew"
         ) from None
-    columns = [
-        found[name].cast(kind) if name in found.column_names else pa.nulls(len(found), kind)
-        for name, kind in zip(SCHEMAS[table].names, SCHEMAS[table].types, strict=True)
-    ]
     return pa.Table.from_arrays(columns, schema=SCHEMAS[table])
 
 

@@ -48,7 +48,7 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
         InputError: There is no such run, or the settings would change what its results mean.
     """
     asked = load_config(settings).output
-    found = sorted(HOME.glob(f"*-{command}/config.yaml"))
+    found = sorted(HOME.glob(f"????-??-??T??-??-??-{command}/config.yaml"))
     if asked is None and not found:
         raise InputError(f"--resume: no run of `{command}` in {HOME}/; name its folder with output=…")
     run = folder_at(asked) if asked is not None else found[-1].parent
@@ -180,6 +180,9 @@ def _absolute(config: Config) -> Config:
     changes: dict[str, Any] = {}
     if config.data.path is not None and config.data.kind in ("file", "talk_of_norway"):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
+    if config.data.split_from is not None and "://" not in config.data.split_from:
+        split_from = str(Path(config.data.split_from).expanduser().absolute())
+        changes["data"] = {**changes.get("data", {}), "split_from": split_from}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}
     if config.init_from is not None:

@@ -87,3 +87,16 @@ def test_a_checkpoint_of_a_release_that_holds_other_things_in_it_is_refused_by_n
     with pytest.raises(InputError, match=rf"checkpoint-000000010\.safetensors.*format {written}"):
         load_checkpoint(tmp_path)
     assert load_adapters(tmp_path)[1] == {"tasks": ["a"]}
+
+
+def test_copies_among_the_checkpoints_are_neither_read_nor_counted_nor_removed(tmp_path):
+    foreign = ["checkpoint-000000015 (1).safetensors", "checkpoint-000000099.conflict.safetensors",
+               "._checkpoint-000000099.safetensors", "checkpoint-last.safetensors", ".notes.part"]  # fmt: skip
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"not ours")
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, step, {"bank": torch.ones(2)}, {"step": step})
+    assert load_checkpoint(tmp_path)[1:] == ({"step": 15}, [])
+    assert {"checkpoint-000000010.safetensors", "checkpoint-000000015.safetensors", *foreign} == set(names(tmp_path))
+    drop_checkpoints(tmp_path)
+    assert names(tmp_path) == sorted(foreign)

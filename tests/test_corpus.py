@@ -1,12 +1,14 @@
 import datetime
 import gzip
 import json
+import os
 import sys
 import time
 import types
 import unicodedata
 from collections import Counter
-from itertools import islice, permutations
+from decimal import Decimal
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -19,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data import read
 from bora_sweep.data.corpus import Corpus, folder_name, load_corpus
 from bora_sweep.data.split import SPLITS, split_documents, split_sizes
 from bora_sweep.errors import InputError
@@ -95,6 +96,10 @@ def test_a_folder_has_a_task_per_subfolder_and_a_document_per_file(tmp_path: Pat
     (tmp_path / "t0" / ".hidden.txt").write_text("not read")
     (tmp_path / ".git").mkdir()
     (tmp_path / "pictures").mkdir()
+    for foreign in ("._00.txt", "00.txt~", "#00.txt#", ".00.txt.swp", ".~lock.00.txt#", "Thumbs.db", ".DS_Store"):
+        (tmp_path / "t0" / foreign).write_bytes(b"\0\xff")
+    (tmp_path / "t0" / "folder.txt").mkdir()
+    (tmp_path / ".git" / "one.txt").write_text("not read")
     corpus = load(tmp_path)
     assert corpus.name == tmp_path.name
     assert corpus.documents["document_id"].tolist() == [
@@ -103,6 +108,22 @@ def test_a_folder_has_a_task_per_subfolder_and_a_document_per_file(tmp_path: Pat
     ]
     assert sorted(corpus.documents["text"]) == sorted(frame["text"])
     assert corpus.notes == ("1 subfolder without a .txt file passed over",)
+
+
+def test_texts_elsewhere_in_a_folder_are_counted_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for task, text in rows(2, 6).itertuples(index=False):
+        (tmp_path / task / "deep").mkdir(parents=True, exist_ok=True)
+        (tmp_path / task / f"{text[-1]}.txt").write_text(text)
+    (tmp_path / "t0" / "deep" / "more.txt").write_text("not read")
+    (tmp_path / "readme.txt").write_text("not read")
+    assert load(tmp_path).notes == ("2 .txt files not right in a subfolder passed over",)
+    (tmp_path / "t0" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read"):
+        load(tmp_path)
+    (tmp_path / "t0" / "gone.txt").unlink()
+    Path(os.fsdecode(bytes(tmp_path / "t0") + b"/\xe6.txt")).write_text("text")
+    with pytest.raises(InputError, match="a name that is not UTF-8"):
+        load(tmp_path)
 
 
 @pytest.fixture
@@ -125,6 +146,37 @@ def test_a_local_data_set_equals_the_file_in_it(tmp_path: Path) -> None:
     message = refusal(tmp_path / "set", source="hub", hub_split="rest")
     assert "data.hub_split=rest" in message
     assert "train" in message
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_labels_of_a_data_set_are_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    frame = rows(2).assign(label=lambda f: f["task"].map({"t0": 1, "t1": 0}))
+    features = datasets.Features(
+        {"text": datasets.Value("large_string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    made = datasets.Dataset.from_dict({name: frame[name].tolist() for name in features}, features)
+    (tmp_path / "set").mkdir()
+    made.to_parquet(tmp_path / "set" / "train.parquet")
+    for path, source in ((tmp_path / "set", "hub"), (tmp_path / "set" / "train.parquet", "file")):
+        corpus = load(path, source=source, task_column="label")
+        assert corpus.tasks == ("no", "yes")
+        assert set(corpus.documents.query("task == 'yes'")["text"]) == set(frame.query("task == 't0'")["text"])
+
+
+@pytest.mark.usefixtures("offline_hub")
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(True, "bool"), (1.0, "double"), (["a"], "list"), ({"en": "a"}, "struct"), (b"a", "binary"), (Decimal(1), "dec")],
+)
+def test_other_kinds_of_columns_are_no_names(tmp_path: Path, value: object, kind: str) -> None:
+    frame = rows(2).assign(kind=[value] * 12)
+    (tmp_path / "set").mkdir()
+    frame.to_parquet(tmp_path / "set" / "train.parquet")
+    for path, source in ((tmp_path / "set", "hub"), (tmp_path / "set" / "train.parquet", "file")):
+        for key in ("task_column", "id_column"):
+            assert f"values of type {kind}" in refusal(path, source=source, **{key: "kind"})
 
 
 @pytest.mark.usefixtures("offline_hub")
@@ -208,15 +260,6 @@ def test_odd_but_valid_files_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "more": [1], "task": task}) for task, text in rows(2).itertuples(index=False)]
     jsonl_file = write_bytes(tmp_path / "x.jsonl", ("\ufeff" + "\n\n".join(lines)).encode())
     assert len(load(jsonl_file).documents) == 12
-
-
-def test_the_good_path_reads_no_line_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = pd.concat([rows(2, 2_000)] * 5)
-    paths = [write(many, tmp_path / f"x{suffix}") for suffix in (".csv", ".jsonl")]
-    for name, reader in (("_csv_rows", read._csv_rows), ("_json_objects", read._json_objects)):
-        monkeypatch.setattr(read, name, lambda path, reader=reader: islice(reader(path), 1))
-    for path in paths:
-        assert len(load(path).documents) == len(many)
 
 
 # Wrong input
@@ -433,6 +476,21 @@ def test_tasks_in_the_order_of_their_earliest_document(tmp_path: Path, suffix: s
     assert corpus.notes == (
         "1 task beyond the first data.max_tasks=2 by when (data.time_column) left out (6 documents)",
     )
+
+
+def test_times_of_many_digits_keep_their_order(tmp_path: Path) -> None:
+    times = {"t0": "20240102030405123458", "t1": "20240102030405123457", "t2": "20240102030405123459"}
+    frame = rows().assign(when=lambda f: f["task"].map(times))
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert load(write(frame, tmp_path / f"x{suffix}"), time_column="when").tasks == ("t1", "t0", "t2")
+
+
+@pytest.mark.parametrize("when", ["1e400", "inf", "nan"])
+def test_a_number_that_is_not_finite_is_no_time(tmp_path: Path, when: str) -> None:
+    frame = rows().assign(when=["1.5", "1.5", "1.5", "1.5", when, *["1.5"] * 13])
+    assert "row 4 (counted from 0): " in refusal(write(frame, tmp_path / "x.csv"), time_column="when")
+    frame["when"] = frame["when"].astype(float)
+    assert "row 4 (counted from 0): " in refusal(write(frame, tmp_path / "x.parquet"), time_column="when")
 
 
 def test_what_is_no_time_is_named_by_its_row(tmp_path: Path) -> None:

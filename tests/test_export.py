@@ -120,7 +120,7 @@ def test_where_all_are_one_model_global_has_the_perplexities_in_the_parquet_what
     folders = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
     assert set(folders) == set(HOSTILE)
     assert len({name.casefold() for name in folders.values()}) == len(HOSTILE)
-    assert {path.name for path in out.iterdir()} == {"_global", "tasks.json", *folders.values()}
+    assert {path.name for path in out.iterdir()} == {"_global", "documents.parquet", "tasks.json", *folders.values()}
 
     frame, results = make_frame(HOSTILE), read_results(tmp_path / "run")
     scored = results.document_scores.query("split == 'test'")
@@ -157,7 +157,12 @@ def test_a_merged_run_is_scored_alike_without_peft(exported, tmp_path, capsys):
     arguments = ["--trial", "fit", "--merge", "--task", task]
     assert main(["export", str(exported / "run"), str(tmp_path / "full"), *arguments]) == 0
     assert "full models of _global and 1 task" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["_global", "tasks.json", task]
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == [
+        "_global",
+        "documents.parquet",
+        "tasks.json",
+        task,
+    ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "full" / task)
     results = read_results(exported / "run")
     rows = results.document_scores.query("split == 'test' and task == @task")["document_id"].astype(int)

@@ -7,8 +7,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
 from bora_sweep.results import SCHEMAS, perplexity, read_results, read_trial_row, trial_rows, write_table
+from bora_sweep.runs import create_run, reopen_run
 
 ROW = {"task": "ann", "split": "test", "num_documents": 3, "num_tokens": 10, "nll_nats": 20.0, "tau": math.inf}
 
@@ -31,6 +33,27 @@ def test_a_trial_is_replaced_whole(tmp_path):
     assert read_trial_row(tmp_path, "000")["error"] is None
     assert read_trial_row(tmp_path, "001") is None
     assert not list((tmp_path / "results" / "trials").glob(".*"))
+
+
+def test_copies_and_what_systems_leave_among_the_tables_are_passed_over(tmp_path):
+    """A name that `write_table` gives, and rows of the trial that it names."""
+    for table in SCHEMAS:
+        write_table(tmp_path, table, "003", [{"status": "finished", "epochs": 3}])
+        folder = tmp_path / "results" / table
+        whole = (folder / "003.parquet").read_bytes()
+        for name in ("003 (1)", "003 copy", "Copy of 003", "003-Kopie", "003.sync-conflict-20260101-1", "004", "._004"):
+            (folder / f"{name}.parquet").write_bytes(whole)
+        for name in ("._003.parquet", "003 (2).parquet", ".DS_Store", "Thumbs.db", "desktop.ini", "003.parquet~"):
+            (folder / name).write_bytes(b"not ours")
+        pd.DataFrame({"trial_id": [7], "epochs": ["x"]}).to_parquet(folder / "~$003.parquet")
+        pd.DataFrame({"a": [1]}).to_parquet(folder / "notes.parquet")
+    assert [row["trial_id"] for row in trial_rows(tmp_path)] == ["003"]
+    assert [row["trial_id"] for row in trial_rows(tmp_path, "003")] == ["003"]
+    results = read_results(tmp_path)
+    assert [len(getattr(results, table)) for table in SCHEMAS] == [1] * len(SCHEMAS)
+    (tmp_path / "results" / "trials" / "003.parquet").unlink()
+    with pytest.raises(InputError, match="no trial has begun yet"):
+        read_results(tmp_path)
 
 
 def test_results_that_lack_newer_columns_are_read(tmp_path):
@@ -65,3 +88,10 @@ def test_perplexity_is_of_sums():
     assert perplexity(20.0, 10) == pytest.approx(math.exp(2))
     assert math.isnan(perplexity(0.0, 0))
     assert perplexity(1e6, 10) == math.inf
+
+
+def test_the_newest_run_is_the_newest_of_those_that_were_named_by_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2026-01-02T03-04-05-fit", "2026-01-02T03-04-06-fit", "zz-fit", "Copy of 2026-01-03T00-00-00-fit"):
+        create_run(load_config([]), tmp_path / "runs" / name)
+    assert str(reopen_run([], "fit")[1]) == "runs/2026-01-02T03-04-06-fit"

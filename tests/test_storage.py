@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from bora_sweep import storage
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
+from bora_sweep.data.known import read_documents, write_documents
 from bora_sweep.errors import InputError, redact
 from bora_sweep.results import read_results, trial_rows, write_table
 from bora_sweep.runs import DRIVER, create_run, driving
@@ -112,6 +114,9 @@ def test_checkpoints_adapters_and_tables_live_on_either(place):
     (row,) = trial_rows(place)
     assert (row["trial_id"], row["tau"]) == ("007", 3.0)
     assert read_results(str(place)).trials["run"].tolist() == [str(place)]
+    record = pd.DataFrame({"task": ["a"], "document_id": ["0"], "fingerprint": ["f"], "split": ["test"]})
+    write_documents(place, record.assign(loose_fingerprint="f", carried=False))
+    assert read_documents(folder_at(str(place)))["split"].tolist() == ["test"]
 
 
 def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(

@@ -244,7 +244,10 @@ def test_the_tables_in_the_package_are_the_papers(ours: str, theirs: str):
     [
         (b"task,text\na,b\n", "no column 'id', 'rep_id'"),
         (b"", "no column"),
-        (written(ROWS)[:-40] + b'"', "cannot be read as the ton.csv"),
+        (written(ROWS)[:-40] + b'"', "line 37: a double quote is never closed"),
+        (written(ROWS).replace(b'"Neste taler."', b'"Neste" taler.'), "line 29: "),
+        (written(ROWS).replace(b'nummer 3."', b'nummer 3.",x'), "line 4: 19 fields, but the header has 18"),
+        (written(ROWS[:8]).replace(b'."\r\n', b'.",\r\n'), "line 2: 19 fields"),  # no column of row names
         (written(ROWS).replace("Å".encode(), b"\xc5"), "cannot be read as the ton.csv"),
         (
             written([*ROWS, speech(40, rep_name="X", rep_id="X", date="7. oktober")]),

@@ -89,6 +89,9 @@ class DataConfig:
     split: Literal["by_text", "sample"] = "by_text"
     """`by_text`: by a hash of the text, equal texts in one split; `sample`: by `pandas.sample` for each task, as the
     published code draws them, where an equal text may be in several."""
+    split_from: str | None = None
+    """A run's folder, or an export's: documents that it knows by their text stay in its splits, only others are drawn.
+    Left out: the export that `init_from`, or a merged `model.name`, is of, else none."""
     prompt: str | None = None
     """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name."""
     template: str = "{text}"

@@ -1,10 +1,11 @@
 """From text to documents with a task and a split: validated, filtered, and nothing left out in silence."""
 
 import dataclasses
+import os
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data import talk_of_norway
-from bora_sweep.data.read import counted, read_file
-from bora_sweep.data.sources import read_folder, read_hub
+from bora_sweep.data.known import known_splits, read_documents, record_of, with_fingerprints
+from bora_sweep.data.read import counted
+from bora_sweep.data.sources import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.errors import InputError
+from bora_sweep.storage import Folder, folder_at
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
 
@@ -35,31 +38,49 @@ class Corpus:
     ordered by task, then as in the source."""
     notes: tuple[str, ...]
     """What was left out or cut, and how much of it."""
+    record: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What the file of a run's documents holds (`bora_sweep.data.known`)."""
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(config: DataConfig, known_from: Folder | None = None) -> Corpus:
     """Read, check, filter and split what `config` names.
+
+    Args:
+        config: What is read, and how it is split.
+        known_from: The run or export whose documents stay in their splits; left out: `data.split_from`.
 
     Raises:
         InputError: It cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a task
-            has too few documents to be split, or two tasks have the same folder name.
+            has too few documents to be split, or two tasks have the same folder name; no documents are known there.
     """
+    if known_from is None and config.split_from is not None:
+        known_from = folder_at(os.path.expanduser(config.split_from))
+    known = None if known_from is None else read_documents(known_from)
     name, documents, notes = _read(config)
+    documents = with_fingerprints(documents)  # of the texts as they are read, before any cut
     documents, tasks, left_out = _filter(documents, config)
     notes += left_out
     if len(tasks) < 2:
         because = "; ".join(notes) or f"data.task_column={config.task_column} holds one name only"
         raise InputError(f"{config.path or name}: need at least 2 tasks, got {len(tasks)}: {because}")
     _refuse_collisions(config, tasks)
-    fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
-    if config.split == "sample":
-        documents["split"] = sample_documents(pd.Series(documents["task"]), fractions, config.seed)
-    else:
-        documents["split"] = split_documents(documents["task"], documents["text"], fractions, config.seed)
+    kept = None if known is None else known_splits(documents, known)
+    documents["split"] = _split(documents, config, kept)
+    if kept is not None:
+        known_there = f"{counted(len(kept) - kept.count(None), 'document')} known there"
+        notes.append(f"splits kept from {known_from}: {known_there}, {kept.count(None):,} new ones drawn")
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     columns = ["task", "text", "document_id", "split", "floor_nll_nats"]
-    documents = documents.iloc[by_task].reset_index(drop=True)[columns]
-    return Corpus(name, tuple(tasks), documents, tuple(notes))
+    documents = documents.iloc[by_task].reset_index(drop=True)
+    record, documents = record_of(documents, known), documents[columns]
+    return Corpus(name, tuple(tasks), documents, tuple(notes), record)
+
+
+def _split(documents: pd.DataFrame, config: DataConfig, kept: list[str | None] | None) -> list[str]:
+    fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
+    if config.split == "sample" and kept is None:
+        return sample_documents(documents["task"], fractions, config.seed)
+    return split_documents(documents["task"], documents["text"], fractions, config.seed, kept)
 
 
 def folder_name(task: str) -> str:
@@ -90,7 +111,7 @@ def _read(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
         config = dataclasses.replace(config, id_column=config.id_column or "document_id")
         table, notes = read_folder(path, _columns(config))
     else:
-        table, notes = read_file(path, _columns(config)), []
+        table, notes = read_file(path, _columns(config))
     name = path.name if config.kind == "hub" or path.is_dir() else Path(path.name.removesuffix(".gz")).stem
     return name, _documents(table, config), notes
 
@@ -138,7 +159,7 @@ def _strings(table: pa.Table, key: str, config: DataConfig, whole_numbers: bool)
     kind = column.type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_text or pa.types.is_null(kind) or (whole_numbers and pa.types.is_integer(kind))):
-        need = "text or whole numbers" if whole_numbers else "text"
+        need = "text or whole numbers (1, not 1.0)" if whole_numbers else "text"
         raise InputError(f"{config.path}: column {name!r} ({key}) holds values of type {kind}; it needs {need}")
     strings = column.cast(pa.large_string()).to_pandas()
     missing = strings.isna() | (strings.str.strip() == "") if whole_numbers else strings.isna()
@@ -159,11 +180,14 @@ def _times(column: pa.ChunkedArray, config: DataConfig) -> pd.Series:
     """Numbers, or else dates."""
     values = column.to_pandas()
     numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
-    if not column.null_count and numbers.notna().all():
-        return numbers
+    finite = np.isfinite(numbers)
+    if not column.null_count and finite.all():
+        rounded = numbers.dtype.kind == "f" and values.astype(str).str.fullmatch(r"[+-]?\d+").all()
+        return values.map(int).astype(object) if rounded else numbers
     dates = pd.to_datetime(values.astype(str), errors="coerce", format="ISO8601", utc=True)
     if dates.isna().any():
-        row = int(dates.isna().argmax())
+        neither = dates.isna() & ~finite
+        row = int((neither if neither.any() else dates.isna()).argmax())
         raise InputError(
             f"{config.path}: row {row} (counted from 0): {values[row]!r} in column {config.time_column!r} "
             "(data.time_column) is no time; write numbers throughout, or dates such as 1998-10-07"

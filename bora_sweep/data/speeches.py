@@ -1,6 +1,7 @@
 """The speeches in `ton.csv` as Parquet in the cache: read once, in blocks, and only in the columns needed."""
 
 import gzip
+import io
 import json
 import re
 import tarfile
@@ -8,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -15,11 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
+from bora_sweep.data.csv_rows import csv_rows
 from bora_sweep.data.fetch import verified
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.storage import cache_folder, write_whole
 
-VERSION = 1
+VERSION = 2
 """Of what is kept and how; raise it with any change of the rows or columns below."""
 NAME = "ton.csv"
 COLUMNS = (
@@ -68,15 +71,12 @@ def _convert(source: Path, file: Path) -> None:
     left_out: Counter[str] = Counter()
     try:
         with _opened(source) as stream, pa_parquet.ParquetWriter(file, KEPT, compression="zstd") as writer:
-            for block in _blocks(stream):
+            for block in _blocks(stream, source):
                 writer.write_table(_kept(block, source, left_out))
             writer.add_key_value_metadata({LEFT_OUT: json.dumps(left_out).encode()})
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{source}: damaged ({one_line(error, limit=200)}); fetch it anew") from None
-    except InputError:
-        raise
-    except ValueError as error:  # of pandas: a header, a row, bytes that are not UTF-8
-        _refuse_header(source)
+    except UnicodeDecodeError as error:
         raise InputError(
             f"{source}: cannot be read as the {NAME} of Talk of Norway: {one_line(error, limit=200)}; fetch it anew"
         ) from None
@@ -99,34 +99,21 @@ def _opened(source: Path) -> Iterator[IO[bytes]]:
     raise InputError(f"{source}: no {NAME} in this archive; give the archive of Talk of Norway v1.0.1, or its {NAME}")
 
 
-def _blocks(stream: IO[bytes]) -> Iterator[pd.DataFrame]:
-    """Rows as strings; nothing and NA, as R writes it, are no value.
-
-    Arrow's streaming reader is no faster here, and took memory that grew with the file.
-    """
-    rows = pd.read_csv(
-        stream,
-        usecols=list(COLUMNS),
-        dtype=str,
-        na_values=["", "NA"],
-        keep_default_na=False,
-        encoding="utf-8-sig",
-        chunksize=ROWS,
-    )
-    with rows:
-        yield from rows
-
-
-def _refuse_header(source: Path) -> None:
-    with _opened(source) as stream:
-        header = stream.read(1 << 16).split(b"\n")[0].decode(errors="replace")  # its names hold neither , nor "
-    names = [name.strip().strip('"') for name in header.lstrip("\ufeff").split(",")]
-    missing = [name for name in COLUMNS if name not in names]
+def _blocks(stream: IO[bytes], source: Path) -> Iterator[pd.DataFrame]:
+    """Rows as strings; nothing and NA, as R writes it, are no value."""
+    rows = csv_rows(source, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+    _, header, _ = next(rows, (1, [], []))
+    missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise InputError(
             f"{source}: no column {', '.join(map(repr, missing))}; data.source=talk_of_norway needs the {NAME} of Talk "
             "of Norway v1.0.1, and for other text give data.source=file"
         )
+    places, begun = [header.index(name) for name in COLUMNS], 0
+    while block := [[row[place] for place in places] for _, row, _ in islice(rows, ROWS)]:
+        values = [[None if value in ("", "NA") else value for value in row] for row in block]
+        yield pd.DataFrame(values, range(begun, begun + len(block)), COLUMNS, dtype=object)
+        begun += len(block)
 
 
 def _kept(frame: pd.DataFrame, source: Path, left_out: Counter[str]) -> pa.Table:

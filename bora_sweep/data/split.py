@@ -28,7 +28,13 @@ def split_sizes(num_documents: int, fractions: Sequence[float]) -> list[int]:
     return sizes
 
 
-def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Sequence[float], seed: int) -> list[str]:
+def split_documents(
+    tasks: Iterable[str],
+    texts: Iterable[str],
+    fractions: Sequence[float],
+    seed: int,
+    known: Sequence[str | None] | None = None,
+) -> list[str]:
     """The split of each document.
 
     Equal texts share a split, whichever tasks they are in. Repeated texts are placed first, the most frequent first,
@@ -36,25 +42,38 @@ def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Seque
     to the one with most room in them. So the order of the documents decides nothing, and a task without repeated texts
     gets exactly its `split_sizes`.
 
+    Known documents stay where they are, and a text that is equal to one of them goes there too, to train before
+    validation before test. The others then bring each task as near to its `split_sizes` as they can.
+
     Args:
         tasks: The task of each document.
         texts: The text of each document.
         fractions: Of train, validation and test, summing to 1.
         seed: Another seed, another assignment.
+        known: The split of each document, None where it is to be drawn; left out: all are.
 
     Raises:
         InputError: A task would be without a document in some split.
     """
     documents = list(zip(tasks, texts, strict=True))
+    kept = [None if split is None else SPLITS.index(split) for split in known or [None] * len(documents)]
     sizes = {task: split_sizes(count, fractions) for task, count in Counter(task for task, _ in documents).items()}
     filled = {task: [0] * len(SPLITS) for task in sizes}
     distinct = Counter(task for task, _ in set(documents))
-    _refuse([task for task, count in distinct.items() if count < len(SPLITS)], sizes, distinct)
+    split_of_text: dict[str, int] = {}
+    for (task, text), split in zip(documents, kept, strict=True):
+        if split is not None:
+            filled[task][split] += 1
+            split_of_text[text] = min(split, split_of_text.get(text, split))
+    small = [task for task, count in distinct.items() if count < len(SPLITS) and not any(filled[task])]
+    _refuse(small, sizes, distinct)
 
     tasks_of_text: dict[str, list[str]] = {}
-    for task, text in documents:
-        tasks_of_text.setdefault(text, []).append(task)
-    split_of_text: dict[str, int] = {}
+    for (task, text), split in zip(documents, kept, strict=True):
+        if split is None and text in split_of_text:
+            filled[task][split_of_text[text]] += 1
+        elif split is None:
+            tasks_of_text.setdefault(text, []).append(task)
     for text in sorted(tasks_of_text, key=lambda text: (-len(tasks_of_text[text]), _digest(seed, text))):
         members = tasks_of_text[text]
         room = [
@@ -64,8 +83,12 @@ def split_documents(tasks: Iterable[str], texts: Iterable[str], fractions: Seque
         split_of_text[text] = split = room.index(max(room))
         for task in members:
             filled[task][split] += 1
-    _refuse([task for task, counts in filled.items() if min(counts) == 0], sizes, distinct)
-    return [SPLITS[split_of_text[text]] for _, text in documents]
+    empty = [task for task, counts in filled.items() if min(counts) == 0]
+    _refuse(empty, sizes, distinct, ", and known ones stay in theirs" if known and any(known) else "")
+    return [
+        SPLITS[split_of_text[text] if split is None else split]
+        for (_, text), split in zip(documents, kept, strict=True)
+    ]
 
 
 def sample_documents(tasks: Iterable[str], fractions: Sequence[float], seed: int) -> list[str]:
@@ -107,7 +130,7 @@ def _digest(seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
 
-def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str]) -> None:
+def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str], also: str = "") -> None:
     if not tasks:
         return
     task = min(tasks)
@@ -116,6 +139,6 @@ def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str
     raise InputError(
         f"task {task!r}{others}: {counted(sum(sizes[task]), 'document')} with "
         f"{counted(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
-        f"share a split, across tasks too. Leave such tasks out with data.min_documents={enough}, or remove their "
-        "repeated texts"
+        f"share a split, across tasks too{also}. Leave such tasks out with "
+        f"data.min_documents={enough}, or remove their repeated texts"
     )

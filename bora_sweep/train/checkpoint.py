@@ -78,7 +78,7 @@ def load_adapters(trial: Folder) -> Content:
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove what only a resume would need."""
-    for leftover in [*_checkpoints(trial), *listed(trial, ".*.part"), trial / KILLS]:
+    for leftover in [*_checkpoints(trial), *listed(trial, ".*.safetensors.*.part"), trial / KILLS]:
         remove(leftover)
 
 
@@ -96,7 +96,7 @@ def num_kills(trial: Folder) -> int:
 
 
 def _checkpoints(trial: Folder) -> list[Folder]:
-    return listed(trial, "checkpoint-*.safetensors")
+    return listed(trial, f"checkpoint-{'[0-9]' * 9}.safetensors")  # not a copy of one
 
 
 def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:

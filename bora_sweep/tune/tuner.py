@@ -91,7 +91,7 @@ def _clear(run: Folder) -> None:
     """Away with what an earlier start left half done: a wish to stop, files that were not whole yet."""
     remove(run / STOP)
     for table in SCHEMAS:
-        for part in listed(run / "results" / table, ".*.part"):
+        for part in listed(run / "results" / table, ".*.parquet.*.part"):
             remove(part)
 
 
