@@ -24,7 +24,9 @@ from bora_sweep.storage import Folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from bora_sweep.data.corpus import Corpus
     from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.fingerprints import Fingerprints
 
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
@@ -39,6 +41,8 @@ class Begun:
     corpus: "TokenizedCorpus"
     groups: list[str]
     """Of parameters that have a tau of their own."""
+    fingerprints: "Fingerprints"
+    """Of what it stands on."""
 
 
 def open_run(settings: Sequence[Setting], command: str, resume: bool, console: Console) -> tuple[Config, Folder]:
@@ -68,8 +72,9 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
     _check_tracking(config, run)
-    corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus))
+    corpus, tokenized = _tokenized(config, console)
+    groups = [] if resume else _check_model(config, tokenized)
+    return Begun(config, run, tokenized, groups, _fingerprints(config, run, corpus, tokenized, resume, console))
 
 
 def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
@@ -107,8 +112,9 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             "the data but their own training: drop it"
         )
     _check_tracking(config, run)
-    corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, _check_model(config, corpus))
+    corpus, tokenized = _tokenized(config, console)
+    groups = _check_model(config, tokenized)
+    return Begun(config, run, tokenized, groups, _fingerprints(config, run, corpus, tokenized, resume, console))
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -125,12 +131,32 @@ def held(begun: Begun, command: str) -> Iterator[None]:
     Raises:
         InputError: Another works on it.
     """
+    from bora_sweep.fingerprints import write_fingerprints
+
     with driving(begun.run, command):
+        write_fingerprints(begun.run, begun.fingerprints)
         create_run(begun.config, begun.run)
         yield
 
 
-def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
+def _fingerprints(
+    config: Config, run: Folder, corpus: "Corpus", tokenized: "TokenizedCorpus", resume: bool, console: Console
+) -> "Fingerprints":
+    """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
+    from bora_sweep.fingerprints import fingerprints_of, read_fingerprints, refuse_other
+    from bora_sweep.train.ranks import first
+
+    now = fingerprints_of(config, corpus, tokenized)
+    before = first(lambda: read_fingerprints(run) if resume else now)
+    if before is None:
+        kept = "begun by a release that did not note its data and model: whether they are the same is not known"
+        console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
+    else:
+        refuse_other(run, config, before, now)
+    return now
+
+
+def _tokenized(config: Config, console: Console) -> tuple["Corpus", "TokenizedCorpus"]:
     with uncollected():
         from bora_sweep.data.corpus import load_corpus
         from bora_sweep.data.tokens import tokenize_for
@@ -146,7 +172,7 @@ def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
     if num_cut:
         longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"
         console.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
-    return tokenized
+    return corpus, tokenized
 
 
 def _check_tracking(config: Config, run: Folder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.errors import InputError
+from bora_sweep.fingerprints import refuse_other_model
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
@@ -36,7 +37,8 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
+        InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged, or is
+            another than the run's.
     """
     trained, out = read_trained(folder_at(run), trial), Path(out)
     trained.refuse_unknown(tasks or ())
@@ -46,6 +48,8 @@ def export(
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
     model, data = trained.config.model, trained.config.data
+    if merge:
+        refuse_other_model(folder_at(run), model, data)
     full = (load_base(model, data), load_tokenizer(model, data)) if merge else None
     for task, name in [(None, GLOBAL), *names.items()]:
         _write(out / name, trained, task, full)

@@ -11,8 +11,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data.encode import Encoder, boundary_tokens
+from bora_sweep.data.encode import Encoder, boundary_tokens, until_text
 from bora_sweep.errors import InputError
+from bora_sweep.fingerprints import refuse_other_model
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.interchange import GLOBAL
@@ -61,12 +62,14 @@ def generate(
         (name, text) of each, the prompt left out; the first two are `base model` and `_global`.
 
     Raises:
-        InputError: There is no such trial or task, the base cannot be loaded, or it has too few positions.
+        InputError: There is no such trial or task, the base cannot be loaded, is another than the run's, or has too few
+            positions.
     """
     trained = read_trained(run, trial)
     trained.refuse_unknown(tasks)
     model, data = trained.config.model, trained.config.data
     sampling = sampling or Sampling()
+    refuse_other_model(run, model, data)
     tokenizer = load_tokenizer(model, data)
     encoder, (_, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
     opening_of = {task: _opening(encoder, data, task, prompt) for task in tasks}
@@ -91,8 +94,7 @@ def generate(
 
 def _opening(encoder: Encoder, data: DataConfig, task: str, prompt: str) -> list[int]:
     """The tokens that a task's text begins with, `prompt` the last of them; what `prompt` says is text."""
-    before = data.template.partition("{text}")[0] + "{text}"
-    (body,) = encoder.encode(before, [{"task": task, "text": prompt}])
+    (body,) = encoder.encode(until_text(data.template), [{"task": task, "text": prompt}])
     if data.prompt is None:
         return [*boundary_tokens(encoder.tokenizer)[0], *body]
     return [*encoder.encode(data.prompt, [{"task": task}])[0], *body]

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.encode import Encoder, boundary_tokens, control_marks, fill
+from bora_sweep.data.encode import Encoder, boundary_tokens, control_marks, fill, until_text
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
 from bora_sweep.errors import InputError
 
@@ -115,6 +115,8 @@ def test_marks_of_the_template_are_control_and_those_filled_in_are_not(make, tmp
 
 def test_braces_of_what_is_filled_in_mean_nothing():
     assert fill("{task}: {text}, {other}", {"task": "{text}", "text": "{task}"}) == "{text}: {task}, {other}"
+    assert fill("{{task}} {", {"task": "a"}) == "{task} {"
+    assert until_text("{{text}} {task}: {text} end") == "{{text}} {task}: {text}"
 
 
 def test_a_lone_character_or_a_word_that_pads_is_text(tmp_path):

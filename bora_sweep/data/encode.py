@@ -18,6 +18,7 @@ PROBES = ("x", "a b", "0", "The cat.")
 STRANGE = "\ufdd1 \u1c9f \U0003fffd"
 """Characters that are none."""
 BYTE = re.compile("<0x[0-9A-F]{2}>")
+PLACE = re.compile(r"\{\{|\}\}|\{(task|text)\}")
 
 
 class Encoder:
@@ -87,8 +88,14 @@ class Encoder:
 
 
 def fill(words: str, values: Mapping[str, str]) -> str:
-    """`words` with `{task}` and `{text}` filled in; braces within what is filled in stay what they are."""
-    return re.sub(r"\{(task|text)\}", lambda found: values.get(found[1], found[0]), words)
+    """`words` with `{task}` and `{text}` filled in, braces within what is filled in as they are; `{{` is a brace."""
+    return PLACE.sub(lambda found: values.get(found[1], found[0]) if found[1] else found[0][0], words)
+
+
+def until_text(template: str) -> str:
+    """`data.template` up to its `{text}`."""
+    end = next(found.end() for found in PLACE.finditer(template) if found[1] == "text")
+    return template[:end]
 
 
 def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
