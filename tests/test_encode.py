@@ -127,6 +127,16 @@ def test_a_lone_character_or_a_word_that_pads_is_text(tmp_path):
     assert tokens == tokenizer("cat!", add_special_tokens=False)["input_ids"]
 
 
+def test_the_same_text_has_the_same_tokens_though_the_tokenizer_was_saved_to_leave_out_merges(tmp_path):
+    tokenizer = chat(byte_level, tmp_path)
+    expected = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    tokenizer.backend_tokenizer.model.dropout = 0.9
+    assert tokenizer(TEXTS[0])["input_ids"] != expected[0]
+    found = Encoder(tokenizer).encode("{text}", [{"text": text} for text in TEXTS])
+    assert found[0] == expected[0]
+    assert found[1:] == Encoder(chat(byte_level, tmp_path)).encode("{text}", [{"text": text} for text in TEXTS[1:]])
+
+
 def test_an_end_token_that_stands_for_the_unknown_is_refused_where_it_would_stand_in_a_text():
     made = Tokenizer(models.WordLevel({"</s>": 0, "cat": 1}, unk_token="</s>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()

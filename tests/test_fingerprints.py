@@ -14,6 +14,7 @@ from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
 from bora_sweep.fingerprints import FILE, Fingerprints, model_fingerprint, refuse_other
 from bora_sweep.model.base import model_folder
+from bora_sweep.runs import config_of
 from bora_sweep.storage import folder_at
 
 
@@ -95,6 +96,20 @@ def test_other_weights_are_refused_wherever_they_are_used(place, capsys):
         assert main(command) == 2
         assert "model.safetensors has another content" in " ".join(capsys.readouterr().err.split())
     assert not (place / "full").exists()
+
+
+@pytest.mark.ray
+def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place):
+    from bora_sweep.tune.trial import _warm_base
+
+    config = config_of(place / "run")
+    _warm_base.cache_clear()
+    assert _warm_base(config.model, config.data, str(place / "run")) is not None
+    make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
+    _warm_base.cache_clear()
+    with pytest.raises(InputError, match=r"another base model .* model\.safetensors has another content"):
+        _warm_base(config.model, config.data, str(place / "run"))
+    _warm_base.cache_clear()
 
 
 def test_another_tokenizer_is_refused(place, capsys):

@@ -7,6 +7,7 @@ its characters stand in a document, a task's name or a prompt, they are characte
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -29,6 +30,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        _leave_nothing_to_chance(tokenizer)
         self.tokenizer, self.mark_of = tokenizer, control_marks(tokenizer)
         self.control = frozenset(self.mark_of)
         # What stands for characters that the tokenizer does not know may come of a text, but does not end it.
@@ -104,8 +106,10 @@ def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     Special tokens, and added ones that the chat template writes, unless these are words. Not a lone character, which
     some models are padded with, and not a byte such as `<0x0A>`: these come of texts by right.
     """
-    template = str(tokenizer.chat_template or "")
-    added = tokenizer.added_tokens_decoder
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    added = {}
+    with suppress(NotImplementedError):  # Mistral's own makes control tokens of no text
+        added = tokenizer.added_tokens_decoder
     marks = {
         token: found.content
         for token, found in added.items()
@@ -113,6 +117,12 @@ def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     }
     marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     return {token: mark for token, mark in marks.items() if not (len(mark) == 1 or mark.isspace() or BYTE.match(mark))}
+
+
+def _leave_nothing_to_chance(tokenizer: Any) -> None:
+    """A tokenizer may be saved as it was trained, to leave out merges at random: the same text had other tokens."""
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase) -> list[int]:
