@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
+    from bora_sweep.data.corpus import Corpus
     from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.fingerprints import Fingerprints
 
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
@@ -42,6 +44,8 @@ class Begun:
     """Of parameters that have a tau of their own."""
     record: "pd.DataFrame | None"
     """Of its documents; None where the run has it already."""
+    fingerprints: "Fingerprints"
+    """Of what it stands on."""
 
 
 def open_run(settings: Sequence[Setting], command: str, resume: bool, console: Console) -> tuple[Config, Folder]:
@@ -71,8 +75,10 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
         )
     _check_tracking(config, run)
-    corpus, record = _tokenized(config, run, resume, console)
-    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus), record)
+    corpus, tokenized, record = _tokenized(config, run, resume, console)
+    groups = [] if resume else _check_model(config, tokenized)
+    fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
+    return Begun(config, run, tokenized, groups, record, fingerprints)
 
 
 def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
@@ -110,8 +116,10 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             "the data but their own training: drop it"
         )
     _check_tracking(config, run)
-    corpus, record = _tokenized(config, run, resume, console)
-    return Begun(config, run, corpus, _check_model(config, corpus), record)
+    corpus, tokenized, record = _tokenized(config, run, resume, console)
+    groups = _check_model(config, tokenized)
+    fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
+    return Begun(config, run, tokenized, groups, record, fingerprints)
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -129,18 +137,37 @@ def held(begun: Begun, command: str) -> Iterator[None]:
         InputError: Another works on it.
     """
     from bora_sweep.data.known import write_documents
+    from bora_sweep.fingerprints import write_fingerprints
 
     with driving(begun.run, command):
         if begun.record is not None:
             write_documents(begun.run, begun.record)
+        write_fingerprints(begun.run, begun.fingerprints)
         create_run(begun.config, begun.run)
         yield
 
 
+def _fingerprints(
+    config: Config, run: Folder, corpus: "Corpus", tokenized: "TokenizedCorpus", resume: bool, console: Console
+) -> "Fingerprints":
+    """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
+    from bora_sweep.fingerprints import fingerprints_of, read_fingerprints, refuse_other
+    from bora_sweep.train.ranks import first
+
+    now = fingerprints_of(config, corpus, tokenized)
+    before = first(lambda: read_fingerprints(run) if resume else now)
+    if before is None:
+        kept = "begun by a release that did not note its data and model: whether they are the same is not known"
+        console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
+    else:
+        refuse_other(run, config, before, now)
+    return now
+
+
 def _tokenized(
     config: Config, run: Folder, resume: bool, console: Console
-) -> tuple["TokenizedCorpus", "pd.DataFrame | None"]:
-    """The corpus, and the record of its documents unless the run has one."""
+) -> tuple["Corpus", "TokenizedCorpus", "pd.DataFrame | None"]:
+    """The corpus, its tokens, and the record of its documents unless the run has one."""
     with uncollected():
         from bora_sweep.data.corpus import load_corpus
         from bora_sweep.data.known import DOCUMENTS, export_of
@@ -164,7 +191,7 @@ def _tokenized(
     if num_cut:
         longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"
         console.print(f"[yellow]note:[/] {num_cut:,} documents are {longer}")
-    return tokenized, None if is_recorded else corpus.record
+    return corpus, tokenized, None if is_recorded else corpus.record
 
 
 def _check_tracking(config: Config, run: Folder) -> None:

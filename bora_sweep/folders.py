@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.encode import fill, until_text
 from bora_sweep.data.known import DOCUMENTS
-from bora_sweep.data.tokens import for_task, tokenize_for
+from bora_sweep.data.tokens import tokenize_for
 from bora_sweep.errors import InputError
+from bora_sweep.fingerprints import refuse_other_model
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
@@ -46,8 +48,8 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged, or what
-            is written does not load as what was fitted; nothing is left of it then.
+        InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged or is
+            another than the run's, or what is written does not load as what was fitted; nothing is left of it then.
     """
     run, out = folder_at(run), Path(out)
     trained = read_trained(run, trial)
@@ -57,6 +59,7 @@ def export(
     names = {
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
+    refuse_other_model(run, trained.config.model, trained.config.data)
     tokenizer = load_tokenizer(trained.config.model, trained.config.data)
     write = _full_models(trained, tokenizer) if merge else _adapters(trained)
     try:
@@ -120,6 +123,7 @@ def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBa
     row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}
     bare = tokenize_for(trained.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
     start = bare.tokens[: len(bare.tokens) - bare.num_tokens("test")].tolist()
-    before, after = (for_task(words, task) for words in data.template.split("{text}"))
+    until = until_text(data.template)
+    before, after = fill(until, {"task": task, "text": ""}), fill(data.template[len(until) :], {"task": task})
     by_task = "{task}" in f"{data.prompt}{data.template}"
     return Framed(task, by_task, start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))

@@ -11,8 +11,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data.tokens import boundary_tokens, for_task
+from bora_sweep.data.encode import Encoder, boundary_tokens, until_text
 from bora_sweep.errors import InputError
+from bora_sweep.fingerprints import refuse_other_model
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.interchange import GLOBAL
@@ -61,15 +62,17 @@ def generate(
         (name, text) of each, the prompt left out; the first two are `base model` and `_global`.
 
     Raises:
-        InputError: There is no such trial or task, the base cannot be loaded, or it has too few positions.
+        InputError: There is no such trial or task, the base cannot be loaded, is another than the run's, or has too few
+            positions.
     """
     trained = read_trained(run, trial)
     trained.refuse_unknown(tasks)
     model, data = trained.config.model, trained.config.data
     sampling = sampling or Sampling()
+    refuse_other_model(run, model, data)
     tokenizer = load_tokenizer(model, data)
-    _, end = boundary_tokens(tokenizer)
-    opening_of = {task: _opening(tokenizer, data, task, prompt) for task in tasks}
+    encoder, (_, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
+    opening_of = {task: _opening(encoder, data, task, prompt) for task in tasks}
     longest = max(map(len, opening_of.values()))
     base = load_base(model, data)
     positions = getattr(base.config, "max_position_embeddings", None)
@@ -85,22 +88,25 @@ def generate(
         opening_T = opening_of.get(name, opening_of[tasks[0]])
         with nullcontext() if theta_P is None else adapted.attached(theta_P.to(base.device)):
             whole_T = _draw(base, opening_T, sampling.seed)
-        told = _text(tokenizer, opening_T)
-        texts.append((name, _text(tokenizer, whole_T).removeprefix(told)))  # new tokens alone would lose a first space
+        texts.append((name, _continuation(tokenizer, opening_T, whole_T)))
     return texts
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase, data: DataConfig, task: str, prompt: str) -> list[int]:
-    """The tokens that a task's text begins with, `prompt` the last of them."""
-    before = for_task(data.template.partition("{text}")[0], task)
-    body = tokenizer(before + prompt, add_special_tokens=False)["input_ids"]
+def _opening(encoder: Encoder, data: DataConfig, task: str, prompt: str) -> list[int]:
+    """The tokens that a task's text begins with, `prompt` the last of them; what `prompt` says is text."""
+    (body,) = encoder.encode(until_text(data.template), [{"task": task, "text": prompt}])
     if data.prompt is None:
-        return [boundary_tokens(tokenizer)[0], *body]
-    return [*tokenizer(for_task(data.prompt, task), add_special_tokens=False)["input_ids"], *body]
+        return [*boundary_tokens(encoder.tokenizer)[0], *body]
+    return [*encoder.encode(data.prompt, [{"task": task}])[0], *body]
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, tokens_T: list[int]) -> str:
-    return str(tokenizer.decode(tokens_T, skip_special_tokens=True))
+def _continuation(tokenizer: PreTrainedTokenizerBase, opening_T: list[int], whole_T: list[int]) -> str:
+    """The text of what follows the opening; by itself it would lose a first space."""
+    opening, whole, alone = (
+        str(tokenizer.decode(tokens_T, skip_special_tokens=True))
+        for tokens_T in (opening_T, whole_T, whole_T[len(opening_T) :])
+    )
+    return whole.removeprefix(opening) if whole.startswith(opening) else alone
 
 
 def _plain(sampling: Sampling, end: int) -> GenerationConfig:

@@ -3,10 +3,14 @@
 import pytest
 import torch
 from conftest import make_base, make_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from bora_sweep.cli import main
-from bora_sweep.generate import Sampling, generate, visible
+from bora_sweep.data.encode import Encoder
+from bora_sweep.generate import Sampling, _continuation, _opening, generate, visible
 from bora_sweep.model.adapters import AdaptedModel
+from bora_sweep.model.base import load_tokenizer
 from bora_sweep.trained import read_trained
 
 PROMPT = "w1 w2"
@@ -61,6 +65,23 @@ def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
     )
     assert alone["ann"] == beside["ann"]
     assert alone["ann"] != dict(generate(runs / family, PROMPT, ["ann"], sampling=Sampling(8, seed=1)))["ann"]
+
+
+def test_what_a_prompt_says_is_text(runs):
+    trained = read_trained(runs / "opt")
+    encoder = Encoder(load_tokenizer(trained.config.model, trained.config.data))
+    assert _opening(encoder, trained.config.data, "ann", "w1 w2") == [2, 4, 5]
+    start, *rest = _opening(encoder, trained.config.data, "ann", "w1 </s><pad> w2")
+    assert (start, rest[0], rest[-1]) == (2, 4, 5)
+    assert not {1, 2} & set(rest)
+
+
+def test_where_the_whole_does_not_begin_with_the_opening_the_new_tokens_are_told():
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
+    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    assert _continuation(tokenizer, [2], [2, 1, 2]) == "c"
+    assert _continuation(tokenizer, [1], [1, 2, 2]) == "bb"
 
 
 def test_the_command_prints_blocks_that_survive_a_pipe(runs, capsys):

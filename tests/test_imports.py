@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
     "errors": 0, "imports": 0, "interrupt": 0, "config": 1, "storage": 1, "results": 2, "keys": 2, "runs": 2, "data": 2,
     "model": 3, "report": 3, "train": 4, "progress": 5, "tune": 5, "trained": 5, "begin": 6, "folders": 6,
-    "generate": 6, "api": 7, "commands": 7, "cli": 8,
+    "generate": 6, "api": 7, "commands": 7, "cli": 8, "fingerprints": 4, "processes": 1,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"tune"},

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.encode import boundary_tokens
 from bora_sweep.data.tokens import (
     FILLED,
     SMALLEST_PART,
-    boundary_tokens,
     collate,
     forward_parts,
     scoring_batches,
@@ -41,13 +41,13 @@ def test_a_sequence_is_start_text_end_and_long_ones_are_cut_before_the_end():
 
 def test_the_start_symbol_is_what_the_tokenizer_prepends_else_bos_else_eos():
     tokenizer = make_tokenizer()
-    assert boundary_tokens(tokenizer) == (2, 2)
+    assert boundary_tokens(tokenizer) == ([2], 2)
     plain = make_tokenizer()
     plain.backend_tokenizer.post_processor = None
     plain.bos_token = "w1"
-    assert boundary_tokens(plain) == (4, 2)
+    assert boundary_tokens(plain) == ([4], 2)
     plain.bos_token = None
-    assert boundary_tokens(plain) == (2, 2)
+    assert boundary_tokens(plain) == ([2], 2)
     plain.eos_token = None
     with pytest.raises(InputError, match="end token"):
         boundary_tokens(plain)

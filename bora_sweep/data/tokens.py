@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.encode import Encoder, boundary_tokens
 from bora_sweep.errors import InputError
 
 FILLED, SMALLEST_PART = 0.95, 12
@@ -97,19 +98,20 @@ def tokenize(
     """Each document as start symbol or prompt, text, end token, of `max_tokens` at most.
 
     The text is cut so that the end token stays; with `max_text_tokens` to that length, and the whole is then cut
-    wherever it ends.
+    wherever it ends. Marks of control in a text or a task's name are characters.
 
     Raises:
-        InputError: The tokenizer has no end token, or a prompt leaves no room for text.
+        InputError: The tokenizer has no end token, or makes control tokens of a text, or a prompt leaves no room for
+            text.
     """
-    start, end = boundary_tokens(tokenizer)
+    encoder, (start, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
     task_N, text_N = corpus.documents["task"].tolist(), corpus.documents["text"].tolist()
-    given_of = {task: [start] for task in corpus.tasks}
+    given_of = dict.fromkeys(corpus.tasks, start)
     if prompt is not None:
-        prompts = _plain(tokenizer, [for_task(prompt, task) for task in corpus.tasks])
+        prompts = encoder.encode(prompt, [{"task": task} for task in corpus.tasks])
         given_of = dict(zip(corpus.tasks, prompts, strict=True))
     _refuse_long_prompts(given_of, max_tokens)
-    bodies = _plain(tokenizer, [fill_in(template, task, text) for task, text in zip(task_N, text_N, strict=True)])
+    bodies = encoder.encode(template, [{"task": task, "text": text} for task, text in zip(task_N, text_N, strict=True)])
     sequences, was_cut = [], []
     for task, body in zip(task_N, bodies, strict=True):
         given = given_of[task]
@@ -140,40 +142,15 @@ def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerB
     return tokenize(corpus, tokenizer, model.max_tokens, model.max_text_tokens, data.prompt, data.template)
 
 
-def for_task(words: str, task: str) -> str:
-    """A prompt of one task."""
-    return words.replace("{task}", task)
-
-
-def fill_in(template: str, task: str, text: str) -> str:
-    """What is scored of a document; braces within its text, or in a task's name, stay what they are."""
-    before, after = template.split("{text}")
-    return for_task(before, task) + text + for_task(after, task)
-
-
-def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Their tokens, with nothing put before or after."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]  # type: ignore[return-value]
-
-
 def _refuse_long_prompts(given_of: dict[str, list[int]], max_tokens: int) -> None:
     task = max(given_of, key=lambda task: len(given_of[task]))
     if len(given_of[task]) + 2 > max_tokens:
         raise InputError(
-            f"model.max_tokens={max_tokens}: data.prompt has {len(given_of[task])} tokens for task {task!r}, which "
-            "leaves no room for text and end token; raise it, or shorten the prompt"
+            f"model.max_tokens={max_tokens}: what stands before a text has {len(given_of[task])} tokens for task "
+            f"{task!r}, which leaves no room for text and end token; raise it, or shorten data.prompt"
         )
     if not all(given_of.values()):
         raise InputError("data.prompt: has no token to begin a document with; write something, or drop it")
-
-
-def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """(start symbol, end token): what the tokenizer prepends, else its BOS, else its EOS; and its EOS."""
-    end, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    if not isinstance(end, int):
-        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
-    prepended = list(tokenizer("")["input_ids"])
-    return (prepended[0] if prepended else bos if isinstance(bos, int) else end), end
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from bora_sweep.config import DataConfig, ModelConfig
 from bora_sweep.errors import InputError, one_line
@@ -28,6 +29,31 @@ def base_name(model: ModelConfig, data: DataConfig) -> str:
 
     logging.disable_progress_bar()
     return str(base_model_folder(data.synthetic, progress=True))
+
+
+def model_folder(model: ModelConfig, data: DataConfig) -> Path:
+    """The folder of this machine that the base model is loaded from: its own, or that of the hub's cache.
+
+    What the hub has is fetched into its cache first, where it is not there yet.
+
+    Raises:
+        InputError: It cannot be fetched.
+    """
+    name = base_name(model, data)
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        config = cached_file(name, "config.json")
+        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+        else:
+            get_checkpoint_shard_files(name, index)
+    except OSError as error:
+        mend = f"without network: {_how_to_fetch(name)}"
+        raise InputError(f"model.name={name}: cannot be fetched ({one_line(error, limit=200)}); {mend}") from error
+    assert config is not None
+    return Path(config).parent
 
 
 def load_tokenizer(model: ModelConfig, data: DataConfig) -> PreTrainedTokenizerBase:

@@ -18,7 +18,7 @@ from bora_sweep.storage import Folder, listed, read_bytes, remove, with_local, w
 
 ADAPTERS = "adapters.safetensors"
 KILLS = "killed-for-memory"
-FORMAT = 1
+FORMAT = 2
 """Of the checkpoints; a release that holds other things in them raises it."""
 KEPT = 2  # checkpoints of a trial: the newest, and the one before should that be damaged
 

@@ -137,7 +137,7 @@ class _Path:
         if first(lambda: exists(folder / UPWARD)):
             return
         own, base = self._config(best), self.load_base()
-        begin = first(lambda: starting_point(own, base, self.run, start))
+        begin = first(lambda: starting_point(own, base, self.run, start, self.corpus.tasks))
         done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, pulse=self.pulse)
         self.rows[best] = first(lambda: self._keep_better(own, row, start, done))
 

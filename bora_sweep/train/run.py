@@ -14,13 +14,15 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.adapters import make_layout
+from bora_sweep.model.adapters import lay_out, make_layout
 from bora_sweep.model.merge import MERGES, merge
+from bora_sweep.model.variants import Site
 from bora_sweep.results import read_trial_row, write_table
 from bora_sweep.storage import Folder, StorageFullError
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
+from bora_sweep.train.named import names_of, task_order
 from bora_sweep.train.ranks import first, is_first, join
 from bora_sweep.train.rows import about_adapters, closing_row, document_scores, opening_row, row_so_far, task_scores
 from bora_sweep.train.state import Fit, Start, State, StepReport
@@ -83,7 +85,8 @@ def run_pack(
     try:
         base = load_base()
         slots = [
-            _slot(trial, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch) for trial in open_trials
+            _slot(trial, corpus.tasks, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch)
+            for trial in open_trials
         ]
         for place, done in fit_pack(slots, corpus, base, on_step, pulse):
             trial = open_trials[place]
@@ -126,6 +129,7 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
 
 def _slot(
     trial: Trial,
+    tasks: Sequence[str],
     base: PreTrainedModel,
     run: Folder,
     row: dict[str, Any],
@@ -145,7 +149,7 @@ def _slot(
         on_epoch(state)
 
     source = trial.start
-    start = None if source is None else first(lambda: starting_point(trial.config, base, run, source))
+    start = None if source is None else first(lambda: starting_point(trial.config, base, run, source, tasks))
     return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_first() else nothing)
 
 
@@ -195,18 +199,23 @@ def record(
     return row
 
 
-def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str) -> Start:
-    """Where a fit begins that goes on from another's adapters: as they are, or merged into one.
+def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str, tasks: Sequence[str]) -> Start:
+    """Where a fit of `tasks` begins that goes on from another's adapters: as they are, or merged into one.
 
     Raises:
-        InputError: The other did not finish.
+        InputError: The other did not finish, or was of other tasks or modules.
     """
     try:
-        bank, _ = load_adapters(run / "trials" / trial_id)
+        bank, about = load_adapters(run / "trials" / trial_id)
     except FileNotFoundError:
         raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
+    layout = make_layout(base, config.lora)
+    there = names_of(lay_out([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
+    order = task_order(there, layout, tasks, f"trial {trial_id}")
     mean_P, theta_KP = bank["mean_P"], bank["theta_KP"]
+    if order != sorted(order):
+        theta_KP = theta_KP[order]
     if config.method in MERGES:
-        mean_P = merge(theta_KP, make_layout(base, config.lora), config.method, config.train.seed)
+        mean_P = merge(theta_KP, layout, config.method, config.train.seed)
         theta_KP = mean_P.expand_as(theta_KP)
     return Start(mean_P, theta_KP, is_candidate=config.method != "map")

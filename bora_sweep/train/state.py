@@ -4,6 +4,7 @@ Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,14 @@ class State:
         """After the last batch."""
         self.epoch, self.train_seconds = self.epoch + 1, self.train_seconds + self.seconds
         self.batch, self.nats, self.num_tokens, self.seconds = 0, 0.0, 0, 0.0
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Where a checkpoint had the tasks in another order: what is told of each, that of `order[k]` for task k."""
+        for name in ("best_epochs", "best_nll_nats", "reported_nats"):
+            told = getattr(self, name)
+            if len(told) == len(order):
+                setattr(self, name, [told[row] for row in order])
+        self.notes.append("went on with the tasks in another order")
 
     @property
     def train_tokens(self) -> int:

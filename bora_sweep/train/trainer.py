@@ -33,6 +33,7 @@ from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
 from bora_sweep.train.device import PASS_TOKENS
+from bora_sweep.train.named import moments, names_of, restore_moments, task_order
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.ranks import first
 from bora_sweep.train.rates import learning_rates, make_scheduler, task_weights
@@ -143,7 +144,7 @@ class Trainer:
             Whether the model is to be scored before training, epoch 0.
 
         Raises:
-            InputError: Adapters of `init_from` that this fit could not go on from.
+            InputError: Adapters of `init_from`, or a checkpoint, that this fit could not go on from.
         """
         checkpoint = first(lambda: None if folder is None else load_checkpoint(folder))
         if checkpoint is not None:
@@ -294,36 +295,31 @@ class Trainer:
 
         Whole in the first process, for which the others must call this too.
         """
-        moments = {
-            f"optimizer.{index}.{name}": value
-            for index, moment in self.optimizer.state_dict()["state"].items()
-            for name, value in moment.items()
-        }
         best = {f"best.{name}": bank for name, bank in self.best.items()}
-        held = {**self._parameters(), **best, **moments}
+        held = {**self._parameters(), **best, **moments(self.optimizer, self.hierarchy)}
         return {name: self.share.whole(tensor) if tensor.dim() == 2 else tensor for name, tensor in held.items()}
 
     def progress(self) -> dict[str, Any]:
         """All else that a resume needs, as JSON."""
         scaler = self.accelerator.scaler
         return {
+            **names_of(self.layout, self.corpus.tasks),
             "state": asdict(self.state),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def _restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        tensors = {name: self.share.part(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+        order = task_order(progress, self.layout, self.corpus.tasks, "the fit's checkpoint")
         self.state = State(**progress["state"])
+        if order != sorted(order):
+            tensors = {name: tensor[order] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+            self.state.reorder(order)
+        tensors = {name: self.share.part(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
         names = list(self._parameters())
         self.hierarchy.load_state_dict({name: tensors[name] for name in names})
         self.best = {name: tensors[f"best.{name}"] for name in names}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key in (key for key in tensors if key.startswith("optimizer.")):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = tensors[key]
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_moments(self.optimizer, self.hierarchy, tensors)
         self.scheduler.load_state_dict(progress["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate

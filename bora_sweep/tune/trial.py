@@ -17,6 +17,7 @@ with uncollected():  # most of what a worker does before its first trial
     from bora_sweep.config import Config, DataConfig, ModelConfig
     from bora_sweep.data.tokens import TokenizedCorpus
     from bora_sweep.errors import InputError
+    from bora_sweep.fingerprints import refuse_other_model
     from bora_sweep.interrupt import Interrupted
     from bora_sweep.model.base import load_base
     from bora_sweep.results import objective, read_trial_row, write_table
@@ -103,7 +104,7 @@ def _fit(
     ]
 
     def warm_base() -> PreTrainedModel:
-        return _warm_base(config.model, config.data)
+        return _warm_base(config.model, config.data, str(run))
 
     if params["fits"][0]["point"]["method"] != "path":
         return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, pulse=pulse)
@@ -119,13 +120,18 @@ def _note_error(run: Folder, trial_id: str, reason: str) -> None:
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
-def measure_pack(config: Config, corpus: TokenizedCorpus, most: int) -> int:
+def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> int:
     """`search.pack` where it is `auto`, for the place where this runs."""
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
-    return choose_pack(config, corpus, _warm_base(config.model, config.data), most)
+    return choose_pack(config, corpus, _warm_base(config.model, config.data, run), most)
 
 
 @lru_cache(maxsize=1)
-def _warm_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
-    """The base model, loaded once per worker process: the trials of a sweep share it."""
+def _warm_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
+    """The base model of the run, loaded once per worker process: the trials of a sweep share it.
+
+    Raises:
+        InputError: Where this process runs another lies at its path.
+    """
+    refuse_other_model(folder_at(run), model, data)
     return load_base(model, data)

@@ -136,7 +136,8 @@ def _with_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: 
     if config.search.pack != "auto":
         return config
     measured = ray.remote(measure_pack).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    pack = ray.get(measured.remote(config, corpus, config.search.num_trials + 1))
+    place = run.resolve() if isinstance(run, Path) else run
+    pack = ray.get(measured.remote(config, corpus, str(place), config.search.num_trials + 1))
     config = with_values(config, search={"pack": pack})
     create_run(config, run)
     return config
