@@ -48,7 +48,7 @@ def open_run(settings: Sequence[Setting], command: str, resume: bool, console: C
         InputError: As `new_run` or `reopen_run` has it.
     """
     config, run = (reopen_run if resume else new_run)(settings, command)
-    console.print(f"{'resuming' if resume else 'run folder'}: {run}")
+    console.print(f"{'resuming' if resume else 'run folder'}: {escape(str(run))}")
     return config, run
 
 
@@ -141,7 +141,7 @@ def _tokenized(config: Config, console: Console) -> "TokenizedCorpus":
         console.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
-    console.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
+    console.print(f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
                   f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
     if num_cut:
         longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"

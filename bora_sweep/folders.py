@@ -10,6 +10,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.paths import local_path
 from bora_sweep.report.card import Exported, card
 from bora_sweep.storage import Folder, folder_at
 from bora_sweep.trained import Trained, read_trained
@@ -36,9 +37,10 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, or the base cannot be loaded or merged.
+        InputError: There is no such trial or task, `out` holds something or is an address, or the base cannot be
+            loaded or merged.
     """
-    trained, out = read_trained(folder_at(run), trial), Path(out)
+    trained, out = read_trained(folder_at(run), trial), Path(local_path(str(out)))
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.config.template import check_template
+from bora_sweep.paths import local_path
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
@@ -90,13 +92,16 @@ class DataConfig:
     """`by_text`: by a hash of the text, equal texts in one split; `sample`: by `pandas.sample` for each task, as the
     published code draws them, where an equal text may be in several."""
     prompt: str | None = None
-    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name."""
+    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name;
+    `{{` and `}}` are braces themselves."""
     template: str = "{text}"
     """What is scored of a document, its end token beside: `{text}` for its text, `{task}` for its task's name."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The embedded corpus's own settings."""
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            object.__setattr__(self, "path", local_path(self.path, "data.path"))
         need(self.min_documents >= 3, f"data.min_documents={self.min_documents}: need at least 3, one for each split")
         need(
             self.max_documents is None or self.max_documents >= self.min_documents,
@@ -113,8 +118,10 @@ class DataConfig:
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
         )
+        if self.prompt is not None:
+            check_template(self.prompt, "data.prompt", ["task"])
         need(
-            self.template.count("{text}") == 1,
+            check_template(self.template, "data.template", ["text", "task"]).count("text") == 1,
             f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
         )
         need(
@@ -128,6 +135,10 @@ class DataConfig:
             need(self.path is None, f"data.source=synthetic reads no file: drop data.path={self.path}, or data.source")
 
     def _refuse_what_the_source_has_not(self) -> None:
+        if self.source != "hub":
+            for name, default in (("hub_config", None), ("hub_split", "train")):
+                value = getattr(self, name)
+                need(value == default, f"data.{name}={value}: only data.source=hub has it; drop it")
         if self.source != "talk_of_norway":
             for name, default in (("download", False), ("selection", "paper")):
                 value = getattr(self, name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.paths import local_path
 
 Parametrization = Literal["noncentered", "centered"]
 
@@ -26,6 +27,8 @@ class ModelConfig:
     """Run code that comes with the model. Recorded in every result."""
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            object.__setattr__(self, "name", local_path(self.name, "model.name"))
         need(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
         longest = self.max_text_tokens
         need(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")

@@ -83,7 +83,7 @@ def _read(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
     if config.kind == "talk_of_norway":
         documents, notes = talk_of_norway.documents(config)
         return "talk_of_norway", documents, notes
-    path = Path(config.path or "").expanduser()
+    path = Path(config.path or "")
     if config.kind == "hub":
         table, notes = read_hub(str(config.path), config.hub_config, config.hub_split, _columns(config)), []
     elif path.is_dir():

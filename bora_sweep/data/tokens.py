@@ -141,14 +141,13 @@ def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerB
 
 
 def for_task(words: str, task: str) -> str:
-    """A prompt of one task."""
-    return words.replace("{task}", task)
+    """A prompt of one task; braces within its name stay what they are."""
+    return words.format(task=task)
 
 
 def fill_in(template: str, task: str, text: str) -> str:
     """What is scored of a document; braces within its text, or in a task's name, stay what they are."""
-    before, after = template.split("{text}")
-    return for_task(before, task) + text + for_task(after, task)
+    return template.format(task=task, text=text)
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
