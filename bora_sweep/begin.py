@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import Config, Setting
+from bora_sweep.config import Config, Setting, said
 from bora_sweep.errors import InputError
 from bora_sweep.imports import uncollected
 from bora_sweep.interrupt import noting_signals
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
+HEARD_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
+"""Keys that a fit goes by, of the sections that are a sweep's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
     from bora_sweep.train.ranks import first
 
     config, run = first(lambda: open_run(settings, "fit", resume, console))
+    given = said(settings)
+    for section, heard in HEARD_BY_A_FIT.items():
+        for name in sorted(given.get(section, {}).keys() - heard):
+            raise InputError(f"{section}.{name}: is for a sweep, a fit is one, at prior.tau; drop it, or use sweep")
     refuse_other_count(config)
     if config.method not in FITTED:
         raise InputError(
@@ -101,6 +107,11 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
         InputError: The input is wrong.
     """
     config, run = open_run(settings, "sweep", resume, console)
+    given = said(settings)
+    if "tau" in given.get("prior", {}):
+        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
+    if "method" in given:
+        raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     if config.init_from is not None:
         raise InputError(
             f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "

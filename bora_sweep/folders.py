@@ -40,7 +40,8 @@ def export(
         InputError: There is no such trial or task, `out` holds something or is an address, or the base cannot be
             loaded or merged.
     """
-    trained, out = read_trained(folder_at(run), trial), Path(local_path(str(out)))
+    out = Path(local_path(str(out)))
+    trained = read_trained(folder_at(run), trial)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")

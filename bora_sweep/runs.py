@@ -178,7 +178,7 @@ def _lives(pid: int) -> bool:
 def _absolute(config: Config) -> Config:
     """Local paths made absolute, so that a resume or a worker elsewhere finds them from any folder."""
     changes: dict[str, Any] = {}
-    if config.data.path is not None and config.data.kind in ("file", "talk_of_norway"):
+    if config.data.path is not None and (config.data.kind != "hub" or Path(config.data.path).exists()):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}

@@ -5,7 +5,7 @@ that reads back to an equal one.
 """
 
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import PROTOCOLS, Setting, is_setting, load_config, read_config
+from bora_sweep.config.load import PROTOCOLS, Setting, is_setting, load_config, read_config, said
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
@@ -33,5 +33,6 @@ __all__ = [
     "is_setting",
     "load_config",
     "read_config",
+    "said",
     "with_values",
 ]

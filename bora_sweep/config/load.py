@@ -46,7 +46,7 @@ def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -
         InputError: A file that cannot be read, an unknown key, a value of the wrong type or out of bounds.
     """
     merged = asdict(Config() if base is None else base)
-    parts = [_part(source) for source in sorted(arguments, key=_is_laid_last)]
+    parts = [_part(source) for source in sorted(arguments, key=_is_said)]
     protocol = next((part["protocol"] for part in reversed(parts) if "protocol" in part), merged["protocol"])
     if protocol in PROTOCOLS and protocol != merged["protocol"]:
         parts.insert(0, _part(PROTOCOLS[protocol]))
@@ -60,7 +60,15 @@ def is_setting(source: Setting) -> bool:
     return isinstance(source, str) and "=" in source and "/" not in source.partition("=")[0]
 
 
-def _is_laid_last(source: Setting) -> bool:
+def said(settings: Sequence[Setting]) -> dict[str, Any]:
+    """What `key=value` and dictionaries give: what is meant for this run alone, where a file may be of several."""
+    together: dict[str, Any] = {}
+    for source in filter(_is_said, settings):
+        together = _laid_over(together, _part(source))
+    return together
+
+
+def _is_said(source: Setting) -> bool:
     return isinstance(source, Mapping) or is_setting(source)
 
 

@@ -100,7 +100,7 @@ def _section(value: Any, section: Any, key: str) -> dict[str, Any]:
         raise InputError(f"{key}={_shown(value)}: is a section of keys, such as {before}{next(iter(kinds))}")
     for name in value:
         if name not in kinds:
-            raise InputError(f"{_shown(f'{before}{name}')}: no such key; {_mend_unknown(section, str(name))}")
+            raise InputError(f"{repr(f'{before}{name}')[:LONGEST_SHOWN]}: no such key; {_mend_unknown(section, str(name))}")
     return {name: typed(item, kinds[name], f"{before}{name}") for name, item in value.items()}
 
 

@@ -24,11 +24,12 @@ def check_template(words: str, key: str, names: Collection[str]) -> list[str]:
     except ValueError as error:
         raise InputError(f"{key}={words!r}: {error}; {there_are}") from None
     found = []
-    for literal, name, form, conversion in parts:
-        for plain in names:
-            need(f"{{{plain}}}" not in literal, f"{key}={words!r}: write {{{plain}}} with one brace on each side")
+    for _, name, form, conversion in parts:
         if name is not None:
             is_known = name in names and not form and not conversion
             need(is_known, f"{key}={words!r}: has no placeholder {{{name}}}; {there_are}")
             found.append(name)
+    literal = words.format(**dict.fromkeys(names, " "))
+    for name in names:
+        need(f"{{{name}}}" not in literal, f"{key}={words!r}: write {{{name}}} with one brace on each side")
     return found
