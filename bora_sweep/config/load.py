@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +44,7 @@ def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -
     Raises:
         InputError: A file that cannot be read, an unknown key, a value of the wrong type or out of bounds.
     """
-    merged = asdict(Config() if base is None else base)
+    merged = typed(Config() if base is None else base, Config, "")
     parts = [_part(source) for source in sorted(arguments, key=_is_said)]
     protocol = next((part["protocol"] for part in reversed(parts) if "protocol" in part), merged["protocol"])
     if protocol in PROTOCOLS and protocol != merged["protocol"]:

@@ -93,14 +93,15 @@ def _typed(value: Any, kind: Any, key: str) -> Any:
 
 def _section(value: Any, section: Any, key: str) -> dict[str, Any]:
     if isinstance(value, section):
-        return asdict(value)
+        value = asdict(value)
     kinds = {field.name: field.type for field in fields(section)}
     before = f"{key}." if key else ""
     if not isinstance(value, Mapping):
         raise InputError(f"{key}={_shown(value)}: is a section of keys, such as {before}{next(iter(kinds))}")
     for name in value:
         if name not in kinds:
-            raise InputError(f"{repr(f'{before}{name}')[:LONGEST_SHOWN]}: no such key; {_mend_unknown(section, str(name))}")
+            full = repr(f"{before}{name}")[:LONGEST_SHOWN]
+            raise InputError(f"{full}: no such key; {_mend_unknown(section, str(name))}")
     return {name: typed(item, kinds[name], f"{before}{name}") for name, item in value.items()}
 
 
