@@ -107,16 +107,16 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
         InputError: The input is wrong.
     """
     config, run = open_run(settings, "sweep", resume, console)
-    given = said(settings)
-    if "tau" in given.get("prior", {}):
-        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
-    if "method" in given:
-        raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     if config.init_from is not None:
         raise InputError(
             f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "
             "the data but their own training: drop it"
         )
+    given = said(settings)
+    if "tau" in given.get("prior", {}):
+        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
+    if "method" in given:
+        raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     _check_tracking(config, run)
     corpus = _tokenized(config, console)
     return Begun(config, run, corpus, _check_model(config, corpus))

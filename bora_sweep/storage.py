@@ -54,7 +54,8 @@ def folder_at(address: str | Folder) -> Folder:
         address: `~` at its beginning is the user's home, `~user` another's.
 
     Raises:
-        InputError: The address is of a kind that is not known here, or carries a password; there is no such user.
+        InputError: The address is of a kind that is not known here, carries a password, or has signs that stand for
+            others when a store is listed; there is no such user.
     """
     text = str(address)
     if redact(text) != text:
@@ -62,6 +63,10 @@ def folder_at(address: str | Folder) -> Folder:
     if "://" not in text:
         path = Path(at_home(text))
         return path.absolute() if str(path).startswith("~") else path  # of ./~name its name is left, which is no home
+    if text.startswith("file:"):
+        raise InputError(f"{text}: give the path itself, without file://")
+    if any(sign in text for sign in "*?[]"):
+        raise InputError(f"{text}: has one of * ? [ ], which would stand for other names there; give another address")
     from upath import UPath  # fits in a local folder need no such package
 
     try:

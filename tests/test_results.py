@@ -84,6 +84,8 @@ def test_several_runs_are_read_as_one(tmp_path):
     results = read_results([tmp_path / "one", tmp_path / "two"])
     assert results.trials["run"].tolist() == [str(tmp_path / "one"), str(tmp_path / "two")]
     assert results.curves.empty
+    with pytest.raises(InputError, match="is given twice"):
+        read_results([str(tmp_path / "one"), tmp_path / "one"])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

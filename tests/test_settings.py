@@ -212,7 +212,8 @@ def test_numbers_are_what_is_written():
         ("data.path=a\0b", "data.path=.*is no path"),
         ("data.path=s3://bucket/a.csv", "data.path=s3.*is an address"),
         ("output=~nobody-of-this-name/x", "~nobody-of-this-name has no home folder here"),
-        ("data.hub_split=test", "only data.source=hub has it"),
+        ("lora.target_modules=[q_proj", "neither a list"),
+        ("lora.target_modules=", "names nothing"),
     ],
 )
 def test_what_is_not_a_value_of_its_key_is_refused_on_one_line(given_setting, says):
@@ -314,6 +315,9 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
         read_results("~/o")
     with pytest.raises(InputError, match="is an address"):
         export("~/o", "s3://bucket/out")
+    for address in ("s3://bucket/run[1]", "s3://bucket/run*", "file:///run"):
+        with pytest.raises(InputError, match=r"stand for other names|the path itself"):
+            folder_at(address)
     for name in ("a~", "./~", "./~x", "a/~"):  # a tilde elsewhere is a letter
         assert load_config([f"output={name}"]).output == name
     monkeypatch.chdir(tmp_path)
@@ -349,6 +353,9 @@ def test_a_fit_in_paths_that_begin_at_home_and_hold_signs(corpus_file, model_fol
     [
         (["data", "describe", "a.csv", "data.path=b.csv"], "a.csv names a corpus too"),
         (["data", "describe", "a=b.csv"], "a=b.csv: 'a': no such key"),
+        (["data", "describe", "data.text_column=speech"], "data.text_column=speech: data.source=synthetic"),
+        (["data", "describe", "data.hub_split=test", "a.csv"], "data.hub_split=test: data.source=file"),
+        (["data", "describe", "data.synthetic.seed=3", "a.csv"], "data.synthetic=SyntheticConfig("),
         (["fit", "search.taus=[1]"], "search.taus: is for a sweep"),
         (["fit", "ray.max_concurrent=1"], "ray.max_concurrent: is for a sweep"),
         (["sweep", "prior.tau=3"], "a sweep chooses its own values"),

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bora_sweep.config.bounds import need
 from bora_sweep.config.template import check_template
@@ -10,6 +10,8 @@ from bora_sweep.paths import local_path
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
+COLUMNS = {"text_column": "text", "task_column": "task", "id_column": None, "time_column": None}
+"""Keys that name a source's columns, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,23 +137,30 @@ class DataConfig:
             need(self.path is None, f"data.source=synthetic reads no file: drop data.path={self.path}, or data.source")
 
     def _refuse_what_the_source_has_not(self) -> None:
-        if self.source != "hub":
-            for name, default in (("hub_config", None), ("hub_split", "train")):
-                value = getattr(self, name)
-                need(value == default, f"data.{name}={value}: only data.source=hub has it; drop it")
         if self.source != "talk_of_norway":
             for name, default in (("download", False), ("selection", "paper")):
                 value = getattr(self, name)
                 need(value == default, f"data.{name}={value}: only data.source=talk_of_norway has it; drop it")
             return
-        for name, default in (
-            ("text_column", "text"),
-            ("task_column", "task"),
-            ("id_column", None),
-            ("time_column", None),
-        ):
+        for name, default in COLUMNS.items():
             value = getattr(self, name)
             need(value == default, f"data.{name}={value}: data.source=talk_of_norway knows its own columns; drop it")
+
+    def refuse_unread(self) -> None:
+        """Refuse what the source would not go by, before it is read: another one was meant.
+
+        Raises:
+            InputError: Such a key has not its default.
+        """
+        unread: dict[str, Any] = {} if self.kind == "hub" else {"hub_config": None, "hub_split": "train"}
+        unread |= COLUMNS if self.kind == "synthetic" else {"synthetic": SyntheticConfig()}
+        for name, default in unread.items():
+            value = getattr(self, name)
+            need(
+                value == default,
+                f"data.{name}={value}: data.source={self.kind}, as it is here, does not go by it; also give "
+                "data.path=… or data.source=…, or drop it",
+            )
 
     @property
     def tasks_by(self) -> str:

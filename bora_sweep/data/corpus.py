@@ -42,8 +42,9 @@ def load_corpus(config: DataConfig) -> Corpus:
 
     Raises:
         InputError: It cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a task
-            has too few documents to be split, or two tasks have the same folder name.
+            has too few documents to be split, two tasks have the same folder name, or a key is for another source.
     """
+    config.refuse_unread()
     name, documents, notes = _read(config)
     documents, tasks, left_out = _filter(documents, config)
     notes += left_out
