@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from bora_sweep.config.bounds import need
 from bora_sweep.errors import InputError
@@ -21,15 +22,14 @@ class _Loader(yaml.SafeLoader):
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         given: set[str] = set()
         for name, _ in node.value:
             if str(name.value) in given:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name.value} is given twice; keep one", name.start_mark
-                )
+                raise ComposerError(None, None, f"{name.value} is given twice; keep one", name.start_mark)
             given.add(str(name.value))
-        return super().construct_mapping(node, deep)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
