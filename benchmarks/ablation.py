@@ -55,8 +55,8 @@ DEVIATIONS = {
         ["data.split=by_text", "data.validation_fraction=0.17", "data.test_fraction=0.33", "data.seed=0"],
     ),
     "prompt": (
-        ["data.prompt=' [task] {task}'", "data.template=' [text] {text}'", "model.max_text_tokens=38"],
-        ["data.prompt=null", "data.template='{text}'", "model.max_text_tokens=null"],
+        ["data.prompt= [task] {task}", "data.template= [text] {text}", "model.max_text_tokens=38"],
+        ["data.prompt=null", "data.template={text}", "model.max_text_tokens=null"],
     ),
     "noise at the start, fixed batches, no clipping": (
         ["train.initial_noise=0.001", "train.batches=fixed", "train.max_grad_norm=null"],

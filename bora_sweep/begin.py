@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import Config, Setting
+from bora_sweep.config import Config, Setting, said
 from bora_sweep.errors import InputError
 from bora_sweep.imports import uncollected
 from bora_sweep.interrupt import noting_signals
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
+HEARD_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
+"""Keys that a fit goes by, of the sections that are a sweep's."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def open_run(settings: Sequence[Setting], command: str, resume: bool, console: C
         InputError: As `new_run` or `reopen_run` has it.
     """
     config, run = (reopen_run if resume else new_run)(settings, command)
-    console.print(f"{'resuming' if resume else 'run folder'}: {run}")
+    console.print(f"{'resuming' if resume else 'run folder'}: {escape(str(run))}")
     return config, run
 
 
@@ -69,6 +71,10 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
     from bora_sweep.train.ranks import first
 
     config, run = first(lambda: open_run(settings, "fit", resume, console))
+    given = said(settings)
+    for section, heard in HEARD_BY_A_FIT.items():
+        for name in sorted(given.get(section, {}).keys() - heard):
+            raise InputError(f"{section}.{name}: is for a sweep, a fit is one, at prior.tau; drop it, or use sweep")
     refuse_other_count(config)
     if config.method not in FITTED:
         raise InputError(
@@ -115,6 +121,11 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "
             "the data but their own training: drop it"
         )
+    given = said(settings)
+    if "tau" in given.get("prior", {}):
+        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
+    if "method" in given:
+        raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     _check_tracking(config, run)
     corpus, tokenized, record = _tokenized(config, run, resume, console)
     groups = _check_model(config, tokenized)
@@ -186,7 +197,7 @@ def _tokenized(
         console.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
-    console.print(f"{corpus.name}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
+    console.print(f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
                   f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
     if num_cut:
         longer = f"longer than model.max_tokens={config.model.max_tokens} allows and were cut"

@@ -11,6 +11,25 @@ from bora_sweep import __version__, commands
 from bora_sweep.errors import InputError
 from bora_sweep.keys import describe_keys
 
+KEYS = "keys, with their defaults (text is taken to the letter, null is none, a list is [a,b]):"
+
+
+class _Once(argparse.Action):
+    """An option whose second value is refused, where argparse would drop the first."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = getattr(namespace, "given", ())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} {values}: is given twice; keep one")
+        namespace.given = (*given, self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
@@ -26,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bora-sweep",
         description="Fine-tune one language model for many related tasks, and find how much they should share.",
         epilog="Start with: bora-sweep sweep   (an embedded corpus and model, a few minutes on two cores)",
@@ -35,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
-        keys = f"keys, with their defaults:\n{describe_keys(sections)}" if sections else None
+        keys = f"{KEYS}\n{describe_keys(sections)}" if sections else None
         added = subparsers.add_parser(
             name, help=text, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -62,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     data = add("data", commands.describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
     text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
     described = data.add_parser(
-        "describe", help=text, description=text, epilog=f"keys, with their defaults:\n{describe_keys(['data'])}",
+        "describe", help=text, description=text, epilog=f"{KEYS}\n{describe_keys(['data'])}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    described.add_argument("settings", nargs="*", metavar="FILE|key=value", help="a corpus, YAML files, settings")
+    described.add_argument("settings", nargs="*", metavar="FILE|key=value", help="corpora, YAML files, settings")
     return parser
 
 

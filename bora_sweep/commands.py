@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import load_config
+from bora_sweep.config import is_setting, load_config
 from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
@@ -44,7 +44,7 @@ def fit(parsed: argparse.Namespace) -> int:
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         test, epoch = row["test_perplexity"], row["best_epoch"]
-        out.print(f"test perplexity {test:.3f}, best epoch {epoch}, results in {begun.run}")
+        out.print(f"test perplexity {test:.3f}, best epoch {epoch}, results in {escape(str(begun.run))}")
         return DONE
 
     return _guarded("fit", begun.run, work)
@@ -135,26 +135,30 @@ def generate(parsed: argparse.Namespace) -> int:
 
 
 def describe(parsed: argparse.Namespace) -> int:
-    """Tables of a corpus."""
+    """Tables of each corpus: the files that are named, or that of the settings."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
     from bora_sweep.data.tokens import tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
-    paths = [a for a in parsed.settings if "=" not in a and not a.endswith((".yaml", ".yml"))]
-    config = load_config([*(a for a in parsed.settings if a not in paths), *(f"data.path={path}" for path in paths)])
-    corpus = load_corpus(config.data)
-    counts = None
-    if config.model.name is not None or config.data.kind == "synthetic":
-        counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
-    for part in describe_corpus(corpus, counts):
-        out.print(part)
+    paths = [a for a in parsed.settings if not is_setting(a) and not a.endswith((".yaml", ".yml"))]
+    settings = [a for a in parsed.settings if a not in paths]
+    twice = next((setting for setting in settings if setting.startswith("data.path=")), None)
+    if paths and twice is not None:
+        raise InputError(f"{twice}: {paths[0]} names a corpus too; drop one of the two")
+    for config in [load_config([*settings, {"data": {"path": path}}]) for path in paths] or [load_config(settings)]:
+        corpus = load_corpus(config.data)
+        counts = None
+        if config.model.name is not None or config.data.kind == "synthetic":
+            counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
+        for part in describe_corpus(corpus, counts):
+            out.print(part)
     return DONE
 
 
 def _guarded(command: str, run: Folder, work: Callable[[], int]) -> int:
     """Run `work`; whatever ends it early, say how to go on from what is there."""
-    hint = f"go on with: bora-sweep {command} --resume output={shlex.quote(str(run))}"
+    hint = escape(f"go on with: bora-sweep {command} --resume output={shlex.quote(str(run))}")
     try:
         return work()
     except KeyboardInterrupt:
@@ -165,7 +169,7 @@ def _guarded(command: str, run: Folder, work: Callable[[], int]) -> int:
     except Exception as error:
         with suppress(StorageFullError):
             write_bytes(run / "error.txt", redact(traceback.format_exc()).encode())
-        err.print(f"[bold red]failed:[/] {escape(one_line(error))} (details in {run}/error.txt); {hint}")
+        err.print(f"[bold red]failed:[/] {escape(one_line(error))} (details in {escape(str(run))}/error.txt); {hint}")
         return FAILED
 
 
@@ -173,7 +177,7 @@ def _show_report(path: Folder) -> None:
     """The report's answer, its first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
-    out.print(f"report: {path}\npage: {path.parent / PAGE}")
+    out.print(escape(f"report: {path}\npage: {path.parent / PAGE}"))
 
 
 def _show_paper(path: Folder) -> None:
@@ -182,4 +186,4 @@ def _show_paper(path: Folder) -> None:
 
     _, answer, table, *_ = read_bytes(path).decode().split("\n\n")
     out.print(Markdown(f"{answer}\n\n{table}"))
-    out.print(f"beside the paper: {path}")
+    out.print(escape(f"beside the paper: {path}"))

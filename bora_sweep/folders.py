@@ -20,6 +20,7 @@ from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.exportable import refuse_unlike, sites_by_weight
 from bora_sweep.model.full import write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.paths import local_path
 from bora_sweep.report.card import Exported, Framed, card
 from bora_sweep.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.trained import Trained, read_trained
@@ -48,10 +49,11 @@ def export(
         The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something, the base cannot be loaded or merged or is
-            another than the run's, or what is written does not load as what was fitted; nothing is left of it then.
+        InputError: There is no such trial or task, `out` holds something or is an address, the base cannot be loaded or
+            merged or is another than the run's, or what is written does not load as what was fitted; nothing is left
+            of it then.
     """
-    run, out = folder_at(run), Path(out)
+    run, out = folder_at(run), Path(local_path(str(out)))
     trained = read_trained(run, trial)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -154,11 +154,13 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
         run: A run's folder, or a list of them; also `s3://…` and `gs://…`.
 
     Raises:
-        InputError: The folder is not a run's, no trial has written a result yet, or a file is damaged or of a newer
-            version.
+        InputError: The folder is not a run's or is given twice, no trial has written a result yet, or a file is damaged
+            or of a newer version.
     """
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
-    for path in runs:
+    for place, path in enumerate(runs):
+        if path.absolute() in [other.absolute() for other in runs[:place]]:
+            raise InputError(f"{path}: is given twice, and its documents would count twice; keep one")
         refuse_no_run(path)
         if next(_tables(path, "trials"), None) is None:
             raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")

@@ -233,10 +233,10 @@ def _refuse(run: Folder, other: Driver) -> NoReturn:
 def _absolute(config: Config) -> Config:
     """Local paths made absolute, so that a resume or a worker elsewhere finds them from any folder."""
     changes: dict[str, Any] = {}
-    if config.data.path is not None and config.data.kind in ("file", "talk_of_norway"):
+    if config.data.path is not None and (config.data.kind != "hub" or Path(config.data.path).exists()):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
     if config.data.split_from is not None and "://" not in config.data.split_from:
-        split_from = str(Path(config.data.split_from).expanduser().absolute())
+        split_from = str(Path(config.data.split_from).absolute())
         changes["data"] = {**changes.get("data", {}), "split_from": split_from}
     if config.model.name is not None and Path(config.model.name).is_dir():
         changes["model"] = {"name": str(Path(config.model.name).absolute())}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from bora_sweep.errors import InputError, redact
+from bora_sweep.paths import at_home
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -42,21 +43,30 @@ def cache_folder() -> Path:
     """Where what can be made anew is kept: `$BORA_SWEEP_CACHE`, else `$XDG_CACHE_HOME/bora_sweep`, else
     `~/.cache/bora_sweep`."""
     if cache := os.environ.get("BORA_SWEEP_CACHE"):
-        return Path(cache)
+        return Path(at_home(cache, "BORA_SWEEP_CACHE"))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bora_sweep"
 
 
 def folder_at(address: str | Folder) -> Folder:
     """The folder at a path of this machine, or at an address such as `s3://bucket/folder`.
 
+    Args:
+        address: `~` at its beginning is the user's home, `~user` another's.
+
     Raises:
-        InputError: The address is of a kind that is not known here, or carries a password.
+        InputError: The address is of a kind that is not known here, carries a password, or has signs that stand for
+            others when a store is listed; there is no such user.
     """
     text = str(address)
     if redact(text) != text:
         raise InputError(f"{redact(text)}: holds a password; its client reads it from the environment")
     if "://" not in text:
-        return Path(text)
+        path = Path(at_home(text))
+        return path.absolute() if str(path).startswith("~") else path  # of ./~name its name is left, which is no home
+    if text.startswith("file:"):
+        raise InputError(f"{text}: give the path itself, without file://")
+    if any(sign in text for sign in "*?[]"):
+        raise InputError(f"{text}: has one of * ? [ ], which would stand for other names there; give another address")
     from upath import UPath  # fits in a local folder need no such package
 
     try:

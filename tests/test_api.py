@@ -28,7 +28,7 @@ def sections(corpus_file, model_folder) -> dict:
 def test_it_is_imported_at_once_and_what_is_heavy_only_when_asked_for():
     code = (
         "import sys, bora_sweep\n"
-        "heavy = {'pandas', 'numpy', 'torch', 'ray', 'transformers', 'optuna', 'matplotlib', 'omegaconf'}\n"
+        "heavy = {'pandas', 'numpy', 'torch', 'ray', 'transformers', 'optuna', 'matplotlib', 'yaml'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "from bora_sweep import InputError, Results, read_results, fit, sweep\n"
         "assert not {'torch', 'ray', 'matplotlib'} & set(sys.modules)\n"

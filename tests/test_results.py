@@ -1,6 +1,8 @@
 """The Parquet contract: read without this package, written whole, null where nothing is known."""
 
 import math
+import re
+from pathlib import Path
 
 import duckdb
 import pandas as pd
@@ -24,6 +26,34 @@ def test_pandas_and_duckdb_read_a_table_without_us(tmp_path):
     assert sorted(frame["tau"]) == [0.0, math.inf]
     rows = duckdb.sql(f"select trial_id, tau from '{tmp_path}/results/task_scores/*.parquet' order by 1").fetchall()
     assert rows == [("000", 0.0), ("001", math.inf)]
+
+
+def blocks(page: str, language: str, run: Path) -> list[str]:
+    """The page's code that reads a run's tables, with the run's folder in it."""
+    text = (Path(__file__).resolve().parents[1] / page).read_text()
+    found = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    return [re.sub(r"RUN\b|runs/…", str(run), block) for block in found if re.search(r"RUN\b|runs/…", block)]
+
+
+@pytest.mark.parametrize("parents", ["plain", "tau=10/task=x/split=train/trial_id=7/run=b"])
+def test_what_the_pages_say_reads_a_run_whatever_its_folders_are_called(tmp_path, parents):
+    """Readers may take a folder called key=value for a column, in place of the file's own."""
+    run = tmp_path / parents
+    for trial_id, tau, nll_nats in (("000", 3.0, 20.0), ("001", math.inf, 10.0)):
+        write_table(run, "trials", trial_id, [{"tau": tau, "status": "finished", "method": "map", "lora_rank": 8}])
+        write_table(run, "task_scores", trial_id, [{**ROW, "tau": tau, "nll_nats": nll_nats, "perplexity": tau}])
+    (query,) = blocks("docs/results.md", "sql", run)
+    assert duckdb.sql(query).fetchall() == [(8, 3.0, math.exp(2)), (8, math.inf, math.exp(1))]
+    ours, pandas = blocks("docs/results.md", "python", run)
+    (readme,) = blocks("README.md", "python", run)
+    known: dict = {}
+    exec(ours, known)
+    assert known["results"].trials["tau"].tolist() == [3.0, math.inf]
+    assert known["results"].task_scores["split"].unique().tolist() == ["test"]
+    for code in (pandas, readme):
+        *_, last = code.strip().splitlines()
+        exec(code.replace(last, f"table = {last}"), known)
+        assert known["table"].to_dict("index") == {"ann": {3.0: 3.0, math.inf: math.inf}}
 
 
 def test_a_trial_is_replaced_whole(tmp_path):
@@ -77,6 +107,8 @@ def test_several_runs_are_read_as_one(tmp_path):
     results = read_results([tmp_path / "one", tmp_path / "two"])
     assert results.trials["run"].tolist() == [str(tmp_path / "one"), str(tmp_path / "two")]
     assert results.curves.empty
+    with pytest.raises(InputError, match="is given twice"):
+        read_results([str(tmp_path / "one"), tmp_path / "one"])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

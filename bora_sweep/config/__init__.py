@@ -1,11 +1,11 @@
-"""The configuration: frozen dataclasses are the schema, OmegaConf merges files and `key=value` into them.
+"""The configuration: frozen dataclasses are the schema, files and `key=value` are read by their types.
 
 Every value is checked where it is declared, derived values are properties, and a resolved configuration is plain YAML
 that reads back to an equal one.
 """
 
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import PROTOCOLS, Setting, load_config, read_config
+from bora_sweep.config.load import PROTOCOLS, Setting, is_setting, load_config, read_config, said
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
@@ -30,7 +30,9 @@ __all__ = [
     "Solver",
     "SyntheticConfig",
     "TrainConfig",
+    "is_setting",
     "load_config",
     "read_config",
+    "said",
     "with_values",
 ]

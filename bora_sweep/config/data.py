@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.config.template import check_template
+from bora_sweep.paths import at_home, local_path
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
+COLUMNS = {"text_column": "text", "task_column": "task", "id_column": None, "time_column": None}
+"""Keys that name a source's columns, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +97,18 @@ class DataConfig:
     """A run's folder, or an export's: documents that it knows by their text stay in its splits, only others are drawn.
     Left out: the export that `init_from`, or a merged `model.name`, is of, else none."""
     prompt: str | None = None
-    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name."""
+    """What stands before a document in place of the start symbol and is not scored, `{task}` for its task's name;
+    `{{` and `}}` are braces themselves."""
     template: str = "{text}"
     """What is scored of a document, its end token beside: `{text}` for its text, `{task}` for its task's name."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The embedded corpus's own settings."""
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            object.__setattr__(self, "path", local_path(self.path, "data.path"))
+        if self.split_from is not None:
+            object.__setattr__(self, "split_from", at_home(self.split_from, "data.split_from"))
         need(self.min_documents >= 3, f"data.min_documents={self.min_documents}: need at least 3, one for each split")
         need(
             self.max_documents is None or self.max_documents >= self.min_documents,
@@ -116,8 +125,10 @@ class DataConfig:
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
         )
+        if self.prompt is not None:
+            check_template(self.prompt, "data.prompt", ["task"])
         need(
-            self.template.count("{text}") == 1,
+            check_template(self.template, "data.template", ["text", "task"]).count("text") == 1,
             f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
         )
         need(
@@ -136,14 +147,25 @@ class DataConfig:
                 value = getattr(self, name)
                 need(value == default, f"data.{name}={value}: only data.source=talk_of_norway has it; drop it")
             return
-        for name, default in (
-            ("text_column", "text"),
-            ("task_column", "task"),
-            ("id_column", None),
-            ("time_column", None),
-        ):
+        for name, default in COLUMNS.items():
             value = getattr(self, name)
             need(value == default, f"data.{name}={value}: data.source=talk_of_norway knows its own columns; drop it")
+
+    def refuse_unread(self) -> None:
+        """Refuse what the source would not go by, before it is read: another one was meant.
+
+        Raises:
+            InputError: Such a key has not its default.
+        """
+        unread: dict[str, Any] = {} if self.kind == "hub" else {"hub_config": None, "hub_split": "train"}
+        unread |= COLUMNS if self.kind == "synthetic" else {"synthetic": SyntheticConfig()}
+        for name, default in unread.items():
+            value = getattr(self, name)
+            need(
+                value == default,
+                f"data.{name}={value}: data.source={self.kind}, as it is here, does not go by it; also give "
+                "data.path=… or data.source=…, or drop it",
+            )
 
     @property
     def tasks_by(self) -> str:

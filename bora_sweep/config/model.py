@@ -1,10 +1,13 @@
 """The base model, its adapters and their prior."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.errors import InputError
+from bora_sweep.paths import local_path
 
 Parametrization = Literal["noncentered", "centered"]
 
@@ -26,6 +29,8 @@ class ModelConfig:
     """Run code that comes with the model. Recorded in every result."""
 
     def __post_init__(self) -> None:
+        if self.name is not None:
+            object.__setattr__(self, "name", local_path(self.name, "model.name"))
         need(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
         longest = self.max_text_tokens
         need(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
@@ -55,6 +60,15 @@ class LoraConfig:
             self.alpha is None or self.variant != "mora",
             f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
         )
+        targets = self.target_modules
+        need(targets != "", "lora.target_modules=: names nothing; drop it for what PEFT adapts by default")
+        if isinstance(targets, str):
+            try:
+                re.compile(targets)
+            except re.error as error:
+                raise InputError(
+                    f"lora.target_modules={targets}: is neither a list, [a,b], nor a regular expression ({error})"
+                ) from None
         ratio = self.learning_rate_ratio
         need(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
 

@@ -11,6 +11,7 @@ from bora_sweep.config.data import DataConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
+from bora_sweep.paths import at_home, local_path
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
 UNTRAINED = ("zero_shot", "average", "ties", "dare")
@@ -44,6 +45,10 @@ class Config:
     """The run's folder; left out: a new one under `runs/`, named by the time."""
 
     def __post_init__(self) -> None:
+        if self.output is not None:
+            object.__setattr__(self, "output", at_home(self.output, "output"))
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", local_path(self.init_from, "init_from"))
         need(
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
@@ -159,9 +164,9 @@ class Config:
 
     def to_yaml(self) -> str:
         """What `load_config` reads back to an equal configuration."""
-        from omegaconf import OmegaConf
+        from bora_sweep.config.yaml import dump_yaml
 
-        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+        return dump_yaml(self.to_dict())
 
 
 def with_values(config: Config, **changes: Any) -> Config:

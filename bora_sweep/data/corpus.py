@@ -1,7 +1,6 @@
 """From text to documents with a task and a split: validated, filtered, and nothing left out in silence."""
 
 import dataclasses
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -51,10 +50,12 @@ def load_corpus(config: DataConfig, known_from: Folder | None = None) -> Corpus:
 
     Raises:
         InputError: It cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a task
-            has too few documents to be split, or two tasks have the same folder name; no documents are known there.
+            has too few documents to be split, two tasks have the same folder name, a key is for another source, or no
+            documents are known there.
     """
+    config.refuse_unread()
     if known_from is None and config.split_from is not None:
-        known_from = folder_at(os.path.expanduser(config.split_from))
+        known_from = folder_at(config.split_from)
     known = None if known_from is None else read_documents(known_from)
     name, documents, notes = _read(config)
     documents = with_fingerprints(documents)  # of the texts as they are read, before any cut
@@ -104,7 +105,7 @@ def _read(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
     if config.kind == "talk_of_norway":
         documents, notes = talk_of_norway.documents(config)
         return "talk_of_norway", documents, notes
-    path = Path(config.path or "").expanduser()
+    path = Path(config.path or "")
     if config.kind == "hub":
         table, notes = read_hub(str(config.path), config.hub_config, config.hub_split, _columns(config)), []
     elif path.is_dir():

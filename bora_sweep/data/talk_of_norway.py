@@ -48,7 +48,7 @@ def documents(config: DataConfig) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         InputError: There is no corpus at `data.path`, it cannot be fetched, or it is not what it was.
     """
-    source = _find(Path(config.path or "").expanduser(), config.download)
+    source = _find(Path(config.path or ""), config.download)
     file = speeches(source)
     people = people_of(pa_parquet.read_table(file, columns=["person", "name", "day", "place"]).to_pandas())
     chosen = select(people, RULES[config.selection])

@@ -17,7 +17,7 @@ SAFETENSORS_AT = {"facebook/opt-350m": "refs/pr/33"}
 def base_name(model: ModelConfig, data: DataConfig) -> str:
     """What `from_pretrained` is given: `model.name`, or the embedded base's folder, made if it is not there yet."""
     if model.name is not None:
-        if model.name.startswith((".", "/", "~")) and not Path(model.name).is_dir():
+        if model.name.startswith((".", "/")) and not Path(model.name).is_dir():
             raise InputError(f"model.name={model.name}: no such folder; {_how_to_fetch('OWNER/NAME', model.name)}")
         return model.name
     if data.kind != "synthetic":

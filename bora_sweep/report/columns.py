@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from bora_sweep.config.yaml import dump_yaml
 from bora_sweep.errors import redact
 from bora_sweep.report import tables
 from bora_sweep.report.analysis import Analysis
@@ -180,7 +180,7 @@ def configuration(summary: Summary) -> Columns:
     values = json.loads(best["config_json"]) if isinstance(best["config_json"], str) else {}
     return {
         "trial": best["trial_id"],
-        "yaml": redact(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)) if values else "",
+        "yaml": redact(dump_yaml(values)) if values else "",
         "differ": sorted({key for one in flat for key in one if any(other.get(key) != one[key] for other in flat)}),
         "versions": _each_once(row["versions"] for row in rows.values()),
         "devices": _each_once(row["device"] for row in rows.values()),
