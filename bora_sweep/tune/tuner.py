@@ -110,13 +110,13 @@ def known_trials(run: Folder) -> dict[str, Known]:
 
 
 def _mark_dead(run: Folder, config: Config, params: dict[str, Any], error: Exception) -> None:
-    """Mark a trial as failed whose worker could not: it was killed."""
+    """Mark a trial as failed whose worker could not: it was killed, maybe before it wrote a first row."""
     row = read_trial_row(run, params["trial_id"])
     if row is None:
         own = trial_config(config, Point(**params["point"]), params["seed_index"])
-        row = {"trial_id": params["trial_id"], **opening_row(own)}
+        row = {**opening_row(own), "trial_id": params["trial_id"], "started_from": params["start"]}
     if row["status"] != "finished":
-        _close(run, row, "failed", row["error"] or one_line(error))
+        _close(run, row, "failed", row.get("error") or one_line(error))
 
 
 def _close_running(run: Folder) -> None:
