@@ -28,13 +28,18 @@ out = Console(highlight=False, soft_wrap=True)
 
 def fit(parsed: argparse.Namespace) -> int:
     """One fit."""
-    from bora_sweep.begin import begin_fit, held, run_fit
-    from bora_sweep.train.ranks import is_first, join
+    from bora_sweep.begin import processes
 
-    join()
-    err.quiet = out.quiet = not is_first()
+    with processes(parsed.settings, parsed.resume) as is_first:
+        err.quiet = out.quiet = not is_first
+        return _fit(parsed, is_first)
+
+
+def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
+    from bora_sweep.begin import begin_fit, held, run_fit
+
     begun = begin_fit(parsed.settings, parsed.resume, err)
-    if not is_first():
+    if not is_first:
         run_fit(begun, err)
         return DONE
 
