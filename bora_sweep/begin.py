@@ -122,6 +122,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
     Raises:
         InputError: The input is wrong.
     """
+    from bora_sweep.tune.place import refuse_no_place
+
     config, run = open_run(settings, "sweep", resume, console)
     if config.init_from is not None:
         raise InputError(
@@ -129,6 +131,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             "the data but their own training: drop it"
         )
     _check_tracking(config, run)
+    if config.ray.address is None:
+        refuse_no_place()
     corpus = _tokenized(config, console)
     return Begun(config, run, corpus, _check_model(config, corpus))
 

@@ -18,7 +18,13 @@ def draw():
 parts = figures.render(draw())
 print(hashlib.sha256(b"".join(parts)).hexdigest())
 """
-RC = "text.usetex: True\nfont.family: serif\nlines.linewidth: 9\nsvg.fonttype: none\nsavefig.bbox: tight\naxes.grid: True\n"
+RC = """text.usetex: True
+font.family: serif
+lines.linewidth: 9
+svg.fonttype: none
+savefig.bbox: tight
+axes.grid: True
+"""
 SETTINGS = {
     "none": {},
     "a backend that is not here": {"MPLBACKEND": "module://nowhere.backend_inline"},
