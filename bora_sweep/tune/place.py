@@ -64,7 +64,7 @@ def ray_folder() -> Iterator[str]:
 def keep_secret() -> None:
     """Have a Ray of our own find the secret by which its processes know each other, where no home folder can keep it.
 
-    Ray writes it to `~/.ray/auth_token`, and ends where it cannot. In the environment other users cannot read it either.
+    Ray writes it to `~/.ray/auth_token`, and ends where it cannot. Of the environment, too, others can read nothing.
     """
     if "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
