@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed (what finished is kept); 2 the input is wro
 """
 
 import argparse
+import os
 import shlex
 import time
 import traceback
@@ -22,6 +23,8 @@ from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
 
+if os.environ.get("COLUMNS") == "0":  # of a terminal that is none: rich would print nothing at all
+    del os.environ["COLUMNS"]
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 

@@ -19,7 +19,7 @@ from bora_sweep.results import read_results, trial_rows
 from bora_sweep.runs import create_run
 from bora_sweep.train import fit, ranks
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.tune.place import SOCKET, keep_secret, ray_folder
+from bora_sweep.tune.place import SOCKET, keep_secret, ray_folder, refuse_shadows
 from bora_sweep.tune.tuner import _mark_dead, known_trials
 
 LEFT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
@@ -136,6 +136,27 @@ def test_the_users_folder_is_taken_where_it_can_be(monkeypatch):
     monkeypatch.setenv("TMPDIR", ".")
     with ray_folder() as folder:
         assert folder == shortest
+
+
+def test_files_that_workers_would_import_in_place_of_modules_are_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()  # without __init__.py it hides nothing
+    (tmp_path / "speeches.py").write_text("")
+    refuse_shadows()
+    (tmp_path / "random.py").write_text("raise RuntimeError")
+    with pytest.raises(ranks.InputError, match=r"/random\.py: Ray's workers would import it in place of .*rename it"):
+        refuse_shadows()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_escaped(encoding, run):
+    own = os.environ | {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "bora_sweep.cli", "status", str(run)]
+    done = subprocess.run(command, env=own, capture_output=True, check=True)
+    assert b"0 of" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "bora_sweep.cli", "status", "τ"], env=own, capture_output=True)
+    assert done.returncode == 2
+    assert b"\\u03c4: not a run" in done.stderr
 
 
 @pytest.mark.parametrize("home", ["/proc", "home"])

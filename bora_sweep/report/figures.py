@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context, rcParamsDefault
@@ -33,7 +34,7 @@ def plain_style() -> Iterator[None]:
     """Within, or in a function that it decorates, figures are made and drawn by matplotlib's own settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # settings on their way out; a name in a script that the font lacks
-        own = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+        own: dict[Any, Any] = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
         with rc_context({**own, "svg.hashsalt": "bora-sweep"}):
             yield
 

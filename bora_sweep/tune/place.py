@@ -78,6 +78,25 @@ def keep_secret() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def refuse_shadows() -> None:
+    """Refuse files of the working folder that bear the name of a module which is in use.
+
+    Ray puts the working folder first where its workers look for modules: they would import `random.py` from there.
+
+    Raises:
+        InputError: There is such a file.
+    """
+    here = Path.cwd()
+    for name in sorted({module.partition(".")[0] for module in sys.modules}):
+        for own in (here / f"{name}.py", here / name / "__init__.py"):
+            used = getattr(sys.modules.get(name), "__file__", None)
+            if own.is_file() and (used is None or not Path(used).absolute().is_relative_to(here)):
+                raise InputError(
+                    f"{own}: Ray's workers would import it in place of the module `{name}` that they need; rename it, "
+                    "or start in another folder"
+                )
+
+
 def _trouble(place: Path) -> str | None:
     """Why a socket of Ray's, or what it writes, cannot be there."""
     longest = place / SOCKET

@@ -29,7 +29,7 @@ from bora_sweep.train.rows import opening_row
 from bora_sweep.tune.crew import reserved
 from bora_sweep.tune.losses import each_loss_is_one_failure
 from bora_sweep.tune.mirror import StudyMirror
-from bora_sweep.tune.place import keep_secret, ray_folder
+from bora_sweep.tune.place import keep_secret, ray_folder, refuse_shadows
 from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.tune.scheduler import Verdicts
 from bora_sweep.tune.search import TauSearch
@@ -160,6 +160,7 @@ def _ray(config: Config):
     if ray.is_initialized():
         yield
         return
+    refuse_shadows()
     with ExitStack() as stack:
         folder = None if config.ray.address is not None else stack.enter_context(ray_folder())
         stack.callback(ray.shutdown)
