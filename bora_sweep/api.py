@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bora_sweep.begin import begin_fit, begin_sweep, held, run_all, run_fit
+from bora_sweep.begin import begin_fit, begin_sweep, held, processes, run_all, run_fit
 from bora_sweep.config import Setting
 from bora_sweep.results import Results, read_results
 
@@ -31,16 +31,15 @@ def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections
         InputError: A setting, the corpus or the model is wrong; nothing was begun.
         KeyboardInterrupt: Ctrl-C, or SIGTERM; a checkpoint was written, and `resume=True` goes on from it.
     """
-    from bora_sweep.train.ranks import is_first, join
-
-    join()
-    console = _console(quiet or not is_first())
-    begun = begin_fit(_all(settings, sections), resume, console)
-    if not is_first():
-        run_fit(begun, console)
-    else:
-        with held(begun, "fit"):
+    asked = _all(settings, sections)
+    with processes(asked, resume) as is_first:
+        console = _console(quiet or not is_first)
+        begun = begin_fit(asked, resume, console)
+        if not is_first:
             run_fit(begun, console)
+        else:
+            with held(begun, "fit"):
+                run_fit(begun, console)
     return read_results(begun.run)
 
 

@@ -61,21 +61,43 @@ def open_run(settings: Sequence[Setting], command: str, resume: bool, console: C
     return config, run
 
 
+@contextmanager
+def processes(settings: Sequence[Setting], resume: bool) -> Iterator[bool]:
+    """Within, the processes that a launcher has started for a fit are one.
+
+    Yields:
+        Whether this is the first of them, which alone speaks.
+
+    Raises:
+        InputError: The environment tells of processes that the fit does not ask for, or that are not there.
+    """
+    from bora_sweep.train import ranks
+
+    rank, count = ranks.launched()
+    if count > 1 and (rank == 0 or not resume):  # the first alone is sure to see the run's folder
+        config, _ = (reopen_run if resume else new_run)(settings, "fit")
+        ranks.refuse_stale(config.ray.workers_per_trial)
+    with ranks.together():
+        yield ranks.is_first()
+
+
 def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Begun:
     """Read the corpus, and refuse a model or settings that the fit could not use.
 
     Raises:
         InputError: The input is wrong.
     """
+    from bora_sweep.train import ranks
     from bora_sweep.train.device import refuse_other_count
-    from bora_sweep.train.ranks import first
 
-    config, run = first(lambda: open_run(settings, "fit", resume, console))
+    config, run = ranks.first(lambda: open_run(settings, "fit", resume, console))
     given = said(settings)
     for section, heard in HEARD_BY_A_FIT.items():
         for name in sorted(given.get(section, {}).keys() - heard):
             raise InputError(f"{section}.{name}: is for a sweep, a fit is one, at prior.tau; drop it, or use sweep")
     refuse_other_count(config)
+    if ranks.count() > 1:
+        console.print(f"one fit by {ranks.count()} processes, as the environment has it: {ranks.told()}")
     if config.method not in FITTED:
         raise InputError(
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
@@ -115,6 +137,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
     Raises:
         InputError: The input is wrong.
     """
+    from bora_sweep.tune.place import refuse_no_place
+
     config, run = open_run(settings, "sweep", resume, console)
     if config.init_from is not None:
         raise InputError(
@@ -127,6 +151,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
     if "method" in given:
         raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     _check_tracking(config, run)
+    if config.ray.address is None:
+        refuse_no_place()
     corpus, tokenized, record = _tokenized(config, run, resume, console)
     groups = _check_model(config, tokenized)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)

@@ -1,6 +1,7 @@
 """The command line: `bora-sweep COMMAND`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -33,8 +34,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters shows τ as \\u03c4, and goes on
+            stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     try:
+        if sys.flags.optimize > 1:
+            raise InputError(
+                "PYTHONOPTIMIZE=2 (-OO): Transformers reads docstrings, which it drops; set it to 1 at most"
+            )
         return parsed.command(parsed)
     except InputError as error:
         commands.err.print(f"[bold red]error:[/] {escape(str(error))}")

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the run failed (what finished is kept); 2 the input is wro
 """
 
 import argparse
+import os
 import shlex
 import time
 import traceback
@@ -22,19 +23,26 @@ from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
 
+if os.environ.get("COLUMNS") == "0":  # of a terminal that is none: rich would print nothing at all
+    del os.environ["COLUMNS"]
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
 
 def fit(parsed: argparse.Namespace) -> int:
     """One fit."""
-    from bora_sweep.begin import begin_fit, held, run_fit
-    from bora_sweep.train.ranks import is_first, join
+    from bora_sweep.begin import processes
 
-    join()
-    err.quiet = out.quiet = not is_first()
+    with processes(parsed.settings, parsed.resume) as is_first:
+        err.quiet = out.quiet = not is_first
+        return _fit(parsed, is_first)
+
+
+def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
+    from bora_sweep.begin import begin_fit, held, run_fit
+
     begun = begin_fit(parsed.settings, parsed.resume, err)
-    if not is_first():
+    if not is_first:
         run_fit(begun, err)
         return DONE
 

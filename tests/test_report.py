@@ -416,6 +416,7 @@ def test_the_report_knows_results_alone():
         "bora_sweep.report",
         "bora_sweep.results",
         "bora_sweep.errors",
+        "bora_sweep.imports",
         "bora_sweep.config",
         "bora_sweep.storage",
     )

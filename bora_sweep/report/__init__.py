@@ -1,5 +1,10 @@
 """Tables, figures and a page, made from a run's Parquet alone."""
 
+# ruff: noqa: E402
+from bora_sweep.imports import import_matplotlib
+
+import_matplotlib()  # before a module of ours does
+
 from bora_sweep.report.analysis import Analysis, analyse
 from bora_sweep.report.documents import Documents, align_documents
 from bora_sweep.report.page import write_report

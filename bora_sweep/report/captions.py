@@ -24,6 +24,7 @@ class Illustration:
     caption: str
 
 
+@figures.plain_style()
 def illustrate(analysis: Analysis) -> list[Illustration]:
     """Figures 1 to 5, in order."""
     return [

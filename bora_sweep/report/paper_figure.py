@@ -6,12 +6,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bora_sweep.report.figures import GREY, INK, PALE, SHARED, TauAxis
+from bora_sweep.report.figures import GREY, INK, PALE, SHARED, TauAxis, plain_style
 from bora_sweep.report.paper import Beside
 
 PAPER, OURS = SHARED, INK
 
 
+@plain_style()
 def draw(beside: Beside) -> Figure:
     """As they are on the left; on the right each curve over its own lowest, which compares shapes alone."""
     figure = Figure(figsize=(10, 4), facecolor="white", layout="constrained")

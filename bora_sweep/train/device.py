@@ -1,9 +1,12 @@
 """The device of a fit, by way of Accelerate, and what it tells about itself."""
 
 import ctypes
+import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -27,12 +30,33 @@ def make_accelerator(config: Config) -> Accelerator:
     many fits, so the state is dropped before each. The processes of a fit stay together from one to the next.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
+    with _unlaunched():
+        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     elif accelerator.device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape: 130 ms on an H200, flash 1 ms
     return accelerator
+
+
+@contextmanager
+def _unlaunched() -> Iterator[None]:
+    """Within, Accelerate finds nothing in the environment that would change the fit.
+
+    `ACCELERATE_*` would set the device, divide losses, or add plugins: settings of a fit are in its configuration. And
+    by what a launcher, of this process or of one that started it, has left there Accelerate would wait for others,
+    though the fit has no other process, or those of a sweep.
+    """
+    hidden = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    if ranks.count() == 1 or os.environ.get("WORLD_SIZE") != str(ranks.count()):
+        of_others = (*ranks.LAUNCHER, "PMI_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")
+        hidden |= {name: value for name, value in os.environ.items() if name.startswith(of_others)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @cache

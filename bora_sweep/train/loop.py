@@ -24,7 +24,7 @@ from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
 from bora_sweep.train.evaluate import score, score_documents, within_memory
-from bora_sweep.train.ranks import agree, first, join, sum_
+from bora_sweep.train.ranks import agree, first, sum_
 from bora_sweep.train.reported import ScoredSplit
 from bora_sweep.train.state import Fit, Reported, Start, State, StepReport
 from bora_sweep.train.trainer import Trainer
@@ -108,7 +108,6 @@ def fit_pack(
     """
     assert all(_shared(slot.config) == _shared(slots[0].config) for slot in slots)
     assert len(slots) == 1 or all(slot.config.can_be_packed for slot in slots)
-    join()
     refuse_other_count(slots[0].config)
     accelerator = make_accelerator(slots[0].config)
     if accelerator.device.type == "cuda":

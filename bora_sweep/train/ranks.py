@@ -5,7 +5,8 @@ tells the others what it read. A process that is on its own is the first of one,
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
+from bora_sweep.errors import InputError, one_line
 from bora_sweep.interrupt import Interrupted
 
 T = TypeVar("T")
@@ -24,10 +27,110 @@ LONGEST = timedelta(days=1)
 """Of a wait for the first process, which may be writing, or estimating tau; one that died is noticed at once."""
 
 
-def join() -> None:
-    """Meet the others, where a launcher has started any: it says so by `RANK`, `WORLD_SIZE` and `MASTER_*`."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(_backends(), timeout=LONGEST)
+MEETING = timedelta(minutes=5)
+"""Within which all that were started are to be there."""
+
+GRACE = timedelta(seconds=10)
+"""For which a process that has failed, and the first at its end, wait for the others."""
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells the processes that it starts."""
+
+
+def launched() -> tuple[int, int]:
+    """The rank and the number of processes that a launcher has put into the environment; (0, 1) where none has.
+
+    Raises:
+        InputError: They are no numbers that can be.
+    """
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is None:
+        return 0, 1
+    if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+        raise InputError(f"{told()}: no rank of so many processes; {_UNSET}")
+    return int(rank), int(count)
+
+
+_UNSET = "a launcher sets them, and a shell may have kept them: `unset " + " ".join(LAUNCHER) + "` without one"
+
+
+def told() -> str:
+    """The launcher's variables as they are."""
+    return " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
+
+
+def refuse_stale(asked: int) -> None:
+    """Refuse a number of processes in the environment that nobody asked for, before it is waited for the others.
+
+    Args:
+        asked: `ray.workers_per_trial`.
+
+    Raises:
+        InputError: So it is.
+    """
+    count = launched()[1]
+    if asked != count > 1:
+        raise InputError(
+            f"{told()} in the environment: this would be one of {count} processes of a fit for which "
+            f"ray.workers_per_trial={asked}; {_UNSET}, or set ray.workers_per_trial={count}"
+        )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within, the processes that a launcher has started for a fit are one; then they part, in order.
+
+    The first has written all that it will, and ends last: a launcher kills all once one has ended badly, and one that
+    ends while another still talks to it may do so.
+
+    Raises:
+        InputError: Not all came.
+    """
+    rank, count = launched()
+    if count == 1 or dist.is_initialized():
+        yield
+        return
+    _refuse_foreign_sharding()
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(LONGEST)
+        meet(store, rank, count)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{told()} in the environment: {count} processes did not meet ({one_line(error, limit=200)}); {_UNSET}, or "
+            "start them all as in docs/parallel.md"
+        ) from None
+    patience = GRACE
+    try:
+        yield
+        patience = LONGEST
+    except Interrupted:  # of which all know, and the first writes a checkpoint
+        patience = LONGEST
+        raise
+    finally:
+        _part(store, patience)
+
+
+def _part(store: Store, patience: timedelta) -> None:
+    others = [f"bora_sweep/left/{rank}" for rank in range(1, count())]
+    with suppress(RuntimeError):  # one that has died leaves no word
+        if is_first():
+            store.set("bora_sweep/ended", "")
+            store.wait(others, GRACE)
+        else:
+            store.wait(["bora_sweep/ended"], patience)
+            store.set(others[rank() - 1], "")
+    dist.destroy_process_group()
+
+
+def _refuse_foreign_sharding() -> None:
+    """Refuse what `accelerate launch` may be set to and Transformers would obey: weights in the first process alone."""
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
+        if os.environ.get(name, "false").lower() == "true":
+            raise InputError(
+                f"{name}={os.environ[name]} in the environment: each process of a fit holds the whole base model; "
+                "launch with --multi_gpu, or with a configuration file of Accelerate that has no such plugin"
+            )
 
 
 def meet(store: Store, rank: int, count: int) -> None:

@@ -23,7 +23,7 @@ from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_ad
 from bora_sweep.train.curvature import estimate_tau
 from bora_sweep.train.loop import Slot, fit_pack, nothing
 from bora_sweep.train.named import names_of, task_order
-from bora_sweep.train.ranks import first, is_first, join
+from bora_sweep.train.ranks import first, is_first
 from bora_sweep.train.rows import about_adapters, closing_row, document_scores, opening_row, row_so_far, task_scores
 from bora_sweep.train.state import Fit, Start, State, StepReport
 from bora_sweep.train.tracking import Tracker
@@ -75,7 +75,6 @@ def run_pack(
         Exception: Whatever loading the base or the fits raised, after the rows of those that had not ended were written
             with status `failed`, or `interrupted`.
     """
-    join()
     opened = first(lambda: _open_rows(run, trials))
     rows = {trial_id: row for trial_id, row in opened.items() if row["status"] == "finished"}
     open_trials = [trial for trial in trials if trial.trial_id not in rows]

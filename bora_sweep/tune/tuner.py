@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from bora_sweep.train.rows import opening_row
 from bora_sweep.tune.crew import reserved
 from bora_sweep.tune.losses import each_loss_is_one_failure
 from bora_sweep.tune.mirror import StudyMirror
+from bora_sweep.tune.place import keep_secret, ray_folder, refuse_shadows
 from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
 from bora_sweep.tune.scheduler import Verdicts
 from bora_sweep.tune.search import TauSearch
@@ -110,13 +111,13 @@ def known_trials(run: Folder) -> dict[str, Known]:
 
 
 def _mark_dead(run: Folder, config: Config, params: dict[str, Any], error: Exception) -> None:
-    """Mark a trial as failed whose worker could not: it was killed."""
+    """Mark a trial as failed whose worker could not: it was killed, maybe before it wrote a first row."""
     row = read_trial_row(run, params["trial_id"])
     if row is None:
         own = trial_config(config, Point(**params["point"]), params["seed_index"])
-        row = {"trial_id": params["trial_id"], **opening_row(own)}
+        row = {**opening_row(own), "trial_id": params["trial_id"], "started_from": params["start"]}
     if row["status"] != "finished":
-        _close(run, row, "failed", row["error"] or one_line(error))
+        _close(run, row, "failed", row.get("error") or one_line(error))
 
 
 def _close_running(run: Folder) -> None:
@@ -160,39 +161,49 @@ def _ray(config: Config):
     if ray.is_initialized():
         yield
         return
-    try:
-        _connect(config.ray.address)
+    refuse_shadows()
+    with ExitStack() as stack:
+        folder = None if config.ray.address is not None else stack.enter_context(ray_folder())
+        stack.callback(ray.shutdown)
+        umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
+        try:
+            _start(folder) if folder is not None else _connect(str(config.ray.address))
+        finally:
+            os.umask(umask)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
-    _refuse_silent(address)
-    umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
+def _start(folder: str) -> None:
+    keep_secret()
     try:
         ray.init(
-            address=address or "local",
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
+            "local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, _temp_dir=folder
         )
+    except Exception as error:
+        raise InputError(
+            f"Ray does not start on this machine ({one_line(error, limit=300)}); it keeps its files in {folder}, which "
+            "RAY_TMPDIR moves"
+        ) from error
+
+
+def _connect(address: str) -> None:
+    _refuse_silent(address)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, ValueError) as error:
         raise InputError(
             f"ray.address={address}: no Ray answers there ({one_line(error, limit=200)}); is it up, and if it asks for "
             "a token, is RAY_AUTH_MODE=token exported here?"
         ) from error
-    finally:
-        os.umask(umask)
 
 
-def _refuse_silent(address: str | None) -> None:
+def _refuse_silent(address: str) -> None:
     """Refuse an address at which nothing listens: Ray would ask it again for a quarter of an hour.
 
     Raises:
         InputError: So it is.
     """
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and "/" not in host):
         return
     try:
