@@ -69,7 +69,7 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
         )
     _check_tracking(config, run)
     corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus))
+    return Begun(config, run, corpus, [] if resume else _check_model(config, corpus, console))
 
 
 def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
         )
     _check_tracking(config, run)
     corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, _check_model(config, corpus))
+    return Begun(config, run, corpus, _check_model(config, corpus, console))
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -163,8 +163,8 @@ def _check_tracking(config: Config, run: Folder) -> None:
     raise InputError(f"tracking={name}: writes into folders, and output={run} is none; {mend}, or drop it")
 
 
-def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:
-    """Refuse a model, targets or adapters that no trial could use, before anything is begun.
+def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) -> list[str]:
+    """Refuse a model, targets or adapters that no trial could use, before anything is begun; notes are shown.
 
     Returns:
         The groups of parameters that have a tau of their own.
@@ -173,9 +173,12 @@ def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:
     from bora_sweep.model.base import empty_base, refuse_mismatch
     from bora_sweep.model.interchange import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
+    from bora_sweep.model.sites import about_sites
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
+    for note in about_sites(base, config.lora):
+        console.print(f"[yellow]note:[/] {escape(note)}")
     layout = make_layout(base, config.lora)
     if config.init_from is not None:
         read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks)

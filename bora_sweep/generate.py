@@ -16,6 +16,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.interchange import GLOBAL
+from bora_sweep.model.lengths import too_long
 from bora_sweep.storage import Folder
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.trained import read_trained
@@ -72,13 +73,11 @@ def generate(
     opening_of = {task: _opening(tokenizer, data, task, prompt) for task in tasks}
     longest = max(map(len, opening_of.values()))
     base = load_base(model, data)
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if positions is not None and longest + sampling.max_new_tokens > positions:
-        raise InputError(
-            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and the model "
-            f"{positions} positions; shorten either"
-        )
     adapted = AdaptedModel(base.to(make_accelerator(trained.config).device), trained.layout)
+    if problem := too_long(base, longest + sampling.max_new_tokens):
+        raise InputError(
+            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; shorten either"
+        )
     base.generation_config = _plain(sampling, end)
     texts = []
     for name, theta_P in [(BASE, None), (GLOBAL, trained.mean_P), *((task, trained.theta_of[task]) for task in tasks)]:
