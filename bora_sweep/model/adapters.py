@@ -131,9 +131,10 @@ class AdaptedModel(nn.Module):
 
     def _hook(self, site: Site):
         def adapt(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._adapters:  # the base is run by someone else
+            parts = self._adapters.get(site.name)
+            if parts is None:  # the base is run by someone else
                 return output
-            return self.layout.variant.apply(output, inputs[0], self._adapters[site.name], module)
+            return self.layout.variant.apply(output, inputs[0], parts, module)
 
         return adapt
 
@@ -167,7 +168,7 @@ class AdaptedModel(nn.Module):
 
     @contextmanager
     def holding(self, parts_of: dict[str, dict[str, Tensor]]) -> Iterator[None]:
-        """Within, the base has these adapters, a row its own: each site's parts as `Layout.split` gives them."""
+        """Within, the base has these adapters, a row its own, at these sites alone; as `Layout.split` gives them."""
         self._adapters = parts_of
         try:
             yield

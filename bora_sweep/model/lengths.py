@@ -15,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.probe import close, logits_of, made_up_tokens, smallest_difference, widened
+from bora_sweep.model.probe import SMALLEST, close, logits_of, made_up_tokens, smallest_difference, widened
 
-FIRST = 8
-"""Positions by which two lengths of a row are compared, besides those of the shortest."""
+SHORT, FIRST = 2, 8
+"""Tokens of a row that exceeds nothing; positions by which lengths are compared, besides those of the shortest row."""
 
 _tried: WeakKeyDictionary[PreTrainedModel, dict[tuple, tuple[int, ...]]] = WeakKeyDictionary()
 
@@ -85,15 +85,17 @@ class _Lengths:
             raise InputError(f"model.max_tokens: sequences of {self.longest} tokens, but {problem}; lower it")
         whole_TV = self.whole_TV
         for first in sorted({shortest, min(FIRST, self.longest)}):
-            if not self._alike(whole_TV[:first], self._logits(first)):
-                return (self._limit(whole_TV[:first], first),)
+            short_TV = self._logits(first)
+            if not self._alike(whole_TV[:first], short_TV):
+                return (self._limit(whole_TV[:first], short_TV),)
         return ()
 
-    def _limit(self, whole_TV: Tensor, first: int) -> int:
-        short_TV = self._logits(first)
-        limit = self._last(lambda length: self._alike(self._logits(length)[:first], short_TV), first)
-        self._logits(first)  # a model that keeps what a longer row has taught it forgets it here
-        if self._alike(self._logits(limit + 1)[:first], whole_TV):
+    def _limit(self, whole_TV: Tensor, short_TV: Tensor) -> int:
+        """The largest length whose first logits are those of a short row; those of any longer must be the longest's."""
+        first, part = len(short_TV), 0.01 if self.base.dtype in SMALLEST else 0.5
+        near = part * (whole_TV - short_TV).abs().max()
+        limit = self._last(lambda length: close(self._logits(length)[:first], short_TV, near), first)
+        if close(self._logits(limit + 1)[:first], whole_TV, near):
             return limit
         raise InputError(
             f"model.max_tokens: in sequences of more than {limit} tokens the model's logits depend on padding (as with "
@@ -113,6 +115,8 @@ class _Lengths:
         return True
 
     def _logits(self, length: int) -> Tensor:
+        """logits_TV of a row of that length; a model that keeps what a longer one has taught it forgets it first."""
+        logits_of(self.base, self.tokens_1T[:, :SHORT])
         return logits_of(self.base, self.tokens_1T[:, :length])[0]
 
     def _alike(self, first_TV: Tensor, second_TV: Tensor) -> bool:

@@ -10,7 +10,7 @@ A base is tried once with each set of adapters, by a handful of tokens, with ran
 Shapes: B rows, T tokens, V vocabulary, P parameters of one adapter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.sites import own_name, pattern
 
 if TYPE_CHECKING:
     from bora_sweep.model.adapters import AdaptedModel
@@ -36,6 +37,9 @@ SMALLEST_ROUNDED = 0.1
 """The same in a precision in which rounding may send a token to another expert."""
 WIDENED_BYTES = 2 << 30
 """A base of fewer bytes is tried in float32, where rounding hides nothing."""
+
+PartsOf = dict[str, dict[str, Tensor]]
+"""Adapters' parts by site and kind, a row of each batch for each, as `Layout.split` gives them."""
 
 _tried: WeakKeyDictionary[PreTrainedModel, set[tuple]] = WeakKeyDictionary()
 
@@ -72,11 +76,13 @@ class _Probe:
         self.tokens_BT = made_up_tokens(self.base, ROWS, TOKENS)
         self.smallest = smallest_difference(self.base)
         self.theta_BP = torch.stack([self._random_adapter(row) for row in range(ROWS)]).to(self.base.device)
+        if not self.layout.variant.full_precision:
+            self.theta_BP = self.theta_BP.to(self.base.dtype)
 
     def problem(self, with_rows: bool = True) -> tuple[str | None, bool]:
         """What does not hold, if anything, of the rows and of each adapter; and whether the model ran."""
         try:
-            if with_rows and not self._agrees(self.theta_BP):
+            if with_rows and not self._agrees(self.layout.split(self.theta_BP)):
                 return self._why() or "a row's logits depend on more than the row and its own adapter", True
             return self._silent(), True
         except torch.OutOfMemoryError:
@@ -86,20 +92,20 @@ class _Probe:
             return self._why() or f"a batch of rows with adapters of their own does not run ({what})", False
 
     @torch.no_grad()
-    def _agrees(self, theta_BP: Tensor) -> bool:
+    def _agrees(self, parts_of: PartsOf) -> bool:
         """Whether rows are the same alone as beside others, and without later tokens as with them."""
-        alone = [self._logits([row], TOKENS, theta_BP)[0] for row in range(ROWS)]
+        alone = [self._logits([row], TOKENS, parts_of)[0] for row in range(ROWS)]
         smallest = self.smallest * (alone[0] - alone[1]).abs().max()
-        pairs = [(alone[1], self._logits([1], FEWEST, theta_BP)[0])]
+        pairs = [(alone[1], self._logits([1], FEWEST, parts_of)[0])]
         for rows, length in BATCHES:
-            pairs += zip([alone[row] for row in rows], self._logits(rows, length, theta_BP), strict=True)
+            pairs += zip([alone[row] for row in rows], self._logits(rows, length, parts_of), strict=True)
         return all(close(whole_TV, found_TV, smallest) for whole_TV, found_TV in pairs)
 
-    def _logits(self, rows: Sequence[int], length: int, theta_BP: Tensor | None) -> Tensor:
-        tokens_BT = self.tokens_BT[list(rows), :length]
-        if theta_BP is None:
-            return logits_of(self.base, tokens_BT)
-        return _checked(self.adapted(tokens_BT, theta_BP[list(rows)]), tokens_BT)
+    def _logits(self, rows: Sequence[int], length: int, parts_of: PartsOf) -> Tensor:
+        """Of these rows, each with its own of these adapters."""
+        own = {name: {kind: part[list(rows)] for kind, part in parts.items()} for name, parts in parts_of.items()}
+        with self.adapted.holding(own):
+            return logits_of(self.base, self.tokens_BT[list(rows), :length])
 
     def _random_adapter(self, seed: int) -> Tensor:
         """theta_P, whose modules add about STRENGTH of their inputs."""
@@ -118,7 +124,7 @@ class _Probe:
     def _silent(self) -> str | None:
         """Adapters that the logits do not depend on: what they add is nowhere used."""
         parts_of = {
-            name: {kind: part.detach().to(self.base.dtype).requires_grad_() for kind, part in parts.items()}
+            name: {kind: part.detach().requires_grad_() for kind, part in parts.items()}
             for name, parts in self.layout.split(self.theta_BP[:2]).items()
         }
         with torch.enable_grad(), self.adapted.holding(parts_of):
@@ -129,14 +135,14 @@ class _Probe:
         silent = [name for name, parts in parts_of.items() if all(part.grad is None for part in parts.values())]
         if not silent:
             return None
-        return f"adapters at {_some(silent)} change nothing that the model says; leave them out of lora.target_modules"
+        return f"adapters at {_some(map(pattern, silent))} change nothing that the model says; leave them out of lora.target_modules"
 
     @torch.no_grad()
     def _why(self) -> str | None:
         """What does not hold, tried by itself; None where it is nothing of these."""
         try:
-            once, again = (self._logits([0, 1], TOKENS, None) for _ in range(2))
-            alone_TV, short_TV = self._logits([1], TOKENS, None)[0], self._logits([1], FEWEST, None)[0]
+            once, again = (self._logits([0, 1], TOKENS, {}) for _ in range(2))
+            alone_TV, short_TV = self._logits([1], TOKENS, {})[0], self._logits([1], FEWEST, {})[0]
         except Exception as error:
             dtype = str(self.base.dtype).removeprefix("torch.")
             return (
@@ -153,26 +159,26 @@ class _Probe:
             )
         if not close(once[1], alone_TV, smallest):
             return "a row's logits depend on the other rows of its batch, so that a fit would depend on its batches"
-        mixed = [site.name for site in self.layout.sites if not self._holds_at(site.name)]
+        holds = {site.name: self._holds_at(site.name) for site in self.layout.sites}
+        mixed, others = ([name for name in holds if holds[name] is right] for right in (False, True))
         if not mixed:
             return None
+        name_others = f", name others, such as {_some(map(own_name, others))}" if others else ""
         return (
-            f"adapters of several tasks cannot share a batch at {_some(mixed)}: what goes in there is not the batch's "
-            "rows one after another; leave them out of lora.target_modules"
+            f"adapters of several tasks cannot share a batch at {_some(map(pattern, mixed))}: what goes in there is not "
+            f"the batch's rows one after another; leave them out of lora.target_modules{name_others}"
         )
 
     def _holds_at(self, name: str) -> bool:
         """Whether adapters at this one module act on the rows that they belong to."""
-        theta_BP = self.layout.initial(self.base, 0).to(self.theta_BP).repeat(ROWS, 1)
-        for kind, part in self.layout.split(theta_BP)[name].items():
-            part.copy_(self.layout.split(self.theta_BP)[name][kind])
         try:
-            return self._agrees(theta_BP)
+            return self._agrees({name: self.layout.split(self.theta_BP)[name]})
         except Exception:
             return False
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = list(dict.fromkeys(names))
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -189,10 +195,7 @@ def close(whole_TV: Tensor, found_TV: Tensor, smallest: Tensor) -> bool:
 
 def logits_of(base: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     """logits_BTV in float32 at least."""
-    return _checked(base(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
-
-
-def _checked(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    logits_BTV = base(input_ids=tokens_BT, use_cache=False).logits
     if logits_BTV.shape[:2] != tokens_BT.shape:
         raise ValueError(f"logits of shape {tuple(logits_BTV.shape)} for tokens of {tuple(tokens_BT.shape)}")
     return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))

@@ -22,8 +22,8 @@ from bora_sweep.model.variants import Site
 
 ROWS, TOKENS = 3, 7
 """Of the batch whose shapes are followed through the model; each tells itself from the other and from their product."""
-ROUTER = re.compile(r"gate|.*router|.*expert_gate")
-"""Names of what chooses experts, or is a part of it."""
+ROUTING = re.compile(r"experts|gate|.*router|.*expert_gate")
+"""Names of routed experts, and of what chooses them."""
 
 PEFT_REFUSES = "is one that PEFT adapts in no such model"
 
@@ -65,15 +65,15 @@ def about_sites(base: nn.Module, config: LoraConfig) -> list[str]:
     """What a user may not expect of where adapters act, for notes at the start; errors as in `find_sites`."""
     chosen, unfit, notes = _chosen(base, config), _unfit_modules(base), []
     if config.target_modules is None and _peft_default(base) is None:
-        names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in chosen))
+        names = ", ".join(dict.fromkeys(own_name(name) for name in chosen))
         notes.append(
             f"lora.target_modules is not set and PEFT has no default for a {_kind(base)} model: adapters are at all "
             f"linear layers of the blocks, {names}"
         )
     for reason in dict.fromkeys(unfit[name] for name in chosen if name in unfit):
-        names = ", ".join(dict.fromkeys(_pattern(name) for name in chosen if unfit.get(name) == reason))
+        names = ", ".join(dict.fromkeys(pattern(name) for name in chosen if unfit.get(name) == reason))
         notes.append(f"no adapters at {names}: each {reason}")
-    experts = ", ".join(dict.fromkeys(_pattern(name) for name, m in base.named_modules() if _holds_experts(name, m)))
+    experts = ", ".join(dict.fromkeys(pattern(name) for name, m in base.named_modules() if _holds_experts(name, m)))
     if experts:
         notes.append(f"no adapters at the routed experts, {experts}: their weights are in no linear layer")
     return notes
@@ -90,7 +90,7 @@ def _chosen(base: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     wanted = [targets] if isinstance(targets, str) else targets
     missing = [t for t in wanted if not (chosen if isinstance(targets, str) else any(_matches(n, [t]) for n in chosen))]
     if missing or not chosen:
-        names = sorted({name.rpartition(".")[2] for name in _linear(base) if name not in _unfit_modules(base)})
+        names = sorted({own_name(name) for name in _linear(base) if name not in _unfit_modules(base)})
         raise InputError(f"lora.target_modules={missing}: no such module in the model; it has {', '.join(names)}")
     for name, module in chosen.items():
         if not isinstance(module, nn.Linear | Conv1D):
@@ -111,11 +111,11 @@ def _peft_default(base: nn.Module) -> list[str] | str | None:
 
 
 def _of_blocks(base: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers within the model's blocks, what routes to experts left out."""
+    """The linear layers within the model's blocks, routed experts and what chooses them left out."""
     unfit, found = _unfit_modules(base), {}
     for name, module in _linear(base).items():
         path = name.split(".")
-        if any(map(str.isdecimal, path)) and not any(map(ROUTER.fullmatch, path)) and name not in unfit:
+        if any(map(str.isdecimal, path)) and not any(map(ROUTING.fullmatch, path)) and name not in unfit:
             found[name] = module
     if not found:
         reasons = "; ".join(f"{name} {reason}" for name, reason in list(unfit.items())[:1])
@@ -141,7 +141,12 @@ def _kind(base: nn.Module) -> str:
     return str(getattr(getattr(base, "config", None), "model_type", type(base).__name__))
 
 
-def _pattern(name: str) -> str:
+def own_name(name: str) -> str:
+    """The last part of the path."""
+    return name.rpartition(".")[2]
+
+
+def pattern(name: str) -> str:
     """The path with a star for each number."""
     return ".".join("*" if piece.isdecimal() else piece for piece in name.split("."))
 
@@ -191,7 +196,7 @@ def _peft_refuses(base: nn.Module, name: str) -> bool:
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check
 
     try:
-        check(PeftConfig(), base, name.rpartition(".")[2])
+        check(PeftConfig(), base, own_name(name))
     except ValueError:
         return True
     return False
