@@ -135,7 +135,7 @@ class _Probe:
         silent = [name for name, parts in parts_of.items() if all(part.grad is None for part in parts.values())]
         if not silent:
             return None
-        return f"adapters at {_some(map(pattern, silent))} change nothing that the model says; leave them out of lora.target_modules"
+        return f"adapters at {_some(map(pattern, silent))} change no logit; leave them out of lora.target_modules"
 
     @torch.no_grad()
     def _why(self) -> str | None:
@@ -165,8 +165,8 @@ class _Probe:
             return None
         name_others = f", name others, such as {_some(map(own_name, others))}" if others else ""
         return (
-            f"adapters of several tasks cannot share a batch at {_some(map(pattern, mixed))}: what goes in there is not "
-            f"the batch's rows one after another; leave them out of lora.target_modules{name_others}"
+            f"adapters of several tasks cannot share a batch at {_some(map(pattern, mixed))}: what goes in is not the "
+            f"batch's rows one after another; leave them out of lora.target_modules{name_others}"
         )
 
     def _holds_at(self, name: str) -> bool:
