@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from bora_sweep.data.tokens import TokenizedCorpus
 
+SMALL_PARAMETERS = 500_000_000
+"""Of a base that the process which starts a sweep tries before any trial does."""
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
 
@@ -108,7 +110,9 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
         )
     _check_tracking(config, run)
     corpus = _tokenized(config, console)
-    return Begun(config, run, corpus, _check_model(config, corpus, console))
+    groups = _check_model(config, corpus, console)
+    _try_small_model(config, corpus)
+    return Begun(config, run, corpus, groups)
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -183,3 +187,17 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) ->
     if config.init_from is not None:
         read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks)
     return refuse_unknown_groups(config.prior, layout)
+
+
+def _try_small_model(config: Config, corpus: "TokenizedCorpus") -> None:
+    """Refuse a base here, once, that every trial would refuse; a large one is left to the places that have the memory."""
+    from bora_sweep.model.adapters import AdaptedModel, make_layout
+    from bora_sweep.model.base import empty_base, load_base
+    from bora_sweep.model.lengths import length_limits
+
+    empty = empty_base(config.model, config.data)
+    if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
+        return
+    base = load_base(config.model, config.data)
+    AdaptedModel(base, make_layout(base, config.lora)).detach()
+    length_limits(base, corpus.shortest, corpus.longest)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data.tokens import boundary_tokens, for_task
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.interchange import GLOBAL
@@ -115,7 +115,15 @@ def _draw(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
     tokens_1T = torch.tensor([prompt_T], device=base.device)
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+        try:
+            found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each architecture has its own
+            raise InputError(
+                f"model.name={base.config.name_or_path}: transformers draws no text from a {type(base).__name__} "
+                f"({one_line(error, limit=200)}); its scores are in the results"
+            ) from error
     return found_1T[0].tolist()
 
 

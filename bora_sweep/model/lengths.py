@@ -47,12 +47,19 @@ def length_limits(base: PreTrainedModel, shortest: int, longest: int) -> tuple[i
 
 
 def beyond_positions(base: PreTrainedModel, longest: int) -> str | None:
-    """What a row of so many tokens meets where `base` names its positions, and cannot go beyond them."""
-    positions, described = getattr(base.config, "max_position_embeddings", None), base.config.to_dict()
-    grows = described.get("alibi") or "'dynamic'" in str(described.get("rope_parameters"))
-    if grows or not isinstance(positions, int) or not 0 < positions < longest:  # XLNet's are -1
-        return None
+    """What a row of so many tokens meets where `base` names its positions; its weights need not be there."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or not 0 < positions < longest or getattr(base.config, "alibi", False):
+        return None  # XLNet's are -1, and ALiBi has none
+    if any(rope.get("rope_type") == "dynamic" for rope in _ropes(base)):
+        return f"beyond {positions} the model's dynamic RoPE makes all logits depend on how far a row is padded"
     return f"the model has {positions} positions"
+
+
+def _ropes(base: PreTrainedModel) -> list[dict[str, Any]]:
+    """The configuration's rotary embeddings: one, or one for each type of layer."""
+    rope = getattr(base.config, "rope_parameters", None) or {}
+    return [rope] if "rope_type" in rope else [own for own in rope.values() if isinstance(own, dict)]
 
 
 def too_long(base: PreTrainedModel, longest: int) -> str | None:
@@ -88,7 +95,8 @@ class _Lengths:
             short_TV = self._logits(first)
             if not self._alike(whole_TV[:first], short_TV):
                 return (self._limit(whole_TV[:first], short_TV),)
-        return ()
+        named = {rope.get("original_max_position_embeddings") for rope in _ropes(self.base) if "long_factor" in rope}
+        return tuple(sorted(limit for limit in named if isinstance(limit, int)))  # too small to be told from rounding
 
     def _limit(self, whole_TV: Tensor, short_TV: Tensor) -> int:
         """The largest length whose first logits are those of a short row; those of any longer must be the longest's."""
