@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bora_sweep.data.tokens import TokenizedCorpus
     from bora_sweep.fingerprints import Fingerprints
 
+SMALL_PARAMETERS = 500_000_000
+"""Of a base that the process which starts a sweep tries before any trial does."""
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
 HEARD_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
@@ -104,7 +106,7 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
         )
     _check_tracking(config, run)
     corpus, tokenized, record = _tokenized(config, run, resume, console)
-    groups = [] if resume else _check_model(config, tokenized)
+    groups = [] if resume else _check_model(config, tokenized, console)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
     return Begun(config, run, tokenized, groups, record, fingerprints)
 
@@ -154,7 +156,8 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
     if config.ray.address is None:
         refuse_no_place()
     corpus, tokenized, record = _tokenized(config, run, resume, console)
-    groups = _check_model(config, tokenized)
+    groups = _check_model(config, tokenized, console)
+    _try_small_model(config, tokenized)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
     return Begun(config, run, tokenized, groups, record, fingerprints)
 
@@ -245,8 +248,8 @@ def _check_tracking(config: Config, run: Folder) -> None:
     raise InputError(f"tracking={name}: writes into folders, and output={run} is none; {mend}, or drop it")
 
 
-def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:
-    """Refuse a model, targets or adapters that no trial could use, before anything is begun.
+def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) -> list[str]:
+    """Refuse a model, targets or adapters that no trial could use, before anything is begun; notes are shown.
 
     Returns:
         The groups of parameters that have a tau of their own.
@@ -256,10 +259,13 @@ def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:
     from bora_sweep.model.exportable import sites_by_weight
     from bora_sweep.model.interchange import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
+    from bora_sweep.model.sites import about_sites
     from bora_sweep.model.variants import QUANTISED
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
+    for note in about_sites(base, config.lora):
+        console.print(f"[yellow]note:[/] {escape(note)}")
     layout = make_layout(base, config.lora)
     if config.lora.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
         raise InputError(f"lora.variant=dora: {config.model.name} is quantised; {QUANTISED}")
@@ -267,3 +273,17 @@ def _check_model(config: Config, corpus: "TokenizedCorpus") -> list[str]:
     if config.init_from is not None:
         read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks, config.model.name)
     return refuse_unknown_groups(config.prior, layout)
+
+
+def _try_small_model(config: Config, corpus: "TokenizedCorpus") -> None:
+    """Refuse a base here, once, that every trial would refuse; a large one is left to the places that have the memory."""
+    from bora_sweep.model.adapters import AdaptedModel, make_layout
+    from bora_sweep.model.base import empty_base, load_base
+    from bora_sweep.model.lengths import length_limits
+
+    empty = empty_base(config.model, config.data)
+    if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
+        return
+    base = load_base(config.model, config.data)
+    AdaptedModel(base, make_layout(base, config.lora)).detach()
+    length_limits(base, corpus.shortest, corpus.longest)

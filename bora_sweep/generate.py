@@ -12,11 +12,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data.encode import Encoder, boundary_tokens, until_text
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, one_line
 from bora_sweep.fingerprints import refuse_other_model
 from bora_sweep.model.adapters import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.interchange import GLOBAL
+from bora_sweep.model.lengths import too_long
 from bora_sweep.storage import Folder
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.trained import read_trained
@@ -75,13 +76,11 @@ def generate(
     opening_of = {task: _opening(encoder, data, task, prompt) for task in tasks}
     longest = max(map(len, opening_of.values()))
     base = load_base(model, data)
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if positions is not None and longest + sampling.max_new_tokens > positions:
-        raise InputError(
-            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and the model "
-            f"{positions} positions; shorten either"
-        )
     adapted = AdaptedModel(base.to(make_accelerator(trained.config).device), trained.layout)
+    if problem := too_long(base, longest + sampling.max_new_tokens):
+        raise InputError(
+            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; shorten either"
+        )
     base.generation_config = _plain(sampling, end)
     texts = []
     for name, theta_P in [(BASE, None), (GLOBAL, trained.mean_P), *((task, trained.theta_of[task]) for task in tasks)]:
@@ -122,7 +121,15 @@ def _draw(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
     tokens_1T = torch.tensor([prompt_T], device=base.device)
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+        try:
+            found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # each architecture has its own
+            raise InputError(
+                f"model.name={base.config.name_or_path}: transformers draws no text from a {type(base).__name__} "
+                f"({one_line(error, limit=200)}); its scores are in the results"
+            ) from error
     return found_1T[0].tolist()
 
 

@@ -3,7 +3,7 @@
 Shapes: N documents, B rows, T tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,11 @@ class TokenizedCorpus:
     def largest_token(self) -> int:
         """The largest token in any document."""
         return int(self.tokens.max())
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest sequence."""
+        return int(np.diff(self.offsets).min())
 
     @property
     def longest(self) -> int:
@@ -215,7 +220,27 @@ def separate_batches(
     return [np.array(batches[i], dtype=np.int64) for i in order]
 
 
+def by_length(corpus: TokenizedCorpus, document_N: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
+    """These documents apart by length, the longest last, so that none is padded beyond a limit that it keeps."""
+    if not limits:
+        return [document_N]
+    place_N = np.searchsorted(limits, np.diff(corpus.offsets)[document_N])
+    return [document_N[place_N == place] for place in np.unique(place_N)]
+
+
 def forward_parts(
+    corpus: TokenizedCorpus,
+    document_B: np.ndarray,
+    largest: int | None = None,
+    pass_tokens: int | None = None,
+    limits: Sequence[int] = (),
+) -> list[np.ndarray]:
+    """`part_batch` of those documents of a batch that may stand beside each other, `by_length`."""
+    apart = by_length(corpus, document_B, limits)
+    return [part_B for own_B in apart for part_B in part_batch(corpus, own_B, largest, pass_tokens)]
+
+
+def part_batch(
     corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None, pass_tokens: int | None = None
 ) -> list[np.ndarray]:
     """A batch's documents as the rows of one forward pass, or of several where too much of one would be padding.
@@ -242,8 +267,11 @@ def forward_parts(
         cuts = np.sort(np.append(cuts, saved_B.argmax()))
 
 
-def scoring_batches(corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int) -> Iterator[TaskBatch]:
+def scoring_batches(
+    corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = ()
+) -> Iterator[TaskBatch]:
     """Each document once, the longest first, so that a batch that does not fit in memory is the first."""
-    order = np.argsort(-np.diff(corpus.offsets)[document_N], kind="stable")
-    for i in range(0, len(order), batch_size):
-        yield collate(corpus, document_N[order[i : i + batch_size]])
+    for own_N in reversed(by_length(corpus, document_N, limits)):
+        order = np.argsort(-np.diff(corpus.offsets)[own_N], kind="stable")
+        for i in range(0, len(order), batch_size):
+            yield collate(corpus, own_N[order[i : i + batch_size]])

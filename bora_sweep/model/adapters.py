@@ -6,7 +6,6 @@ the files see a bank of them as a single tensor.
 """
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.errors import InputError
+from bora_sweep.model.probe import refuse_unsound
+from bora_sweep.model.sites import find_sites
 from bora_sweep.model.variants import Site, Variant, make_variant
 
 
@@ -103,57 +102,6 @@ def lay_out(sites: Sequence[Site], config: LoraConfig) -> Layout:
     return Layout(tuple(sites), parts, variant)
 
 
-def find_sites(base: nn.Module, config: LoraConfig) -> tuple[Site, ...]:
-    """The modules of `base` that `config.target_modules` names.
-
-    Raises:
-        InputError: A name that no module has, a module that is neither Linear nor Conv1D, or no default known.
-    """
-    targets = config.target_modules if config.target_modules is not None else _peft_default(base)
-    if targets == "all-linear":
-        head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
-        chosen = {name: m for name, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    else:
-        chosen = {name: m for name, m in base.named_modules() if _matches(name, targets)}
-        _refuse_unmatched(base, targets, chosen)
-    return tuple(_site(name, module) for name, module in chosen.items())
-
-
-def _peft_default(base: nn.Module) -> list[str] | str:
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
-
-    kind = getattr(getattr(base, "config", None), "model_type", None)
-    if kind not in DEFAULTS:
-        raise InputError(
-            f"lora.target_modules is not set and PEFT knows no default for a {kind} model; name the modules"
-        )
-    return DEFAULTS[kind]
-
-
-def _matches(name: str, targets: Sequence[str] | str) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def _refuse_unmatched(base: nn.Module, targets: Sequence[str] | str, chosen: dict[str, nn.Module]) -> None:
-    wanted = [targets] if isinstance(targets, str) else targets
-    missing = [t for t in wanted if not (chosen if isinstance(targets, str) else any(_matches(n, [t]) for n in chosen))]
-    if missing or not chosen:
-        linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        raise InputError(
-            f"lora.target_modules={missing}: no such module in the model; it has {', '.join(sorted(linear))}"
-        )
-
-
-def _site(name: str, module: nn.Module) -> Site:
-    if isinstance(module, nn.Linear):
-        return Site(name, module.in_features, module.out_features, transposed=False)
-    if isinstance(module, Conv1D):
-        return Site(name, *module.weight.shape, transposed=True)
-    raise InputError(f"lora.target_modules: {name} is a {type(module).__name__}; Linear and Conv1D can be adapted")
-
-
 class AdaptedModel(nn.Module):
     """A frozen causal language model that takes each row's adapter as an argument.
 
@@ -161,23 +109,32 @@ class AdaptedModel(nn.Module):
     and `attached` alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would
     make likelihoods depend on chance. With `compiled` it runs by torch.compile, whose graphs are kept by shapes alone
     and serve every later model over the same base.
+
+    Raises:
+        InputError: The base is not what that takes (`bora_sweep.model.probe`).
     """
 
     def __init__(self, base: PreTrainedModel, layout: Layout, *, compiled: bool = False) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         self.layout = layout
-        self.head = _linear_head(base, layout)
         self._adapters: dict[str, dict[str, Tensor]] = {}
+        self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
+        try:
+            refuse_unsound(self)
+        except BaseException:
+            self.detach()
+            raise
+        self.head = _linear_head(base, layout)
         if compiled:
             self._run = torch.compile(self._run)
-        self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
 
     def _hook(self, site: Site):
         def adapt(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._adapters:  # the base is run by someone else
+            parts = self._adapters.get(site.name)
+            if parts is None:  # the base is run by someone else
                 return output
-            return self.layout.variant.apply(output, inputs[0], self._adapters[site.name], module)
+            return self.layout.variant.apply(output, inputs[0], parts, module)
 
         return adapt
 
@@ -206,6 +163,13 @@ class AdaptedModel(nn.Module):
     def attached(self, theta_P: Tensor) -> Iterator[None]:
         """Within, the base has this adapter, whoever runs it."""
         self._attach(theta_P[None])
+        with self.holding(self._adapters):
+            yield
+
+    @contextmanager
+    def holding(self, parts_of: dict[str, dict[str, Tensor]]) -> Iterator[None]:
+        """Within, the base has these adapters, a row its own, at these sites alone; as `Layout.split` gives them."""
+        self._adapters = parts_of
         try:
             yield
         finally:
@@ -233,6 +197,6 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
         return None
     tokens_BT = torch.arange(4, device=base.device)[None] % head.out_features
     hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
-    if hidden is None or hidden.shape[-1] != head.in_features:
+    if hidden is None or hidden.shape[-1] != head.in_features or hidden.dtype != head.weight.dtype:
         return None
     return head if torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits) else None

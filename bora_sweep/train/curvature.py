@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
-from bora_sweep.data.tokens import TokenizedCorpus, collate
+from bora_sweep.data.tokens import TokenizedCorpus, by_length, collate
 from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.evidence import Curvature, TauEstimate, tau_by_scores
+from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.objective import nll_nats
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import to_device
@@ -41,11 +42,14 @@ def curvature(
     train = corpus.split("train")
     task_N = corpus.documents["task"].to_numpy()[train]
     size = config.train.micro_batch_size or config.train.batch_size
+    limits = length_limits(base, corpus.shortest, corpus.longest)
     parts = []
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            batches = [document_N[i : i + size] for i in range(0, len(document_N), size)]
+            apart = by_length(corpus, document_N, limits)
+            batches = [own_N[i : i + size] for own_N in apart for i in range(0, len(own_N), size)]
+            document_N = np.concatenate(batches)
             pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
             nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
             num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)

@@ -83,7 +83,10 @@ def score_documents(
 
     def batches() -> Iterator[TaskBatch]:
         size = trainers[0].scoring_batch_size
-        return scoring_batches(trainers[0].corpus, own_N, size) if padded is None else _filled(trainers[0], padded)
+        limits = trainers[0].length_limits
+        return (
+            scoring_batches(trainers[0].corpus, own_N, size, limits) if padded is None else _filled(trainers[0], padded)
+        )
 
     nll_SN = within_memory(trainers, lambda: _score_documents(trainers, batches(), pulse))
     return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]

@@ -26,9 +26,11 @@ from bora_sweep.data.tokens import (
     longest_of,
     training_batches,
 )
+from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.interchange import read_adapters
+from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.prior import Hierarchy, group_precisions
 from bora_sweep.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
@@ -74,6 +76,7 @@ class Trainer:
             self._scatter()
         self.weight_K = torch.from_numpy(task_weights(config, corpus)[self.share.tasks]).to(device, dtype)
         self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
+        self.length_limits = self._length_limits()
         rate = learning_rates(config, self.layout).to(device, dtype)
         stands_still = config.prior.tau == 0 and not config.is_separate
         optimizer = make_optimizer(
@@ -83,6 +86,16 @@ class Trainer:
         self.optimizer = accelerator.prepare(optimizer)
         self.state = State(best_epochs=[0] * self.num_fits, best_nll_nats=[math.inf] * self.num_fits)
         self.best = self._parameters()
+
+    def _length_limits(self) -> tuple[int, ...]:
+        """Lengths that no shorter document is padded beyond."""
+        limits = length_limits(self.adapted.base, self.corpus.shortest, self.corpus.longest)
+        if limits and self.config.train.padding != "ignored":
+            raise InputError(
+                f"train.padding={self.config.train.padding}: the model is another one in rows of more than {limits[0]} "
+                f"tokens, to which shorter documents would be filled up; set model.max_tokens={limits[0]}"
+            )
+        return limits
 
     @torch.no_grad()
     def _scatter(self) -> None:
@@ -177,7 +190,8 @@ class Trainer:
         own_B = self.share.documents(document_B)
         if self.width(document_B) is not None:  # rows of one length, whatever the documents'
             return [own_B[i : i + self.micro_batch_size] for i in range(0, len(own_B), self.micro_batch_size)]
-        return forward_parts(self.corpus, own_B, self.micro_batch_size, PASS_TOKENS.get(self.accelerator.device.type))
+        pass_tokens = PASS_TOKENS.get(self.accelerator.device.type)
+        return forward_parts(self.corpus, own_B, self.micro_batch_size, pass_tokens, self.length_limits)
 
     def width(self, document_B: np.ndarray) -> int | None:
         """Positions of each row of a batch, where what fills a row is scored; None where it is not."""
