@@ -87,6 +87,7 @@ def test_every_known_document_stays_whatever_the_seed_the_fractions_the_order_an
         assert set(splits) == set(SPLITS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(SPLITS), max_size=40), st.integers(0, 60), some_fractions, st.integers(0, 3))
 def test_new_documents_fill_each_split_up_and_none_beyond_its_size(
     known: list[str], num_new: int, fractions: tuple, seed: int
