@@ -176,7 +176,7 @@ def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_p
     base = make_family("jamba")
     module = base.get_submodule("model.layers.0.mamba.dt_proj")
     layout = lay_out([Site("model.layers.0.mamba.dt_proj", module.in_features, module.out_features, False)], LORA)
-    with pytest.raises(InputError, match=r"merged model's logits are off by .*%"):
+    with pytest.raises(InputError, match=r"merged model.s logits are off by .*%|change no logit"):
         write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
 
 

@@ -23,7 +23,7 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part, lay_out
 from bora_sweep.model.interchange import PEFT_NAMES, named_parts, peft_config, peft_key
-from bora_sweep.model.variants import Site
+from bora_sweep.model.variants import QUANTISED, Site
 
 TRIED = "tried"  # the adapter's name in PEFT
 
@@ -40,8 +40,10 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
         Names of sites, for `write_adapter`.
 
     Raises:
-        InputError: PEFT would not load this layout's adapters as they are, either way.
+        InputError: PEFT would not load this layout's adapters as they are, either way; or DoRA on a quantised base.
     """
+    if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
+        raise InputError(f"lora.variant=dora: the base is quantised; {QUANTISED}")
     if config.variant == "mora" or _trouble(base, layout, config) is None:
         return frozenset()
     alike: dict[str, list[Site]] = {}  # by their last name
