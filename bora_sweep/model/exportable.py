@@ -23,7 +23,7 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part, lay_out
 from bora_sweep.model.interchange import PEFT_NAMES, named_parts, peft_config, peft_key
-from bora_sweep.model.variants import QUANTISED, Site
+from bora_sweep.model.variants import Site
 
 TRIED = "tried"  # the adapter's name in PEFT
 
@@ -43,7 +43,10 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
         InputError: PEFT would not load this layout's adapters as they are, either way; or DoRA on a quantised base.
     """
     if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
-        raise InputError(f"lora.variant=dora: the base is quantised; {QUANTISED}")
+        raise InputError(
+            "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora, or "
+            "model.name to a base that is not quantised"
+        )
     if config.variant == "mora" or _trouble(base, layout, config) is None:
         return frozenset()
     alike: dict[str, list[Site]] = {}  # by their last name
