@@ -44,8 +44,8 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
     """
     if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
         raise InputError(
-            "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora, or "
-            "model.name to a base that is not quantised"
+            "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora "
+            "or model.name to a base that is not quantised"
         )
     if config.variant == "mora" or _trouble(base, layout, config) is None:
         return frozenset()
