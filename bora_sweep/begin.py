@@ -260,15 +260,12 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) ->
     from bora_sweep.model.interchange import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
     from bora_sweep.model.sites import about_sites
-    from bora_sweep.model.variants import QUANTISED
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
     for note in about_sites(base, config.lora):
         console.print(f"[yellow]note:[/] {escape(note)}")
     layout = make_layout(base, config.lora)
-    if config.lora.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
-        raise InputError(f"lora.variant=dora: {config.model.name} is quantised; {QUANTISED}")
     sites_by_weight(base, layout, config.lora)  # refuses what an export could not hold
     if config.init_from is not None:
         read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks, config.model.name)

@@ -139,7 +139,7 @@ def test_dora_on_a_quantised_base_is_refused_before_the_fit_begins(experts, tmp_
     (tmp_path / "base" / "config.json").write_text(json.dumps(described), encoding="utf-8")
     changes = [f"model.name={tmp_path / 'base'}", "lora.variant=dora", f"output={tmp_path / 'run'}"]
     assert main(["fit", *settings, *changes]) == 2
-    assert "is quantised; DoRA needs the norms of plain weights: set lora.variant=lora" in capsys.readouterr().err
+    assert "is quantised; DoRA needs the norms of plain weights: set lora.variant=lora or" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_p
     base = make_family("jamba")
     module = base.get_submodule("model.layers.0.mamba.dt_proj")
     layout = lay_out([Site("model.layers.0.mamba.dt_proj", module.in_features, module.out_features, False)], LORA)
-    with pytest.raises(InputError, match=r"merged model's logits are off by .*%"):
+    with pytest.raises(InputError, match=r"merged model.s logits are off by .*%|change no logit"):
         write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bora_sweep.cli import main
 from bora_sweep.config import Config, DataConfig, load_config, read_config, with_values
-from bora_sweep.data.tokens import fill_in, for_task
+from bora_sweep.data.encode import fill
 from bora_sweep.errors import InputError
 from bora_sweep.folders import export
 from bora_sweep.results import read_results
@@ -111,7 +111,7 @@ def test_any_configuration_reads_back_from_its_yaml(text, names):
         [{"lora": {"target_modules": names}, "prior": {"groups": "layer", "group_scales": {text: 2}}}]
     )
     assert prompt.data.prompt is not None
-    assert for_task(prompt.data.prompt, "bo") == text
+    assert fill(prompt.data.prompt, {"task": "bo"}) == text
     for config in (prompt, modules):
         assert through_yaml(config) == read_config(config.to_json()) == config
 
@@ -135,7 +135,7 @@ train: {precision: no}
     data = config.data
     assert (config.output, config.model.name, config.train.precision) == ("2024_01_02", "0x10", "no")
     assert (data.text_column, data.task_column, data.id_column, data.time_column) == ("007", "yes", "2024-01-02", "1e3")
-    assert for_task(data.prompt or "", "bo") == "${HOME}"
+    assert fill(data.prompt or "", {"task": "bo"}) == "${HOME}"
 
 
 def test_null_is_none_where_a_key_may_be_that_and_else_the_word(tmp_path):
@@ -294,8 +294,8 @@ def test_a_template_with_other_placeholders_is_refused(key, words, says, tmp_pat
 
 def test_braces_are_doubled_and_those_of_a_text_or_a_name_mean_nothing():
     data = load_config(['data.prompt={{"of": "{task}"}}', "data.template=<{task}> {{}} {text}!"]).data
-    assert for_task(data.prompt or "", "{text}") == '{"of": "{text}"}'
-    assert fill_in(data.template, "{task}{", "}{x}{text}") == "<{task}{> {} }{x}{text}!"
+    assert fill(data.prompt or "", {"task": "{text}"}) == '{"of": "{text}"}'
+    assert fill(data.template, {"task": "{task}{", "text": "}{x}{text}"}) == "<{task}{> {} }{x}{text}!"
 
 
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):

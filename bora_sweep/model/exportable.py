@@ -40,8 +40,13 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
         Names of sites, for `write_adapter`.
 
     Raises:
-        InputError: PEFT would not load this layout's adapters as they are, either way.
+        InputError: PEFT would not load this layout's adapters as they are, either way; or DoRA on a quantised base.
     """
+    if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
+        raise InputError(
+            "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora "
+            "or model.name to a base that is not quantised"
+        )
     if config.variant == "mora" or _trouble(base, layout, config) is None:
         return frozenset()
     alike: dict[str, list[Site]] = {}  # by their last name

@@ -21,10 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
 
-QUANTISED = (
-    "DoRA needs the norms of plain weights: set lora.variant=lora, or model.name to a base that is not quantised"
-)
-
 
 @dataclass(frozen=True)
 class Site:
@@ -112,9 +108,6 @@ class Dora(LowRank):
     def start_(self, parts: dict[str, Tensor], site: Site, module: nn.Module, generator: torch.Generator) -> None:
         """A and B as in LoRA, m_o = ||W_o||."""
         super().start_(parts, site, module, generator)
-        weight = weight_OI(module)
-        if tuple(weight.shape) != (site.out_features, site.in_features) or not weight.is_floating_point():
-            raise InputError(f"lora.variant=dora: {site.name} has a quantised weight; {QUANTISED}")
         parts["magnitude"].copy_(_row_norms(module))
         if not parts["magnitude"].all():
             raise InputError(
