@@ -273,7 +273,7 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) ->
 
 
 def _try_small_model(config: Config, corpus: "TokenizedCorpus") -> None:
-    """Refuse a base here, once, that every trial would refuse; a large one is left to the workers."""
+    """Refuse a base here, once, that every trial would refuse; a large one is left to where the memory is."""
     from bora_sweep.model.adapters import AdaptedModel, make_layout
     from bora_sweep.model.base import empty_base, load_base
     from bora_sweep.model.lengths import length_limits

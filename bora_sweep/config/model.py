@@ -51,7 +51,8 @@ class LoraConfig:
     """With `lora_plus` alone: the learning rate of B over that of A."""
     target_modules: list[str] | str | None = None
     """Names of modules (the last parts of their paths), one regular expression, or `all-linear`; left out: what PEFT
-    adapts by default in this architecture."""
+    adapts by default in this architecture, else all linear layers of its blocks. Modules in which an adapter could not
+    act are left out with a note, and refused where they alone are named. See docs/adapters.md."""
 
     def __post_init__(self) -> None:
         need(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
