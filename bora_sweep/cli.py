@@ -1,6 +1,7 @@
 """The command line: `bora-sweep COMMAND`."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from rich.markup import escape
 
 from bora_sweep import __version__, commands
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, one_line
 from bora_sweep.keys import describe_keys
 
 KEYS = "keys, with their defaults (text is taken to the letter, null is none, a list is [a,b]):"
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         commands.err.print(f"[bold red]error:[/] {escape(str(error))}")
         return commands.WRONG_INPUT
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        commands.err.print(f"[bold red]failed:[/] {escape(one_line(error))}")
+        return commands.FAILED
     except KeyboardInterrupt:
         commands.err.print("interrupted")
         return commands.INTERRUPTED

@@ -175,7 +175,7 @@ def _guarded(command: str, run: Folder, work: Callable[[], int]) -> int:
     except InputError:
         raise
     except Exception as error:
-        with suppress(StorageFullError):
+        with suppress(StorageFullError, OSError):
             write_bytes(run / "error.txt", redact(traceback.format_exc()).encode())
         err.print(f"[bold red]failed:[/] {escape(one_line(error))} (details in {escape(str(run))}/error.txt); {hint}")
         return FAILED

@@ -171,7 +171,7 @@ def refuse_no_run(path: Folder) -> None:
     """Refuse a folder that holds neither a run's configuration nor results.
 
     Raises:
-        InputError: So it is.
+        InputError: It holds neither.
     """
     if not (exists(path / "config.yaml") or exists(path / "results" / "trials")):
         why = "" if exists(path) else ", for nothing is there"

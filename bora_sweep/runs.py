@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,14 +35,29 @@ def new_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
     """The configuration that `settings` ask for, and the folder of a run that is not there yet.
 
     Raises:
-        InputError: The settings are wrong, or the folder holds a run.
+        InputError: The settings are wrong, or the folder holds a run or cannot be made.
     """
     config = _absolute(load_config(settings))
     run = folder_at(config.output or HOME / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{command}")
+    _refuse_no_folder(run)
     if exists(run / "config.yaml"):
         again = f"bora-sweep {command} --resume output={shlex.quote(str(run))}"
         raise InputError(f"output={run}: holds a run already; go on with it by {again}, or give another output")
     return config, run
+
+
+def _refuse_no_folder(run: Folder) -> None:
+    """Refuse, before any long work, a folder that cannot be made or written in."""
+    if not isinstance(run, Path):
+        return
+    try:
+        there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"output={run}: cannot be made or written in ({error.strerror}); give another output"
+        ) from None
 
 
 def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:

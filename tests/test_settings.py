@@ -375,3 +375,12 @@ def test_no_argument_is_dropped_in_silence(arguments, says, tmp_path, monkeypatc
     assert code == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["there", "there/run", "/proc/run"])
+def test_a_run_that_has_no_folder_is_refused_before_any_work(tmp_path, capfd, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").write_text("a file")
+    assert main(["fit", f"output={output}"]) == 2
+    assert f"output={output}: cannot be made or written in" in " ".join(capfd.readouterr().err.split())
+    assert (tmp_path / "there").read_text() == "a file"

@@ -77,7 +77,7 @@ def refuse_other_count(config: Config) -> None:
     """Refuse a fit for which another number of processes was started than it asks for.
 
     Raises:
-        InputError: So it is.
+        InputError: The two numbers differ.
     """
     asked, started = config.ray.workers_per_trial, ranks.count()
     if asked != started:

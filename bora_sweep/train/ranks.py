@@ -66,7 +66,7 @@ def refuse_stale(asked: int) -> None:
         asked: `ray.workers_per_trial`.
 
     Raises:
-        InputError: So it is.
+        InputError: Another number was asked for.
     """
     count = launched()[1]
     if asked != count > 1:

@@ -201,7 +201,7 @@ def _refuse_silent(address: str) -> None:
     """Refuse an address at which nothing listens: Ray would ask it again for a quarter of an hour.
 
     Raises:
-        InputError: So it is.
+        InputError: Nothing listens there.
     """
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and "/" not in host):
