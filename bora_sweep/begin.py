@@ -94,9 +94,9 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
 
     config, run = ranks.first(lambda: open_run(settings, "fit", resume, console))
     given = said(settings)
-    for section, heard in HEARD_BY_A_FIT.items():
-        for name in sorted(given.get(section, {}).keys() - heard):
-            raise InputError(f"{section}.{name}: is for a sweep, a fit is one, at prior.tau; drop it, or use sweep")
+    unheard = [f"{part}.{name}" for part, heard in HEARD_BY_A_FIT.items() for name in {*given.get(part, {})} - heard]
+    if unheard:
+        console.print(f"[yellow]note:[/] of a sweep, no matter in a fit: {', '.join(sorted(unheard))}")
     refuse_other_count(config)
     if ranks.count() > 1:
         console.print(f"one fit by {ranks.count()} processes, as the environment has it: {ranks.told()}")
