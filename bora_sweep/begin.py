@@ -221,7 +221,7 @@ def _tokenized(
         if config.init_from is not None and known_from is None:
             unknown = "does not say which documents it was trained on: some may be in validation or test here"
             console.print(f"[yellow]note:[/] init_from={escape(config.init_from)}: {unknown}")
-    corpus = load_corpus(config.data, known_from)
+    corpus = load_corpus(config.data, known_from, resumed=is_recorded)
     for note in corpus.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))

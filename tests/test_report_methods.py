@@ -38,12 +38,12 @@ def write_methods(run: Path) -> Path:
         write_trial(run, tau, train_tokens=1_000 if tau is not None else 0)
     for tau in (100.0, 1_000.0, 10_000.0):
         write_trial(run, tau, train_tokens=100, started_from="tau=inf-0")
-    write_method(run, "rank 32", "map", 0.03, tau=math.inf, lora_rank=32, train_tokens=2_000)
-    write_method(run, "rank 2", "map", 0.09, tau=math.inf, lora_rank=2, train_tokens=500)
+    write_method(run, "rank-32", "map", 0.03, tau=math.inf, lora_rank=32, train_tokens=2_000)
+    write_method(run, "rank-2", "map", 0.09, tau=math.inf, lora_rank=2, train_tokens=500)
     write_method(run, "tuned", "fine_tuned", 0.01, tau=0.0, started_from="tau=inf-0", train_tokens=10)
     write_method(run, "merged", "ties", 0.4, started_from="tau=0-0", train_tokens=0, train_seconds=0.0)
     for tau, above in ((100.0, 0.035), (1_000.0, 0.045)):
-        write_method(run, f"alternated {tau:g}", "pfedme", above, tau=tau, train_tokens=300)
+        write_method(run, f"alternated-{tau:g}", "pfedme", above, tau=tau, train_tokens=300)
     groups = json.dumps({"attention": 10.0, "mlp": math.inf})
     write_method(run, "grouped", "map", -0.05, tau=1_000.0, prior_groups=groups, train_tokens=100)
     return run
@@ -152,11 +152,11 @@ def test_older_results_stand_beside_newer_ones(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("trial_id", "said"), [("tuned", "shared, then fine-tuned per task"), ("alternated 100", "pFedMe")]
+    ("trial_id", "said"), [("tuned", "shared, then fine-tuned per task"), ("alternated-100", "pFedMe")]
 )
 def test_every_method_shown_at_the_cap_is_a_warning(run: Path, trial_id: str, said: str):
     row = read_results(run).trials.set_index("trial_id").loc[trial_id]
-    above = {"tuned": 0.01, "alternated 100": 0.035}[trial_id]
+    above = {"tuned": 0.01, "alternated-100": 0.035}[trial_id]
     write_method(run, trial_id, row["method"], above, tau=row["tau"], stopped_by="max_epochs")
     assert f"Not converged: {said}" in write_report(run).read_text()
 

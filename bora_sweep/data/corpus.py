@@ -41,12 +41,13 @@ class Corpus:
     """What the file of a run's documents holds (`bora_sweep.data.known`)."""
 
 
-def load_corpus(config: DataConfig, known_from: Folder | None = None) -> Corpus:
+def load_corpus(config: DataConfig, known_from: Folder | None = None, *, resumed: bool = False) -> Corpus:
     """Read, check, filter and split what `config` names.
 
     Args:
         config: What is read, and how it is split.
         known_from: The run or export whose documents stay in their splits; left out: `data.split_from`.
+        resumed: That it is the run's own record, of which there is nothing to say.
 
     Raises:
         InputError: It cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a task
@@ -67,7 +68,7 @@ def load_corpus(config: DataConfig, known_from: Folder | None = None) -> Corpus:
     _refuse_collisions(config, tasks)
     kept = None if known is None else known_splits(documents, known)
     documents["split"] = _split(documents, config, kept)
-    if kept is not None:
+    if kept is not None and not resumed:
         known_there = f"{counted(len(kept) - kept.count(None), 'document')} known there"
         notes.append(f"splits kept from {known_from}: {known_there}, {kept.count(None):,} new ones drawn")
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")

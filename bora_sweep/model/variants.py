@@ -108,6 +108,13 @@ class Dora(LowRank):
     def start_(self, parts: dict[str, Tensor], site: Site, module: nn.Module, generator: torch.Generator) -> None:
         """A and B as in LoRA, m_o = ||W_o||."""
         super().start_(parts, site, module, generator)
+        weight = weight_OI(module)
+        if not weight.is_floating_point() or weight.shape != (site.out_features, site.in_features):
+            raise InputError(
+                f"lora.variant=dora: {site.name} keeps its weights packed, as {weight.dtype} of shape "
+                f"{tuple(weight.shape)}, of which no norm can be taken; set lora.variant=lora, or give a base that is "
+                "not quantised"
+            )
         parts["magnitude"].copy_(_row_norms(module))
         if not parts["magnitude"].all():
             raise InputError(
