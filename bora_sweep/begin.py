@@ -50,6 +50,8 @@ class Begun:
     """Of its documents; None where the run has it already."""
     fingerprints: "Fingerprints"
     """Of what it stands on."""
+    resumed: bool
+    """Whether the run was there before."""
 
 
 def open_run(settings: Sequence[Setting], command: str, resume: bool, console: Console) -> tuple[Config, Folder]:
@@ -108,7 +110,7 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
     corpus, tokenized, record = _tokenized(config, run, resume, console)
     groups = [] if resume else _check_model(config, tokenized, console)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
-    return Begun(config, run, tokenized, groups, record, fingerprints)
+    return Begun(config, run, tokenized, groups, record, fingerprints, resume)
 
 
 def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
     groups = _check_model(config, tokenized, console)
     _try_small_model(config, tokenized)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
-    return Begun(config, run, tokenized, groups, record, fingerprints)
+    return Begun(config, run, tokenized, groups, record, fingerprints, resume)
 
 
 def run_all(begun: Begun, console: Console) -> bool:
@@ -180,6 +182,8 @@ def held(begun: Begun, command: str) -> Iterator[None]:
     from bora_sweep.fingerprints import write_fingerprints
 
     with driving(begun.run, command):
+        if not begun.resumed and exists(begun.run / "config.yaml"):  # another was quicker
+            raise InputError(f"output={begun.run}: holds a run by now, begun by another process; give another output")
         if begun.record is not None:
             write_documents(begun.run, begun.record)
         write_fingerprints(begun.run, begun.fingerprints)
@@ -210,22 +214,20 @@ def _tokenized(
     """The corpus, its tokens, and the record of its documents unless the run has one."""
     with uncollected():
         from bora_sweep.data.corpus import load_corpus
-        from bora_sweep.data.known import DOCUMENTS, export_of
-        from bora_sweep.data.tokens import tokenize_for
+        from bora_sweep.data.known import DOCUMENTS, records_of
+        from bora_sweep.data.tokens import remarks, tokenize_for
         from bora_sweep.model.base import load_tokenizer
 
     is_recorded = resume and exists(run / DOCUMENTS)
-    known_from = run if is_recorded else None
-    if not resume and config.data.split_from is None:
-        known_from = export_of(config.init_from) or export_of(config.model.name)
-        if config.init_from is not None and known_from is None:
-            unknown = "does not say which documents it was trained on: some may be in validation or test here"
-            console.print(f"[yellow]note:[/] init_from={escape(config.init_from)}: {unknown}")
+    known_from = [run] if is_recorded else records_of(config)
+    if not known_from and config.init_from is not None and not resume:
+        unknown = "does not say which documents it was trained on: some may be in validation or test here"
+        console.print(f"[yellow]note:[/] init_from={escape(config.init_from)}: {unknown}")
     corpus = load_corpus(config.data, known_from, resumed=is_recorded)
-    for note in corpus.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     num_cut = int(tokenized.documents["was_cut"].to_numpy().sum())
+    for note in (*corpus.notes, *remarks(tokenized)):
+        console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
                   f"{tokenized.num_tokens('train'):,} tokens to train on")  # fmt: skip
     if num_cut:

@@ -146,7 +146,8 @@ def describe(parsed: argparse.Namespace) -> int:
     """Tables of each corpus: the files that are named, or that of the settings."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.tokens import tokenize_for
+    from bora_sweep.data.known import records_of
+    from bora_sweep.data.tokens import remarks, tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     paths = [a for a in parsed.settings if not is_setting(a) and not a.endswith((".yaml", ".yml"))]
@@ -155,11 +156,12 @@ def describe(parsed: argparse.Namespace) -> int:
     if paths and twice is not None:
         raise InputError(f"{twice}: {paths[0]} names a corpus too; drop one of the two")
     for config in [load_config([*settings, {"data": {"path": path}}]) for path in paths] or [load_config(settings)]:
-        corpus = load_corpus(config.data)
-        counts = None
+        corpus = load_corpus(config.data, records_of(config))
+        counts, notes = None, []
         if config.model.name is not None or config.data.kind == "synthetic":
-            counts = tokenize_for(config, corpus, load_tokenizer(config.model, config.data)).table()
-        for part in describe_corpus(corpus, counts):
+            tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
+            counts, notes = tokenized.table(), [f"• {escape(remark)}" for remark in remarks(tokenized)]
+        for part in (*describe_corpus(corpus, counts), *notes):
             out.print(part)
     return DONE
 

@@ -64,17 +64,20 @@ def export(
     refuse_other_model(run, trained.config.model, trained.config.data)
     tokenizer = load_tokenizer(trained.config.model, trained.config.data)
     write = _full_models(trained, tokenizer) if merge else _adapters(trained)
+    record = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None
     try:
         for task, name in [(None, GLOBAL), *names.items()]:
             rounded_away = write(out / name, trained.mean_P if task is None else trained.theta_of[task])
             about = _card(trained, task, name, _framed(trained, task, tokenizer), rounded_away)
             (out / name / "README.md").write_text(about, encoding="utf-8")
+            if merge and record is not None:  # a full model goes its own ways
+                (out / name / DOCUMENTS).write_bytes(record)
     except BaseException:
         for name in (GLOBAL, *names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
-    if exists(run / DOCUMENTS):
-        (out / DOCUMENTS).write_bytes(read_bytes(run / DOCUMENTS))
+    if record is not None:
+        (out / DOCUMENTS).write_bytes(record)
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 

@@ -95,7 +95,7 @@ def config_of(run: Folder) -> Config:
         if not file.is_file():
             raise FileNotFoundError
         try:
-            return load_config([str(file)])
+            return load_config([file])
         except InputError as error:
             said = str(error).replace(str(file), str(path))
             raise InputError(f"{said}; the file is as another version of bora_sweep wrote it, or was changed") from None

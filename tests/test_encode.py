@@ -241,3 +241,13 @@ def test_an_example_of_a_chat_token_by_token(tmp_path):
     assert "".join(pieces[1 : -scored - 1]) == "<|user|>"
     assert "".join(pieces[-scored:-1]) == "the <|im_end|>"
     assert not set(pieces[1 : -scored - 1] + pieces[-scored:-1]) & set(MARKS)
+
+
+@pytest.mark.parametrize("mark", ["$", "\n"])
+def test_a_character_that_ends_documents_is_refused_in_a_text(mark):
+    made = byte_level()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=AddedToken(mark, special=True), pad_token="!")
+    encoder = Encoder(tokenizer)
+    assert encoder.encode("{text}", [{"text": "the cat!"}])
+    with pytest.raises(InputError, match="control token"):
+        encoder.encode("{text}", [{"text": f"the {mark} cat"}])

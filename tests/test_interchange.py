@@ -20,8 +20,9 @@ from bora_sweep.model.full import merged_weights, write_full
 from bora_sweep.model.interchange import GLOBAL, TASKS, folder_names, read_adapters, write_adapter
 
 VARIANTS = ["lora", "rslora", "lora_plus", "dora"]
-HOSTILE = ["", "CON", "nul.txt", "_global", "tasks.json", "..", "../../etc", "---", "<script>", "a.", "a", "Ann", "ann",
-           "e\u0301", "\u00e9", "x" * 300, "x" * 300 + "y", "😀", "🙃", "李白", "a\nb", "ß", "ss", "-rf"]  # fmt: skip
+HOSTILE = ["documents.parquet", "", "CON", "nul.txt", "_global", "tasks.json", "..", "../../etc", "---", "<script>",
+           "a.", "a", "Ann", "ann", "e\u0301", "\u00e9", "x" * 300, "x" * 300 + "y",
+           "😀", "🙃", "李白", "a\nb", "ß", "ss", "-rf"]  # fmt: skip
 
 
 def made(base, config: LoraConfig, tasks: list[str], dtype: torch.dtype = torch.float32):

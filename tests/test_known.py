@@ -158,6 +158,23 @@ def test_a_task_whose_known_documents_leave_a_split_empty_is_refused() -> None:
         split_documents("aaabbbb", "uvwxyzt", FRACTIONS, 0, [None, None, None, *["train"] * 4])
 
 
+def test_texts_that_differ_in_white_space_alone_share_a_split() -> None:
+    texts = [f"word {n}" for n in range(20)]
+    twins = [*texts, *(f" word  {n}\r\n" for n in range(20))]
+    splits = split_documents("a" * 40, twins, FRACTIONS, 0)
+    assert splits[:20] == splits[20:]
+    assert set(splits) == set(SPLITS)
+
+
+def test_a_document_in_two_records_was_trained_on_where_one_says_so(tmp_path: Path) -> None:
+    frame = frame_of([("a", f"text {n}") for n in range(9)])
+    for name, split in (("one", "test"), ("two", "train")):
+        write_documents(tmp_path / name, record_of(frame.assign(split=split), None))
+    for order in (("one", "two"), ("two", "one")):
+        known = pd.concat([read_documents(tmp_path / name) for name in order], ignore_index=True)
+        assert known_splits(frame, known) == ["train"] * 9
+
+
 # From files
 
 
@@ -237,7 +254,7 @@ def splits_of(run: Path) -> dict[str, str]:
     return pd.read_parquet(run / DOCUMENTS).set_index("fingerprint")["split"].to_dict()
 
 
-def test_a_fit_that_begins_with_an_export_knows_its_documents(tmp_path, model_folder):
+def test_a_fit_that_begins_with_an_export_knows_its_documents(tmp_path, model_folder, capsys):
     make_frame({"ann": 30, "bob": 20}).to_csv(tmp_path / "old.csv", index=False)
     grown = [make_frame({"ann": 40}, seed=7), pd.read_csv(tmp_path / "old.csv")]
     pd.concat(grown).to_csv(tmp_path / "new.csv", index=False)
@@ -266,6 +283,16 @@ def test_a_fit_that_begins_with_an_export_knows_its_documents(tmp_path, model_fo
         assert len(found) > len(old)
         assert "50 documents known there" in said
     assert "does not say which documents it was trained on" in begun(f"init_from={tmp_path / 'alone'}")[1]
+    shutil.copytree(tmp_path / "merged" / "_global", tmp_path / "elsewhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "out" / "ann")
+    make_frame({"dot": 20, "eva": 20}, seed=3).to_csv(tmp_path / "others.csv", index=False)
+    write_documents(tmp_path / "unrelated", load(tmp_path / "others.csv").record)
+    for names in ([f"model.name={tmp_path / 'elsewhere'}"], [f"init_from={tmp_path / 'linked'}"],
+                     [f"init_from={out}", f"data.split_from={tmp_path / 'unrelated'}"]):  # fmt: skip
+        assert old.items() <= begun(*names)[0].items()
+    capsys.readouterr()
+    assert main(["data", "describe", str(tmp_path / "new.csv"), f"model.name={merged}/_global", "data.seed=1"]) == 0
+    assert "50 documents known there" in " ".join(capsys.readouterr().out.split())
 
     assert main(["fit", *grown, f"init_from={out}", f"output={tmp_path / 'next'}"]) == 0
     record = (tmp_path / "next" / DOCUMENTS).read_bytes()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -384,3 +385,77 @@ def test_a_model_of_which_no_text_can_be_drawn_says_so(monkeypatch):
     monkeypatch.setattr(base, "generate", lambda *_, **__: [][0])
     with pytest.raises(InputError, match=r"no text from a LlamaForCausalLM \(IndexError"):
         _draw(base, [1], 0)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    base = llama()
+    with torch.no_grad():
+        base.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(InputError, match="its logits are no numbers"):
+        adapted_sites(base, ["q_proj"])
+
+
+class Counting(LlamaForCausalLM):
+    """Of how many tokens of one kind a row has its logits depend, wherever they stand."""
+
+    kind = 2
+
+    def forward(self, input_ids, **options):
+        made = super().forward(input_ids, **options)
+        made.logits = made.logits * (1 + (input_ids == self.kind).sum(1))[:, None, None]
+        return made
+
+
+class Latecomers(LlamaForCausalLM):
+    """Causal up to 16 tokens, not beyond."""
+
+    def forward(self, input_ids, **options):
+        made = super().forward(input_ids, **options)
+        if input_ids.shape[1] > 16:
+            made.logits = torch.cat([made.logits[:, :16], made.logits[:, 16:] + made.logits.mean(1, keepdim=True)], 1)
+        return made
+
+
+class Capped(LlamaForCausalLM):
+    """Caps logits that short texts of a new model do not have."""
+
+    def forward(self, input_ids, **options):
+        made = super().forward(input_ids, **options)
+        made.logits = made.logits.clamp(-4.5, 4.5)
+        return made
+
+
+class Changing(LlamaForCausalLM):
+    """Works otherwise from its first short row on."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.attention_type = "sparse"
+
+    def forward(self, input_ids, **options):
+        self.attention_type = "full"
+        return super().forward(input_ids, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(Counting, "the model is not causal"), (Changing, "attention_type from sparse to full .* attention_type=full")],
+)
+def test_what_a_row_is_filled_with_and_what_was_run_before_must_not_matter(kind, says):
+    with pytest.raises(InputError, match=says):
+        adapted_sites(kind(LlamaConfig(**LLAMA)).eval(), ["q_proj"])
+
+
+def test_a_model_that_is_causal_in_short_rows_alone_is_kept_to_them():
+    base = Latecomers(LlamaConfig(**LLAMA)).eval()
+    assert adapted_sites(base, ["q_proj"]) == {"q_proj"}
+    assert length_limits(base, 3, 16) == ()
+    with pytest.raises(InputError, match=r"more than 1[67] tokens .* depend on how many follow"):
+        length_limits(base, 3, 40)
+
+
+def test_a_head_whose_logits_are_capped_is_no_plain_head():
+    plain, capped = (kind(LlamaConfig(**LLAMA)).eval() for kind in (LlamaForCausalLM, Capped))
+    layouts = [make_layout(base, LoraConfig(target_modules=["q_proj"])) for base in (plain, capped)]
+    assert AdaptedModel(plain, layouts[0]).head is plain.lm_head
+    assert AdaptedModel(capped, layouts[1]).head is None

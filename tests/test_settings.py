@@ -1,5 +1,6 @@
 """What users write is what is used: texts to the letter, templates, paths, and refusals instead of guesses."""
 
+import io
 import json
 import math
 import tempfile
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from bora_sweep import begin
 from bora_sweep.cli import main
 from bora_sweep.config import Config, DataConfig, load_config, read_config, with_values
 from bora_sweep.data.encode import fill
 from bora_sweep.errors import InputError
 from bora_sweep.folders import export
 from bora_sweep.results import read_results
+from bora_sweep.runs import config_of, create_run, reopen_run
 from bora_sweep.storage import cache_folder, folder_at
 
 NASTY = [
@@ -384,3 +388,21 @@ def test_a_run_that_has_no_folder_is_refused_before_any_work(tmp_path, capfd, mo
     assert main(["fit", f"output={output}"]) == 2
     assert f"output={output}: cannot be made or written in" in " ".join(capfd.readouterr().err.split())
     assert (tmp_path / "there").read_text() == "a file"
+
+
+def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO())
+    begun = begin.begin_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
+    create_run(load_config(["prior.tau=7"]), Path("run"))
+    with pytest.raises(InputError, match="holds a run by now"), begin.held(begun, "fit"):
+        pass
+    assert config_of(Path("run")).prior.tau == 7
+
+
+def test_a_runs_folder_below_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tau=10/run", "output=b/run"):
+        create_run(load_config(["prior.tau=7"]), Path(folder))
+        config, run = reopen_run([f"output={folder}"], "fit")
+        assert (config.prior.tau, run) == (7, Path(folder))

@@ -1,5 +1,7 @@
 """Sequences and batches: every document once, each token in its place, order by seed alone."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from bora_sweep.data.tokens import (
     SMALLEST_PART,
     collate,
     forward_parts,
+    remarks,
     scoring_batches,
     separate_batches,
     tokenize,
@@ -133,3 +136,13 @@ def test_scoring_visits_a_split_once():
     corpus = make_corpus()
     seen = np.concatenate([batch.document_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
     assert sorted(seen) == corpus.split("test").tolist()
+
+
+def test_what_is_suspicious_in_tokens_is_said():
+    tokenizer = make_tokenizer()
+    texts = ["w5 w6 w7", "", "w5 w6 w7 w8", "w9 w9 w9"]
+    frame = pd.DataFrame({"task": "a", "text": texts, "document_id": list("0123"), "floor_nll_nats": math.nan})
+    corpus = Corpus("c", ("a",), frame.assign(split=["train", "train", "test", "validation"]), ())
+    whole, cut = (remarks(tokenize(corpus, tokenizer, most)) for most in (64, 5))
+    assert whole == ["1 document of which the tokenizer leaves no token, but for the end"]
+    assert cut[1:] == ["1 document of validation and test with the tokens of one that is trained on"]

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data import talk_of_norway
-from bora_sweep.data.known import known_splits, read_documents, record_of, with_fingerprints
+from bora_sweep.data.known import known_splits, named_records, read_documents, record_of, with_fingerprints
 from bora_sweep.data.read import counted
 from bora_sweep.data.sources import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.errors import InputError
-from bora_sweep.storage import Folder, folder_at
+from bora_sweep.storage import Folder
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
 
@@ -41,12 +42,13 @@ class Corpus:
     """What the file of a run's documents holds (`bora_sweep.data.known`)."""
 
 
-def load_corpus(config: DataConfig, known_from: Folder | None = None, *, resumed: bool = False) -> Corpus:
+def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, *, resumed: bool = False) -> Corpus:
     """Read, check, filter and split what `config` names.
 
     Args:
         config: What is read, and how it is split.
-        known_from: The run or export whose documents stay in their splits; left out: `data.split_from`.
+        known_from: Runs and exports whose documents stay in their splits (`bora_sweep.data.known.records_of`); left
+            out: `data.split_from` alone.
         resumed: That it is the run's own record, of which there is nothing to say.
 
     Raises:
@@ -55,9 +57,8 @@ def load_corpus(config: DataConfig, known_from: Folder | None = None, *, resumed
             documents are known there.
     """
     config.refuse_unread()
-    if known_from is None and config.split_from is not None:
-        known_from = folder_at(config.split_from)
-    known = None if known_from is None else read_documents(known_from)
+    known_from = named_records(config) if known_from is None else known_from
+    known = pd.concat(map(read_documents, known_from), ignore_index=True) if known_from else None
     name, documents, notes = _read(config)
     documents = with_fingerprints(documents)  # of the texts as they are read, before any cut
     documents, tasks, left_out = _filter(documents, config)
@@ -70,7 +71,8 @@ def load_corpus(config: DataConfig, known_from: Folder | None = None, *, resumed
     documents["split"] = _split(documents, config, kept)
     if kept is not None and not resumed:
         known_there = f"{counted(len(kept) - kept.count(None), 'document')} known there"
-        notes.append(f"splits kept from {known_from}: {known_there}, {kept.count(None):,} new ones drawn")
+        places = " and ".join(map(str, known_from))
+        notes.append(f"splits kept from {places}: {known_there}, {kept.count(None):,} new ones drawn")
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     columns = ["task", "text", "document_id", "split", "floor_nll_nats"]
     documents = documents.iloc[by_task].reset_index(drop=True)

@@ -69,8 +69,9 @@ class Encoder:
         """The tokens of texts in which marks may stand."""
         if not self.tokenizer.is_fast:  # has no twin; it knows all marks or none
             return self._plain([fill(words, values) for values in values_N], split_special_tokens=not has_marks)
-        name_of = {mark: _name(token) for token, mark in self.mark_of.items()}
-        renamed = re.sub(self._any_mark(), lambda found: name_of[found[0]], words)
+        # A character that is control has no other token: where a text has it, the text is refused.
+        name_of = {mark: _name(token) for token, mark in self.mark_of.items() if not _is_of_text(mark)}
+        renamed = re.sub(self._any_mark(), lambda found: name_of.get(found[0], found[0]), words)
         twin = _twin(self.tokenizer, name_of)
         texts = [fill(renamed, values) for values in values_N]
         return [found.ids for found in twin.encode_batch(texts, add_special_tokens=False)]
@@ -104,7 +105,8 @@ def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokens that are no text, by what stands for them in a string.
 
     Special tokens, and added ones that the chat template writes, unless these are words. Not a lone character, which
-    some models are padded with, and not a byte such as `<0x0A>`: these come of texts by right.
+    some models are padded with, and not a byte such as `<0x0A>`: these come of texts by right. But what begins or ends
+    a document is control, whatever it is.
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
     added = {}
@@ -116,7 +118,13 @@ def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         if found.special or (found.content in template and re.search(r"\w", found.content) and not _is_word(found))
     }
     marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    return {token: mark for token, mark in marks.items() if not (len(mark) == 1 or mark.isspace() or BYTE.match(mark))}
+    bounds = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return {token: mark for token, mark in marks.items() if token in bounds or not _is_of_text(mark)}
+
+
+def _is_of_text(mark: str) -> bool:
+    """Whether it may as well be a character, or a byte, of a text."""
+    return len(mark) == 1 or mark.isspace() or BYTE.match(mark) is not None
 
 
 def _leave_nothing_to_chance(tokenizer: Any) -> None:

@@ -1,7 +1,6 @@
 """The documents of a run by fingerprint, each with its split, kept in a file so that another run leaves them there."""
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bora_sweep.data.split import SPLITS
+from bora_sweep.config import Config, DataConfig
+from bora_sweep.data.split import SPLITS, loosely
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.storage import Folder, read_bytes, write_whole
+from bora_sweep.storage import Folder, exists, folder_at, read_bytes, write_whole
 
 DOCUMENTS = "documents.parquet"
 """In a run's folder, and in an export's."""
@@ -33,9 +33,9 @@ _KEY = ["task", "document_id", "fingerprint"]
 def with_fingerprints(documents: pd.DataFrame) -> pd.DataFrame:
     """`documents` with two columns more: of each text, and of what another way of writing the same file leaves of it.
 
-    Half of a SHA-256 in hexadecimal. White space and how accents are coded do not count in the loose one.
+    Half of a SHA-256 in hexadecimal.
     """
-    loose = [" ".join(unicodedata.normalize("NFC", text).split()) for text in documents["text"]]
+    loose = [loosely(text) for text in documents["text"]]
     return documents.assign(fingerprint=_fingerprints(documents["text"]), loose_fingerprint=_fingerprints(loose))
 
 
@@ -72,15 +72,30 @@ def read_documents(folder: Folder) -> pd.DataFrame:
     return record
 
 
+def records_of(config: Config) -> list[Folder]:
+    """Where the documents are recorded that stay in their splits: those of `data.split_from`, and those that the
+    adapters of `init_from` and a merged base were trained on."""
+    exports = filter(None, (export_of(config.init_from), export_of(config.model.name)))
+    return list(dict.fromkeys([*named_records(config.data), *exports]))
+
+
+def named_records(data: DataConfig) -> list[Folder]:
+    """The folder with the record that `data.split_from` names, if it names any."""
+    if data.split_from is None:
+        return []
+    place = folder_at(data.split_from)
+    return [place if exists(place / DOCUMENTS) else export_of(data.split_from) or place]
+
+
 def export_of(path: str | None) -> Folder | None:
-    """The export that a folder of adapters, or of a merged model, is or is in; None where none has a record."""
+    """The folder with the record of an export: of one of its folders, or of itself; None where there is none."""
     if path is None or not Path(path).is_dir():
         return None
-    folder = Path(path).absolute()
-    return next(
-        (place for place in (folder, folder.parent) if (place / DOCUMENTS).is_file() and (place / _TASKS).is_file()),
-        None,
-    )
+    folder = Path(path).resolve()
+    if (folder / DOCUMENTS).is_file():
+        return folder
+    above = folder.parent
+    return above if (above / DOCUMENTS).is_file() and (above / _TASKS).is_file() else None
 
 
 def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
@@ -94,6 +109,7 @@ def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | Non
         documents: Columns task, document_id and both fingerprints.
         known: As `read_documents` has it.
     """
+    known = known.iloc[(-known["split"].map(SPLITS.index)).argsort(kind="stable")]  # of several records train counts
     of_document = dict(zip(known[_KEY].itertuples(index=False, name=None), known["split"], strict=True))
     exact, loose = (_split_of(known, column) for column in ("fingerprint", "loose_fingerprint"))
     keys = zip(documents[_KEY].itertuples(index=False, name=None), documents["loose_fingerprint"], strict=True)

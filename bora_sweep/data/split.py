@@ -1,6 +1,7 @@
 """Which document is trained on, which selects, which is reported."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -37,10 +38,10 @@ def split_documents(
 ) -> list[str]:
     """The split of each document.
 
-    Equal texts share a split, whichever tasks they are in. Repeated texts are placed first, the most frequent first,
-    then the others in the order of a hash of seed and text: each goes to the split that most of its tasks lack, else
-    to the one with most room in them. So the order of the documents decides nothing, and a task without repeated texts
-    gets exactly its `split_sizes`.
+    Equal texts share a split, whichever tasks they are in, and so do texts that are equal `loosely`. Repeated texts are
+    placed first, the most frequent first, then the others in the order of a hash of seed and text: each goes to the
+    split that most of its tasks lack, else to the one with most room in them. So the order of the documents decides
+    nothing, and a task without repeated texts gets exactly its `split_sizes`.
 
     Known documents stay where they are, and a text that is equal to one of them goes there too, to train before
     validation before test. The others then bring each task as near to its `split_sizes` as they can.
@@ -55,7 +56,7 @@ def split_documents(
     Raises:
         InputError: A task would be without a document in some split.
     """
-    documents = list(zip(tasks, texts, strict=True))
+    documents = list(zip(tasks, _one_of_each(list(texts)), strict=True))
     kept = [None if split is None else SPLITS.index(split) for split in known or [None] * len(documents)]
     sizes = {task: split_sizes(count, fractions) for task, count in Counter(task for task, _ in documents).items()}
     filled = {task: [0] * len(SPLITS) for task in sizes}
@@ -89,6 +90,20 @@ def split_documents(
         SPLITS[split_of_text[text] if split is None else split]
         for (_, text), split in zip(documents, kept, strict=True)
     ]
+
+
+def loosely(text: str) -> str:
+    """What another way of writing a file leaves of a text: white space and how accents are coded do not count."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _one_of_each(texts: list[str]) -> list[str]:
+    """One text for all that are equal loosely."""
+    loose_N = [loosely(text) for text in texts]
+    one_of: dict[str, str] = {}
+    for loose, text in zip(loose_N, texts, strict=True):
+        one_of[loose] = min(text, one_of.get(loose, text))
+    return [one_of[loose] for loose in loose_N]
 
 
 def sample_documents(tasks: Iterable[str], fractions: Sequence[float], seed: int) -> list[str]:

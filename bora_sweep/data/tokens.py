@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import Encoder, boundary_tokens
+from bora_sweep.data.read import counted
 from bora_sweep.errors import InputError
 
 FILLED, SMALLEST_PART = 0.95, 12
@@ -145,6 +146,21 @@ def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerB
     """`tokenize` as `config` has it."""
     model, data = config.model, config.data
     return tokenize(corpus, tokenizer, model.max_tokens, model.max_text_tokens, data.prompt, data.template)
+
+
+def remarks(corpus: TokenizedCorpus) -> list[str]:
+    """What is suspicious in the tokens of a corpus, whatever its texts are."""
+    documents, end_N = corpus.documents, corpus.offsets[1:]
+    num_N = documents["num_tokens"].to_numpy()
+    scored_N = [corpus.tokens[end - num : end].tobytes() for end, num in zip(end_N, num_N, strict=True)]
+    is_trained_N = (documents["split"] == "train").to_numpy()
+    trained = {scored for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if is_trained}
+    empty = int((num_N <= 1).sum())
+    twice = sum(scored in trained for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if not is_trained)
+    found = [f"{counted(empty, 'document')} of which the tokenizer leaves no token, but for the end"] if empty else []
+    if twice:
+        found.append(f"{counted(twice, 'document')} of validation and test with the tokens of one that is trained on")
+    return found
 
 
 def _refuse_long_prompts(given_of: dict[str, list[int]], max_tokens: int) -> None:

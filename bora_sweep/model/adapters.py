@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.model.probe import refuse_unsound
+from bora_sweep.model.probe import made_up_tokens, refuse_unsound
 from bora_sweep.model.sites import find_sites
 from bora_sweep.model.variants import Site, Variant, make_variant
+
+HEAD_ROWS, HEAD_TOKENS = 6, 33
+"""Of the batch by which a head is told from more than a head."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +198,17 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(base.get_submodule(site.name) is head for site in layout.sites):
         return None
-    tokens_BT = torch.arange(4, device=base.device)[None] % head.out_features
+    positions = getattr(base.config, "max_position_embeddings", None)
+    length = min(HEAD_TOKENS, positions // 2) if isinstance(positions, int) and positions > 1 else HEAD_TOKENS
+    tokens_BT = made_up_tokens(base, HEAD_ROWS, length)
     hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != head.in_features or hidden.dtype != head.weight.dtype:
         return None
-    return head if torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits) else None
+    for scale in (1, 64):  # larger logits than these tokens have would show a cap
+        hook = head.register_forward_hook(lambda _, __, logits, scale=scale: logits * scale)
+        try:
+            if not torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits):
+                return None
+        finally:
+            hook.remove()
+    return head

@@ -19,7 +19,10 @@ from bora_sweep.model.lengths import beyond_positions
 SAFETENSORS_AT = {"facebook/opt-350m": "refs/pr/33"}
 """Revisions with safetensors weights, of models whose main one has a pickle alone."""
 
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError)
+UNREADABLE = (
+    OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
 ADAPTER = "adapter_config.json"
 _ADAPTER_THERE = (
     f"holds {ADAPTER}, an adapter that transformers would load onto the base by itself; give a base alone, without "
@@ -93,6 +96,7 @@ def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
     if getattr(base, "_hf_peft_config_loaded", False):
         raise InputError(f"model.name={name}: {_ADAPTER_THERE}")
     _refuse_other_weights(base, name, info)
+    base.config.return_dict = True  # which its own may say otherwise
     return base
 
 

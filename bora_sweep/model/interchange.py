@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.data.corpus import folder_name
+from bora_sweep.data.known import DOCUMENTS
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import Layout, Part
 
@@ -46,7 +47,7 @@ def folder_names(tasks: Sequence[str]) -> dict[str, str]:
     `folder_name`'s, and where several tasks would have that, a tilde and a hash of the task's own name after it.
     """
     plain = {task: folder_name(task) for task in tasks}
-    times = Counter([TASKS, *(name.casefold() for name in plain.values())])
+    times = Counter([TASKS, DOCUMENTS, *(name.casefold() for name in plain.values())])
     return {task: name if times[name.casefold()] == 1 else f"{name}~{_hash(task)}" for task, name in plain.items()}
 
 

@@ -5,6 +5,7 @@ Shapes: T tokens, V vocabulary.
 
 from bisect import bisect_left
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,9 @@ from transformers import PreTrainedModel
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.probe import SMALLEST, close, logits_of, made_up_tokens, smallest_difference, widened
 
-SHORT, FIRST = 2, 8
-"""Tokens of a row that exceeds nothing; positions by which lengths are compared, besides those of the shortest row."""
+SHORT, FIRST, PARTS = 2, 8, 8
+"""Tokens of a row that exceeds nothing; positions by which lengths are compared, besides those of the shortest row;
+parts of a row after which it is cut."""
 
 _tried: WeakKeyDictionary[PreTrainedModel, dict[tuple, tuple[int, ...]]] = WeakKeyDictionary()
 
@@ -90,6 +92,13 @@ class _Lengths:
         """As `length_limits`."""
         if problem := self.problem():
             raise InputError(f"model.max_tokens: sequences of {self.longest} tokens, but {problem}; lower it")
+        limits = self._apart(shortest)
+        for low, high in pairwise((0, *limits, self.longest)):
+            self._refuse_later_tokens(low, high)
+        return limits
+
+    def _apart(self, shortest: int) -> tuple[int, ...]:
+        """The length above which a row's first logits are others."""
         whole_TV = self.whole_TV
         for first in sorted({shortest, min(FIRST, self.longest)}):
             short_TV = self._logits(first)
@@ -106,14 +115,31 @@ class _Lengths:
         if close(self._logits(limit + 1)[:first], whole_TV, near):
             return limit
         raise InputError(
-            f"model.max_tokens: in sequences of more than {limit} tokens the model's logits depend on padding (as with "
-            f"dynamic RoPE), and so would every score on its batch; set model.max_tokens={limit}, or in config.json a "
-            "rope_type that is not dynamic"
+            f"model.max_tokens: in sequences of more than {limit} tokens the model's logits depend on padding, as with "
+            f"dynamic RoPE, and so would every score on its batch; set model.max_tokens={limit}, or name another base"
         )
 
-    def _last(self, holds: Callable[[int], bool], first: int) -> int:
-        """The largest length for which `holds`, of those from `first` on, where it does for `first` alone at least."""
-        return first - 1 + max(1, bisect_left(range(first, self.longest), True, key=lambda length: not holds(length)))
+    def _refuse_later_tokens(self, low: int, high: int) -> None:
+        """Refuse a model whose logits depend on later tokens in rows of more than `low` tokens, and up to `high`."""
+
+        def holds(length: int) -> bool:
+            whole_TV = self._logits(length)
+            shorter = {length - 1, *(length * part // PARTS for part in range(1, PARTS))}
+            return all(self._alike(whole_TV[:n], self._logits(n)) for n in shorter if max(low, SHORT - 1) < n < length)
+
+        if not holds(high):
+            most = self._last(holds, max(low + 1, SHORT), high)
+            most = min(most, getattr(self.base.config, "index_topk", most))  # beyond it some rows alone are others
+            raise InputError(
+                f"model.max_tokens: in sequences of more than {most} tokens the model's logits at a token depend on "
+                f"how many follow, and so would every score on its batch; set model.max_tokens={most}, or name another "
+                "base"
+            )
+
+    def _last(self, holds: Callable[[int], bool], first: int, beyond: int | None = None) -> int:
+        """The largest length for which `holds`, from `first` on and below `beyond`; it does for `first` at least."""
+        lengths = range(first, self.longest if beyond is None else beyond)
+        return first - 1 + max(1, bisect_left(lengths, True, key=lambda length: not holds(length)))
 
     def _runs(self, length: int) -> bool:
         try:

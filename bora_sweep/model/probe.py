@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bora_sweep.model.adapters import AdaptedModel
 
 ROWS, TOKENS, FEWER, FEWEST = 3, 7, 5, 4
-BATCHES = (((0, 1), TOKENS), ((2, 1, 0), FEWER))
+BATCHES = (((0, 1), TOKENS), ((2, 1, 0), FEWER), ((2, 0, 1, 1, 0, 2), TOKENS))
 """Rows of each batch that is tried, and their length."""
 STRENGTH, STRENGTH_ROUNDED = 0.1, 1.0
 """Of what random adapters add, over their modules' inputs: enough to be told from rounding."""
@@ -54,11 +54,33 @@ def refuse_unsound(adapted: "AdaptedModel") -> None:
     kind = (tuple(site.name for site in layout.sites), type(layout.variant), base.device, base.dtype)
     if base.device.type == "meta" or kind in _tried.setdefault(base, set()):
         return
+    before = _words_of(base)
     with torch.random.fork_rng([base.device] if base.device.type == "cuda" else []):
-        problem = _problem(adapted)
+        problem = _problem(adapted) or _changed(before, _words_of(base))
     if problem is not None:
         raise InputError(f"model.name={base.config.name_or_path or type(base).__name__}: {problem}")
     _tried[base].add(kind)
+
+
+def _words_of(base: PreTrainedModel) -> dict[tuple[str, str], str]:
+    """What modules keep as words: how they work, such as the kind of their attention."""
+    return {
+        (name, key): value
+        for name, module in base.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, str)
+    }
+
+
+def _changed(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> str | None:
+    """That a model has become another one by being run."""
+    for (name, key), value in after.items():
+        if before.get((name, key), value) != value:
+            return (
+                f"{name or 'the model'} changes its {key} from {before[name, key]} to {value} as it runs, so that "
+                f"scores would depend on what was run before; set {key}={value} in config.json"
+            )
+    return None
 
 
 def _problem(adapted: "AdaptedModel") -> str | None:
@@ -75,6 +97,9 @@ class _Probe:
         self.adapted, self.base, self.layout = adapted, adapted.base, adapted.layout
         self.tokens_BT = made_up_tokens(self.base, ROWS, TOKENS)
         self.smallest = smallest_difference(self.base)
+        ends, vocabulary = self.base.config.eos_token_id, vocabulary_of(self.base)
+        ends = ends if isinstance(ends, list) else [ends]  # what rows are filled with
+        self.fills = [end for end in ends if isinstance(end, int) and 0 <= end < vocabulary]
         self.theta_BP = torch.stack([self._random_adapter(row) for row in range(ROWS)]).to(self.base.device)
         if not self.layout.variant.full_precision:
             self.theta_BP = self.theta_BP.to(self.base.dtype)
@@ -97,15 +122,20 @@ class _Probe:
         alone = [self._logits([row], TOKENS, parts_of)[0] for row in range(ROWS)]
         smallest = self.smallest * (alone[0] - alone[1]).abs().max()
         pairs = [(alone[1], self._logits([1], FEWEST, parts_of)[0])]
+        pairs += [(self._logits([1], TOKENS, parts_of, fill)[0][:FEWEST], pairs[0][1]) for fill in self.fills]
         for rows, length in BATCHES:
             pairs += zip([alone[row] for row in rows], self._logits(rows, length, parts_of), strict=True)
         return all(close(whole_TV, found_TV, smallest) for whole_TV, found_TV in pairs)
 
-    def _logits(self, rows: Sequence[int], length: int, parts_of: PartsOf) -> Tensor:
-        """Of these rows, each with its own of these adapters."""
+    def _logits(self, rows: Sequence[int], length: int, parts_of: PartsOf, fill: int | None = None) -> Tensor:
+        """Of these rows, each with its own of these adapters; with `fill`, the last tokens are that one."""
+        tokens_BT = self.tokens_BT[list(rows), :length]
+        if fill is not None:
+            tokens_BT = tokens_BT.clone()
+            tokens_BT[:, FEWEST:] = fill
         own = {name: {kind: part[list(rows)] for kind, part in parts.items()} for name, parts in parts_of.items()}
         with self.adapted.holding(own):
-            return logits_of(self.base, self.tokens_BT[list(rows), :length])
+            return logits_of(self.base, tokens_BT)
 
     def _random_adapter(self, seed: int) -> Tensor:
         """theta_P, whose modules add about STRENGTH of their inputs."""
@@ -152,7 +182,8 @@ class _Probe:
         smallest = self.smallest * (once[0] - once[1]).abs().max()
         if not close(once, again, smallest):
             return "the same tokens give other logits each time, though the model is in evaluation mode"
-        if not close(alone_TV, short_TV, smallest):
+        filled = [self._logits([1], TOKENS, {}, fill)[0][:FEWEST] for fill in self.fills]
+        if not all(close(found_TV, short_TV, smallest) for found_TV in (alone_TV, *filled)):
             return (
                 "the model is not causal: its logits at a token depend on the tokens after it, so that they are no "
                 "likelihoods; name a causal language model (or set is_decoder in config.json, where it was trained so)"
@@ -198,14 +229,21 @@ def logits_of(base: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
     logits_BTV = base(input_ids=tokens_BT, use_cache=False).logits
     if logits_BTV.shape[:2] != tokens_BT.shape:
         raise ValueError(f"logits of shape {tuple(logits_BTV.shape)} for tokens of {tuple(tokens_BT.shape)}")
+    if logits_BTV.isnan().any():
+        raise ValueError("its logits are no numbers: NaN")
     return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+
+
+def vocabulary_of(base: PreTrainedModel) -> int:
+    """Tokens that have an embedding."""
+    return int(base.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
 
 
 def made_up_tokens(base: PreTrainedModel, rows: int, length: int) -> Tensor:
     """tokens_BT from all over the vocabulary, none of which the configuration gives a meaning of its own."""
     described = base.config.to_dict().items()
     special = {value for key, value in described if key.endswith("token_id") and isinstance(value, int)}
-    vocabulary = int(base.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    vocabulary = vocabulary_of(base)
     plain = torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
     step = max(1, len(plain) // (rows * length))
     return plain[torch.arange(rows * length) * step % len(plain)].view(rows, length).to(base.device)

@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
+from bora_sweep.data.read import counted
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapters import lay_out, make_layout
@@ -179,12 +182,26 @@ def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedMode
     return {"tau_estimate": found.tau, "tau_low": found.low, "tau_high": found.high}
 
 
+def _refuse_no_scores(config: Config, documents: pd.DataFrame) -> None:
+    """Refuse scores that are no numbers: a sum would be none, or leave them out."""
+    without = documents[~np.isfinite(documents["nll_nats"])]
+    if len(without):
+        first = without.iloc[0]
+        raise InputError(
+            f"model.name={config.model.name}: {counted(len(without), 'document')} of validation and test have a score "
+            f"of {first['nll_nats']}, the first {first['document_id']!r} of task {first['task']!r}: the base gives no "
+            f"likelihood of them with model.dtype={config.model.dtype}; set another, leave such texts out, or name "
+            "another base"
+        )
+
+
 def record(
     config: Config, corpus: TokenizedCorpus, run: Folder, trial_id: str, row: dict[str, Any], done: Fit
 ) -> dict[str, Any]:
     """Write a fit that has ended: its scores, its adapters and its row, which is returned."""
     folder = run / "trials" / trial_id
     documents = document_scores(corpus, done)
+    _refuse_no_scores(config, documents)
     tasks = task_scores(config, corpus, documents, done)
     banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
     kept = {name: bank for name, bank in banks.items() if bank is not None}

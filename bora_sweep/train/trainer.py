@@ -251,6 +251,12 @@ class Trainer:
     def judge(self, nll_N: np.ndarray, seconds: float) -> None:
         """Keep the epoch if its scores of the validation split are the best so far."""
         self._record("validation", float(nll_N.sum()), int(self.validation.scored_N.sum()), seconds)
+        if not np.isfinite(nll_N).all():
+            self.state.diverged = (
+                f"the validation loss is {nll_N.sum()} after epoch {self.state.epoch} with tau="
+                f"{self.config.prior.tau:g} and learning rate {self.config.learning_rate:g}; lower the learning rate"
+            )
+            return
         if self.config.train.reported == "best_epochs" and not self._report(nll_N):
             return
         nll_F = self._nats_of_fits(nll_N)
