@@ -166,6 +166,30 @@ def test_labels_of_a_data_set_are_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline_hub")
+def test_a_data_set_that_was_saved_to_disk(tmp_path: Path) -> None:
+    import datasets
+
+    frame = rows(2).assign(label=lambda f: f["task"].map({"t0": 1, "t1": 0}))
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    made = datasets.Dataset.from_dict({name: frame[name].tolist() for name in features}, features)
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": made.select(range(3)), "rest": made}).save_to_disk(tmp_path / "several")
+    for folder, split in (("one", "train"), ("several", "rest"), ("several/rest", "train")):
+        corpus = load(tmp_path / folder, source="hub", task_column="label", hub_split=split)
+        assert corpus.tasks == ("no", "yes")
+        assert set(corpus.documents.query("task == 'yes'")["text"]) == set(frame.query("task == 't0'")["text"])
+    for folder in ("one", "several"):
+        assert "saved to disk; also give data.source=hub" in refusal(tmp_path / folder)
+        assert "data.hub_config=en" in refusal(tmp_path / folder, source="hub", hub_config="en")
+    message = refusal(tmp_path / "several", source="hub", hub_split="test")
+    assert "no split data.hub_split=test; there are train, rest" in message
+    assert "data.hub_split=test" in refusal(tmp_path / "one", source="hub", hub_split="test")
+    assert "no column 'task'" in refusal(tmp_path / "one", source="hub")
+    (tmp_path / "one" / "state.json").write_text("{")
+    assert "cannot be loaded" in refusal(tmp_path / "one", source="hub")
+
+
+@pytest.mark.usefixtures("offline_hub")
 @pytest.mark.parametrize(
     ("value", "kind"),
     [(True, "bool"), (1.0, "double"), (["a"], "list"), ({"en": "a"}, "struct"), (b"a", "binary"), (Decimal(1), "dec")],
@@ -500,7 +524,33 @@ def test_what_is_no_time_is_named_by_its_row(tmp_path: Path) -> None:
     assert "row 4 (counted from 0): 'yesterday' in column 'when'" in message
     frame["when"] = pd.Timestamp("1998-10-07")
     frame.loc[5, "when"] = None
-    assert "row 5 " in refusal(write(frame, tmp_path / "x.parquet"), time_column="when")
+    message = refusal(write(frame, tmp_path / "x.parquet"), time_column="when")
+    assert "row 5 (counted from 0): nothing in column 'when'" in message
+
+
+@pytest.mark.parametrize(
+    ("suffix", "when", "shown"),
+    [
+        (".csv", "now", "'now'"),
+        (".csv", "today", "'today'"),
+        (".jsonl", "now", "'now'"),
+        (".jsonl", True, "true"),
+        (".parquet", False, "false"),
+        (".parquet", float("inf"), "inf"),
+        (".parquet", datetime.time(1, 2), "01:02:00"),
+        (".parquet", datetime.timedelta(hours=3), "3:00:00"),
+        (".parquet", b"1", "b'1'"),
+    ],
+)
+def test_what_moves_with_the_clock_or_is_no_time_is_refused(
+    tmp_path: Path, suffix: str, when: object, shown: str
+) -> None:
+    for others, row in ((when, 0), ("1998-10-07", 3)):
+        if others is when or isinstance(when, str):
+            frame = rows().assign(when=[others] * 3 + [when] * 15)
+            message = refusal(write(frame, tmp_path / f"x{suffix}"), time_column="when")
+            assert f"row {row} (counted from 0): {shown} in column 'when' (data.time_column) is no time" in message
+            assert "write numbers throughout, or dates such as 1998-10-07" in message
 
 
 # Splits

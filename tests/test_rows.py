@@ -61,7 +61,10 @@ def test_what_a_csv_writer_wrote_is_read_back(tmp_path: Path, rows: list, end: s
 def test_a_broken_file_is_read_as_pythons_strict_reader_has_it_or_refused(
     tmp_path: Path, rows: list, changes: list[tuple[int, str]]
 ) -> None:
-    """Among the changes: a quote too many or too few, text after a closing quote, rows joined and rows cut in two."""
+    """Among the changes: a quote too many or too few, text after a closing quote, rows joined and rows cut in two.
+
+    Lines of white space are no rows.
+    """
     buffer = io.StringIO(newline="")
     csv.writer(buffer).writerows(rows)
     text = buffer.getvalue()
@@ -70,8 +73,9 @@ def test_a_broken_file_is_read_as_pythons_strict_reader_has_it_or_refused(
         text = text[:place] + change + text[place + 1 :]
     content = ("task,text\r\n" + text).encode()
     try:
-        lines = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline="")
-        expected = [row for row in csv.reader(lines, strict=True) if row][1:]
+        lines = list(io.TextIOWrapper(io.BytesIO(content), "utf-8", newline=""))
+        reader = csv.reader(lines, strict=True)
+        expected = [row for row in reader if len(row) > 1 or lines[reader.line_num - 1].strip()][1:]
         is_wrong = any(len(row) != 2 for row in expected) or not expected
     except csv.Error:
         expected, is_wrong = [], True
@@ -143,6 +147,42 @@ def test_an_empty_field_is_no_value_and_quotes_with_nothing_between_are_an_empty
     assert [text for _, text in read(tmp_path / "x.csv", content.encode())[0]] == [None, None, "", ""]
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("task;text\na;x, y\n", "separated by ';'; save it comma-separated"),
+        ('\ufeff\n"task";"text"\r\n"a";"x"\r\n', "separated by ';'"),
+        ('"task";"last, first";"text"\n', "separated by ';'"),
+        ("task\ttext\na\tx\n", "separated by tabs"),
+        ("sep=,\ntask,text\na,x\n", "its first line, 'sep=,', is for spreadsheets; remove it"),
+        ("SEP=;\r\ntask;text\r\n", "'SEP=;'"),
+        ("b" * 200_000 + ";", "separated by ';'"),
+    ],
+)
+def test_a_file_that_is_separated_otherwise_is_said_to_be(tmp_path, content, says):
+    for name in ("x.csv", "x.csv.gz"):
+        assert says in refusal(tmp_path / name, content.encode())
+
+
+def test_a_comma_separated_header_may_hold_other_signs(tmp_path):
+    assert read(tmp_path / "x.csv", b"task,text,a;b|c\na,x,\n")[0] == [("a", "x")]
+    assert read(tmp_path / "x.csv", b'"a;b\nc",task,text\n,a,x\n')[0] == [("a", "x")]
+
+
+def test_lines_of_white_space_are_passed_over_like_empty_ones(tmp_path):
+    content = "  \ntask,text\r\n \t \r\na,x\n\u3000\n,\n   "
+    assert read(tmp_path / "x.csv", content.encode())[0] == [("a", "x"), (None, None)]
+    assert "line 3: 1 field" in refusal(tmp_path / "x.csv", b'task,text\na,x\n" "\n')
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_said_to_be_that(tmp_path, encoding):
+    for name in ("x.csv", "x.jsonl.gz"):
+        message = refusal(tmp_path / name, "\ufefftask,text\na,b\n".encode(encoding))
+        assert "save the file as UTF-8, it is UTF-16 now" in message
+    assert "UTF-16" not in refusal(tmp_path / "x.csv", b"task,text\n\xff\xfe,b\n")
+
+
 # JSON lines
 
 
@@ -179,6 +219,29 @@ def test_what_no_column_can_hold_is_refused_with_its_line(tmp_path, row, essence
     message = refusal(tmp_path / "x.jsonl", jsonl(GOOD, "", row), time="when")
     assert "line 3: " in message
     assert essence in message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('[{"task": "a", "text": "x"}]\n', 'per line, got [{"task": "a", "text": "x"}]; if the file is a list of'),
+        ('[\n  {"task": "a", "text": "x"}\n]\n', "; if the file is a list of objects, write each of them on a line"),
+        ('{\n  "task": "a"\n}\n', "; write the whole object on this line"),
+    ],
+)
+def test_json_of_another_layout_is_said_to_be_that(tmp_path, content, says):
+    message = refusal(tmp_path / "x.jsonl", content.encode())
+    assert "line 1: " in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [("x.tsv", "save it comma-separated"), ("x.NDJSON.gz", "rename it to .jsonl"), ("x.json", "one object per line")],
+)
+def test_files_near_to_those_that_are_read_are_told_what_to_do(tmp_path, name, mend):
+    assert f"unknown file type '.{name.lower().split('.')[1]}'" in refusal(tmp_path / name, b"")
+    assert mend in refusal(tmp_path / name, b"")
 
 
 def test_ids_are_whole_numbers_throughout_and_times_any_numbers(tmp_path):

@@ -227,6 +227,41 @@ def test_what_is_not_a_value_of_its_key_is_refused_on_one_line(given_setting, sa
 
 
 @pytest.mark.parametrize(
+    ("values", "nested"),
+    [
+        ({"data.seed": 1}, {"data": {"seed": 1}}),
+        ({"data": {"synthetic.seed": 1}}, {"data": {"synthetic": {"seed": 1}}}),
+        ({"prior.group_scales.A": 2}, {"prior": {"group_scales": {"A": 2}}}),
+        ({"data.sed": 1}, {"data": {"sed": 1}}),
+    ],
+)
+def test_a_dotted_key_where_sections_are_is_shown_nested(values, nested, tmp_path):
+    with pytest.raises(InputError, match="no such key; a dot is for key=value; write ") as caught:
+        load_config([values])
+    assert repr(nested) in str(caught.value)
+    (tmp_path / "a.yaml").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"a\.yaml: .*no such key; a dot is for key=value; write \{'"):
+        load_config([tmp_path / "a.yaml"])
+
+
+def test_a_file_that_is_taken_for_something_else_is_told_how_to_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x=1").mkdir()
+    (tmp_path / "x=1" / "s.yaml").write_text("data: {seed: 3}")
+    (tmp_path / "x=1" / "talk.txt").touch()
+    for name in ("c.csv", "c.jsonl.gz", "./x=1", "./x=1/talk.txt"):
+        with pytest.raises(InputError) as caught:
+            load_config([name])
+        assert f"{name}: give a .yaml file or a setting; for the corpus write data.path={name}" in str(caught.value)
+    with pytest.raises(InputError, match=r"'x': no such key; .*; the file of that name is \./x=1/s\.yaml"):
+        load_config(["x=1/s.yaml"])
+    assert load_config(["./x=1/s.yaml"]).data.seed == 3
+    with pytest.raises(InputError) as caught:
+        load_config(["x=2/s.yaml"])
+    assert "./" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"prior: {tau: 1}\ntrain: {seed: 1}\nprior: {tau: 2}\n", "line 3.*prior is given twice"),

@@ -1,6 +1,7 @@
 """From files and `key=value` to a configuration: each part is read by the schema, then laid over those before it."""
 
 import json
+import os.path
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 """A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
 PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
 """Settings that a name stands for, `protocol`; part of the package, so that they are there wherever it is installed."""
+DATA_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def read_config(text: str) -> Config:
@@ -80,6 +82,9 @@ def _part(source: Setting) -> dict[str, Any]:
     if isinstance(source, str) and is_setting(source):
         return _given(source)
     path = Path(local_path(str(source)))
+    is_data = os.path.exists(path) or Path(path.name.removesuffix(".gz")).suffix in DATA_SUFFIXES
+    if is_data and path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{source}: give a .yaml file or a setting; for the corpus write data.path={source}")
     values = read_yaml(path)
     try:
         return typed(values, Config, "")
@@ -94,7 +99,10 @@ def _given(setting: str) -> dict[str, Any]:
     try:
         return typed(_nested(key, _meant(text, kind, key)), Config, "")
     except InputError as error:
-        raise InputError(f"{setting}: {error}" if kind is None else str(error)) from None
+        if kind is not None:
+            raise
+        is_file = f"; the file of that name is ./{setting}" if os.path.isfile(setting) else ""
+        raise InputError(f"{setting}: {error}{is_file}") from None
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

@@ -101,12 +101,16 @@ def _section(value: Any, section: Any, key: str) -> dict[str, Any]:
     for name in value:
         if name not in kinds:
             full = repr(f"{before}{name}")[:LONGEST_SHOWN]
-            raise InputError(f"{full}: no such key; {_mend_unknown(section, str(name))}")
+            raise InputError(f"{full}: no such key; {_mend_unknown(section, before, str(name), value[name])}")
     return {name: typed(item, kinds[name], f"{before}{name}") for name, item in value.items()}
 
 
-def _mend_unknown(section: Any, name: str) -> str:
+def _mend_unknown(section: Any, before: str, name: str, value: Any) -> str:
     known = [field.name for field in fields(section)]
+    if name.partition(".")[0] in known and "." in name:
+        for within in reversed(f"{before}{name}".split(".")):
+            value = {within: value}
+        return f"a dot is for key=value; write {reprlib.repr(value)} here"
     elsewhere = [
         f"{outer.name}.{name}"
         for outer in fields(section)

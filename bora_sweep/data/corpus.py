@@ -181,22 +181,33 @@ def _decoded(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _times(column: pa.ChunkedArray, config: DataConfig) -> pd.Series:
-    """Numbers, or else dates."""
+    """Numbers, or else dates; a clock's word such as `now`, truth values, durations and times of day are neither."""
+    kinds = ("string", "large_string", "string_view", "integer", "floating", "decimal", "date", "timestamp")
+    if not any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
+        raise _no_time(column, 0, config)
     values = column.to_pandas()
     numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
     finite = np.isfinite(numbers)
     if not column.null_count and finite.all():
         rounded = numbers.dtype.kind == "f" and values.astype(str).str.fullmatch(r"[+-]?\d+").all()
         return values.map(int).astype(object) if rounded else numbers
-    dates = pd.to_datetime(values.astype(str), errors="coerce", format="ISO8601", utc=True)
-    if dates.isna().any():
-        neither = dates.isna() & ~finite
-        row = int((neither if neither.any() else dates.isna()).argmax())
-        raise InputError(
-            f"{config.path}: row {row} (counted from 0): {values[row]!r} in column {config.time_column!r} "
-            "(data.time_column) is no time; write numbers throughout, or dates such as 1998-10-07"
-        )
+    texts = values.astype(str)
+    dates = pd.to_datetime(texts, errors="coerce", format="ISO8601", utc=True)
+    is_no_date = dates.isna() | texts.isin(["now", "today"])  # of which pandas makes the day of the run
+    if is_no_date.any():
+        neither = is_no_date & ~finite
+        raise _no_time(column, int((neither if neither.any() else is_no_date).argmax()), config)
     return dates
+
+
+def _no_time(column: pa.ChunkedArray, row: int, config: DataConfig) -> InputError:
+    value = column[row].as_py()
+    shown = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
+    shown = shown.lower() if isinstance(value, bool) else shown[:60]
+    return InputError(
+        f"{config.path}: row {row} (counted from 0): {shown} in column {config.time_column!r} (data.time_column) is no "
+        f"time, of type {column.type}; write numbers throughout, or dates such as 1998-10-07"
+    )
 
 
 def _filter(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, list[str], list[str]]:

@@ -16,6 +16,7 @@ from bora_sweep.data.read import check_columns, counted, opened_text, table_of
 from bora_sweep.errors import InputError
 
 _FIELD = re.compile(r'"(?:[^"]|"")*"|[^,]*')
+_OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
@@ -31,6 +32,7 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
     """
     tasks: set[str] = set()
     suspects: list[tuple[int, int, str]] = []
+    _refuse_another_separator(path, columns)
     with opened_text(path) as lines:
         rows = csv_rows(path, lines)
         _, header, _ = next(rows, (1, [], []))
@@ -50,10 +52,25 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
     return table, _suspicion([suspect for suspect in suspects if suspect[-1] in tasks])
 
 
+def _refuse_another_separator(path: Path, columns: Mapping[str, str]) -> None:
+    """Refuse a file whose header has no comma but another such sign, or has all columns by that sign."""
+    with opened_text(path) as lines:
+        first = next((line.rstrip("\r\n") for line in lines if line.strip()), "")
+    if re.fullmatch(r'"?sep=.?"?', first, re.IGNORECASE):
+        raise InputError(
+            f"{path}: its first line, {first!r}, is for spreadsheets; remove it, and save the file comma-separated"
+        )
+    is_one_field = "," not in first and first.count('"') % 2 == 0  # else it may go on in the next line
+    for sign, called in _OTHER_SEPARATORS.items():
+        names = {name.strip('" ') for name in first.split(sign)}
+        if sign in first and (is_one_field or names >= set(columns.values())):
+            raise InputError(f"{path}: the file is separated by {called}; save it comma-separated")
+
+
 def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[str], list[str]]]:
     """Each row, the header first, with the line it begins on, counted from 1, and the lines that it is on.
 
-    Blank lines are passed over.
+    Blank lines are passed over, of white space too where the header has several fields.
 
     Raises:
         InputError: A quoted field is not closed, or goes on after its closing quote; a row has not the header's fields.
@@ -70,13 +87,14 @@ def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[s
     try:
         rows = csv.reader(noted(), strict=True)
         for row in rows:
-            num_fields = num_fields or len(row)
-            if row and len(row) != num_fields:
+            is_blank = len(row) == 0 or (len(row) == 1 and num_fields != 1 and not raw[0].strip())
+            num_fields = num_fields or (0 if is_blank else len(row))
+            if not is_blank and len(row) != num_fields:
                 raise InputError(
                     f"{source}, line {line}: {counted(len(row), 'field')}, but the header has {num_fields}; put text "
                     'that holds commas, quotes or line breaks between double quotes, and write a quote in it as ""'
                 )
-            if row:
+            if not is_blank:
                 yield line, row, raw
             line = rows.line_num + 1
             raw.clear()

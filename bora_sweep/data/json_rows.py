@@ -63,12 +63,21 @@ def _objects(path: Path) -> Iterator[tuple[int, tuple[tuple[str, Any], ...]]]:
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{path}, line {number}: not JSON: {error.msg} at character {error.colno}: {line.strip()[:60]!r}"
+                    f"{_mend_layout(line)}"
                 ) from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
                 raise InputError(f"{path}, line {number}: cannot be read: {error}") from None
             if not isinstance(value, tuple):
-                raise InputError(f"{path}, line {number}: need one JSON object per line, got {_short(value)}")
+                found = f"{_cut(line.strip())}{_mend_layout(line)}"
+                raise InputError(f"{path}, line {number}: need one JSON object per line, got {found}")
             yield number, value
+
+
+def _mend_layout(line: str) -> str:
+    """What to do about a list of objects, or an object over several lines."""
+    if line.lstrip().startswith("["):
+        return "; if the file is a list of objects, write each of them on a line of its own"
+    return "; write the whole object on this line" if line.strip() == "{" else ""
 
 
 def _refuse_twice(path: Path, line: int, pairs: tuple[tuple[str, Any], ...], needed: list[str]) -> None:
@@ -98,5 +107,8 @@ def _refuse_cell(path: Path, line: int, name: str, cell: Any, before: tuple[int,
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value)
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
