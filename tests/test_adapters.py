@@ -214,7 +214,7 @@ def test_padding_never_counts(extra, seed):
     padding = torch.from_numpy(rng.integers(0, VOCABULARY, (4, extra)))
     short = nll_nats(adapted(tokens_BT, theta_BP), tokens_BT, length_B)
     long_BT = torch.cat([tokens_BT, padding], dim=1)
-    torch.testing.assert_close(nll_nats(adapted(long_BT, theta_BP), long_BT, length_B), short, rtol=0, atol=1e-10)
+    torch.testing.assert_close(nll_nats(adapted(long_BT, theta_BP), long_BT, length_B), short, rtol=1e-11, atol=1e-10)
 
 
 def test_models_on_one_base_do_not_disturb_each_other():

@@ -251,15 +251,15 @@ class Trainer:
     def judge(self, nll_N: np.ndarray, seconds: float) -> None:
         """Keep the epoch if its scores of the validation split are the best so far."""
         self._record("validation", float(nll_N.sum()), int(self.validation.scored_N.sum()), seconds)
-        if not np.isfinite(nll_N).all():
-            self.state.diverged = (
-                f"the validation loss is {nll_N.sum()} after epoch {self.state.epoch} with tau="
-                f"{self.config.prior.tau:g} and learning rate {self.config.learning_rate:g}; lower the learning rate"
-            )
-            return
         if self.config.train.reported == "best_epochs" and not self._report(nll_N):
             return
         nll_F = self._nats_of_fits(nll_N)
+        if not np.isfinite(nll_F).any():
+            self.state.diverged = (
+                f"the validation loss is {nll_N.sum()} at step {self.state.step} (epoch {self.state.epoch}) with tau="
+                f"{self.config.prior.tau:g} and learning rate {self.config.learning_rate:g}; lower the learning rate"
+            )
+            return
         better_F = self._is_due(self.state.epoch) & (nll_F < np.array(self.state.best_nll_nats))
         for index in np.flatnonzero(better_F).tolist():
             self.state.best_nll_nats[index], self.state.best_epochs[index] = float(nll_F[index]), self.state.epoch
