@@ -205,7 +205,7 @@ def _fingerprints(
         console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
     else:
         refuse_other(run, config, before, now)
-    return now
+    return before or now  # adapters that are gone by now are still those that the run began with
 
 
 def _tokenized(

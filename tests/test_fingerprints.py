@@ -98,6 +98,16 @@ def test_other_weights_are_refused_wherever_they_are_used(place, capsys):
     assert not (place / "full").exists()
 
 
+def test_adapters_that_were_gone_for_a_while_are_known_when_they_are_back(place, capsys):
+    shutil.move(place / "start", place / "away")
+    assert resumed(place, capsys, "second")[0] == 0
+    shutil.move(place / "away", place / "start")
+    (place / "start" / "tasks.json").write_text("{}")
+    code, said = resumed(place, capsys, "second")
+    assert code == 2
+    assert "tasks.json has another content" in said
+
+
 @pytest.mark.ray
 def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place):
     from bora_sweep.tune.trial import _warm_base

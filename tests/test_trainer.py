@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from conftest import VOCABULARY, make_base, make_corpus
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -21,11 +21,12 @@ from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus, collate, training_batches
 from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
-from bora_sweep.train import evaluate, fit, loop
+from bora_sweep.train import device, evaluate, fit, loop
 from bora_sweep.train.checkpoint import load_checkpoint, note_kill
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.loop import finish, run_epoch, step, validate
+from bora_sweep.train.run import record
 from bora_sweep.train.state import Start
 from bora_sweep.train.trainer import Trainer
 from bora_sweep.train.trainers import make_trainer
@@ -570,3 +571,66 @@ def test_the_golden_curve():
     fit(config, make_corpus(), make_base(), on_step=reports.append)
     curve = [report.nll_nats / report.num_tokens for report in reports]
     assert curve == pytest.approx(GOLDEN, rel=1e-7)
+
+
+def silenced(config: Config, corpus: TokenizedCorpus, base, tokens: set[int]) -> Trainer:
+    """A trainer whose base gives no numbers for these tokens, as one whose weights overflow."""
+    trainer = trainer_of(config, corpus, base)
+    embedding = base.get_input_embeddings()
+    embedding.register_forward_hook(
+        lambda _, inputs, output: output.masked_fill(torch.isin(inputs[0], torch.tensor([*tokens]))[..., None], np.nan)
+    )
+    return trainer
+
+
+@pytest.mark.parametrize("tau", ["0", "10"])
+def test_a_fit_without_a_finite_validation_loss_has_diverged(tau):
+    config, corpus = make_config(f"prior.tau={tau}"), make_corpus()
+    trainer = silenced(config, corpus, make_base(), set(range(VOCABULARY)))
+    validate([trainer])
+    assert trainer.stopped_by == "divergence"
+    assert "the validation loss is nan at step 0" in (trainer.state.diverged or "")
+
+
+def test_a_task_without_a_finite_validation_loss_stops_no_other_at_tau_0():
+    config, corpus = make_config("prior.tau=0"), make_corpus()
+    trainer = silenced(config, corpus, make_base(), set())
+    nll_N = np.ones(len(corpus.split("validation")))
+    nll_N[corpus.documents["task"].to_numpy()[corpus.split("validation")] == 1] = np.nan
+    trainer.judge(nll_N, 0.0)
+    assert trainer.state.diverged is None
+    assert [np.isfinite(nats) for nats in trainer.state.best_nll_nats] == [True, False, True]
+
+
+def test_scores_that_are_no_numbers_are_no_result(tmp_path):
+    config, corpus, base = make_config("train.max_epochs=1"), make_corpus(), make_base()
+    done = fit(config, corpus, base)
+    done.nll_nats["test"][3] = np.nan
+    with pytest.raises(
+        InputError, match=r"1 document of validation and test have a score of nan, the first '\d+' of task"
+    ):
+        record(config, corpus, tmp_path, "fit", {}, done)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_runs_no_attention_that_plans_for_each_shape(monkeypatch):
+    class OnGpu:
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(device, "Accelerator", lambda **_: OnGpu())
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        make_accelerator(make_config("train.device=auto"))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_a_step_is_cut_by_what_a_pass_costs_on_its_device(monkeypatch):
+    corpus = make_corpus({"a": 200, "b": 100})
+    trainer = trainer_of(make_config("train.batch_size=64", "train.batches=fixed"), corpus, make_base())
+    batch = trainer.batches(1)[0]
+    assert len(trainer.parts(batch)) > 1
+    monkeypatch.setitem(device.PASS_TOKENS, "cpu", 10**6)
+    assert len(trainer.parts(batch)) == 1

@@ -49,7 +49,7 @@ def parse_yaml(content: bytes | str) -> Any:
         InputError: It is not YAML; what and where.
     """
     try:
-        return yaml.load(content, _Loader)
+        return yaml.load(content, _Loader)  # a SafeLoader, by which YAML makes no objects
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise InputError(f"{where}cannot be read as YAML: {error.problem}") from None
