@@ -33,8 +33,8 @@ SMALL_PARAMETERS = 500_000_000
 """Of a base that the process which starts a sweep tries before any trial does."""
 FITTED = ("map", "vi", "zero_shot", "pfedme")
 """Methods of a fit of its own."""
-HEARD_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
-"""Keys that a fit goes by, of the sections that are a sweep's."""
+USED_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
+"""Keys that a fit uses, of the sections that are otherwise a sweep's."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
 
     config, run = ranks.first(lambda: open_run(settings, "fit", resume, console))
     given = said(settings)
-    unheard = [f"{part}.{name}" for part, heard in HEARD_BY_A_FIT.items() for name in {*given.get(part, {})} - heard]
-    if unheard:
-        console.print(f"[yellow]note:[/] of a sweep, no matter in a fit: {', '.join(sorted(unheard))}")
+    ignored = [f"{part}.{name}" for part, used in USED_BY_A_FIT.items() for name in {*given.get(part, {})} - used]
+    if ignored:
+        console.print(f"[yellow]note:[/] a fit ignores these settings of a sweep: {', '.join(sorted(ignored))}")
     refuse_other_count(config)
     if ranks.count() > 1:
         console.print(f"one fit by {ranks.count()} processes, as the environment has it: {ranks.told()}")
@@ -182,7 +182,7 @@ def held(begun: Begun, command: str) -> Iterator[None]:
     from bora_sweep.fingerprints import write_fingerprints
 
     with driving(begun.run, command):
-        if not begun.resumed and exists(begun.run / "config.yaml"):  # another was quicker
+        if not begun.resumed and exists(begun.run / "config.yaml"):  # another process began it meanwhile
             raise InputError(f"output={begun.run}: holds a run by now, begun by another process; give another output")
         if begun.record is not None:
             write_documents(begun.run, begun.record)

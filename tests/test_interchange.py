@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from bora_sweep.config import LoraConfig
+from bora_sweep.data.known import DOCUMENTS
 from bora_sweep.errors import InputError
 from bora_sweep.model.adapters import AdaptedModel, make_layout
 from bora_sweep.model.full import merged_weights, write_full
@@ -107,7 +108,7 @@ def test_mora_is_written_as_what_it_is(tmp_path):
 def test_folder_names_are_safe_and_unique_on_any_file_system(tasks):
     names = folder_names(tasks)
     assert list(names) == tasks
-    taken = [*names.values(), GLOBAL, TASKS]
+    taken = [*names.values(), GLOBAL, TASKS, DOCUMENTS]
     assert len({unicodedata.normalize("NFD", name).casefold() for name in taken}) == len(taken)
     for name in names.values():
         assert name.isprintable()

@@ -395,8 +395,11 @@ def test_a_fit_in_paths_that_begin_at_home_and_hold_signs(corpus_file, model_fol
         (["data", "describe", "data.text_column=speech"], "data.text_column=speech: data.source=synthetic"),
         (["data", "describe", "data.hub_split=test", "a.csv"], "data.hub_split=test: data.source=file"),
         (["data", "describe", "data.synthetic.seed=3", "a.csv"], "data.synthetic=SyntheticConfig("),
-        (["fit", "search.taus=[1]", "data.path=no.csv"], "of a sweep, no matter in a fit: search.taus"),
-        (["fit", "ray.max_concurrent=1", "data.path=no.csv"], "of a sweep, no matter in a fit: ray.max_concurrent"),
+        (["fit", "search.taus=[1]", "data.path=no.csv"], "a fit ignores these settings of a sweep: search.taus"),
+        (
+            ["fit", "ray.max_concurrent=1", "data.path=no.csv"],
+            "a fit ignores these settings of a sweep: ray.max_concurrent",
+        ),
         (["sweep", "prior.tau=3"], "a sweep chooses its own values"),
         (["sweep", "method=vi"], "search.baselines"),
         (["report", "RUN", "OTHER"], "unrecognized arguments: OTHER"),

@@ -42,7 +42,9 @@ LEAVES_BASE = (True, False, "gaussian", "orthogonal", "eva")  # values of init_l
 
 
 def folder_names(tasks: Sequence[str]) -> dict[str, str]:
-    """A folder's name for each task, no two alike on any file system; `_global` and `tasks.json` stay free.
+    """A folder's name for each task, no two alike on any file system.
+
+    `_global`, `tasks.json` and `documents.parquet` stay free.
 
     `folder_name`'s, and where several tasks would have that, a tilde and a hash of the task's own name after it.
     """
