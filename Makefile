@@ -17,10 +17,10 @@ test: .venv/installed-dev ## the tests, in three parts side by side
 	.ci/test $(ARGS)
 
 test-all: test ## the tests, and the many families of base models one by one
-	$(BIN)/python -m pytest tests/test_families.py -m families $(ARGS)
+	$(BIN)/python -m pytest tests/model/test_families.py -m families $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
-	$(BIN)/python -m pytest tests/test_cluster_lab.py -m cluster -rs $(ARGS)
+	$(BIN)/python -m pytest tests/tune/test_cluster_lab.py -m cluster -rs $(ARGS)
 
 check: test ## the tests, the linter and the type checker
 	$(BIN)/ruff check .

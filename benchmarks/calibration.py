@@ -28,12 +28,12 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.model.adapters import AdaptedModel, make_layout
-from bora_sweep.model.objective import nll_nats
-from bora_sweep.train import fit
+from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.layout import make_layout
+from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.loop import run_epoch, validate
-from bora_sweep.train.variational import VariationalTrainer
+from bora_sweep.train.fit import fit, run_epoch, validate
+from bora_sweep.train.methods.variational import VariationalTrainer
 
 TAUS = (5.0, 20.0, 80.0)
 SIZES = (2, 8, 32)

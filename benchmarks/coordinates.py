@@ -22,8 +22,8 @@ from bora_sweep.config import Config, load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
 from bora_sweep.model.base import load_base, load_tokenizer
-from bora_sweep.results import perplexity
-from bora_sweep.train import fit
+from bora_sweep.runs.results import perplexity
+from bora_sweep.train.fit import fit
 
 COMMON = [
     "data.max_tasks=14",

@@ -24,12 +24,12 @@ import numpy as np
 from arguments import start
 from provenance import RESULTS, record
 
-from bora_sweep.report.choice import best_tau, tau_posterior
-from bora_sweep.report.curve import fit_curve
-from bora_sweep.report.documents import Documents
-from bora_sweep.report.statistics import REPLICATES, paired_bootstrap, task_contrasts
-from bora_sweep.report.trends import trend
-from bora_sweep.report.verdicts import ALPHA, holm, task_p_values
+from bora_sweep.report.stats.bootstrap import REPLICATES, paired_bootstrap, task_contrasts
+from bora_sweep.report.stats.documents import Documents
+from bora_sweep.report.stats.significance import ALPHA, holm, task_p_values
+from bora_sweep.report.stats.smooth_curve import fit_curve
+from bora_sweep.report.stats.tau_choice import best_tau, tau_posterior
+from bora_sweep.report.stats.trends import trend
 
 DRAWS = 1_000
 TAUS = np.array([0, 1, 10, 100, 1e3, 1e4, math.inf])

@@ -23,16 +23,16 @@ from bora_sweep.config import load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
 from bora_sweep.model.base import load_base, load_tokenizer
-from bora_sweep.model.evidence import (
+from bora_sweep.runs.results import perplexity
+from bora_sweep.train.fit import fit
+from bora_sweep.train.methods.tau_estimate import (
     TauEstimate,
+    curvature,
     laplace_log_evidence,
     tau_by_diagonal_evidence,
     tau_by_mackay,
     tau_by_scores,
 )
-from bora_sweep.results import perplexity
-from bora_sweep.train import fit
-from bora_sweep.train.curvature import curvature
 
 EMBEDDED = str(Path(__file__).parents[1] / "conf" / "embedded.yaml")
 SIMILARITIES = (0.1, 0.3, 0.5, 0.7, 0.9)

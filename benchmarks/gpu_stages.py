@@ -34,13 +34,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bora_sweep.config import Config, TrainConfig, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.interrupt import Interrupted
-from bora_sweep.model.objective import linear_nll
-from bora_sweep.train import fit
-from bora_sweep.train.curvature import estimate_tau
+from bora_sweep.model.linear_cross_entropy import linear_nll
+from bora_sweep.process import Interrupted
 from bora_sweep.train.device import PASS_TOKENS, make_accelerator
-from bora_sweep.train.loop import step
-from bora_sweep.train.trainers import make_trainer
+from bora_sweep.train.fit import fit, step
+from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.methods.tau_estimate import estimate_tau
 
 TAUS = {"tau=0": 0.0, "tau=100": 100.0}
 

@@ -15,9 +15,10 @@ from geometry import Batch, Geometry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bora_sweep.model.adapters import AdaptedModel, Layout, make_layout
-from bora_sweep.model.objective import IGNORED, Likelihood
-from bora_sweep.model.prior import Hierarchy
+from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import Layout, make_layout
+from bora_sweep.model.likelihood import IGNORED, Likelihood
 from bora_sweep.train.optim import make_optimizer, map_step
 
 HAS_PEFT = find_spec("peft") is not None

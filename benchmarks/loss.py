@@ -19,7 +19,7 @@ from timing import interleaved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bora_sweep.model.objective import LinearCrossEntropy, workspace
+from bora_sweep.model.linear_cross_entropy import LinearCrossEntropy, workspace
 
 CHUNKS = {"cpu": (64, 128, 256, 512, 1024, 2048), "cuda": (512, 1024, 2048, 4096, 8192)}
 SIZES = {"cpu": ((4096, 128, 4096), (2048, 512, 50272)), "cuda": ((8192, 1024, 4096), (8192, 1024, 50272))}

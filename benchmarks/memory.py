@@ -15,7 +15,7 @@ from provenance import RESULTS, provenance
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.model.adapters import make_layout
+from bora_sweep.model.layout import make_layout
 from bora_sweep.train.memory import step_memory, tasks_that_fit
 
 GIGABYTE = 10**9

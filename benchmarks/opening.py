@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 from provenance import record
 
 from bora_sweep.report import write_report
-from bora_sweep.results import write_table
+from bora_sweep.runs.results import write_table
 
 TASKS, EPOCHS, ROUNDS = 1_000, 80, 5
 TAUS = (None, 0.0, *np.geomspace(1, 1e5, 97).tolist(), math.inf)

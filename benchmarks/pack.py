@@ -19,10 +19,9 @@ from timing import Step, interleaved, peak_memory_gib, release
 
 from bora_sweep.config import Config, TrainConfig, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.train import fit
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.loop import Slot, fit_pack, step
-from bora_sweep.train.trainers import make_trainer
+from bora_sweep.train.fit import Slot, fit, fit_pack, step
+from bora_sweep.train.make_trainer import make_trainer
 
 SIZES = (1, 2, 4, 8, 16)
 ROWS, TOKENS = 8, 128

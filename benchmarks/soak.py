@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from provenance import record
 
-from bora_sweep.results import read_results, trial_rows
+from bora_sweep.runs.results import read_results, trial_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NODES = 3

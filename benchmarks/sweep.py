@@ -75,7 +75,7 @@ def import_worker() -> None:
     from bora_sweep.tune import LOOPBACK, QUIET
 
     os.environ.update(QUIET | LOOPBACK)
-    import bora_sweep.tune.trial  # noqa: F401
+    import bora_sweep.tune.worker  # noqa: F401
 
 
 def read_corpus(config: Any) -> Any:
@@ -95,9 +95,9 @@ def measure_alone(settings: list[str]) -> dict[str, float]:
 
     from bora_sweep.config import load_config, with_values
     from bora_sweep.model.base import load_base
-    from bora_sweep.results import write_table
-    from bora_sweep.train import fit
+    from bora_sweep.runs.results import write_table
     from bora_sweep.train.checkpoint import save_checkpoint
+    from bora_sweep.train.fit import fit
 
     torch.set_num_threads(1)
     config = load_config(settings)
@@ -126,8 +126,8 @@ def run_clocked(settings: list[str], run: Path) -> tuple[Clock, pd.DataFrame, pd
 
     from bora_sweep.config import load_config
     from bora_sweep.report import write_report
-    from bora_sweep.results import read_results
-    from bora_sweep.runs import create_run
+    from bora_sweep.runs.folder import create_run
+    from bora_sweep.runs.results import read_results
     from bora_sweep.tune import run_sweep
     from bora_sweep.tune.search import TauSearch
 
@@ -190,8 +190,8 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
 
     Files and the load of the base as they take alone, times their number.
     """
-    from bora_sweep.train.loop import CHECKPOINT_SECONDS
-    from bora_sweep.train.run import ROW_SECONDS
+    from bora_sweep.train.fit import CHECKPOINT_SECONDS
+    from bora_sweep.trials.trial import ROW_SECONDS
 
     took, last = clock.seconds(), max(part.end for part in parts)
     firsts, warm = [part for part in parts if part.is_first], [part for part in parts if not part.is_first]

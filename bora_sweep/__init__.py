@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from bora_sweep.api import fit, sweep
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
-    from bora_sweep.folders import export
     from bora_sweep.report import Report
-    from bora_sweep.results import Results, read_results
+    from bora_sweep.runs.results import Results, read_results
+    from bora_sweep.serve.export import export
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "Config": "config", "InputError": "errors", "Report": "report", "Results": "results", "export": "folders",
-    "fit": "api", "load_config": "config", "read_results": "results", "sweep": "api",
+    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
+    "fit": "api", "load_config": "config", "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from rich.console import Console
 
-from bora_sweep.begin import begin_fit, begin_sweep, held, processes, run_all, run_fit
 from bora_sweep.config import Setting
-from bora_sweep.results import Results, read_results
+from bora_sweep.launch import begin_fit, begin_sweep, held, processes, run_all, run_fit
+from bora_sweep.runs.results import Results, read_results
 
 
 def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections: Any) -> Results:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from rich.markup import escape
 
 from bora_sweep import __version__, commands
+from bora_sweep.config.help import describe_keys
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.keys import describe_keys
 
 KEYS = "keys, with their defaults (text is taken to the letter, null is none, a list is [a,b]):"
 

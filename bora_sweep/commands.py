@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from bora_sweep.config import is_setting, load_config
 from bora_sweep.errors import InputError, one_line, redact
-from bora_sweep.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
+from bora_sweep.runs.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
@@ -31,7 +31,7 @@ out = Console(highlight=False, soft_wrap=True)
 
 def fit(parsed: argparse.Namespace) -> int:
     """One fit."""
-    from bora_sweep.begin import processes
+    from bora_sweep.launch import processes
 
     with processes(parsed.settings, parsed.resume) as is_first:
         err.quiet = out.quiet = not is_first
@@ -39,7 +39,7 @@ def fit(parsed: argparse.Namespace) -> int:
 
 
 def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
-    from bora_sweep.begin import begin_fit, held, run_fit
+    from bora_sweep.launch import begin_fit, held, run_fit
 
     begun = begin_fit(parsed.settings, parsed.resume, err)
     if not is_first:
@@ -60,9 +60,9 @@ def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
 
 def sweep(parsed: argparse.Namespace) -> int:
     """Many fits on Ray, and a report of them."""
-    from bora_sweep.begin import begin_sweep, held, run_all
+    from bora_sweep.launch import begin_sweep, held, run_all
     from bora_sweep.report import write_report
-    from bora_sweep.results import trial_rows
+    from bora_sweep.runs.results import trial_rows
 
     begun = begin_sweep(parsed.settings, parsed.resume, err)
 
@@ -87,7 +87,7 @@ def sweep(parsed: argparse.Namespace) -> int:
 
 def status(parsed: argparse.Namespace) -> int:
     """How a run stands; with `--watch`, again and again until nobody works on it."""
-    from bora_sweep.tune.standing import render, standing
+    from bora_sweep.tune.status import render, standing
 
     if parsed.watch is not None and not 0 < parsed.watch < float("inf"):
         raise InputError(f"--watch {parsed.watch:g}: need a finite number of seconds above 0")
@@ -120,8 +120,8 @@ def report(parsed: argparse.Namespace) -> int:
 
 def export(parsed: argparse.Namespace) -> int:
     """Adapters in folders that PEFT loads."""
-    from bora_sweep.data.read import counted
-    from bora_sweep.folders import export as write_folders
+    from bora_sweep.errors import counted
+    from bora_sweep.serve.export import export as write_folders
 
     folders = write_folders(parsed.run, parsed.out, parsed.trial, parsed.task, merge=parsed.merge)
     what = "full models" if parsed.merge else "adapters"
@@ -131,8 +131,8 @@ def export(parsed: argparse.Namespace) -> int:
 
 def generate(parsed: argparse.Namespace) -> int:
     """Texts of several adapters below one another."""
-    from bora_sweep.generate import Sampling, visible
-    from bora_sweep.generate import generate as texts_of
+    from bora_sweep.serve.generate import Sampling, visible
+    from bora_sweep.serve.generate import generate as texts_of
 
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.seed)
     texts = texts_of(folder_at(parsed.run), parsed.prompt, parsed.task, parsed.trial, sampling)
@@ -146,7 +146,7 @@ def describe(parsed: argparse.Namespace) -> int:
     """Tables of each corpus: the files that are named, or that of the settings."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.known import records_of
+    from bora_sweep.data.known_documents import records_of
     from bora_sweep.data.tokens import remarks, tokenize_for
     from bora_sweep.model.base import load_tokenizer
 

@@ -29,3 +29,8 @@ def redact(text: str) -> str:
         if len(value) >= SHORTEST_SECRET and SECRET_NAMES.search(name):
             text = text.replace(value, "***")
     return IN_QUERY.sub(r"\1=***", IN_ADDRESS.sub("***", text))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 task`, `1,200 tasks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -27,7 +27,7 @@ from transformers import (
 
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
-from bora_sweep.train import loop
+from bora_sweep.train import fit as loop
 from bora_sweep.tune import LOOPBACK, QUIET
 
 os.environ |= QUIET | LOOPBACK  # before any test imports Ray, which reads some of it then

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import write_run
+from made_up_runs import write_run
 
 import bora_sweep
 from bora_sweep.cli import main
 from bora_sweep.config import load_config, with_values
-from bora_sweep.runs import driving
+from bora_sweep.runs.run_lock import driving
 
 TRAIN = {"max_epochs": 2, "device": "cpu", "learning_rate": 0.02}
 

@@ -10,11 +10,11 @@ from bora_sweep.cli import _parser
 from bora_sweep.config import load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
-from bora_sweep.folders import export
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.report import write_report
-from bora_sweep.runs import create_run
-from bora_sweep.train.run import Trial, run_trial
+from bora_sweep.runs.folder import create_run
+from bora_sweep.serve.export import export
+from bora_sweep.trials.trial import Trial, run_trial
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,11 +15,12 @@ from sweeps import SMALL, finish, here, numbers, outside
 
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
-from bora_sweep.results import read_results, trial_rows
-from bora_sweep.runs import create_run
-from bora_sweep.train import fit, ranks
+from bora_sweep.runs.folder import create_run
+from bora_sweep.runs.results import read_results, trial_rows
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.tune.place import SOCKET, keep_secret, ray_folder, refuse_shadows
+from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.fit import fit
+from bora_sweep.tune.ray_folder import SOCKET, keep_secret, ray_folder, refuse_shadows
 from bora_sweep.tune.tuner import _mark_dead, known_trials
 
 LEFT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}

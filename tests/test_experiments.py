@@ -11,8 +11,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from bora_sweep.config import Config, load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.errors import InputError
-from bora_sweep.model.adapters import make_layout
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
+from bora_sweep.model.layout import make_layout
 from bora_sweep.tune.points import fixed_points
 
 CONF = Path(__file__).parents[1] / "conf"

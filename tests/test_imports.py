@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bora_sweep.imports import uncollected
+from bora_sweep.process import uncollected
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
-    "errors": 0, "imports": 0, "interrupt": 0, "paths": 0.5, "config": 1, "storage": 1, "processes": 1, "results": 2,
-    "keys": 2, "runs": 2, "data": 2, "model": 3, "report": 3, "train": 4, "fingerprints": 4, "progress": 5, "tune": 5,
-    "trained": 5, "begin": 6, "folders": 6, "generate": 6, "api": 7, "commands": 7, "cli": 8,
+    "errors": 0, "process": 0, "config": 1, "runs": 2, "data": 3, "report": 3, "model": 4, "train": 5, "trials": 6,
+    "progress": 6, "tune": 7, "serve": 7, "launch": 8, "api": 9, "commands": 9, "cli": 10,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"tune"},
@@ -47,7 +46,7 @@ def test_training_runs_where_ray_and_optuna_are_not_installed():
     code = (
         "import sys\n"
         "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath'): sys.modules[name] = None\n"
-        "import bora_sweep.train.run, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
+        "import bora_sweep.trials.trial, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -8,8 +8,8 @@ from bora_sweep.config import load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
 from bora_sweep.model.base import load_base, load_tokenizer
-from bora_sweep.results import perplexity
-from bora_sweep.train import fit
+from bora_sweep.runs.results import perplexity
+from bora_sweep.train.fit import fit
 
 SPEAKERS, MODEL = SHARED / "data" / "speakers.parquet", SHARED / "models" / "opt-en-1m"
 here = pytest.mark.skipif(not (SPEAKERS.exists() and MODEL.exists()), reason=f"needs {SPEAKERS} and {MODEL}")

@@ -4,12 +4,12 @@ Every value is checked where it is declared, derived values are properties, and 
 that reads back to an equal one.
 """
 
+from bora_sweep.config.config import UNTRAINED, Config, Method, Protocol, with_values
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.load import PROTOCOLS, Setting, is_setting, load_config, read_config, said
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
-from bora_sweep.config.whole import UNTRAINED, Config, Method, Protocol, with_values
 
 __all__ = [
     "PROTOCOLS",

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.config.paths import at_home, local_path
 from bora_sweep.config.template import check_template
-from bora_sweep.paths import at_home, local_path
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]

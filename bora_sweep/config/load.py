@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bora_sweep.config.config import Config
+from bora_sweep.config.paths import local_path
 from bora_sweep.config.schema import built, holds_others, kind_at, kinds_of, typed
-from bora_sweep.config.whole import Config
 from bora_sweep.config.yaml import parse_yaml, read_yaml
 from bora_sweep.errors import InputError
-from bora_sweep.paths import local_path
 
 Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 """A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""

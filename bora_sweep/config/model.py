@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bora_sweep.config.bounds import need
+from bora_sweep.config.paths import local_path
 from bora_sweep.errors import InputError
-from bora_sweep.paths import local_path
 
 Parametrization = Literal["noncentered", "centered"]
 

@@ -1,0 +1,1 @@
+"""From a file to a tokenised corpus and its batches."""

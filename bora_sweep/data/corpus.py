@@ -14,13 +14,12 @@ import pandas as pd
 import pyarrow as pa
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data import talk_of_norway
-from bora_sweep.data.known import known_splits, named_records, read_documents, record_of, with_fingerprints
-from bora_sweep.data.read import counted
-from bora_sweep.data.sources import read_file, read_folder, read_hub
+from bora_sweep.data.known_documents import known_splits, named_records, read_documents, record_of, with_fingerprints
+from bora_sweep.data.read import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
-from bora_sweep.errors import InputError
-from bora_sweep.storage import Folder
+from bora_sweep.data.talk_of_norway import corpus as talk_of_norway
+from bora_sweep.errors import InputError, counted
+from bora_sweep.runs.storage import Folder
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
 
@@ -39,7 +38,7 @@ class Corpus:
     notes: tuple[str, ...]
     """What was left out or cut, and how much of it."""
     record: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """What the file of a run's documents holds (`bora_sweep.data.known`)."""
+    """What the file of a run's documents holds (`bora_sweep.data.known_documents`)."""
 
 
 def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, *, resumed: bool = False) -> Corpus:
@@ -47,7 +46,7 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
 
     Args:
         config: What is read, and how it is split.
-        known_from: Runs and exports whose documents stay in their splits (`bora_sweep.data.known.records_of`); left
+        known_from: Runs and exports whose documents stay in their splits (`known_documents.records_of`); left
             out: `data.split_from` alone.
         resumed: That it is the run's own record, of which there is nothing to say.
 

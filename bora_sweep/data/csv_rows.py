@@ -12,8 +12,8 @@ from typing import cast
 
 import pyarrow as pa
 
-from bora_sweep.data.read import check_columns, counted, opened_text, table_of
-from bora_sweep.errors import InputError
+from bora_sweep.data.table import check_columns, opened_text, table_of
+from bora_sweep.errors import InputError, counted
 
 _FIELD = re.compile(r'"(?:[^"]|"")*"|[^,]*')
 _OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.read import counted
 from bora_sweep.data.split import SPLITS
+from bora_sweep.errors import counted
 
 _MOST_ROWS = 40
 _FEW_DOCUMENTS = 20

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bora_sweep.data.read import check_columns, opened_text, table_of
+from bora_sweep.data.table import check_columns, opened_text, table_of
 from bora_sweep.errors import InputError
 
 _NAMES = ("data.task_column", "data.id_column")  # of columns whose whole numbers are names, however many digits

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from bora_sweep.data.read import counted
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, counted
 
 SPLITS = ("train", "validation", "test")
 

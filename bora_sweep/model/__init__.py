@@ -1,0 +1,1 @@
+"""The hierarchical model: adapters, likelihood, prior and objective."""

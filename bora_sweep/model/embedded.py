@@ -25,7 +25,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from bora_sweep.config import SyntheticConfig
 from bora_sweep.data.synthetic import VOCABULARY, world_documents
 from bora_sweep.errors import InputError
-from bora_sweep.storage import cache_folder
+from bora_sweep.runs.storage import cache_folder
 
 VERSION = 1
 """Raise it with any change that gives the folder other bytes: the grammar, the tokeniser, the training below."""

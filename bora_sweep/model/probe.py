@@ -23,7 +23,7 @@ from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.sites import own_name, pattern
 
 if TYPE_CHECKING:
-    from bora_sweep.model.adapters import AdaptedModel
+    from bora_sweep.model.adapted import AdaptedModel
 
 ROWS, TOKENS, FEWER, FEWEST = 3, 7, 5, 4
 BATCHES = (((0, 1), TOKENS), ((2, 1, 0), FEWER), ((2, 0, 1, 1, 0, 2), TOKENS))

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
-from bora_sweep.model.variants import Site
+from bora_sweep.model.lora import Site
 
 ROWS, TOKENS = 3, 7
 """Of the batch whose shapes are followed through the model; each tells itself from the other and from their product."""

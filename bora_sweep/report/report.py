@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from bora_sweep.report import tables
-from bora_sweep.report.analysis import Analysis, analyse
-from bora_sweep.report.answer import answer
-from bora_sweep.report.captions import illustrate
-from bora_sweep.report.methods import compare_methods, method_numbers
-from bora_sweep.report.page import write_report
-from bora_sweep.report.pooling import Summary, summarise
-from bora_sweep.results import Results, read_results
-from bora_sweep.storage import Folder
+from bora_sweep.report.stats.analysis import Analysis, analyse
+from bora_sweep.report.stats.summary import Summary, summarise
+from bora_sweep.report.text import tables
+from bora_sweep.report.text.answer import answer
+from bora_sweep.report.text.captions import illustrate
+from bora_sweep.report.text.methods import compare_methods, method_numbers
+from bora_sweep.report.write import write_report
+from bora_sweep.runs.results import Results, read_results
+from bora_sweep.runs.storage import Folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

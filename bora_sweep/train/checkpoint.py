@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
-from bora_sweep.storage import Folder, listed, read_bytes, remove, with_local, write_bytes, write_whole
+from bora_sweep.runs.storage import Folder, listed, read_bytes, remove, with_local, write_bytes, write_whole
 
 ADAPTERS = "adapters.safetensors"
 KILLS = "killed-for-memory"

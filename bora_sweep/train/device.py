@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
-from bora_sweep.train import ranks
+from bora_sweep.train.distributed import process_group as ranks
 
 PASS_TOKENS = {"cuda": 5_000}
 """Tokens that take a device as long as the fixed cost of a forward and backward pass; a CPU is asked otherwise, by

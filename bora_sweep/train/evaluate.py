@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bora_sweep.data.tokens import TaskBatch, collate, longest_of, scoring_batches
+from bora_sweep.data.batches import TaskBatch, collate, longest_of, scoring_batches
 from bora_sweep.errors import one_line
-from bora_sweep.model.objective import Likelihood
-from bora_sweep.train.ranks import agree, sum_
+from bora_sweep.model.likelihood import Likelihood
+from bora_sweep.train.distributed.process_group import agree, sum_
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")

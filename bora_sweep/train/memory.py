@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError
-from bora_sweep.model.adapters import Layout
-from bora_sweep.model.objective import CHUNK_ELSEWHERE
+from bora_sweep.model.layout import Layout
+from bora_sweep.model.linear_cross_entropy import CHUNK_ELSEWHERE
 from bora_sweep.train.optim import BLOCK_ELSEWHERE
 
 FLOAT = 4

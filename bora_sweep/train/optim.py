@@ -3,13 +3,18 @@
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import get_scheduler
 
-from bora_sweep.config import GlobalUpdate, Solver
-from bora_sweep.model.prior import Hierarchy
+from bora_sweep.config import Config, GlobalUpdate, Solver
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import Layout
 
 BLOCK = {"cpu": 1 << 17}
 """Numbers of a bank that a step takes at a time: on a CPU all its passes over them find them in the cache."""
@@ -144,3 +149,39 @@ def clip_rows_(gradient_KP: Tensor, max_norm: float) -> None:
     """Scale each row whose norm exceeds `max_norm` down to it, in place; rows do not see one another."""
     norm_K = torch.linalg.vector_norm(gradient_KP, dim=-1, keepdim=True)
     gradient_KP.mul_((max_norm / norm_K).clamp_(max=1.0))
+
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def learning_rates(config: Config, layout: Layout) -> Tensor:
+    """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
+    if config.lora.variant != "lora_plus":
+        return torch.ones(())
+    names, index_P = layout.group_of("matrix")
+    return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
+
+
+def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
+    """What a nat of each task counts in the objective, shape K.
+
+    At tau = 0 each task is a fit of its own, per token of its own: nothing of the others is in its gradient.
+    """
+    documents = corpus.documents.iloc[corpus.split("train")]
+    tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
+    if config.is_separate:
+        return tokens_K.sum() / tokens_K
+    if config.train.task_weights == "tasks":
+        return tokens_K.mean() / tokens_K
+    return np.ones(len(tokens_K))
+
+
+def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
+    """`train.schedule` over the steps that `train.max_epochs` allows."""
+    batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
+    return get_scheduler(
+        SCHEDULES[config.train.schedule],
+        optimizer,
+        num_warmup_steps=config.train.warmup_steps,
+        num_training_steps=config.train.max_epochs * batches,
+    )

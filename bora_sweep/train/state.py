@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bora_sweep.model.adapters import Layout
+from bora_sweep.model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Reported:
-    """Perplexities as a protocol other than ours would report them; see `bora_sweep.train.reported`."""
+    """Perplexities as a protocol other than ours would report them; see `bora_sweep.train.methods.published`."""
 
     split: str
     """On which they were measured."""

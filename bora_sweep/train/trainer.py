@@ -1,7 +1,7 @@
 """One MAP fit of the hierarchical model, Eq. 6, on Accelerate: what it holds, and its side of each step.
 
 The objective is J = (1/N) [sum_d nll_d - log p(theta | Theta, tau)], in nats per scored token of the training split.
-`bora_sweep.train.loop` runs the steps, of one fit or of several that share their forward passes.
+`bora_sweep.train.fit` runs the steps, of one fit or of several that share their forward passes.
 
 Shapes: B rows, N documents, F fits (at tau = 0 each task, else one), K adapters (one per task), P parameters of one
 adapter.
@@ -19,28 +19,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import UNTRAINED, Config
-from bora_sweep.data.tokens import (
-    TokenizedCorpus,
-    fixed_batches,
-    forward_parts,
-    longest_of,
-    training_batches,
-)
+from bora_sweep.data.batches import fixed_batches, forward_parts, longest_of, training_batches
+from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
-from bora_sweep.model.adapters import AdaptedModel, make_layout
+from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import refuse_mismatch
-from bora_sweep.model.interchange import read_adapters
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
-from bora_sweep.model.prior import Hierarchy, group_precisions
-from bora_sweep.storage import Folder
+from bora_sweep.model.peft_io import read_adapters
+from bora_sweep.model.prior import group_precisions
+from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import load_checkpoint, num_kills
+from bora_sweep.train.checkpoint_names import moments, names_of, restore_moments, task_order
 from bora_sweep.train.device import PASS_TOKENS
-from bora_sweep.train.named import moments, names_of, restore_moments, task_order
-from bora_sweep.train.optim import make_optimizer, map_step
-from bora_sweep.train.ranks import first
-from bora_sweep.train.rates import learning_rates, make_scheduler, task_weights
-from bora_sweep.train.reported import ScoredSplit
-from bora_sweep.train.share import Share
+from bora_sweep.train.distributed.process_group import first
+from bora_sweep.train.distributed.shard import Share
+from bora_sweep.train.methods.published import ScoredSplit
+from bora_sweep.train.optim import learning_rates, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.state import Start, State
 
 

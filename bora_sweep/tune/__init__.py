@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bora_sweep.config import Config
-from bora_sweep.storage import Folder
+from bora_sweep.runs.storage import Folder
 
 if TYPE_CHECKING:  # `bora-sweep status` is quick without them
     from rich.console import Console
@@ -38,8 +38,8 @@ def run_sweep(
         Whether every trial was run to its end, well or badly; False where the sweep was interrupted.
     """
     os.environ.update(QUIET | (LOOPBACK if config.ray.address is None else {}))
+    from bora_sweep.tune.live_view import SweepView
     from bora_sweep.tune.tuner import tune_run
-    from bora_sweep.tune.view import SweepView
 
     with SweepView(config, run, console) as view:
         return tune_run(config, corpus, run, groups, view)

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from bora_sweep.config import Config
-from bora_sweep.storage import Folder, write_bytes
+from bora_sweep.runs.storage import Folder, write_bytes
 from bora_sweep.tune.points import Point
 
 VERDICT = "stop"

@@ -1,78 +1,137 @@
-"""What a worker process listens to while it fits: the wish to stop, and its own watchdog."""
+"""One trial as Ray Tune runs it: a worker process that fits, reports each epoch, and stays warm for the next."""
 
-import math
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
 
-from bora_sweep.interrupt import Interrupted
-from bora_sweep.storage import Folder
+from bora_sweep.process import uncollected
 
-STOP = "stop"
-"""A file in the run's folder: all that works on the run writes a checkpoint and ends."""
-LOOK_SECONDS, LOOK_REMOTE_SECONDS = 0.2, 2.0
+with uncollected():  # most of what a worker does before its first trial
+    import torch
+    from ray import tune
+    from transformers import PreTrainedModel
+
+    from bora_sweep.config import Config, DataConfig, ModelConfig
+    from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.errors import InputError
+    from bora_sweep.model.base import load_base
+    from bora_sweep.process import Interrupted
+    from bora_sweep.runs.results import objective, read_trial_row, write_table
+    from bora_sweep.runs.storage import Folder, exists, folder_at
+    from bora_sweep.train.fit import nothing
+    from bora_sweep.train.state import State
+    from bora_sweep.trials.fingerprints import refuse_other_model
+    from bora_sweep.trials.pack_size import choose_pack
+    from bora_sweep.trials.path import run_path
+    from bora_sweep.trials.trial import Trial, run_pack
+    from bora_sweep.tune.points import Point, trial_config
+    from bora_sweep.tune.scheduler import VERDICT
+    from bora_sweep.tune.watchdog import Pulse, watched
+    from bora_sweep.tune.worker_group import run_together
+
+REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
 
 
-class Pulse:
-    """Called between any two steps: tells the watchdog that the fit lives, and the fit that it is to end.
+def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
+    """Fit what `params` (of `TauSearch.suggest`) says, and report to Tune on the way and at the end.
 
-    Args:
-        run: The run's folder, in which a file `stop` means that all shall end.
+    Fits whose input is wrong cannot succeed by trying again: they are reported without an objective and end there, as
+    do those of a run that is to stop; any other error is raised, so that Tune takes the trial up again from its
+    checkpoints.
     """
+    os.umask(umask)  # the driver's: Ray's processes have a narrower one
+    place = folder_at(run)
+    pulse = Pulse(place)
 
-    def __init__(self, run: Folder) -> None:
-        self.stop, self.looked_at, self.beat_at = run / STOP, -math.inf, time.monotonic()
-        self.pause = LOOK_SECONDS if isinstance(run, Path) else LOOK_REMOTE_SECONDS
+    def note(reason: str) -> None:
+        for fit in params["fits"]:
+            _note_error(place, fit["trial_id"], reason)
 
-    def __call__(self) -> None:
-        """Raises `Interrupted` where the run is to stop."""
-        self.beat_at = time.monotonic()
-        if self.beat_at - self.looked_at < self.pause:
-            return
-        self.looked_at = self.beat_at
-        if self.is_stopped():
-            raise Interrupted
+    report = _reporter(config, place, params["fits"][0]["trial_id"])
 
-    def is_stopped(self) -> bool:
-        """Whether the file is there; not, where the storage does not answer."""
-        try:
-            return self.stop.exists()
-        except Exception:  # each storage has its own for a lost connection; writing results will wait for it
-            return False
+    def fit() -> dict[str, dict[str, Any]]:
+        return _fit(params, config, corpus, place, pulse, report)
 
-
-@contextmanager
-def watched(pulse: Pulse, timeout: float | None, on_hang: Callable[[str], None]) -> Iterator[None]:
-    """Within, the process ends itself where `pulse` is not called for `timeout` seconds.
-
-    Args:
-        pulse: What the work calls.
-        timeout: Seconds; None: for ever.
-        on_hang: Called just before, with where the work stands.
-    """
-    if timeout is None:
-        yield
-        return
-    ended, thread_id = threading.Event(), threading.get_ident()
-
-    def watch() -> None:
-        while not ended.wait(min(1.0, timeout / 4)):
-            if time.monotonic() - pulse.beat_at > timeout:
-                frame = sys._current_frames().get(thread_id)
-                place = "" if frame is None else f", at {frame.f_code.co_filename}:{frame.f_lineno}"
-                try:
-                    on_hang(f"no step for {timeout:g} s (ray.trial_timeout){place}")
-                finally:
-                    os._exit(1)
-
-    watcher = threading.Thread(target=watch, name="bora-sweep watchdog", daemon=True)
-    watcher.start()
     try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+        with watched(pulse, config.ray.trial_timeout, note):
+            pulse()
+            rows = run_together(config.ray, fit, note, _help_fit, params, config, corpus, run)
+    except (InputError, Interrupted):
+        rows = {}
+    tune.report({"objectives": {trial_id: objective(row) for trial_id, row in rows.items()}})
+
+
+def _help_fit(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str) -> None:
+    """What the other processes of a trial do, if it has any."""
+    place = folder_at(run)
+    with suppress(InputError, Interrupted):  # the first says so
+        _fit(params, config, corpus, place, Pulse(place), nothing)
+
+
+def _reporter(config: Config, run: Folder, trial_id: str) -> Callable[[State], None]:
+    """Tells Tune how a fit stands: now and then, or after each epoch where a scheduler asks, whose verdict it reads."""
+    reported_at = time.monotonic()
+
+    def report(state: State) -> None:
+        nonlocal reported_at
+        scheduler = config.search.scheduler
+        if scheduler == "none" and time.monotonic() - reported_at < REPORT_SECONDS:
+            return
+        tune.report({"epoch": state.epoch, "objective": sum(state.best_nll_nats)})
+        reported_at = time.monotonic()
+        if scheduler != "none" and exists(run / "trials" / trial_id / VERDICT):
+            state.stopped = scheduler
+
+    return report
+
+
+def _fit(
+    params: dict[str, Any],
+    config: Config,
+    corpus: TokenizedCorpus,
+    run: Folder,
+    pulse: Pulse,
+    on_epoch: Callable[[State], None],
+) -> dict[str, dict[str, Any]]:
+    """Each trial's row; of a path that of its best value."""
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    trials = [
+        Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
+        for fit in params["fits"]
+    ]
+
+    def warm_base() -> PreTrainedModel:
+        return _warm_base(config.model, config.data, str(run))
+
+    if params["fits"][0]["point"]["method"] != "path":
+        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, pulse=pulse)
+    (head,) = trials
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, pulse)
+    return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
+
+
+def _note_error(run: Folder, trial_id: str, reason: str) -> None:
+    """Say in its row why a trial's worker is about to end, or has."""
+    row = read_trial_row(run, trial_id)
+    if row is not None and row["status"] in ("running", "failed"):
+        write_table(run, "trials", trial_id, [{**row, "error": reason}])
+
+
+def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> int:
+    """`search.pack` where it is `auto`, for the place where this runs."""
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    return choose_pack(config, corpus, _warm_base(config.model, config.data, run), most)
+
+
+@lru_cache(maxsize=1)
+def _warm_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
+    """The base model of the run, loaded once per worker process: the trials of a sweep share it.
+
+    Raises:
+        InputError: Where this process runs another lies at its path.
+    """
+    refuse_other_model(folder_at(run), model, data)
+    return load_base(model, data)

@@ -1,0 +1,1 @@
+"""Talk of Norway, the paper's corpus: downloaded, read and selected."""

@@ -1,0 +1,123 @@
+"""Numbers as text, and tables as Markdown and LaTeX. A name from the data never acts as markup in either."""
+
+import math
+import unicodedata
+from dataclasses import dataclass, field
+
+from bora_sweep.report.stats.bootstrap import Interval
+
+NAME_LENGTH = 60
+_MARKDOWN = str.maketrans(
+    {character: f"\\{character}" for character in "\\`*_[]#!|~"}
+    | {character: f"&#{ord(character)};" for character in "<>&$^"}
+)
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "{}$&#_%"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+    | {"[": "{[}", "]": "{]}", "`": r"\textasciigrave{}"}  # a row that begins with [ would be an argument of \\
+    | {"τ": r"$\tau$", "∞": r"$\infty$", "−": r"$-$", "–": "--", "…": r"\dots{}"}
+)
+
+
+@dataclass
+class Table:
+    """Cells as plain text, not escaped; `bold` holds (row, column) of those set in bold."""
+
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+    bold: set[tuple[int, int]] = field(default_factory=set)
+
+
+def plain(text: str, limit: int = NAME_LENGTH) -> str:
+    """One line without control characters, cut to `limit`."""
+    visible = "".join(c for c in " ".join(text.split()) if unicodedata.category(c)[0] != "C")
+    return visible if len(visible) <= limit else f"{visible[: limit - 1]}…"
+
+
+def tau_text(tau: float) -> str:
+    """Three significant digits: 0, 0.03, 1,230, ∞."""
+    if tau == math.inf:
+        return "∞"
+    if tau == 0:
+        return "0"
+    rounded = float(f"{tau:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
+
+
+def number_text(value: float) -> str:
+    """A count or an amount: 12, 12.3, 1,235; a dash where it is not known."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
+
+
+def perplexity_text(value: float) -> str:
+    """About four digits; a dash where it is not known."""
+    if math.isnan(value):
+        return "–"
+    if value >= 1e6:
+        return f"{value:.3g}".replace("inf", "∞")
+    return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
+
+
+def level_text(interval: Interval) -> str:
+    """A perplexity with its interval: `11.1 [10.8, 11.4]`."""
+    return f"{perplexity_text(interval.estimate)} [{', '.join(map(perplexity_text, (interval.low, interval.high)))}]"
+
+
+def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> str:
+    """`+1.2% [+0.3, +2.1]`; a dash for an end that is not known."""
+    sign = "+" if signed else ""
+    estimate, low, high = (
+        "–" if math.isnan(value) else f"{100 * value:{sign},.1f}".replace("-", "−").replace("inf", "∞")
+        for value in (interval.estimate, interval.low, interval.high)
+    )
+    return f"{estimate}{unit} [{low}, {high}]"
+
+
+def p_text(p: float) -> str:
+    """Two digits: 0.031, < 0.0001."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def markdown_text(text: str, limit: int = NAME_LENGTH) -> str:
+    """Text from the data, safe within a Markdown paragraph or table cell."""
+    return plain(text, limit).translate(_MARKDOWN)
+
+
+def latex_text(text: str, limit: int = NAME_LENGTH) -> str:
+    """Text from the data, safe in LaTeX; a symbol that no text font has is named by its code point."""
+    parts = (f"U+{ord(c):04X}" if unicodedata.category(c) == "So" else c.translate(_LATEX) for c in plain(text, limit))
+    return "".join(parts)
+
+
+def markdown_table(table: Table, limit: int = NAME_LENGTH) -> str:
+    """A GitHub table; the first column to the left, the others to the right."""
+    lines = [[markdown_text(column) for column in table.columns], ["---"] + ["---:"] * (len(table.columns) - 1)]
+    for i, row in enumerate(table.rows):
+        cells = [markdown_text(cell, limit) for cell in row]
+        lines.append([f"**{cell}**" if (i, j) in table.bold and cell else cell for j, cell in enumerate(cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latex_table(table: Table) -> str:
+    """A booktabs tabular."""
+    lines = ["% needs \\usepackage{booktabs}; for names beyond Latin letters compile with LuaLaTeX or XeLaTeX"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(latex_text(column) for column in table.columns) + r" \\", r"\midrule"]
+    for i, row in enumerate(table.rows):
+        cells = [rf"\textbf{{{latex_text(c)}}}" if (i, j) in table.bold else latex_text(c) for j, c in enumerate(row)]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def shorten(table: Table, most: int) -> Table:
+    """The first and the last rows around a row of dots, where there are more than `most`."""
+    total, head = len(table.rows), most // 2
+    if total <= most:
+        return table
+    moved = total - 2 * head - 1
+    rows = [*table.rows[:head], ["…"] * len(table.columns), *table.rows[total - head :]]
+    bold = {(i if i < head else i - moved, j) for i, j in table.bold if i < head or i >= total - head}
+    return Table(table.columns, rows, bold)

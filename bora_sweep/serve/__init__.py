@@ -1,0 +1,1 @@
+"""From a finished trial to adapters, full models and text."""

@@ -1,0 +1,115 @@
+"""How the processes of a fit part its tasks and documents among themselves.
+
+`tasks`: each holds the bank's rows of some tasks, a block of them, and works on their documents. So a gradient of
+theirs is whole where it is made, and of Theta's alone the parts are summed. `data`, and at tau = inf, where no task has
+a row: each holds all there is to hold and works on every n-th document; all gradients are summed.
+
+Shapes: K adapters (one per task), k of them held here, P parameters of one adapter, B rows, N documents.
+"""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bora_sweep.config import Config
+from bora_sweep.data.batches import TaskBatch
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.errors import InputError
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.train.distributed import process_group as ranks
+
+
+class Share:
+    """What of a fit this process holds and works on: all, where it is on its own.
+
+    Raises:
+        InputError: There are fewer tasks than processes that would hold them.
+    """
+
+    def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
+        self.by_task = ranks.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
+        documents = corpus.documents
+        self.task_N, self.length_N = documents["task"].to_numpy(), documents["num_tokens"].to_numpy()
+        self.blocks = [slice(0, corpus.num_tasks)]
+        if self.by_task:
+            if corpus.num_tasks < ranks.count():
+                raise InputError(
+                    f"ray.workers_per_trial={ranks.count()}: more processes than the {corpus.num_tasks} tasks that "
+                    "they would hold; lower it, or set train.parallel=data"
+                )
+            train = corpus.split("train")
+            tokens_K = np.bincount(self.task_N[train], self.length_N[train], minlength=corpus.num_tasks)
+            self.blocks = even_blocks(tokens_K, ranks.count())
+
+    @property
+    def tasks(self) -> slice:
+        """Those whose rows of the bank are here."""
+        return self.blocks[ranks.rank()] if self.by_task else self.blocks[0]
+
+    @property
+    def num_tasks(self) -> int:
+        """k."""
+        return self.tasks.stop - self.tasks.start
+
+    def documents(self, document_B: np.ndarray) -> np.ndarray:
+        """Those of them that this process works on."""
+        if self.by_task:
+            task_B = self.task_N[document_B]
+            return document_B[(self.tasks.start <= task_B) & (task_B < self.tasks.stop)]
+        if ranks.count() == 1:
+            return document_B
+        by_length = document_B[np.argsort(self.length_N[document_B], kind="stable")]
+        return by_length[ranks.rank() :: ranks.count()]
+
+    def placed(self, batch: TaskBatch) -> TaskBatch:
+        """The batch with each task by its place in the bank that is here."""
+        return replace(batch, task_B=batch.task_B - self.tasks.start) if self.by_task else batch
+
+    def total(self, over_own_tasks: Tensor) -> Tensor:
+        """A sum over the tasks that are here, in place, as one over all tasks."""
+        return ranks.sum_(over_own_tasks) if self.by_task else over_own_tasks
+
+    def sum_gradients_(self, hierarchy: Hierarchy) -> None:
+        """Each bank's gradient as the whole batch makes it, also where this process had no document of it."""
+        if ranks.count() == 1:
+            return
+        for bank in hierarchy.parameters():
+            if not bank.requires_grad:
+                continue
+            if bank.grad is None:
+                bank.grad = torch.zeros_like(bank)
+            if not (self.by_task and bank is hierarchy.task_KP):
+                ranks.sum_(bank.grad)
+
+    def whole(self, bank_kP: Tensor) -> Tensor:
+        """The rows of all tasks on the host of the first process; elsewhere, and where none is missing, as it is."""
+        if not self.by_task:
+            return bank_kP
+        own_kP = bank_kP.cpu().contiguous()
+        if not ranks.is_first():
+            dist.send(own_kP, dst=0)
+            return bank_kP
+        whole_KP = own_kP.new_empty(self.blocks[-1].stop, own_kP.shape[-1])
+        whole_KP[self.tasks] = own_kP
+        for rank, block in enumerate(self.blocks[1:], start=1):
+            dist.recv(whole_KP[block], src=rank)
+        return whole_KP
+
+    def part(self, bank_KP: Tensor) -> Tensor:
+        """Of the rows of all tasks those that are held here."""
+        return bank_KP[self.tasks].clone() if self.by_task else bank_KP
+
+
+def even_blocks(weight_K: np.ndarray, count: int) -> list[slice]:
+    """The tasks as `count` blocks of neighbours, none of them empty, each with about as much of the weight."""
+    share_K = np.cumsum(weight_K) / weight_K.sum()
+    cuts = [0]
+    for number in range(1, count):
+        nearest = int(np.abs(share_K - number / count).argmin()) + 1
+        cuts.append(min(max(nearest, cuts[-1] + 1), len(weight_K) - (count - number)))
+    return [slice(low, high) for low, high in pairwise([*cuts, len(weight_K)])]

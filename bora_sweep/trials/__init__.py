@@ -1,0 +1,1 @@
+"""The fits of a run: each writes its rows, checkpoints and adapters into the run's folder."""

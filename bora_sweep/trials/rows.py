@@ -1,0 +1,156 @@
+"""What a fit says of itself in the tables of `bora_sweep.runs.results`."""
+
+import json
+import math
+import platform
+import socket
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.prior import distance_to_global
+from bora_sweep.runs.results import perplexity
+from bora_sweep.train.state import Fit, State
+
+PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
+
+
+def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
+    """Rows of the `document_scores` table, validation before test."""
+    parts = [corpus.documents.iloc[corpus.split(split)].assign(nll_nats=nll) for split, nll in done.nll_nats.items()]
+    scores = pd.concat(parts, ignore_index=True)
+    return scores.assign(task=np.asarray(corpus.tasks, dtype=object)[scores["task"]])
+
+
+def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, done: Fit) -> pd.DataFrame:
+    """Rows of the `task_scores` table: sums over each task's documents, and the sizes of its training split."""
+    sums = documents.groupby(["task", "split"], as_index=False).agg(
+        nll_nats=("nll_nats", "sum"),
+        floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
+    )
+    distance_of = dict(zip(corpus.tasks, distance_to_global(done.theta_KP, done.mean_P).tolist(), strict=True))
+    std_of = None
+    if done.std_KP is not None:
+        std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
+    scores = corpus.table().merge(sums, how="left", on=["task", "split"])
+    return scores.assign(
+        tau=_tau(config),
+        perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
+        distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
+        posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
+        reported_perplexity=_reported_by_task(corpus, scores, done),
+    )
+
+
+def _reported_by_task(corpus: TokenizedCorpus, scores: pd.DataFrame, done: Fit) -> list[float] | None:
+    """Beside the split that it was measured on."""
+    if done.reported is None:
+        return None
+    of_task = dict(zip(corpus.tasks, done.reported.perplexity_K.tolist(), strict=True))
+    here = scores["split"] == done.reported.split
+    return [of_task[task] if it_is else math.nan for task, it_is in zip(scores["task"], here, strict=True)]
+
+
+def _is_trained(config: Config) -> bool:
+    return config.method not in UNTRAINED
+
+
+def _tau(config: Config) -> float:
+    return config.prior.tau if _is_trained(config) else math.nan
+
+
+def opening_row(config: Config) -> dict[str, Any]:
+    """A trial's row of the `trials` table as it begins."""
+    trained = _is_trained(config)
+    return {
+        "status": "running",
+        "method": config.method,
+        "protocol": config.protocol,
+        "tau": _tau(config),
+        "learning_rate": config.learning_rate if trained else None,
+        "parametrization": config.prior.parametrization if trained else None,
+        "solver": config.solver if trained else None,
+        "lora_rank": config.lora.rank,
+        "lora_alpha": config.lora.resolved_alpha,
+        "lora_variant": config.lora.variant,
+        "prior_groups": json.dumps(groups) if (groups := config.prior.group_taus) else None,
+        "seed": config.train.seed,
+        "epochs": 0,
+        "host": socket.gethostname(),
+        "versions": json.dumps(_versions()),
+        "config_json": config.to_json(),
+        "started_at": datetime.now(UTC),
+    }
+
+
+def row_so_far(state: State) -> dict[str, Any]:
+    """What changes in it after each epoch."""
+    nll = sum(state.best_nll_nats)
+    num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
+    return {
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
+        "validation_nll_nats": nll,
+        "validation_num_tokens": num_tokens,
+        "validation_perplexity": perplexity(nll, num_tokens),
+        "train_tokens": state.train_tokens,
+        "train_seconds": state.train_seconds,
+        "non_padding_fraction": state.non_padding_fraction,
+        "error": state.diverged,
+        "notes": "; ".join(state.notes) or None,
+    }
+
+
+def reported_as(config: Config) -> str:
+    """What `reported_perplexity` is, in words."""
+    best = "validation, each task's best epoch" if config.train.reported == "best_epochs" else "test"
+    return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
+
+
+def closing_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
+    """What changes in it at the end."""
+    scores: dict[str, Any] = {}
+    for split in done.nll_nats:
+        of_split = tasks[tasks["split"] == split]
+        nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
+        scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
+        scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
+        scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
+    return {
+        **row_so_far(done.state),
+        **scores,
+        "status": "finished",
+        "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
+        "reported_perplexity": None if done.reported is None else done.reported.perplexity,
+        "reported_as": None if done.reported is None else reported_as(config),
+        "tokens_per_second": done.tokens_per_second,
+        "peak_memory_bytes": done.peak_memory_bytes,
+        "device": done.device,
+        "ended_at": datetime.now(UTC),
+    }
+
+
+def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]:
+    """What it takes to use the adapters elsewhere."""
+    return {
+        "tasks": corpus.tasks,
+        "model": config.model.name,
+        "lora": asdict(config.lora),
+        "sites": [asdict(site) for site in done.layout.sites],
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

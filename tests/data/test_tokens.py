@@ -1,0 +1,139 @@
+"""Sequences and batches: every document once, each token in its place, order by seed alone."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_corpus, make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bora_sweep.data.batches import FILLED, collate, forward_parts, scoring_batches, separate_batches, training_batches
+from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.encode import boundary_tokens
+from bora_sweep.data.tokens import SMALLEST_PART, remarks, tokenize
+from bora_sweep.errors import InputError
+
+START = END = 2
+
+
+def corpus_of(*texts: str) -> Corpus:
+    frame = pd.DataFrame({"task": "a", "text": texts, "split": "train", "floor_nll_nats": 5.0})
+    return Corpus("made", ("a",), frame.assign(document_id=[str(i) for i in range(len(texts))]), ())
+
+
+def test_a_sequence_is_start_text_end_and_long_ones_are_cut_before_the_end():
+    corpus = tokenize(corpus_of("w0 w1", "w0 w1 w2 w3 w4"), make_tokenizer(), max_tokens=5)
+    first, second = (corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]].tolist() for n in (0, 1))
+    assert first == [START, 3, 4, END]
+    assert second == [START, 3, 4, 5, END]
+    assert corpus.documents["num_tokens"].tolist() == [3, 4]
+    assert corpus.documents["was_cut"].tolist() == [False, True]
+    assert corpus.documents["floor_nll_nats"].isna().tolist() == [False, True]
+
+
+def test_the_start_symbol_is_what_the_tokenizer_prepends_else_bos_else_eos():
+    tokenizer = make_tokenizer()
+    assert boundary_tokens(tokenizer) == ([2], 2)
+    plain = make_tokenizer()
+    plain.backend_tokenizer.post_processor = None
+    plain.bos_token = "w1"
+    assert boundary_tokens(plain) == ([4], 2)
+    plain.bos_token = None
+    assert boundary_tokens(plain) == ([2], 2)
+    plain.eos_token = None
+    with pytest.raises(InputError, match="end token"):
+        boundary_tokens(plain)
+
+
+@given(st.integers(1, 20), st.integers(0, 99), st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_an_epoch_holds_each_training_document_once(batch_size, seed, epoch):
+    corpus = make_corpus()
+    batches = training_batches(corpus, batch_size, seed, epoch)
+    assert sorted(np.concatenate(batches)) == corpus.split("train").tolist()
+    assert all(len(batch) <= batch_size for batch in batches)
+    again = training_batches(corpus, batch_size, seed, epoch)
+    assert all((one == other).all() for one, other in zip(batches, again, strict=True))
+
+
+def test_epochs_and_seeds_differ_in_order():
+    corpus = make_corpus()
+    orders = {tuple(np.concatenate(training_batches(corpus, 4, seed, epoch))) for seed in (0, 1) for epoch in (1, 2)}
+    assert len(orders) == 4
+
+
+def test_rows_of_a_batch_are_of_like_length():
+    corpus = make_corpus({"a": 400, "b": 200})
+    batches = [collate(corpus, documents) for documents in training_batches(corpus, 16, 0, 1)]
+    assert sum(b.length_B.sum() for b in batches) / sum(b.tokens_BT.size for b in batches) >= 0.95
+
+
+@given(st.integers(0, 60), st.sampled_from([None, 3, 20]), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_the_parts_of_a_step_are_its_documents_with_little_padding_or_few_rows(size, largest, seed):
+    corpus = make_corpus({"a": 200, "b": 40})
+    document_B = np.random.default_rng(seed).choice(corpus.split("train"), size, replace=False)
+    parts = forward_parts(corpus, document_B, largest)
+    assert sorted(n for part in parts for n in part) == sorted(document_B)
+    assert all(0 < len(part) <= (largest or size) for part in parts)
+    lengths = [np.diff(corpus.offsets)[part] for part in parts]
+    filled = sum(map(sum, lengths)) / max(1, sum(len(own) * max(own) for own in lengths))
+    fewest = -(-size // (largest or max(1, size)))
+    assert not parts or filled >= FILLED or len(parts) >= size // SMALLEST_PART
+    assert len(parts) <= max(fewest, size // SMALLEST_PART)
+
+
+@given(st.integers(1, 60), st.sampled_from([1, 40, 10_000]), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_where_a_pass_has_a_price_each_cut_of_a_step_is_worth_it(size, pass_tokens, seed):
+    corpus = make_corpus({"a": 200, "b": 40})
+    document_B = np.random.default_rng(seed).choice(corpus.split("train"), size, replace=False)
+    parts = forward_parts(corpus, document_B, pass_tokens=pass_tokens)
+    assert sorted(n for part in parts for n in part) == sorted(document_B)
+    lengths = [np.diff(corpus.offsets)[part] for part in parts]
+    positions = sum(len(own) * max(own) for own in lengths)
+    whole = size * np.diff(corpus.offsets)[document_B].max()
+    assert whole - positions >= pass_tokens * (len(parts) - 1)
+    for own in lengths:  # sorted: what the best further cut of a part would save
+        saved = max(place * (own[-1] - own[place - 1]) for place in range(1, len(own))) if len(own) > 1 else 0
+        assert saved < pass_tokens or sum(map(sum, lengths)) >= FILLED * positions
+
+
+@pytest.mark.parametrize("size", [16, 100])
+def test_separate_fits_meet_in_rows_of_like_length_and_know_nothing_of_each_other(size):
+    corpus = make_corpus({"a": 400, "b": 2000, "c": 30})
+    batches = separate_batches(corpus, size, 0, 1, np.arange(3))
+    assert sorted(np.concatenate(batches)) == corpus.split("train").tolist()
+    kept = [collate(corpus, document_B) for document_B in batches]
+    assert sum(b.length_B.sum() for b in kept) / sum(b.tokens_BT.size for b in kept) >= 0.8
+    alone = separate_batches(corpus, size, 0, 1, np.array([0]))
+    task_N = corpus.documents["task"].to_numpy()
+    assert [own.tolist() for own in alone] == [own[task_N[own] == 0].tolist() for own in batches]
+
+
+def test_a_batch_holds_its_documents_and_their_tasks():
+    corpus = make_corpus()
+    batch = collate(corpus, np.array([20, 3]))
+    for row, n in enumerate((20, 3)):
+        tokens = corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]]
+        assert batch.tokens_BT[row, : batch.length_B[row]].tolist() == tokens.tolist()
+        assert batch.task_B[row] == corpus.documents["task"][n]
+    assert batch.num_tokens == corpus.documents["num_tokens"][[20, 3]].sum()
+
+
+def test_scoring_visits_a_split_once():
+    corpus = make_corpus()
+    seen = np.concatenate([batch.document_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
+    assert sorted(seen) == corpus.split("test").tolist()
+
+
+def test_what_is_suspicious_in_tokens_is_said():
+    tokenizer = make_tokenizer()
+    texts = ["w5 w6 w7", "", "w5 w6 w7 w8", "w9 w9 w9"]
+    frame = pd.DataFrame({"task": "a", "text": texts, "document_id": list("0123"), "floor_nll_nats": math.nan})
+    corpus = Corpus("c", ("a",), frame.assign(split=["train", "train", "test", "validation"]), ())
+    whole, cut = (remarks(tokenize(corpus, tokenizer, most)) for most in (64, 5))
+    assert whole == ["1 document of which the tokenizer leaves no token, but for the end"]
+    assert cut[1:] == ["1 document of validation and test with the tokens of one that is trained on"]

@@ -1,0 +1,144 @@
+"""Eq. 4: what is summed, and that chunks of it are the whole."""
+
+import threading
+
+import pytest
+import torch
+from conftest import FAMILIES, VOCABULARY, make_base
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+from bora_sweep.config import LoraConfig
+from bora_sweep.model import likelihood as objective
+from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import make_layout
+from bora_sweep.model.likelihood import Likelihood, nll_nats
+from bora_sweep.model.linear_cross_entropy import linear_nll, workspace
+
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+    "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 2,
+}  # fmt: skip
+NOT_LINEAR = {
+    "capped": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL)),
+    "scaled": lambda: CohereForCausalLM(CohereConfig(**SMALL)),
+}
+
+
+@given(st.integers(1, 4), st.integers(2, 8), st.integers(2, 9), st.integers(0, 10_000))
+@settings(deadline=None)
+def test_nll_is_the_sum_of_log_probabilities_of_the_document_s_own_tokens(rows, longest, vocabulary, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits_BTV = torch.randn(rows, longest, vocabulary, generator=generator, dtype=torch.float64)
+    tokens_BT = torch.randint(vocabulary, (rows, longest), generator=generator)
+    length_B = torch.randint(2, longest + 1, (rows,), generator=generator)
+    expected = [
+        -sum(torch.log_softmax(logits_BTV[b, i], -1)[tokens_BT[b, i + 1]] for i in range(int(length_B[b]) - 1))
+        for b in range(rows)
+    ]
+    torch.testing.assert_close(nll_nats(logits_BTV, tokens_BT, length_B), torch.stack(expected))
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    logits_BTV = torch.randn(2, 50, 9).bfloat16()
+    tokens_BT, length_B = torch.randint(9, (2, 50)), torch.tensor([50, 20])
+    assert torch.equal(nll_nats(logits_BTV, tokens_BT, length_B), nll_nats(logits_BTV.float(), tokens_BT, length_B))
+
+
+@given(st.integers(1, 40), st.booleans(), st.integers(1, 16), st.integers(0, 10_000))
+@settings(deadline=None)
+def test_a_loss_in_chunks_is_the_plain_loss_with_its_gradient(positions, with_bias, chunk, seed):
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Linear(6, 9, bias=with_bias, dtype=torch.float64).requires_grad_(False)
+    hidden_MH = torch.randn(positions, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    target_M = torch.randint(9, (positions,), generator=generator)
+    weight_M = torch.randn(positions, generator=generator, dtype=torch.float64)
+    plain_M = F.cross_entropy(head(hidden_MH), target_M, reduction="none")
+    (expected_MH,) = torch.autograd.grad((weight_M * plain_M).sum(), hidden_MH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(objective.CHUNK, "cpu", chunk)
+        chunked_M = linear_nll(hidden_MH, head, target_M)
+    (gradient_MH,) = torch.autograd.grad((weight_M * chunked_M).sum(), hidden_MH)
+    torch.testing.assert_close(chunked_M, plain_M, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_MH, expected_MH, rtol=1e-12, atol=1e-12)
+
+
+def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
+    head = nn.Linear(64, 200, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    hidden_MH = torch.randn(300, 64).bfloat16().requires_grad_()
+    target_M = torch.randint(200, (300,))
+    nll_M = linear_nll(hidden_MH, head, target_M)
+    plain_M = F.cross_entropy(head(hidden_MH).float(), target_M, reduction="none")
+    torch.testing.assert_close(nll_M, plain_M, rtol=1e-6, atol=1e-6)
+    nll_M.sum().backward()
+    exact_MH = hidden_MH.detach().float().requires_grad_()
+    F.cross_entropy(F.linear(exact_MH, head.weight.float()), target_M, reduction="sum").backward()
+    error = (hidden_MH.grad.float() - exact_MH.grad).norm() / exact_MH.grad.norm()
+    assert hidden_MH.grad.dtype == torch.bfloat16
+    assert error < 0.01  # 8 bits: 1 / 256 for each number
+
+
+@pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
+def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
+    """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
+    monkeypatch.setattr(objective, "_kept", threading.local())
+    wanted = (9, 12, torch.float64)
+    for rows, columns, dtype in (first, wanted):
+        space_CV = workspace(rows, columns, dtype, torch.device("cpu"))
+        assert (*space_CV.shape, space_CV.dtype) == (rows, columns, dtype)
+    assert workspace(*wanted, torch.device("cpu")).data_ptr() == space_CV.data_ptr()
+
+
+def test_rows_of_a_start_symbol_alone_have_a_loss_of_nothing():
+    base = make_base("opt")
+    layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 2, 10.0, "noncentered")
+    likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
+    (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([1, 1]), torch.tensor([0, 1]))
+    nll_B.sum().backward()
+    assert torch.equal(nll_B, torch.zeros(2, dtype=torch.float64))
+    assert not hierarchy.task_KP.grad.any()
+
+
+@pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 102.0, 104.0, 500.0, 1e6])
+def test_a_token_s_nats_have_no_bound_where_its_probability_has(nats):
+    """float32 ends at 1e-38, and goes on with fewer digits to 1e-45."""
+    head = nn.Linear(2, 3, bias=True).requires_grad_(False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]))
+        head.bias.zero_()
+    hidden_MH = torch.tensor([[nats, 0.0], [0.3, 0.1], [2.0, nats]], requires_grad=True)
+    target_M = torch.tensor([1, 0, 2])
+    nll_M = linear_nll(hidden_MH, head, target_M)
+    nll_M.sum().backward()
+    exact_MH = hidden_MH.detach().double().requires_grad_()
+    expected_M = F.cross_entropy(F.linear(exact_MH, head.weight.double()), target_M, reduction="none")
+    expected_M.sum().backward()
+    torch.testing.assert_close(nll_M.double(), expected_M, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(hidden_MH.grad.double(), exact_MH.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *NOT_LINEAR])
+def test_the_likelihood_is_that_of_the_base_s_own_logits(family):
+    """Where the head is all that makes the logits, and where they are capped or scaled after it."""
+    torch.manual_seed(0)
+    base = make_base(family) if family in FAMILIES else NOT_LINEAR[family]().double()
+    layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 3, 10.0, "noncentered")
+    nn.init.normal_(hierarchy.task_KP, std=0.3)
+    nn.init.normal_(hierarchy.mean_P, std=0.3)
+    adapted = AdaptedModel(base, layout)
+    tokens_BT = torch.randint(VOCABULARY, (5, 9))
+    length_B, task_B = torch.tensor([9, 2, 5, 7, 9]), torch.tensor([0, 1, 2, 2, 0])
+    plain_B = nll_nats(adapted(tokens_BT, hierarchy.rows(task_B)), tokens_BT, length_B)
+    expected = torch.autograd.grad(plain_B.sum(), list(hierarchy.parameters()))
+    nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, length_B, task_B)[0]
+    gradients = torch.autograd.grad(nll_B.sum(), list(hierarchy.parameters()))
+    assert (adapted.head is None) == (family in NOT_LINEAR)
+    torch.testing.assert_close(nll_B, plain_B, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)

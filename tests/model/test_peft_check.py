@@ -1,0 +1,231 @@
+"""What could not be used once it is exported is refused: before a fit where it shows then, else with nothing left."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_base, make_frame, make_tokenizer
+from families import make_family
+from safetensors.torch import load_file, save_file
+
+from bora_sweep.cli import main
+from bora_sweep.config import LoraConfig
+from bora_sweep.errors import InputError
+from bora_sweep.model import full_model as full
+from bora_sweep.model.full_model import merged_weights, write_full
+from bora_sweep.model.layout import lay_out, make_layout
+from bora_sweep.model.lora import Site
+from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
+from bora_sweep.model.peft_io import WEIGHTS, read_adapters, write_adapter
+from bora_sweep.serve import export as folders
+
+LORA = LoraConfig(rank=2, target_modules="all-linear")
+
+
+def made(base, config: LoraConfig = LORA):
+    layout = make_layout(base, config)
+    return layout, layout.initial(base, 0) + 0.1 * torch.randn(layout.num_parameters)
+
+
+def test_sites_are_told_by_their_weights_only_where_peft_takes_them_for_others():
+    base = make_family("deepseek_v3")
+    layout, _ = made(base)
+    told = sites_by_weight(base, layout, LORA)
+    assert {name.rpartition(".")[2] for name in told} == {"gate_proj", "up_proj", "down_proj"}
+    llama = make_base("llama")
+    assert sites_by_weight(llama, make_layout(llama, LORA), LORA) == frozenset()
+
+
+@pytest.mark.parametrize("targets", [["gate_proj"], ["gate_proj", "up_proj"], ["down_proj", "o_proj"]])
+def test_some_of_the_names_that_peft_rewrites_are_exported_too(targets, tmp_path):
+    base, config = make_family("deepseek_v3"), replace(LORA, target_modules=targets)
+    layout, theta_P = made(base, config)
+    write_adapter(tmp_path / "a", layout, theta_P, config, None, sites_by_weight(base, layout, config))
+    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+
+
+def test_what_peft_would_not_load_is_refused_with_targets_that_it_does():
+    base, config = make_family("deepseek_v3"), replace(LORA, variant="dora")
+    with pytest.raises(InputError, match=r"no dora adapter of gate_proj, up_proj, down_proj .* or lora.variant=lora$"):
+        sites_by_weight(base, make_layout(base, config), config)
+    base = make_family("mamba")
+    names = ["in_proj", "out_proj"]
+    sites = [
+        (f"backbone.layers.0.mixer.{name}", base.get_submodule(f"backbone.layers.0.mixer.{name}")) for name in names
+    ]
+    layout = lay_out([Site(name, m.in_features, m.out_features, transposed=False) for name, m in sites], LORA)
+    with pytest.raises(InputError, match=r"no lora adapter of out_proj in a mamba model .*=\[in_proj\]$"):
+        sites_by_weight(base, layout, LORA)
+
+
+def _named_alone(folder, layout, theta_P) -> None:
+    write_adapter(folder / "again", layout, theta_P, LORA, None)
+    (folder / "again" / "adapter_config.json").replace(folder / "adapter_config.json")
+
+
+def _changed(change):
+    def spoil(folder, layout, theta_P) -> None:  # noqa: ARG001
+        named = load_file(folder / WEIGHTS)
+        change(named, next(iter(named)))
+        save_file(named, folder / WEIGHTS)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_named_alone, "would load .*gate_proj.* otherwise than it was fitted"),
+        (_changed(lambda named, key: named[key].add_(1e-6)), "otherwise than it was fitted"),
+        (_changed(lambda named, key: named.pop(key)), "otherwise than it was fitted"),
+    ],
+)
+def test_a_folder_that_peft_would_load_otherwise_is_refused(spoil, says, tmp_path):
+    base = make_family("deepseek_v3")
+    layout, theta_P = made(base)
+    write_adapter(tmp_path / "a", layout, theta_P, LORA, None, sites_by_weight(base, layout, LORA))
+    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+    spoil(tmp_path / "a", layout, theta_P)
+    with pytest.raises(InputError, match=says):
+        refuse_unlike(base, tmp_path / "a", layout, theta_P)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A fit of a base with routed and shared experts, and its settings without `output`."""
+    folder = tmp_path_factory.mktemp("experts")
+    make_family("deepseek_v3").save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    make_frame({"ann": 16, "bob": 14}).to_parquet(folder / "speeches.parquet")
+    settings = [f"data.path={folder / 'speeches.parquet'}", f"model.name={folder / 'base'}", "model.max_tokens=16",
+                "lora.target_modules=all-linear", "lora.rank=2", "train.max_epochs=1", "train.device=cpu"]  # fmt: skip
+    assert main(["fit", *settings, f"output={folder / 'run'}"]) == 0
+    return folder, settings
+
+
+def test_an_export_of_adapters_beside_experts_is_loaded_and_begun_with(experts, tmp_path):
+    folder, settings = experts
+    assert main(["export", str(folder / "run"), str(tmp_path / "out")]) == 0
+    described = json.loads((tmp_path / "out" / "ann" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert all(name.endswith("_proj.weight") for name in described["target_parameters"])
+    again = [*settings, f"init_from={tmp_path / 'out'}", "prior.tau=0", f"output={tmp_path / 'again'}"]
+    assert main(["fit", *again]) == 0
+
+
+@pytest.mark.parametrize("merge", [[], ["--merge"]])
+def test_an_export_that_does_not_load_leaves_nothing(merge, experts, tmp_path, monkeypatch, capsys):
+    folder, _ = experts
+    monkeypatch.setattr(folders, "sites_by_weight", lambda *_: frozenset())
+    monkeypatch.setattr(full, "merged_weights", lambda *_: {})
+    assert main(["export", str(folder / "run"), str(tmp_path / "out"), *merge]) == 2
+    assert ("logits are off by" if merge else "PEFT would load") in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_fit_whose_export_could_not_be_used_is_refused_before_it_begins(experts, tmp_path, capsys):
+    _, settings = experts
+    assert main(["fit", *settings, "lora.variant=dora", f"output={tmp_path / 'run'}"]) == 2
+    assert "an export could not be used" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dora_on_a_quantised_base_is_refused_before_the_fit_begins(experts, tmp_path, capsys):
+    _, settings = experts
+    make_base("opt", dtype=torch.float32).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    described = json.loads((tmp_path / "base" / "config.json").read_text(encoding="utf-8"))
+    described["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    changes = [f"model.name={tmp_path / 'base'}", "lora.variant=dora", f"output={tmp_path / 'run'}"]
+    assert main(["fit", *settings, *changes]) == 2
+    assert "is quantised; DoRA needs the norms of plain weights: set lora.variant=lora or" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def _quantised(base) -> None:
+    base.config.quantization_config = {"quant_method": "fp8"}
+
+
+def _adapted_already(base) -> None:
+    base._hf_peft_config_loaded = True
+
+
+def _tied(base) -> None:
+    base.model.decoder.layers[1].fc1.weight = base.model.decoder.layers[0].fc1.weight
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_quantised, "the base is quantised"),
+        (_adapted_already, "has an adapter already"),
+        (_tied, "layers.0.fc1 shares its weight with model.decoder.layers.1.fc1.weight"),
+    ],
+)
+def test_a_base_whose_weights_hold_no_adapter_is_not_merged(spoil, says):
+    base = make_base("opt", dtype=torch.float32)
+    layout, theta_P = made(base)
+    spoil(base)
+    with pytest.raises(InputError, match=f"^--merge: .*{says}.*; export adapters, without --merge$"):
+        merged_weights(base, layout, theta_P)
+
+
+def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_path):
+    """Jamba takes the weight of dt_proj without calling it: merged it acts, as an adapter it does not."""
+    base = make_family("jamba")
+    module = base.get_submodule("model.layers.0.mamba.dt_proj")
+    layout = lay_out([Site("model.layers.0.mamba.dt_proj", module.in_features, module.out_features, False)], LORA)
+    with pytest.raises(InputError, match=r"merged model.s logits are off by .*%|change no logit"):
+        write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
+
+
+def test_what_rounding_takes_of_an_adapter_is_told(tmp_path):
+    lost_of = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        base = make_base("llama", dtype=dtype)
+        layout, theta_P = made(base)
+        lost_of[dtype] = write_full(tmp_path / str(dtype), base, layout, theta_P * 0.05)
+    assert lost_of[torch.float32] < 0.01 < 0.1 < lost_of[torch.bfloat16]
+
+
+def test_a_full_model_that_loads_otherwise_than_it_was_merged_is_refused(tmp_path, monkeypatch):
+    base = make_base("opt", dtype=torch.float32)
+    layout, theta_P = made(base)
+    monkeypatch.setattr(base, "save_pretrained", lambda folder, **_: type(base).save_pretrained(base, folder))
+    with pytest.raises(InputError, match=r"--merge: model\.\S+ would not load as it was merged"):
+        write_full(tmp_path / "full", base, layout, theta_P)
+
+
+@pytest.mark.parametrize(
+    ("found", "base", "is_refused"),
+    [
+        ("facebook/opt-350m", "facebook/opt-350m", False),
+        ("facebook/opt-350m", "./models/opt-350m/", False),
+        ("/cache/models--facebook--opt-350m/snapshots/0a1b", "opt-350m", False),
+        (None, "opt-350m", False),
+        ("facebook/opt-350m", "facebook/opt-125m", True),
+        ("models/opt-350m", "opt-350m-chat", True),
+    ],
+)
+def test_an_adapter_of_another_base_is_not_begun_with(found, base, is_refused, tmp_path):
+    layout, theta_P = made(make_base("opt"))
+    write_adapter(tmp_path / "a", layout, theta_P, LORA, found)
+    if is_refused:
+        with pytest.raises(InputError, match=f"is an adapter of {found}, and the fit's base is model.name={base}"):
+            read_adapters(tmp_path / "a", layout, LORA, ["a"], base)
+    else:
+        assert torch.equal(read_adapters(tmp_path / "a", layout, LORA, ["a"], base)[0], theta_P)
+
+
+def test_what_is_no_plain_adapter_is_not_begun_with(tmp_path):
+    base, mora = make_base("gpt2"), LoraConfig(rank=2, variant="mora")
+    layout, theta_P = made(base)
+    mora_layout = make_layout(base, mora)
+    write_adapter(tmp_path / "mora", mora_layout, mora_layout.initial(base, 0), mora, None)
+    write_adapter(tmp_path / "nan", layout, theta_P.index_fill(0, torch.tensor([5]), torch.nan), LORA, None)
+    write_adapter(tmp_path / "transposed", layout, theta_P, LORA, None, [layout.sites[0].name])
+    for name, says in [("mora", "no PEFT adapter"), ("nan", "no finite numbers"), ("transposed", "target_parameters")]:
+        (tmp_path / "tasks.json").write_text(json.dumps({"a": name}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"^init_from=.*{says}"):
+            read_adapters(tmp_path, layout, LORA, ["a"])

@@ -1,0 +1,510 @@
+"""The HTML page: its numbers against the Parquet, and its behaviour in a real browser without a network."""
+
+import base64
+import copy
+import hashlib
+import json
+import math
+import re
+import shutil
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_runs import HOSTILE, SIZES, write_run, write_trial
+
+from bora_sweep.cli import main
+from bora_sweep.report import write as page_module
+from bora_sweep.report import write_report
+from bora_sweep.report.html import page as html
+from bora_sweep.report.html.document import to_json, words
+from bora_sweep.report.text.formats import number_text, perplexity_text, tau_text
+from bora_sweep.runs.results import SCHEMAS, read_results, write_table
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright's client: pip install playwright")
+ASSETS = Path(html.__file__).parent / "assets"
+TAUS = (None, 0.0, 10.0, 100.0, 1_000.0, 10_000.0, math.inf)
+CONFIG = {"data": {"path": "s3://me:hunter2hunter2@store/x"}, "prior": {"tau": 0.0}, "ray": {"cpus_per_trial": 2}}
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+
+
+def write_whole_run(run: Path, sizes: dict[str, int] = SIZES) -> Path:
+    """Finished fits with curves and configurations, and a trial that failed."""
+    for n, tau in enumerate(TAUS):
+        config = json.dumps(CONFIG | {"prior": {"tau": tau}})
+        told = {
+            "config_json": config,
+            "versions": '{"python": "3.11.7"}',
+            "device": "cpu: x",
+            "train_tokens": 1_000 + n,
+        }
+        write_trial(run, tau, sizes=sizes, trial_id=f"{n:03d}", **told)
+        rows = [
+            {"epoch": epoch, "split": split, "nll_nats": 900 * (3 + math.exp(-epoch / 5)) + n, "num_tokens": 900}
+            for epoch in range(0 if tau is None else 31)
+            for split in ("train", "validation")
+        ]
+        write_table(run, "curves", f"{n:03d}", rows)
+    failed = {"status": "failed", "method": "map", "tau": 5.0, "seed": 0, "error": "RuntimeError: <b>out</b> of memory"}
+    write_table(run, "trials", "007", [failed])
+    return run
+
+
+def embedded(page: str) -> dict[str, Any]:
+    """The document within the page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def near(values: list[Any]) -> Any:
+    """Six digits are kept."""
+    return pytest.approx([number(value) for value in values], rel=1e-5, nan_ok=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Figures of `report.md` are made, but not rendered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "render", lambda _: (b"", b""))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_whole_run(tmp_path_factory.mktemp("run"))
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    return run / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def document(page: Path) -> dict[str, Any]:
+    return embedded(page.read_text())
+
+
+@pytest.fixture(scope="module")
+def test_scores(run: Path) -> pd.DataFrame:
+    """Nats and tokens of the test documents, by trial and task."""
+    scores = read_results(run).document_scores.query("split == 'test'")
+    return scores.groupby(["trial_id", "task"])[["nll_nats", "num_tokens"]].sum().astype(float)
+
+
+def test_perplexities_are_those_of_the_documents(document: dict[str, Any], test_scores: pd.DataFrame):
+    whole = test_scores.groupby("trial_id").sum()
+    assert document["taus"]["test_perplexity"] == near(np.exp(whole["nll_nats"] / whole["num_tokens"]).tolist())
+    by_task = np.exp(test_scores["nll_nats"] / test_scores["num_tokens"]).unstack("trial_id")
+    tasks = document["tasks"]
+    by_task = by_task.loc[tasks["name"]]
+    assert tasks["taus"] == [0, 10, 100, 1000, 10000, "Infinity"]
+    for v, trial_id in enumerate(["001", "002", "003", "004", "005", "006"]):
+        assert [row[v] for row in tasks["over_tau"]] == near(by_task[trial_id].tolist())
+    for role, trial_id in (("independent", "001"), ("best", "004"), ("shared", "006")):
+        assert tasks["perplexity"][role] == near(by_task[trial_id].tolist())
+        if role != "best":
+            gain = 1 - by_task["004"] / by_task[trial_id]
+            assert document["gains"][role]["improvement"] == near(gain.tolist())
+    assert document["best_tau"] == 1_000
+
+
+def test_sizes_distances_and_costs_are_those_of_the_tables(document: dict[str, Any], run: Path):
+    results = read_results(run)
+    rows = results.task_scores.query("trial_id == '004'").pivot(index="task", columns="split")
+    rows = rows.loc[document["tasks"]["name"]]
+    for split in ("train", "validation", "test"):
+        assert document["tasks"]["documents"][split] == rows["num_documents"][split].tolist()
+        assert document["tasks"]["tokens"][split] == rows["num_tokens"][split].tolist()
+    assert document["tasks"]["distance"] == near(rows["distance_to_global"]["test"].tolist())
+    trials = results.trials.sort_values("trial_id")
+    for name in ("epochs", "train_tokens", "train_seconds", "tokens_per_second", "test_perplexity", "tau", "seed"):
+        assert [number(value) for value in document["trials"][name]] == near(trials[name].tolist())
+    assert document["trials"]["status"] == trials["status"].tolist()
+    assert document["trials"]["cpu_hours"][1] == pytest.approx(2 * 12.34 / 3600, rel=1e-5)
+    assert "98.7 s" not in json.dumps(document["words"]["cost"])
+    assert f"{7 * 12.34:.0f} s" in json.dumps(document["words"]["cost"])
+
+
+def test_learning_curves_are_those_of_the_table(document: dict[str, Any], run: Path):
+    curves = read_results(run).curves
+    assert len(document["curves"]) == 12
+    for curve in document["curves"]:
+        trial_id = document["trials"]["trial_id"][curve["trial"]]
+        rows = curves[(curves["trial_id"] == trial_id) & (curves["split"] == curve["split"])].sort_values("epoch")
+        assert curve["epoch"] == list(range(31))
+        assert curve["perplexity"] == near(np.exp(rows["nll_nats"] / rows["num_tokens"]).tolist())
+
+
+def test_every_trial_has_its_configuration_without_its_secrets(document: dict[str, Any], page: Path):
+    assert "hunter2" not in page.read_text()
+    told = document["configuration"]
+    assert told["trial"] == "004"
+    assert told["differ"] == ["prior.tau"]
+    assert "tau: 1000.0" in told["yaml"]
+    assert json.loads(told["versions"][0]) == {"python": "3.11.7"}
+
+
+def test_same_results_same_bytes(run: Path, page: Path):
+    before = page.read_bytes()
+    write_report(run)
+    assert page.read_bytes() == before
+
+
+def test_only_what_the_policy_names_may_run(page: Path):
+    text = page.read_text()
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    parts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL) + re.findall(
+        r"<style>(.*?)</style>", text, re.DOTALL
+    )
+    assert len(parts) == 3
+    for part in parts:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" in policy
+    assert not re.findall(r"<(?:link|img|iframe|object)\b|\bsrc=|@import|url\(", text.replace(parts[0], ""))
+
+
+@pytest.mark.parametrize("text", ["</script><script>alert(1)</script>", "<!--", "]]>", "\u2028", "\ud800", "&amp;"])
+def test_no_text_leaves_its_json(text: str):
+    written = to_json({"name": [text]})
+    assert not set(written) & set("<>&\u2028")
+    assert written.isascii()
+    assert json.loads(written) == {"name": [text]}
+
+
+def test_the_reports_markdown_is_told_as_a_reader_sees_it():
+    said = "# A\n\n**τ = 1** and *so* [on](tables/a.csv); a\\_b &#60;i&#62;.\n\n| a |\n| --- |\n| 1 |\n\n> **Note.** 2."
+    assert words(said) == [
+        [("strong", "τ = 1"), ("", " and "), ("em", "so"), ("", " "), ("tables/a.csv", "on"), ("", "; a_b <i>.")],
+        [("strong", "Note."), ("", " 2.")],
+    ]
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium as the system has it, with an empty profile of its own."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as client:
+        browser = client.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page in the browser; what it logs, asks for and throws is kept."""
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **context)
+        self.page = self.context.new_page()
+        self.troubles: list[str] = []
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.troubles.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda asked: asked.url == path.as_uri() or self.troubles.append(asked.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_function("() => document.documentElement.dataset.drawn", timeout=60_000)
+
+    def column(self, table: str, n: int) -> list[str]:
+        """Texts of a column of a table's rows that are seen."""
+        return self.page.locator(f"#{table} tbody tr:not([hidden])").evaluate_all(
+            "(rows, n) => rows.map((row) => row.children[n].textContent)", n
+        )
+
+    def place(self, chart: str, x: float, y: float) -> tuple[float, float]:
+        """The point of the window at fractions of a chart's plot."""
+        self.page.locator(chart).scroll_into_view_if_needed()
+        box = self.page.locator(f"{chart} svg").bounding_box()
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
+
+    def point(self, chart: str, x: float) -> tuple[float, float]:
+        """Move the pointer down the chart to the first thing that it reads; returns where."""
+        for y in np.linspace(0.08, 0.9, 40):
+            self.page.mouse.move(*self.place(chart, x, float(y)))
+            if self.page.locator("#tip").is_visible():
+                return self.place(chart, x, float(y))
+        raise AssertionError(f"nothing to read in {chart}")
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path) -> Iterator[Opened]:
+    opened = Opened(browser, page)
+    yield opened
+    assert opened.troubles == []  # no message, no request, no exception
+    opened.context.close()
+
+
+def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
+    answer = opened.page.locator("h1").inner_text().replace("\xa0", " ")
+    assert answer.startswith("τ = 1,000 gives test perplexity ")
+    assert "below one model per task (τ = 0)" in answer
+    assert "[" in answer
+    assert opened.page.locator(".chart svg").count() == 7
+    assert opened.page.locator("#trial-table tbody tr").count() == 8
+    assert "RuntimeError: <b>out</b> of memory" in (opened.page.locator("#trial-table").text_content() or "")
+    assert "tau: 1000.0  # differs between trials" in opened.page.locator("#config").inner_text()
+    assert opened.page.locator(".note").inner_text().startswith("Note.")  # a trial has failed
+
+
+@pytest.mark.parametrize("chart", ["#chart-each", "#chart-sizes", "#chart-gains", "#chart-distance"])
+def test_hovering_reads_a_task_and_a_click_keeps_it(opened: Opened, chart: str):
+    page, tip = opened.page, opened.page.locator("#tip")
+    assert not tip.is_visible()
+    found = opened.point(chart, 0.6)
+    name = tip.locator("strong").inner_text()
+    assert name in SIZES
+    assert f"{SIZES[name]} training documents" in tip.inner_text()
+    page.mouse.click(*found)
+    assert page.locator("#kept button").first.inner_text().startswith(name)
+    assert page.locator("#task-table [aria-pressed=true]").inner_text() == name
+    assert name in page.locator("#chart-each").inner_text()
+    page.mouse.move(1, 1)
+    assert not tip.is_visible()
+    page.locator("#kept button").first.click()
+    assert page.locator("#task-table [aria-pressed=true]").count() == 0
+
+
+def test_everything_goes_by_the_keyboard(opened: Opened):
+    page = opened.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.className") == "skip"
+    page.locator("#chart-each").focus()
+    assert page.locator("#chart-each").get_attribute("aria-label").startswith("Test perplexity of each of 5 tasks")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#tip strong").inner_text() == "ada"  # most training documents first: eve, ada
+    assert page.locator("#said").inner_text().startswith("ada, 40 training documents")
+    page.keyboard.press("Enter")
+    assert page.locator("#task-table [aria-pressed=true]").inner_text() == "ada"
+    page.keyboard.press("Escape")
+    assert not page.locator("#tip").is_visible()
+    page.locator("#task-table button.name", has_text="cy").focus()
+    page.keyboard.press("Space")
+    assert page.locator("#task-table [aria-pressed=true]").all_inner_texts() == ["ada", "cy"]
+    page.locator("#task-table thead button").first.focus()
+    assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert opened.column("task-table", 0) == sorted(SIZES)
+
+
+def test_the_table_sorts_searches_and_filters(opened: Opened, document: dict[str, Any]):
+    page = opened.page
+    heads = page.locator("#task-table thead th")
+    assert opened.column("task-table", 0) == sorted(SIZES, key=lambda name: -SIZES[name])
+    for n in range(heads.count()):
+        button = heads.nth(n).locator("button")
+        if button.inner_text() == "Documents":
+            button.click()
+            assert heads.nth(n).get_attribute("aria-sort") == "ascending"
+            assert opened.column("task-table", 0) == sorted(SIZES, key=lambda name: SIZES[name])
+            button.click()
+        if button.inner_text().replace("\xa0", " ") == "τ = 0":
+            button.click()
+            values = [float(text) for text in opened.column("task-table", n)]
+            assert values == sorted(values, reverse=True)
+            assert sum(heads.nth(m).get_attribute("aria-sort") is not None for m in range(heads.count())) == 1
+    page.fill("#search", "E")
+    assert sorted(opened.column("task-table", 0)) == ["dee", "eve"]
+    assert page.locator("#found").inner_text() == "2 of 5 tasks"
+    page.fill("#search", "")
+    verdicts = dict(zip(document["tasks"]["name"], document["gains"]["independent"]["verdict"], strict=True))
+    for verdict in ("gains", "loses", "no evidence"):
+        page.select_option("#filter", f"independent/{verdict}")
+        assert set(opened.column("task-table", 0)) == {name for name in SIZES if verdicts[name] == verdict}
+
+
+def test_trials_are_read_and_kept_in_the_learning_curves(opened: Opened):
+    opened.point("#chart-learning", 0.5)
+    assert opened.page.locator("#tip strong").inner_text().startswith("τ = ")
+    opened.page.locator("#trial-table button.name").nth(2).click()
+    assert opened.page.locator("#trial-table [aria-pressed=true]").inner_text() == "002"
+
+
+def test_numbers_are_written_as_the_report_writes_them(opened: Opened):
+    values = [0.0, 1e-5, 0.034567, 0.5, 1.0, 9.995, 12.3456, 99.99, 123.456, 999.9, 1234.5, 98_765.4, 2.5e6, math.inf]
+    code = (ASSETS / "words.js").read_text()
+    call = f"""(texts) => {{ {code}
+        return texts.map(Number).map((v) => [tauText(v), perplexityText(v), amountText(v)]); }}"""
+    written = opened.page.evaluate(call, ["Infinity" if value == math.inf else value for value in values])
+    for value, (tau, perplexity, amount) in zip(values, written, strict=True):
+        assert tau == tau_text(value)
+        assert perplexity == perplexity_text(value)
+        if value != math.inf:
+            assert amount == number_text(value)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio of two colours as `rgb(r, g, b)`."""
+
+    def light(color: str) -> float:
+        channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted([light(one), light(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+@pytest.mark.parametrize("chosen", ["", "light", "dark"])
+def test_both_schemes_can_be_read(browser: Any, page: Path, system: str, chosen: str):
+    opened = Opened(browser, page, color_scheme=system)
+    if chosen:
+        opened.page.locator(f"#scheme input[value={chosen}]").check(force=True)
+    probe = """(names) => names.map((name) => {
+        const box = document.body.appendChild(document.createElement("i"));
+        box.style.color = `var(--${name})`;
+        return getComputedStyle(box).color;
+    })"""
+    texts = ["ink", "soft", "accent", "best", "shared", "independent", "floor", "pick"]
+    paper, wash, note, task, *colors = opened.page.evaluate(probe, ["paper", "wash", "note", "task", *texts])
+    is_dark = (chosen or system) == "dark"
+    assert (contrast(paper, "rgb(0, 0, 0)") < 3) == is_dark
+    assert min(contrast(paper, color) for color in colors) >= 4.5
+    assert min(contrast(wash, color) for color in colors[:2]) >= 4.5
+    assert contrast(note, colors[0]) >= 4.5
+    assert contrast(paper, task) >= 3
+    axis = opened.page.locator("#chart-overall svg text", has_text="Precision").first
+    assert axis.evaluate("(text) => getComputedStyle(text).fill") == colors[0]
+    assert opened.troubles == []
+    opened.context.close()
+
+
+def test_paper_is_white_and_holds_every_row(browser: Any, page: Path):
+    opened = Opened(browser, page, color_scheme="dark")
+    opened.page.emulate_media(media="print", color_scheme="dark")
+    assert opened.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not opened.page.locator("nav").is_visible()
+    assert opened.page.locator("#task-table").evaluate("(box) => box.scrollHeight <= box.clientHeight + 1")
+    assert opened.page.pdf(format="A4").startswith(b"%PDF")
+    opened.context.close()
+
+
+def test_a_narrow_window_scrolls_one_way(browser: Any, page: Path):
+    opened = Opened(browser, page)
+    opened.page.set_viewport_size({"width": 380, "height": 800})
+    opened.page.wait_for_function("() => document.documentElement.scrollWidth === 380")
+    assert opened.troubles == []
+    opened.context.close()
+
+
+def test_hostile_names_are_read_and_do_nothing(browser: Any, tmp_path: Path):
+    names = [
+        *HOSTILE,
+        "Ann",
+        "ANN",
+        "שלום עולם",
+        "<!--",
+        "</script><script>alert(2)</script>",
+        "<img src=x onerror=alert(3)>",
+    ]
+    run = write_whole_run(tmp_path / "<b>run", sizes={name: 10 + i for i, name in enumerate(names)})
+    write_report(run)
+    opened = Opened(browser, run / "report" / "index.html")
+    shown = opened.column("task-table", 0)
+    assert len(set(shown)) == len(names)
+    assert {"<script>alert(1)</script>", "Ann", "ANN", "שלום עולם", "🙂 👩\u200d👧", "x" * 300, "␠␠"} <= set(shown)
+    assert "‹U+202E›right to left" in shown
+    long = opened.page.locator("#task-table button.name", has_text="x" * 300)
+    assert long.get_attribute("title") == "x" * 300
+    assert long.evaluate("(name) => name.clientWidth < 200 && name.scrollWidth > name.clientWidth")
+    for n in range(len(names)):
+        opened.page.locator("#task-table button.name").nth(n).click()
+    assert opened.page.locator("#kept bdi").count() == len(names)
+    assert opened.page.locator("#run").inner_text() == "<b>run"
+    assert opened.page.locator("main script, main img, main b").count() == 0
+    opened.page.fill("#search", "<SCRIPT>")
+    assert len(opened.column("task-table", 0)) == 2
+    assert opened.troubles == []
+    opened.context.close()
+
+
+def test_an_unfinished_run_has_a_page(browser: Any, tmp_path: Path):
+    write_run(tmp_path, taus=(100.0,), floor=None)
+    write_table(tmp_path, "trials", "later", [{"status": "running", "method": "map", "tau": 3.0, "seed": 0}])
+    write_report(tmp_path)
+    opened = Opened(browser, tmp_path / "report" / "index.html")
+    assert opened.page.locator(".state.running").count() == 1
+    assert "No trial has a learning curve yet." in opened.page.locator("#learning").inner_text()
+    assert "Needs a finished fit at τ" in opened.page.locator("#figures").inner_text().replace("\xa0", " ")
+    assert opened.troubles == []
+    opened.context.close()
+
+
+def enlarge(document: dict[str, Any], tasks: int, trials: int, taus: int) -> dict[str, Any]:
+    """The same page with as many tasks, trials and values of tau."""
+    rng, large = np.random.default_rng(0), copy.deepcopy(document)
+    few = len(document["tasks"]["name"])
+
+    def grow(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {name: grow(part) for name, part in values.items()}
+        return [values[i % few] for i in range(tasks)] if isinstance(values, list) and len(values) == few else values
+
+    large["tasks"], large["gains"] = grow(document["tasks"]), grow(document["gains"])
+    large["tasks"]["name"] = [f"customer {i:04d} of the northern branch" for i in range(tasks)]
+    large["tasks"]["taus"] = [0.0, *np.geomspace(1, 1e5, taus - 2), math.inf]
+    large["tasks"]["over_tau"] = np.exp(rng.normal(3, 0.4, (tasks, 1)) + rng.normal(0, 0.03, (tasks, taus)))
+    large["tasks"]["documents"]["train"] = np.sort(rng.integers(5, 500, tasks))[::-1]
+    for name, values in document["trials"].items():
+        large["trials"][name] = [values[1 + i % 6] for i in range(trials)]
+    large["trials"]["trial_id"] = [f"{i:03d}" for i in range(trials)]
+    epochs = {"epoch": list(range(40)), "perplexity": np.exp(rng.normal(3, 0.1, 40))}
+    large["curves"] = [{"trial": i, "split": s, **epochs} for i in range(trials) for s in ("train", "validation")]
+    return large
+
+
+def test_a_thousand_tasks_and_a_hundred_trials(browser: Any, document: dict[str, Any], tmp_path: Path):
+    path = tmp_path / "index.html"
+    path.write_bytes(html.page(enlarge(document, tasks=1_000, trials=100, taus=24)))
+    assert path.stat().st_size < 5_000_000
+    opened = Opened(browser, path)
+    drawn = float(opened.page.evaluate("() => document.documentElement.dataset.drawn"))
+    assert drawn < 10_000  # milliseconds; on a machine of its own under 2,000, docs/page.md
+    assert len(opened.column("task-table", 0)) == 1_000
+    opened.point("#chart-each", 0.5)
+    assert opened.page.locator("#tip strong").inner_text().startswith("customer ")
+    opened.page.fill("#search", "0042")
+    assert opened.column("task-table", 0) == ["customer 0042 of the northern branch"]
+    assert opened.troubles == []
+    opened.context.close()
+
+
+def test_the_columns_shown_are_columns_of_the_table(document: dict[str, Any]):
+    made = {"run", "fit", "cpu_hours", "gpu_hours"}
+    assert set(document["trials"]) - made <= set(SCHEMAS["trials"].names)
+
+
+def test_report_prints_where_the_page_is_and_opens_it(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: bool(opened.append(address)) or len(opened) == 1)
+    assert main(["report", str(run)]) == 0
+    assert f"page: {run / 'report' / 'index.html'}" in capsys.readouterr().out
+    assert opened == []
+    assert main(["report", str(run), "--open"]) == 0
+    assert opened == [(run / "report" / "index.html").as_uri()]
+    assert "no browser" not in capsys.readouterr().err
+    assert main(["report", str(run), "--open"]) == 0
+    assert "no browser found" in capsys.readouterr().err
+    assert main(["report", "s3://bucket/run", "--open"]) == 2
+    assert "copy s3://bucket/run/report/index.html" in capsys.readouterr().err

@@ -1,0 +1,329 @@
+"""Files of a run on a local disk and in an object store: whole or not there, waited for, and never with a secret."""
+
+import errno
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from bora_sweep.cli import main
+from bora_sweep.config import load_config
+from bora_sweep.data.known_documents import read_documents, write_documents
+from bora_sweep.errors import InputError, redact
+from bora_sweep.runs import storage
+from bora_sweep.runs.folder import create_run
+from bora_sweep.runs.results import read_results, trial_rows, write_table
+from bora_sweep.runs.run_lock import DRIVER, driving
+from bora_sweep.runs.storage import (
+    StorageFullError,
+    exists,
+    folder_at,
+    listed,
+    read_bytes,
+    remove,
+    write_bytes,
+    write_whole,
+)
+from bora_sweep.train import fit as loop
+from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
+
+SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
+BUCKET = "s3://runs"
+
+
+class Store:
+    """An S3 server of this test's own on loopback, which can go away and come back."""
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self.make = ThreadedMotoServer
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        self.server = self.make(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
+@pytest.fixture(scope="module")
+def store():
+    pytest.importorskip("moto", reason="the S3 server of these tests is not installed: pip install 'bora-sweep[dev]'")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'bora-sweep[s3]'")
+    with pytest.MonkeyPatch.context() as patch:
+        made = Store()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{made.port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing-secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        folder_at(BUCKET).fs.mkdir("runs")
+        yield made
+        made.stop()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request, tmp_path):
+    if request.param == "disk":
+        return tmp_path / "runs"
+    request.getfixturevalue("store")
+    return folder_at(f"{BUCKET}/{tmp_path.name}")
+
+
+def test_files_come_back_as_they_were_written(place):
+    assert not exists(place / "a")
+    assert listed(place, "*") == []
+    write_bytes(place / "b", b"2")
+    write_bytes(place / "a", b"1")
+    write_bytes(place / "a", b"3")
+    assert [path.name for path in listed(place, "*")] == ["a", "b"]
+    assert read_bytes(place / "a") == b"3"
+    remove(place / "a")
+    remove(place / "a")
+    assert not exists(place / "a")
+    with pytest.raises(FileNotFoundError):
+        read_bytes(place / "a")
+
+
+def test_a_file_whose_writing_fails_is_what_it_was(place, monkeypatch):
+    write_bytes(place / "a", b"before")
+
+    def fail(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(storage, "PATIENCE", 0.0)
+    with pytest.raises(RuntimeError):
+        write_whole(place / "a", fail)
+    assert read_bytes(place / "a") == b"before"
+    assert [path.name for path in listed(place, "*")] == ["a"]
+
+
+def test_checkpoints_adapters_and_tables_live_on_either(place):
+    bank = torch.randn(3, 4)
+    for step in (1, 2, 3):
+        save_checkpoint(place / "trials" / "007", step, {"bank": bank + step}, {"step": step})
+    assert len(listed(place / "trials" / "007", "checkpoint-*")) == 2
+    tensors, state, _ = load_checkpoint(place / "trials" / "007")
+    assert (state["step"], torch.equal(tensors["bank"], bank + 3)) == (3, True)
+    save_adapters(place / "trials" / "007", {"mean_P": bank}, {"tasks": ["a"]})
+    assert torch.equal(load_adapters(place / "trials" / "007")[0]["mean_P"], bank)
+    write_table(place, "trials", "007", [{"status": "finished", "tau": 3.0}])
+    (row,) = trial_rows(place)
+    assert (row["trial_id"], row["tau"]) == ("007", 3.0)
+    assert read_results(str(place)).trials["run"].tolist() == [str(place)]
+    record = pd.DataFrame({"task": ["a"], "document_id": ["0"], "fingerprint": ["f"], "split": ["test"]})
+    write_documents(place, record.assign(loose_fingerprint="f", carried=False))
+    assert read_documents(folder_at(str(place)))["split"].tolist() == ["test"]
+
+
+def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
+    store, corpus_file, model_folder, tmp_path, capsys, monkeypatch
+):
+    saved = iter(range(100))
+
+    def save(*content) -> None:
+        if next(saved) == 1:
+            store.stop()
+            threading.Timer(2.0, store.start).start()
+        save_checkpoint(*content)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    run = f"{BUCKET}/fit-{tmp_path.name}"
+    code = main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert next(saved) > 1
+    assert main(["report", run]) == 0
+    assert exists(folder_at(run) / "report" / "report.md")
+    assert main(["fit", "--resume", f"output={run}"]) == 0
+    assert not exists(folder_at(run) / DRIVER)
+    local = tmp_path / "run"
+    assert main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={local}"]) == 0
+    remote, here = (read_results(place).document_scores["nll_nats"].tolist() for place in (run, local))
+    assert remote == here
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(store, tmp_path, monkeypatch):
+    path = folder_at(f"{BUCKET}/{tmp_path.name}") / "a"
+    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.5)
+    store.stop()
+    threading.Timer(2.0, store.start).start()
+    started = time.monotonic()
+    write_bytes(path, b"1")
+    assert time.monotonic() - started > 1.5
+    assert read_bytes(path) == b"1"
+
+
+@pytest.mark.parametrize(("away", "comes_back"), [(60.0, True), (storage.PATIENCE + 1, False)])
+def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, comes_back, monkeypatch):
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def ask() -> str:
+        if now < away:
+            raise ConnectionError("no route")
+        return "there"
+
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    place = folder_at("memory://run")
+    if comes_back:
+        assert storage.patiently(place, ask) == "there"
+        assert now < away + storage.LONGEST_PAUSE
+    else:
+        with pytest.raises(ConnectionError):
+            storage.patiently(place, ask)
+        assert now > storage.PATIENCE - 2 * storage.LONGEST_PAUSE
+
+
+def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(tmp_path, monkeypatch):
+    answers = iter([errno.ESTALE, errno.EIO, None])
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+    def work() -> str:
+        number = next(answers)
+        if number is not None:
+            raise OSError(number, "away")
+        return "there"
+
+    assert storage.patiently(tmp_path, work) == "there"
+    answers = iter([errno.EACCES, None])
+    with pytest.raises(OSError, match="away"):
+        storage.patiently(tmp_path, work)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_message_leaves_no_half_file_and_the_fit_goes_on(
+    full_disk, corpus_file, model_folder, tmp_path, capsys
+):
+    sources = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, "train.max_epochs=4"]
+    assert main(["fit", *sources, f"output={tmp_path / 'whole'}"]) == 0
+    capsys.readouterr()
+    ballast = full_disk / "ballast"
+    ballast.write_bytes(bytes(200_000))
+    run = full_disk / "run"
+    assert main(["fit", *sources, f"output={run}"]) == 1
+    said = capsys.readouterr().err
+    assert "no space left" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert not list(run.rglob("*.part"))
+    ballast.unlink()
+    assert main(["fit", "--resume", f"output={run}"]) == 0
+    whole, cut = (read_results(place).document_scores["nll_nats"].tolist() for place in (tmp_path / "whole", run))
+    assert whole == cut
+
+
+def test_whatever_a_library_calls_a_full_disk_has_one_name(tmp_path):
+    for error in (OSError(errno.ENOSPC, "x"), RuntimeError("I/O error: No space left on device (os error 28)")):
+
+        def fail(_: Path, error=error) -> None:
+            raise error
+
+        with pytest.raises(StorageFullError, match="no space left"):
+            write_whole(tmp_path / "a", fail)
+
+
+@pytest.mark.parametrize("address", ["s3://key:secret-word@bucket/run", "s3://bucket/run?X-Amz-Signature=abcdef0123"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(address):
+    with pytest.raises(InputError) as caught:
+        folder_at(address)
+    assert "***" in str(caught.value)
+    assert "secret-word" not in str(caught.value)
+    assert "abcdef0123" not in str(caught.value)
+
+
+def test_an_unknown_kind_of_storage_is_one_message():
+    with pytest.raises(InputError, match="nosuch://"):
+        folder_at("nosuch://bucket/run")
+
+
+def test_values_of_secrets_in_the_environment_are_not_said(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("SOME_TOKEN", "true")
+    said = redact("401 for hf_abcdefgh at https://me:pass@host/x?token=zzz&a=1; 0123456789abcdef; true")
+    assert said == "401 for *** at https://***@host/x?token=***&a=1; ***; true"
+
+
+def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
+    with driving(place):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), driving(place):
+            pass
+        assert exists(place / DRIVER)
+    assert not exists(place / DRIVER)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    own = {"host": socket.gethostname(), "pid": dead.pid, "alive_at": time.time()}
+    write_bytes(place / DRIVER, json.dumps(own).encode())
+    with driving(place):
+        pass
+    for host, age, refused in (("elsewhere", 5.0, True), ("elsewhere", 500.0, False)):
+        write_bytes(place / DRIVER, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
+        if refused:
+            with pytest.raises(InputError, match="elsewhere"), driving(place):
+                pass
+        else:
+            with driving(place):
+                pass
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "newer"])
+def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        if damage == "newer":
+            patch.setattr("bora_sweep.runs.results.FORMAT", 99)
+        write_table(tmp_path, "trials", "007", [{"status": "finished"}])
+    file = tmp_path / "results" / "trials" / "007.parquet"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-6] ^= 255
+    file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(InputError, match=r"007\.parquet") as caught:
+        read_results(tmp_path)
+    assert ("newer" if damage == "newer" else "damaged") in str(caught.value)
+
+
+def test_status_is_told_of_a_run_on_either(place, capsys):
+    create_run(load_config(), place)
+    ended = {
+        "status": "finished",
+        "method": "map",
+        "tau": 3.0,
+        "validation_perplexity": 9.0,
+        "lora_rank": 8,
+        "epochs": 2,
+    }
+    write_table(place, "trials", "001", [ended])
+    write_table(place, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
+    with driving(place, "sweep"):
+        assert main(["status", str(place)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"process {os.getpid()} on" in printed
+    assert "1 of 11 trials finished, 1 running, 9 waiting · best so far tau = 3, validation perplexity 9.00" in printed
+    assert re.search(r"002 5 \S+ running 1 0:00:\d\d ago", printed)

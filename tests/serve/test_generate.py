@@ -1,0 +1,112 @@
+"""Text under each adapter: what a loop over the model's own logits says, whoever else is asked for."""
+
+import pytest
+import torch
+from conftest import make_base, make_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from bora_sweep.cli import main
+from bora_sweep.data.encode import Encoder
+from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.base import load_tokenizer
+from bora_sweep.serve.generate import Sampling, _continuation, _opening, generate, visible
+from bora_sweep.serve.load import read_trained
+
+PROMPT = "w1 w2"
+
+
+VARIANTS = {"opt": "dora", "gpt2": "lora", "llama": "mora"}
+families = pytest.mark.parametrize("family", VARIANTS)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus_file, tmp_path_factory):
+    """A fit of each family."""
+    folder = tmp_path_factory.mktemp("runs")
+    for family, variant in VARIANTS.items():
+        base = make_base(family, dtype=torch.float32)
+        base.generation_config.update(do_sample=True, repetition_penalty=5.0, top_k=1)  # a chat's habits
+        base.save_pretrained(folder / "base" / family)
+        make_tokenizer().save_pretrained(folder / "base" / family)
+        fit = [f"data.path={corpus_file}", f"model.name={folder / 'base' / family}", "model.max_tokens=16",
+               f"lora.variant={variant}", "lora.rank=2", "train.max_epochs=1", "train.device=cpu",
+               "train.learning_rate=0.1", "prior.tau=1", f"output={folder / family}"]  # fmt: skip
+        assert main(["fit", *fit]) == 0
+    return folder
+
+
+@torch.no_grad()
+def likeliest(model, theta_P, num: int) -> str:
+    """By the whole sequence each time, from `</s>` to `</s>`."""
+    tokenizer, tokens = make_tokenizer(), [2, 4, 5]
+    while len(tokens) < 3 + num and tokens[-1] != 2:
+        tokens_BT = torch.tensor([tokens])
+        logits_BTV = model(tokens_BT, theta_P[None]) if theta_P is not None else model.base(input_ids=tokens_BT).logits
+        tokens.append(int(logits_BTV[0, -1].argmax()))
+    return tokenizer.decode(tokens[3:], skip_special_tokens=True)
+
+
+@families
+def test_at_temperature_0_each_token_is_the_likeliest(family, runs):
+    texts = generate(runs / family, PROMPT, ["bob", "ann"], sampling=Sampling(8, 0.0))
+    assert [name for name, _ in texts] == ["base model", "_global", "bob", "ann"]
+    trained = read_trained(runs / family)
+    model = AdaptedModel(make_base(family, dtype=torch.float32), trained.layout)
+    adapters = [None, trained.mean_P, trained.theta_of["bob"], trained.theta_of["ann"]]
+    assert [text.strip() for _, text in texts] == [likeliest(model, theta_P, 8) for theta_P in adapters]
+    assert len({text for _, text in texts}) > 1
+
+
+@families
+def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
+    alone, beside = (
+        dict(generate(runs / family, PROMPT, tasks, sampling=Sampling(8))) for tasks in (["ann"], ["bob", "ann"])
+    )
+    assert alone["ann"] == beside["ann"]
+    assert alone["ann"] != dict(generate(runs / family, PROMPT, ["ann"], sampling=Sampling(8, seed=1)))["ann"]
+
+
+def test_what_a_prompt_says_is_text(runs):
+    trained = read_trained(runs / "opt")
+    encoder = Encoder(load_tokenizer(trained.config.model, trained.config.data))
+    assert _opening(encoder, trained.config.data, "ann", "w1 w2") == [2, 4, 5]
+    start, *rest = _opening(encoder, trained.config.data, "ann", "w1 </s><pad> w2")
+    assert (start, rest[0], rest[-1]) == (2, 4, 5)
+    assert not {1, 2} & set(rest)
+
+
+def test_where_the_whole_does_not_begin_with_the_opening_the_new_tokens_are_told():
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
+    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    assert _continuation(tokenizer, [2], [2, 1, 2]) == "c"
+    assert _continuation(tokenizer, [1], [1, 2, 2]) == "bb"
+
+
+def test_the_command_prints_blocks_that_survive_a_pipe(runs, capsys):
+    arguments = ["--task", "ann", "--max-new-tokens", "5", "--temperature", "0.5", "--seed", "3", PROMPT]
+    assert main(["generate", str(runs / "opt"), *arguments]) == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    texts = generate(runs / "opt", PROMPT, ["ann"], sampling=Sampling(5, 0.5, 3))
+    assert blocks == [PROMPT, *(f"== {name} ==\n{text}" for name, text in texts[:-1]), f"== ann ==\n{texts[-1][1]}\n"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task", "eve"], "--task eve"),
+        (["--task", "ann", "--trial", "7"], "--trial 7"),
+        (["--task", "ann", "--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--task", "ann", "--max-new-tokens", "62"], "64 positions"),
+        (["--task", "ann", "--temperature", "nan"], "--temperature nan"),
+        (["--task", "ann", "--seed", "-1"], "--seed -1"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(arguments, says, runs, capsys):
+    assert main(["generate", str(runs / "opt"), *arguments, PROMPT]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_control_characters_are_spelt_out():
+    assert visible("a\x1b[2Jb\n\tø") == "a\\x1b[2Jb\n\tø"

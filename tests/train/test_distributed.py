@@ -1,0 +1,226 @@
+"""Two processes that make one fit make the fit that one process makes, in float64; all on the CPU, by Gloo."""
+
+import faulthandler
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_base, make_corpus
+from torch import multiprocessing
+from torch.distributed import FileStore
+
+from bora_sweep.config import Config, load_config
+from bora_sweep.errors import InputError
+from bora_sweep.process import Interrupted
+from bora_sweep.runs.results import read_results
+from bora_sweep.train import evaluate
+from bora_sweep.train import fit as loop
+from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed.shard import Share, even_blocks
+from bora_sweep.train.fit import fit
+from bora_sweep.trials.path import run_path
+from bora_sweep.trials.trial import Trial, run_trial
+
+SETTINGS = [
+    "lora.rank=2", "train.device=cpu", "train.batch_size=5", "train.max_epochs=5", "train.learning_rate=0.03",
+    "train.patience=2",
+]  # fmt: skip
+FITS = {
+    "tau 0": ["prior.tau=0"],
+    "tau 10": ["prior.tau=10"],
+    "tau inf": ["prior.tau=inf"],
+    "centered": ["prior.tau=10", "prior.parametrization=centered", "train.solver=adamw"],
+    "mean": ["prior.tau=10", "train.global_update=mean", "train.task_weights=tasks", "train.micro_batch_size=2"],
+    "pfedme": ["prior.tau=10", "method=pfedme", "prior.groups=matrix", "prior.group_scales={B: 3}"],
+    "vi": ["prior.tau=10", "method=vi"],
+}
+SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
+PATIENCE = 300.0  # seconds for all that the two do
+CUT = 7  # steps after which a fit is cut off: within its second epoch
+
+
+def config_of(*settings: str, workers: int = 1) -> Config:
+    return load_config([*SETTINGS, f"ray.workers_per_trial={workers}", *settings])
+
+
+def found(done) -> dict:
+    """What must not depend on how many processes made a fit."""
+    curve = [{k: v for k, v in row.items() if k != "seconds"} for row in done.state.curve]
+    return {
+        "curve": [{k: v for k, v in row.items() if k not in ("nll_nats", "log_prior")} for row in curve],
+        "nats": np.array([(row["nll_nats"], row["log_prior"]) for row in curve]),
+        "best_epochs": done.state.best_epochs,
+        "stopped_by": done.stopped_by,
+        "scores": np.concatenate(list(done.nll_nats.values())),
+        "mean_P": done.mean_P.numpy(),
+        "theta_KP": done.theta_KP.numpy(),
+    }
+
+
+def cut_off(config: Config, folder, rank: int = 0) -> None:
+    """Begin a fit, and have the last process asked to stop after some steps: all are to write where they stand."""
+    calls = iter(range(1000))
+
+    def pulse() -> None:
+        if rank == config.ray.workers_per_trial - 1 and next(calls) == CUT + 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(config, make_corpus(SIZES), make_base(), folder, pulse=pulse)
+
+
+def score_little(trainers, batch, score=evaluate.score, limit: int = 2):
+    """`score` on a device that holds few rows."""
+    if len(batch.task_B) > limit:
+        raise torch.OutOfMemoryError
+    return score(trainers, batch)
+
+
+def work(rank: int, folder) -> None:
+    """All that two processes do in this file's tests: starting them takes longer than what they do."""
+    faulthandler.dump_traceback_later(PATIENCE - 20)  # where it stands, should it wait in vain
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    ranks.meet(FileStore(str(folder / "store"), 2), rank, 2)  # a port chosen here may be another's by then
+    corpus, results = make_corpus(SIZES), {}
+    own = folder / f"rank{rank}"  # no process but the first is to look at the run's folder
+    whole = folder if rank == 0 else own
+
+    def fit_of(*settings, at=None):
+        return fit(config_of(*settings, workers=2), corpus, make_base(), at)
+
+    for parallel in ("tasks", "data"):
+        for name, settings in FITS.items():
+            results[parallel, name] = found(fit_of(*settings, f"train.parallel={parallel}"))
+        for name in ("tau 10", "tau 0"):
+            results[parallel, name, "1 to 2"] = found(
+                fit_of(*FITS[name], f"train.parallel={parallel}", at=whole / f"one {name} {parallel}")
+            )
+            cut_off(
+                config_of(*FITS[name], f"train.parallel={parallel}", workers=2), whole / f"two {name} {parallel}", rank
+            )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (evaluate, loop) if rank == 1 else ():
+            patch.setattr(module, "score", score_little)
+        done = fit_of("prior.tau=10")
+    results["memory"] = {**found(done), "micro_batch_size": done.state.micro_batch_size}
+    results["held"] = Share(config_of("prior.tau=10", workers=2), corpus).num_tasks
+    try:
+        fit(config_of("prior.tau=10"), corpus, make_base())
+    except InputError as error:
+        results["refused"] = str(error)
+    run_trial(Trial("one", config_of("prior.tau=10", workers=2)), corpus, make_base, own)
+    path = config_of("search.mode=path", "search.num_trials=3", "search.tau_high=1e3", workers=2)
+    rows = run_path(path, corpus, make_base, own, "path")
+    results["path"] = [(row["tau"], row["test_nll_nats"], row["started_from"]) for row in rows]
+    results["wrote"] = own.exists()
+    torch.save(results, folder / f"{rank}.pt")
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple:
+    """What the two found, and the folder that the first of them wrote."""
+    folder = tmp_path_factory.mktemp("parallel")
+    for parallel in ("tasks", "data"):
+        for name in ("tau 10", "tau 0"):
+            cut_off(config_of(*FITS[name], f"train.parallel={parallel}"), folder / f"one {name} {parallel}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads of two processes that wait for each other would take turns
+        started = multiprocessing.start_processes(work, (folder,), 2, join=False, start_method="spawn")
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not started.join(timeout=1):
+            assert time.monotonic() < deadline, "the processes wait for each other"
+    finally:
+        for process in started.processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], folder
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    """The same fits, each by one process."""
+    return {name: found(fit(config_of(*settings), make_corpus(SIZES), make_base())) for name, settings in FITS.items()}
+
+
+def assert_same(one: dict, other: dict, banks: bool = True) -> None:
+    assert one["curve"] == other["curve"]
+    assert (one["best_epochs"], one["stopped_by"]) == (other["best_epochs"], other["stopped_by"])
+    for name in ("nats", "scores", "mean_P", *(["theta_KP"] if banks else [])):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("parallel", ["tasks", "data"])
+@pytest.mark.parametrize("name", FITS)
+def test_two_processes_make_the_fit_of_one(made, alone, name, parallel):
+    """Both know the same of it; but the tasks' banks lie whole in the first alone."""
+    first, second = (results[parallel, name] for results in made[0])
+    assert_same(first, alone[name])
+    assert_same(second, alone[name], banks=False)
+    assert len(first["curve"]) > 3
+    shared = parallel == "tasks" and name not in ("tau inf", "vi")
+    assert len(second["theta_KP"]) == (made[0][1]["held"] if shared else len(SIZES))
+
+
+@pytest.mark.parametrize("parallel", ["tasks", "data"])
+@pytest.mark.parametrize("name", ["tau 10", "tau 0"])
+def test_a_fit_goes_on_with_more_or_fewer_processes_than_began_it(made, alone, name, parallel):
+    results, folder = made
+    assert_same(results[0][parallel, name, "1 to 2"], alone[name])
+    left = folder / f"two {name} {parallel}"
+    assert list(left.glob("checkpoint-*"))
+    assert_same(found(fit(config_of(*FITS[name]), make_corpus(SIZES), make_base(), left)), alone[name])
+
+
+def test_where_one_runs_out_of_memory_all_take_fewer_rows(made, alone):
+    for results in made[0]:
+        assert results["memory"]["micro_batch_size"] in (1, 2)
+        assert_same(results["memory"], alone["tau 10"], banks=False)
+
+
+def test_the_first_alone_touches_the_runs_folder_and_all_walk_the_same_path(made, tmp_path):
+    (first, second), folder = made
+    assert first["wrote"]
+    assert not second["wrote"]
+    rows = read_results(folder / "rank0").trials.set_index("trial_id")
+    assert rows["status"].eq("finished").all()
+    assert not list((folder / "rank0").glob("trials/*/checkpoint-*"))
+    config = config_of("search.mode=path", "search.num_trials=3", "search.tau_high=1e3")
+    path = run_path(config, make_corpus(SIZES), make_base, tmp_path, "path")
+    for found_path in (first["path"], second["path"]):
+        for row, (tau, nats, start) in zip(path, found_path, strict=True):
+            assert (row["tau"], row["started_from"]) == (pytest.approx(tau), start)
+            assert row["test_nll_nats"] == pytest.approx(nats, rel=1e-9)
+    assert len(rows) == len(path) + 1
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(made):
+    for results in made[0]:
+        assert "set ray.workers_per_trial=2" in results["refused"]
+    with pytest.raises(InputError, match=r"ray\.workers_per_trial=3: .* started for the fit is 1"):
+        fit(config_of(workers=3), make_corpus(SIZES), make_base())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["search.pack=2"], ["train.precision=fp16"], ["ray.gpus_per_trial=0.5"]],
+    ids=lambda settings: settings[0],
+)
+def test_what_several_processes_cannot_do_is_refused(settings):
+    with pytest.raises(InputError, match=r"ray\.workers_per_trial=2"):
+        config_of(*settings, workers=2)
+
+
+def test_blocks_of_tasks_are_even_and_none_is_empty():
+    assert even_blocks(np.ones(8), 4) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+    assert even_blocks(np.array([9, 1, 1, 1]), 3) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    assert even_blocks(np.array([1, 1, 1, 9]), 3) == [slice(0, 2), slice(2, 3), slice(3, 4)]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        weight_K = rng.integers(1, 100, rng.integers(3, 12))
+        blocks = even_blocks(weight_K, 3)
+        assert [n for block in blocks for n in range(block.start, block.stop)] == list(range(len(weight_K)))
+        assert all(block.stop > block.start for block in blocks)
+        assert max(weight_K[block].sum() for block in blocks) <= weight_K.sum() / 3 + weight_K.max()

@@ -1,0 +1,84 @@
+"""Python imports this at its start where its folder is on PYTHONPATH: training steps then pause, fail, hang or die.
+
+FAULTS is JSON: `pause`, seconds before each step; `raise`, `hang`, `die`: values of tau whose steps do so; `eat`:
+[tau, n, bytes], whose steps with more than n documents in a forward pass take memory until they have so much; `reset`:
+[tau, file], a value of tau at whose start in a warm worker that one dies, the first time; the file says that it did.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
+
+
+class Finder(MetaPathFinder):
+    def __init__(self, name, bend) -> None:
+        self.name, self.bend = name, bend
+
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_bend(module) -> None:
+            load(module)
+            self.bend(module)
+
+        spec.loader.exec_module = load_and_bend
+        return spec
+
+
+def bend_loop(module) -> None:
+    module.step = bent(module.step)
+    module.CHECKPOINT_SECONDS = 0.0  # after each epoch there is one to go on from
+
+
+def bend_trainable(module) -> None:
+    tau, file = FAULTS["reset"]
+    reset = module.FunctionTrainable.reset_config
+
+    def faulty(self, new_config):
+        if new_config["fits"][0]["point"]["tau"] == tau and not os.path.exists(file):
+            open(file, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reset(self, new_config)
+
+    module.FunctionTrainable.reset_config = faulty
+
+
+def bent(step):
+    def faulty(trainers, *rest):
+        tau = trainers[0].config.prior.tau
+        time.sleep(FAULTS.get("pause", 0.0))
+        if tau in FAULTS.get("raise", []):
+            raise RuntimeError(f"no luck at {tau}")
+        if tau in FAULTS.get("hang", []):
+            time.sleep(3600)
+        if tau in FAULTS.get("die", []):  # as the kernel ends what takes too much memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        if tau in FAULTS.get("eat", [])[:1]:
+            eat(trainers[0].micro_batch_size, *FAULTS["eat"][1:])
+        return step(trainers, *rest)
+
+    return faulty
+
+
+def eat(rows: int, most: int, num_bytes: int) -> None:
+    taken = []
+    while rows > most and sum(map(len, taken)) < num_bytes:
+        taken.append(bytearray(os.urandom(1)) * (1 << 27))
+        time.sleep(0.05)
+    if taken:
+        time.sleep(5)
+
+
+sys.meta_path.insert(0, Finder("bora_sweep.train.fit", bend_loop))
+if "reset" in FAULTS:
+    sys.meta_path.insert(0, Finder("ray.tune.trainable.function_trainable", bend_trainable))
