@@ -277,13 +277,13 @@ def fits() -> None:
     def resumed() -> float:
         beats = iter(range(10**6))
 
-        def pulse() -> None:
+        def check_stop() -> None:
             if next(beats) == 12:
                 raise Interrupted
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                run(plain, folder=Path(folder), pulse=pulse)
+                run(plain, folder=Path(folder), check_stop=check_stop)
             except Interrupted:
                 return (run(plain, folder=Path(folder)).theta_KP - run(plain).theta_KP).abs().max().item()
         raise AssertionError("not interrupted")

@@ -20,7 +20,7 @@ from timing import Step, interleaved, peak_memory_gib, release
 from bora_sweep.config import Config, TrainConfig, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.fit import Slot, fit, fit_pack, step
+from bora_sweep.train.fit import FitSpec, fit, fit_pack, step
 from bora_sweep.train.make_trainer import make_trainer
 
 SIZES = (1, 2, 4, 8, 16)
@@ -65,7 +65,7 @@ def apart() -> float:
     base = geometry.base(torch.device("cpu"), torch.float64)
     shared = config_of(geometry, batch_size=8, max_epochs=2, device="cpu")
     configs = [with_values(shared, prior={"tau": tau}) for tau in TAUS]
-    packed = dict(fit_pack([Slot(config) for config in configs], corpus, base))
+    packed = dict(fit_pack([FitSpec(config) for config in configs], corpus, base))
     alone = [fit(config, corpus, base) for config in configs]
     return max((packed[i].theta_KP - solo.theta_KP).abs().max().item() for i, solo in enumerate(alone))
 

@@ -220,23 +220,27 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
 
 def figures(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: int) -> dict[str, Any]:
     """All that the page and the JSON say."""
-    took, slots, warm = clock.seconds(), sum(part.is_first for part in parts), [p for p in parts if not p.is_first]
+    took, specs, warm = (
+        clock.seconds(),
+        sum(part.is_first for part in parts),
+        [p for p in parts if not p.is_first],
+    )
     train, fitting = sum(part.train for part in parts), sum(part.fitting for part in parts)
     cold = alone["import"] + alone["read and tokenise"] + alone["load the base"]
     command = sum(took[name] for name in ("import", "read and tokenise", "sweep", "report"))
     return {
         "trials": len(parts),
-        "slots": slots,
+        "slots": specs,
         "epochs": epochs,
         "train_seconds_per_trial": train / len(parts),
         "wall_seconds": took["sweep"],
-        "wall_over_fitting": took["sweep"] * slots / fitting,
-        "wall_over_training": took["sweep"] * slots / train,
-        "command_over_fitting": command * slots / fitting,
+        "wall_over_fitting": took["sweep"] * specs / fitting,
+        "wall_over_training": took["sweep"] * specs / train,
+        "command_over_fitting": command * specs / fitting,
         "warm_trial_seconds": statistics.mean(part.wait for part in warm),
         "warm_trial_seconds_with_epochs": statistics.mean(part.wait + part.rest for part in warm),
         "cold_trial_seconds": cold,
-        "saved_seconds": cold * (len(parts) - slots) / slots,
+        "saved_seconds": cold * (len(parts) - specs) / specs,
         "slot_seconds": account(clock, parts, alone, epochs),
         "alone_seconds": alone,
         "command_seconds": took,

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from bora_sweep.config import Setting
-from bora_sweep.launch import begin_fit, begin_sweep, held, processes, run_all, run_fit
+from bora_sweep.launch import claim_run, prepare_fit, prepare_sweep, processes, run_fit, run_prepared_sweep
 from bora_sweep.runs.results import Results, read_results
 
 
@@ -32,13 +32,13 @@ def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections
         KeyboardInterrupt: Ctrl-C, or SIGTERM; a checkpoint was written, and `resume=True` goes on from it.
     """
     asked = _all(settings, sections)
-    with processes(asked, resume) as is_first:
-        console = _console(quiet or not is_first)
-        begun = begin_fit(asked, resume, console)
-        if not is_first:
+    with processes(asked, resume) as is_rank_zero:
+        console = _console(quiet or not is_rank_zero)
+        begun = prepare_fit(asked, resume, console)
+        if not is_rank_zero:
             run_fit(begun, console)
         else:
-            with held(begun, "fit"):
+            with claim_run(begun, "fit"):
                 run_fit(begun, console)
     return read_results(begun.run)
 
@@ -66,9 +66,9 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
         KeyboardInterrupt: Ctrl-C, or SIGTERM; what finished is kept, and `resume=True` goes on.
     """
     console = _console(quiet)
-    begun = begin_sweep(_all(settings, sections), resume, console)
-    with held(begun, "sweep"):
-        ended = run_all(begun, console)
+    begun = prepare_sweep(_all(settings, sections), resume, console)
+    with claim_run(begun, "sweep"):
+        ended = run_prepared_sweep(begun, console)
     if not ended:
         raise KeyboardInterrupt
     return read_results(begun.run)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bora_sweep.config import is_setting, load_config
-from bora_sweep.errors import InputError, one_line, redact
+from bora_sweep.errors import InputError, one_line, plural, redact
 from bora_sweep.runs.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -33,21 +33,21 @@ def fit(parsed: argparse.Namespace) -> int:
     """One fit."""
     from bora_sweep.launch import processes
 
-    with processes(parsed.settings, parsed.resume) as is_first:
-        err.quiet = out.quiet = not is_first
-        return _fit(parsed, is_first)
+    with processes(parsed.settings, parsed.resume) as is_rank_zero:
+        err.quiet = out.quiet = not is_rank_zero
+        return _fit(parsed, is_rank_zero)
 
 
-def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
-    from bora_sweep.launch import begin_fit, held, run_fit
+def _fit(parsed: argparse.Namespace, is_rank_zero: bool) -> int:
+    from bora_sweep.launch import claim_run, prepare_fit, run_fit
 
-    begun = begin_fit(parsed.settings, parsed.resume, err)
-    if not is_first:
+    begun = prepare_fit(parsed.settings, parsed.resume, err)
+    if not is_rank_zero:
         run_fit(begun, err)
         return DONE
 
     def work() -> int:
-        with held(begun, "fit"):
+        with claim_run(begun, "fit"):
             row = run_fit(begun, err)
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
@@ -60,15 +60,15 @@ def _fit(parsed: argparse.Namespace, is_first: bool) -> int:
 
 def sweep(parsed: argparse.Namespace) -> int:
     """Many fits on Ray, and a report of them."""
-    from bora_sweep.launch import begin_sweep, held, run_all
+    from bora_sweep.launch import claim_run, prepare_sweep, run_prepared_sweep
     from bora_sweep.report import write_report
     from bora_sweep.runs.results import trial_rows
 
-    begun = begin_sweep(parsed.settings, parsed.resume, err)
+    begun = prepare_sweep(parsed.settings, parsed.resume, err)
 
     def work() -> int:
-        with held(begun, "sweep"):
-            ended = run_all(begun, err)
+        with claim_run(begun, "sweep"):
+            ended = run_prepared_sweep(begun, err)
             rows = trial_rows(begun.run)
             failed = [row for row in rows if row["status"] == "failed"]
             for row in failed:
@@ -87,13 +87,13 @@ def sweep(parsed: argparse.Namespace) -> int:
 
 def status(parsed: argparse.Namespace) -> int:
     """How a run stands; with `--watch`, again and again until nobody works on it."""
-    from bora_sweep.tune.status import render, standing
+    from bora_sweep.tune.status import render, run_status
 
     if parsed.watch is not None and not 0 < parsed.watch < float("inf"):
         raise InputError(f"--watch {parsed.watch:g}: need a finite number of seconds above 0")
     run = folder_at(parsed.run)
     while True:
-        stands = standing(run)
+        stands = run_status(run)
         if parsed.watch is not None:
             out.clear()  # in a terminal alone
         out.print(render(stands))
@@ -120,12 +120,11 @@ def report(parsed: argparse.Namespace) -> int:
 
 def export(parsed: argparse.Namespace) -> int:
     """Adapters in folders that PEFT loads."""
-    from bora_sweep.errors import counted
     from bora_sweep.serve.export import export as write_folders
 
     folders = write_folders(parsed.run, parsed.out, parsed.trial, parsed.task, merge=parsed.merge)
     what = "full models" if parsed.merge else "adapters"
-    out.print(f"{escape(parsed.out)}: {what} of _global and {counted(len(folders), 'task')}, named in tasks.json")
+    out.print(f"{escape(parsed.out)}: {what} of _global and {plural(len(folders), 'task')}, named in tasks.json")
     return DONE
 
 

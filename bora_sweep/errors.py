@@ -31,6 +31,6 @@ def redact(text: str) -> str:
     return IN_QUERY.sub(r"\1=***", IN_ADDRESS.sub("***", text))
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """`1 task`, `1,200 tasks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import Config, Setting, said
+from bora_sweep.config import Config, Setting, explicit_settings
 from bora_sweep.errors import InputError
-from bora_sweep.process import noting_signals, uncollected
+from bora_sweep.process import defer_signals, gc_paused
 from bora_sweep.runs.folder import create_run, new_run, reopen_run
-from bora_sweep.runs.run_lock import driving
+from bora_sweep.runs.run_lock import run_lock
 from bora_sweep.runs.storage import Folder, exists
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ USED_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
 
 
 @dataclass(frozen=True)
-class Begun:
+class PreparedRun:
     """A run that may begin, or go on."""
 
     config: Config
@@ -75,33 +75,35 @@ def processes(settings: Sequence[Setting], resume: bool) -> Iterator[bool]:
     Raises:
         InputError: The environment tells of processes that the fit does not ask for, or that are not there.
     """
-    from bora_sweep.train.distributed import process_group as ranks
+    from bora_sweep.train.distributed import process_group
 
-    rank, count = ranks.launched()
+    rank, count = process_group.launcher_rank()
     if count > 1 and (rank == 0 or not resume):  # the first alone is sure to see the run's folder
         config, _ = (reopen_run if resume else new_run)(settings, "fit")
-        ranks.refuse_stale(config.ray.workers_per_trial)
-    with ranks.together():
-        yield ranks.is_first()
+        process_group.check_launcher(config.ray.workers_per_trial)
+    with process_group.joined_processes():
+        yield process_group.is_rank_zero()
 
 
-def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Begun:
+def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
     """Read the corpus, and refuse a model or settings that the fit could not use.
 
     Raises:
         InputError: The input is wrong.
     """
     from bora_sweep.train.device import refuse_other_count
-    from bora_sweep.train.distributed import process_group as ranks
+    from bora_sweep.train.distributed import process_group
 
-    config, run = ranks.first(lambda: open_run(settings, "fit", resume, console))
-    given = said(settings)
+    config, run = process_group.from_rank_zero(lambda: open_run(settings, "fit", resume, console))
+    given = explicit_settings(settings)
     ignored = [f"{part}.{name}" for part, used in USED_BY_A_FIT.items() for name in {*given.get(part, {})} - used]
     if ignored:
         console.print(f"[yellow]note:[/] a fit ignores these settings of a sweep: {', '.join(sorted(ignored))}")
     refuse_other_count(config)
-    if ranks.count() > 1:
-        console.print(f"one fit by {ranks.count()} processes, as the environment has it: {ranks.told()}")
+    if process_group.count() > 1:
+        console.print(
+            f"one fit by {process_group.count()} processes, as the environment has it: {process_group.launcher_variables()}"
+        )
     if config.method not in FITTED:
         raise InputError(
             f"method={config.method}: begins with another trial's adapters; search.baselines of a sweep has it"
@@ -110,10 +112,10 @@ def begin_fit(settings: Sequence[Setting], resume: bool, console: Console) -> Be
     corpus, tokenized, record = _tokenized(config, run, resume, console)
     groups = [] if resume else _check_model(config, tokenized, console)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
-    return Begun(config, run, tokenized, groups, record, fingerprints, resume)
+    return PreparedRun(config, run, tokenized, groups, record, fingerprints, resume)
 
 
-def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
+def run_fit(begun: PreparedRun, console: Console) -> dict[str, Any]:
     """Fit; how it goes is shown on `console`.
 
     Returns:
@@ -131,17 +133,17 @@ def run_fit(begun: Begun, console: Console) -> dict[str, Any]:
     def say_stopping() -> None:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
-    with noting_signals(say_stopping) as pulse, FitProgress(config.train.max_epochs, console) as bar:
-        return run_trial(Trial("fit", config), begun.corpus, base, begun.run, bar.on_step, bar.on_epoch, pulse)
+    with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
+        return run_trial(Trial("fit", config), begun.corpus, base, begun.run, bar.on_step, bar.on_epoch, check_stop)
 
 
-def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> Begun:
+def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
     """Read the corpus, and refuse a model or settings that no trial could use.
 
     Raises:
         InputError: The input is wrong.
     """
-    from bora_sweep.tune.ray_folder import refuse_no_place
+    from bora_sweep.tune.ray_folder import check_ray_folder
 
     config, run = open_run(settings, "sweep", resume, console)
     if config.init_from is not None:
@@ -149,22 +151,22 @@ def begin_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> 
             f"init_from={config.init_from}: only fit begins with adapters; a sweep compares fits that know nothing of "
             "the data but their own training: drop it"
         )
-    given = said(settings)
+    given = explicit_settings(settings)
     if "tau" in given.get("prior", {}):
         raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
     if "method" in given:
         raise InputError("method: a sweep is of MAP fits and search.baselines; name it there, or use fit")
     _check_tracking(config, run)
     if config.ray.address is None:
-        refuse_no_place()
+        check_ray_folder()
     corpus, tokenized, record = _tokenized(config, run, resume, console)
     groups = _check_model(config, tokenized, console)
     _try_small_model(config, tokenized)
     fingerprints = _fingerprints(config, run, corpus, tokenized, resume, console)
-    return Begun(config, run, tokenized, groups, record, fingerprints, resume)
+    return PreparedRun(config, run, tokenized, groups, record, fingerprints, resume)
 
 
-def run_all(begun: Begun, console: Console) -> bool:
+def run_prepared_sweep(begun: PreparedRun, console: Console) -> bool:
     """Fit every trial of a sweep; False where it was interrupted."""
     from bora_sweep.tune import run_sweep
 
@@ -172,7 +174,7 @@ def run_all(begun: Begun, console: Console) -> bool:
 
 
 @contextmanager
-def held(begun: Begun, command: str) -> Iterator[None]:
+def claim_run(begun: PreparedRun, command: str) -> Iterator[None]:
     """Within, this process alone works on the run, whose folder and configuration are there.
 
     Raises:
@@ -181,7 +183,7 @@ def held(begun: Begun, command: str) -> Iterator[None]:
     from bora_sweep.data.known_documents import write_documents
     from bora_sweep.trials.fingerprints import write_fingerprints
 
-    with driving(begun.run, command):
+    with run_lock(begun.run, command):
         if not begun.resumed and exists(begun.run / "config.yaml"):  # another process began it meanwhile
             raise InputError(f"output={begun.run}: holds a run by now, begun by another process; give another output")
         if begun.record is not None:
@@ -195,11 +197,11 @@ def _fingerprints(
     config: Config, run: Folder, corpus: "Corpus", tokenized: "TokenizedCorpus", resume: bool, console: Console
 ) -> "Fingerprints":
     """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
-    from bora_sweep.train.distributed.process_group import first
+    from bora_sweep.train.distributed.process_group import from_rank_zero
     from bora_sweep.trials.fingerprints import fingerprints_of, read_fingerprints, refuse_other
 
     now = fingerprints_of(config, corpus, tokenized)
-    before = first(lambda: read_fingerprints(run) if resume else now)
+    before = from_rank_zero(lambda: read_fingerprints(run) if resume else now)
     if before is None:
         kept = "begun by a release that did not note its data and model: whether they are the same is not known"
         console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
@@ -212,7 +214,7 @@ def _tokenized(
     config: Config, run: Folder, resume: bool, console: Console
 ) -> tuple["Corpus", "TokenizedCorpus", "pd.DataFrame | None"]:
     """The corpus, its tokens, and the record of its documents unless the run has one."""
-    with uncollected():
+    with gc_paused():
         from bora_sweep.data.corpus import load_corpus
         from bora_sweep.data.known_documents import DOCUMENTS, records_of
         from bora_sweep.data.tokens import remarks, tokenize_for

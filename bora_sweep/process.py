@@ -11,7 +11,7 @@ from importlib import import_module
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Within, Python does not look for garbage.
 
     torch and Transformers make some hundred thousand objects when they are imported, all of which stay: to go through
@@ -66,7 +66,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def noting_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
+def defer_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
     """Within, Ctrl-C and SIGTERM (a spot machine's notice) are noted; a second one, later, interrupts at once.
 
     Args:
@@ -86,17 +86,17 @@ def noting_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[Cal
         noted_at = time.monotonic()
         on_signal()
 
-    def pulse() -> None:
+    def check_stop() -> None:
         if noted_at is not None:
             raise Interrupted
 
     try:
         before = {number: signal.signal(number, note) for number in SIGNALS}
     except ValueError:  # not in the main thread, where signals do not arrive
-        yield pulse
+        yield check_stop
         return
     try:
-        yield pulse
+        yield check_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

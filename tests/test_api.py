@@ -14,7 +14,7 @@ from made_up_runs import write_run
 import bora_sweep
 from bora_sweep.cli import main
 from bora_sweep.config import load_config, with_values
-from bora_sweep.runs.run_lock import driving
+from bora_sweep.runs.run_lock import run_lock
 
 TRAIN = {"max_epochs": 2, "device": "cpu", "learning_rate": 0.02}
 
@@ -95,7 +95,7 @@ def test_wrong_settings_are_an_input_error(settings, sections, says, tmp_path):
 
 
 def test_a_run_that_another_works_on_is_left_alone(sections, tmp_path):
-    with driving(tmp_path, "fit"), pytest.raises(bora_sweep.InputError, match="driven by process"):
+    with run_lock(tmp_path, "fit"), pytest.raises(bora_sweep.InputError, match="driven by process"):
         bora_sweep.fit(**sections, output=tmp_path)
 
 

@@ -18,10 +18,10 @@ from bora_sweep.config import load_config
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import read_results, trial_rows
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 from bora_sweep.train.fit import fit
 from bora_sweep.tune.ray_folder import SOCKET, keep_secret, ray_folder, refuse_shadows
-from bora_sweep.tune.tuner import _mark_dead, known_trials
+from bora_sweep.tune.tuner import _mark_dead, finished_points
 
 LEFT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 OF_ACCELERATE = {
@@ -82,10 +82,10 @@ def test_a_launcher_that_is_not_there_is_named_and_not_waited_for(
 def test_those_that_were_started_and_do_not_come_are_waited_for_a_while(monkeypatch):
     for name, value in (LEFT | {"MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks, "MEETING", ranks.timedelta(seconds=1))
-    with pytest.raises(ranks.InputError, match="2 processes did not meet"), ranks.together():
+    monkeypatch.setattr(process_group, "MEETING", process_group.timedelta(seconds=1))
+    with pytest.raises(process_group.InputError, match="2 processes did not meet"), process_group.joined_processes():
         pass
-    assert ranks.count() == 1
+    assert process_group.count() == 1
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_trial_whose_worker_died_before_its_first_row_has_failed(run, capsys):
     _mark_dead(run, config, params, RuntimeError("The actor died"))
     (row,) = trial_rows(run)
     assert (row["status"], row["error"], row["tau"]) == ("failed", "RuntimeError: The actor died", 10.0)
-    assert not known_trials(run)["003"].finished
+    assert not finished_points(run)["003"].finished
     assert len(read_results(run).trials) == 1
     assert main(["status", str(run)]) == 0
     assert main(["report", str(run)]) == 2
@@ -119,7 +119,10 @@ def test_ray_is_given_a_folder_in_which_its_sockets_can_be(named, monkeypatch, t
     for place in (tmp_path / ("a" * (108 - len(SOCKET))), "/proc", tmp_path / "a file", "/dev/full"):
         monkeypatch.setenv(named, str(place))
         if named == "RAY_TMPDIR":
-            with pytest.raises(ranks.InputError, match=r"RAY_TMPDIR=/.*Ray cannot keep its files there"), ray_folder():
+            with (
+                pytest.raises(process_group.InputError, match=r"RAY_TMPDIR=/.*Ray cannot keep its files there"),
+                ray_folder(),
+            ):
                 pass
             continue
         with ray_folder() as folder:
@@ -145,7 +148,9 @@ def test_files_that_workers_would_import_in_place_of_modules_are_named(monkeypat
     (tmp_path / "speeches.py").write_text("")
     refuse_shadows()
     (tmp_path / "random.py").write_text("raise RuntimeError")
-    with pytest.raises(ranks.InputError, match=r"/random\.py: Ray's workers would import it in place of .*rename it"):
+    with pytest.raises(
+        process_group.InputError, match=r"/random\.py: Ray's workers would import it in place of .*rename it"
+    ):
         refuse_shadows()
 
 

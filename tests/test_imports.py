@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bora_sweep.process import uncollected
+from bora_sweep.process import gc_paused
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
@@ -55,7 +55,7 @@ def test_training_runs_where_ray_and_optuna_are_not_installed():
 def test_garbage_is_looked_for_after_large_imports_if_it_was_before(was_enabled):
     (gc.enable if was_enabled else gc.disable)()
     try:
-        with suppress(ImportError), uncollected():
+        with suppress(ImportError), gc_paused():
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() == was_enabled

@@ -6,7 +6,7 @@ that reads back to an equal one.
 
 from bora_sweep.config.config import UNTRAINED, Config, Method, Protocol, with_values
 from bora_sweep.config.data import DataConfig, SyntheticConfig
-from bora_sweep.config.load import PROTOCOLS, Setting, is_setting, load_config, read_config, said
+from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_setting, load_config, read_config
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
@@ -30,9 +30,9 @@ __all__ = [
     "Solver",
     "SyntheticConfig",
     "TrainConfig",
+    "explicit_settings",
     "is_setting",
     "load_config",
     "read_config",
-    "said",
     "with_values",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from bora_sweep.config.bounds import need
 from bora_sweep.config.data import DataConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
-from bora_sweep.config.paths import at_home, local_path
+from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 
@@ -46,7 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.output is not None:
-            object.__setattr__(self, "output", at_home(self.output, "output"))
+            object.__setattr__(self, "output", expand_home(self.output, "output"))
         if self.init_from is not None:
             object.__setattr__(self, "init_from", local_path(self.init_from, "init_from"))
         need(

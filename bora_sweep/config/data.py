@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bora_sweep.config.bounds import need
-from bora_sweep.config.paths import at_home, local_path
+from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.template import check_template
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
@@ -108,7 +108,7 @@ class DataConfig:
         if self.path is not None:
             object.__setattr__(self, "path", local_path(self.path, "data.path"))
         if self.split_from is not None:
-            object.__setattr__(self, "split_from", at_home(self.split_from, "data.split_from"))
+            object.__setattr__(self, "split_from", expand_home(self.split_from, "data.split_from"))
         need(self.min_documents >= 3, f"data.min_documents={self.min_documents}: need at least 3, one for each split")
         need(
             self.max_documents is None or self.max_documents >= self.min_documents,

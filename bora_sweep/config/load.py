@@ -61,7 +61,7 @@ def is_setting(source: Setting) -> bool:
     return isinstance(source, str) and "=" in source and "/" not in source.partition("=")[0]
 
 
-def said(settings: Sequence[Setting]) -> dict[str, Any]:
+def explicit_settings(settings: Sequence[Setting]) -> dict[str, Any]:
     """What `key=value` and dictionaries give: what is meant for this run alone, where a file may be of several."""
     together: dict[str, Any] = {}
     for source in filter(_is_said, settings):

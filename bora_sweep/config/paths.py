@@ -5,7 +5,7 @@ import os.path
 from bora_sweep.errors import InputError
 
 
-def at_home(path: str, key: str = "") -> str:
+def expand_home(path: str, key: str = "") -> str:
     """`path` with `~` and `~user` at its beginning as that user's home folder.
 
     Args:
@@ -26,7 +26,7 @@ def at_home(path: str, key: str = "") -> str:
 
 
 def local_path(path: str, key: str = "") -> str:
-    """`at_home` of what must be on this machine.
+    """`expand_home` of what must be on this machine.
 
     Raises:
         InputError: As there; or it is an address.
@@ -34,4 +34,4 @@ def local_path(path: str, key: str = "") -> str:
     if "://" in path:
         given = f"{key}={path}" if key else path
         raise InputError(f"{given}: is an address; give a path of this machine, and copy to it what is there")
-    return at_home(path, key)
+    return expand_home(path, key)

@@ -18,7 +18,7 @@ from bora_sweep.data.known_documents import known_splits, named_records, read_do
 from bora_sweep.data.read import read_file, read_folder, read_hub
 from bora_sweep.data.split import sample_documents, split_documents
 from bora_sweep.data.talk_of_norway import corpus as talk_of_norway
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 from bora_sweep.runs.storage import Folder
 
 _MAX_FOLDER_BYTES = 240  # file systems hold 255; some leave room for a suffix
@@ -69,7 +69,7 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
     kept = None if known is None else known_splits(documents, known)
     documents["split"] = _split(documents, config, kept)
     if kept is not None and not resumed:
-        known_there = f"{counted(len(kept) - kept.count(None), 'document')} known there"
+        known_there = f"{plural(len(kept) - kept.count(None), 'document')} known there"
         places = " and ".join(map(str, known_from))
         notes.append(f"splits kept from {places}: {known_there}, {kept.count(None):,} new ones drawn")
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
@@ -168,7 +168,7 @@ def _strings(table: pa.Table, key: str, config: DataConfig, whole_numbers: bool)
     missing = strings.isna() | (strings.str.strip() == "") if whole_numbers else strings.isna()
     if missing.any():
         raise InputError(
-            f"{config.path}: column {name!r} ({key}) has no value in {counted(int(missing.sum()), 'row')}, the first "
+            f"{config.path}: column {name!r} ({key}) has no value in {plural(int(missing.sum()), 'row')}, the first "
             f"is row {int(missing.argmax())} (counted from 0); fill the gaps, or remove these rows"
         )
     return strings
@@ -217,20 +217,18 @@ def _filter(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, 
     too_short = (num_characters < config.min_characters) | (documents["text"].str.strip() == "")
     if num := int(too_short.sum()):
         below = f"shorter than data.min_characters={config.min_characters}, or blank, left out"
-        notes.append(f"{counted(num, 'document')} {below}")
+        notes.append(f"{plural(num, 'document')} {below}")
     too_long = num_characters[~too_short] > config.max_characters
     documents = documents.loc[~too_short].copy()
     if num := int(too_long.sum()):
-        notes.append(f"{counted(num, 'document')} cut at data.max_characters={config.max_characters}")
+        notes.append(f"{plural(num, 'document')} cut at data.max_characters={config.max_characters}")
         documents.loc[too_long, "text"] = documents.loc[too_long, "text"].str.slice(stop=config.max_characters)
         documents.loc[too_long, "floor_nll_nats"] = np.nan  # known for the whole document only
     if config.max_documents is not None:
         beyond = documents.groupby("task").cumcount() >= config.max_documents
         if num := int(beyond.sum()):
-            of = counted(documents.loc[beyond, "task"].nunique(), "task")
-            notes.append(
-                f"{counted(num, 'document')} of {of} beyond data.max_documents={config.max_documents} left out"
-            )
+            of = plural(documents.loc[beyond, "task"].nunique(), "task")
+            notes.append(f"{plural(num, 'document')} of {of} beyond data.max_documents={config.max_documents} left out")
         documents = documents.loc[~beyond]
     tasks, left_out = _choose_tasks(documents, earliest, config)
     return documents.loc[documents["task"].isin(tasks)].copy(), tasks, notes + left_out
@@ -244,7 +242,7 @@ def _choose_tasks(documents: pd.DataFrame, earliest: dict[Any, Any], config: Dat
     def leave_out(tasks: list[str], why: str) -> None:
         if tasks:
             num = sum(num_documents[task] for task in tasks)
-            notes.append(f"{counted(len(tasks), 'task')} {why} left out ({counted(num, 'document')})")
+            notes.append(f"{plural(len(tasks), 'task')} {why} left out ({plural(num, 'document')})")
 
     in_order = sorted(earliest, key=lambda task: (earliest[task], task))
     large = [task for task in in_order if num_documents[task] >= config.min_documents]

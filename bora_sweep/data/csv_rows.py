@@ -13,7 +13,7 @@ from typing import cast
 import pyarrow as pa
 
 from bora_sweep.data.table import check_columns, opened_text, table_of
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 
 _FIELD = re.compile(r'"(?:[^"]|"")*"|[^,]*')
 _OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}
@@ -91,7 +91,7 @@ def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[s
             num_fields = num_fields or (0 if is_blank else len(row))
             if not is_blank and len(row) != num_fields:
                 raise InputError(
-                    f"{source}, line {line}: {counted(len(row), 'field')}, but the header has {num_fields}; put text "
+                    f"{source}, line {line}: {plural(len(row), 'field')}, but the header has {num_fields}; put text "
                     'that holds commas, quotes or line breaks between double quotes, and write a quote in it as ""'
                 )
             if not is_blank:
@@ -135,7 +135,7 @@ def _suspicion(lines: list[tuple[int, int, str]]) -> list[str]:
         return []
     begun, line, task = lines[0]
     return [
-        f"{counted(len(lines), 'line')} within double quotes would be rows of their own, the first line {line}, of "
+        f"{plural(len(lines), 'line')} within double quotes would be rows of their own, the first line {line}, of "
         f"task {task!r}, in the row that begins on line {begun}: if a stray double quote joined them, write it as "
         '"" within double quotes'
     ]

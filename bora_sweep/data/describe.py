@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.split import SPLITS
-from bora_sweep.errors import counted
+from bora_sweep.errors import plural
 
 _MOST_ROWS = 40
 _FEW_DOCUMENTS = 20
@@ -26,8 +26,8 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
     documents = corpus.documents
     title = Text.assemble(
         (corpus.name, "bold"),
-        f": {counted(len(corpus.tasks), 'task')}, {counted(len(documents), 'document')}, "
-        f"{counted(int(documents['text'].str.len().sum()), 'character')}",
+        f": {plural(len(corpus.tasks), 'task')}, {plural(len(documents), 'document')}, "
+        f"{plural(int(documents['text'].str.len().sum()), 'character')}",
     )
     remarks = [*corpus.notes, *_warnings(corpus, num_tokens)]
     bullets = Table.grid(padding=(0, 1))
@@ -80,13 +80,13 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
     repeated = documents.loc[documents["text"].duplicated(keep=False)]
     if len(repeated):
         warnings.append(
-            f"{len(repeated):,} documents share {counted(repeated['text'].nunique(), 'text')} "
+            f"{len(repeated):,} documents share {plural(repeated['text'].nunique(), 'text')} "
             f"({_num_across(repeated):,} across tasks); equal texts are in one split"
         )
     train = documents.loc[documents["split"] == "train", "task"].value_counts().reindex(corpus.tasks, fill_value=0)
     if few := sum(train < _FEW_DOCUMENTS):
         warnings.append(
-            f"{counted(few, 'task')} with fewer than {_FEW_DOCUMENTS} training documents (the least: {train.min()}); "
+            f"{plural(few, 'task')} with fewer than {_FEW_DOCUMENTS} training documents (the least: {train.min()}); "
             "the scores of one such task are noisy"
         )
     per_task = documents["task"].value_counts()
@@ -97,7 +97,7 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
         )
     if num_tokens is not None and (cut := sum(num_tokens["num_cut_documents"])):
         share = cut / len(documents)
-        warnings.append(f"{counted(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut there")
+        warnings.append(f"{plural(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut there")
     return warnings
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from bora_sweep.config import Config, DataConfig
 from bora_sweep.data.split import SPLITS, loosely
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes, write_whole
+from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, read_bytes
 
 DOCUMENTS = "documents.parquet"
 """In a run's folder, and in an export's."""
@@ -46,7 +46,7 @@ def _fingerprints(texts: Iterable[str]) -> list[str]:
 def write_documents(folder: Folder, record: pd.DataFrame) -> None:
     """Write the file of a run, whole or not at all."""
     table = pa.Table.from_pandas(record, _SCHEMA, preserve_index=False)
-    write_whole(folder / DOCUMENTS, lambda file: pq.write_table(table, file, compression="zstd"))
+    atomic_write(folder / DOCUMENTS, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def read_documents(folder: Folder) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pa_parquet
 from bora_sweep.data.csv_rows import read_csv
 from bora_sweep.data.json_rows import read_jsonl
 from bora_sweep.data.table import check_columns, is_gzip, opened, say_not_utf8, with_label_names
-from bora_sweep.errors import InputError, counted, one_line
+from bora_sweep.errors import InputError, one_line, plural
 
 _INSTEAD = {
     ".tsv": "save it comma-separated, as .csv",
@@ -91,10 +91,10 @@ def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[
             "task, and for a folder of other files give data.source=hub"
         )
     num_empty = len(folders) - len({row["task"] for row in rows})
-    notes = [f"{counted(num_empty, 'subfolder')} without a .txt file passed over"] if num_empty else []
+    notes = [f"{plural(num_empty, 'subfolder')} without a .txt file passed over"] if num_empty else []
     visible_below = (file for file in path.rglob("*") if not any(map(_is_hidden, file.relative_to(path).parents)))
     if num_elsewhere := sum(map(_is_text, visible_below)) - len(rows):
-        notes.append(f"{counted(num_elsewhere, '.txt file')} not right in a subfolder passed over")
+        notes.append(f"{plural(num_elsewhere, '.txt file')} not right in a subfolder passed over")
     return pa.Table.from_pylist(rows).select(check_columns(path, list(rows[0]), columns)), notes
 
 

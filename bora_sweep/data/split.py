@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 
 SPLITS = ("train", "validation", "test")
 
@@ -131,7 +131,7 @@ def sample_documents(tasks: Iterable[str], fractions: Sequence[float], seed: int
         validated = others.sample(frac=validation / (validation + test), random_state=seed)
         if not 0 < len(validated) < len(others) or trained.empty:
             raise InputError(
-                f"task {task!r}: {counted(len(own), 'document')} are too few for a split into {', '.join(SPLITS)}. "
+                f"task {task!r}: {plural(len(own), 'document')} are too few for a split into {', '.join(SPLITS)}. "
                 f"Leave such tasks out with data.min_documents={len(own) + 1}"
             )
         for name, drawn in (("train", trained), ("validation", validated)):
@@ -148,11 +148,11 @@ def _refuse(tasks: list[str], sizes: dict[str, list[int]], distinct: Counter[str
     if not tasks:
         return
     task = min(tasks)
-    others = f" (and {counted(len(tasks) - 1, 'task')} more)" if len(tasks) > 1 else ""
+    others = f" (and {plural(len(tasks) - 1, 'task')} more)" if len(tasks) > 1 else ""
     enough = max(sum(sizes[name]) for name in tasks) + 1
     raise InputError(
-        f"task {task!r}{others}: {counted(sum(sizes[task]), 'document')} with "
-        f"{counted(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
+        f"task {task!r}{others}: {plural(sum(sizes[task]), 'document')} with "
+        f"{plural(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
         f"share a split, across tasks too{also}. Leave such tasks out with "
         f"data.min_documents={enough}, or remove their repeated texts"
     )

@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 
 _ROWS = 5_000  # that are Python's objects at a time, before they are Arrow's
 
@@ -67,7 +67,7 @@ def with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.T
             if label is not None and not (isinstance(label, int) and -1 <= label < len(names)):
                 raise InputError(
                     f"{source}: row {row} (counted from 0): label {label!r} in column {name!r}, which has "
-                    f"{counted(len(names), 'name')}"
+                    f"{plural(len(names), 'name')}"
                 )
         named = [None if label in (None, -1) else names[label] for label in labels]
         table = table.set_column(place, name, pa.array(named, pa.large_string()))

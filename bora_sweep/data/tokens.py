@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import Encoder, boundary_tokens
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 
 FILLED, SMALLEST_PART = 0.95, 12
 
@@ -133,9 +133,9 @@ def remarks(corpus: TokenizedCorpus) -> list[str]:
     trained = {scored for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if is_trained}
     empty = int((num_N <= 1).sum())
     twice = sum(scored in trained for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if not is_trained)
-    found = [f"{counted(empty, 'document')} of which the tokenizer leaves no token, but for the end"] if empty else []
+    found = [f"{plural(empty, 'document')} of which the tokenizer leaves no token, but for the end"] if empty else []
     if twice:
-        found.append(f"{counted(twice, 'document')} of validation and test with the tokens of one that is trained on")
+        found.append(f"{plural(twice, 'document')} of validation and test with the tokens of one that is trained on")
     return found
 
 

@@ -13,7 +13,7 @@ from bora_sweep.config import GlobalUpdate, Parametrization
 from bora_sweep.model.prior import log_prior, tensor_norm_gradient, tensor_norms
 
 
-def unchanged(over_tasks: Tensor) -> Tensor:
+def identity(over_tasks: Tensor) -> Tensor:
     """A sum over all tasks, where all are held here."""
     return over_tasks
 
@@ -50,7 +50,7 @@ class Hierarchy(nn.Module):
         tau_P: Tensor | None = None,
         global_update: GlobalUpdate = "gradient",
         num_held: int | None = None,
-        total: Callable[[Tensor], Tensor] = unchanged,
+        total: Callable[[Tensor], Tensor] = identity,
         norms_of: Sequence[int] | None = None,
     ) -> None:
         super().__init__()

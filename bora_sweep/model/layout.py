@@ -87,10 +87,10 @@ def make_layout(base: nn.Module, config: LoraConfig) -> Layout:
     Raises:
         InputError: As in `find_sites`, or a module that the variant cannot take.
     """
-    return lay_out(find_sites(base, config), config)
+    return layout_of_sites(find_sites(base, config), config)
 
 
-def lay_out(sites: Sequence[Site], config: LoraConfig) -> Layout:
+def layout_of_sites(sites: Sequence[Site], config: LoraConfig) -> Layout:
     """Adapters of `config` at sites that are known; errors as in `make_layout`."""
     variant = make_variant(config)
     parts = tuple(Part(site, kind, shape) for site in sites for kind, shape in variant.shapes(site).items())

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.layout import Layout, Part, lay_out
+from bora_sweep.model.layout import Layout, Part, layout_of_sites
 from bora_sweep.model.lora import Site
 from bora_sweep.model.peft_io import PEFT_NAMES, named_parts, peft_config, peft_key
 
@@ -52,7 +52,7 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
     alike: dict[str, list[Site]] = {}  # by their last name
     for site in layout.sites:
         alike.setdefault(site.name.rpartition(".")[2], []).append(site)
-    alone = {last: lay_out(sites, config) for last, sites in alike.items()}
+    alone = {last: layout_of_sites(sites, config) for last, sites in alike.items()}
     awkward = [last for last, part in alone.items() if _trouble(base, part, config) is not None]
     by_weight = frozenset(site.name for last in awkward for site in alike[last])
     reason = _trouble(base, layout, config, by_weight)
@@ -62,7 +62,9 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
     others = [last for last in alike if last not in refused]
     plain = replace(config, variant="lora")
     mends = [f"set lora.target_modules=[{','.join(others)}]"] if others else []
-    mends += ["lora.variant=lora"] if _trouble(base, lay_out(layout.sites, plain), plain, by_weight) is None else []
+    mends += (
+        ["lora.variant=lora"] if _trouble(base, layout_of_sites(layout.sites, plain), plain, by_weight) is None else []
+    )
     raise InputError(
         f"lora.target_modules: an export could not be used, as PEFT loads no {config.variant} adapter of "
         f"{', '.join(refused)} in a {base.config.model_type} model ({reason}); {' or '.join(mends) or 'name others'}"

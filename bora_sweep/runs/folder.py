@@ -9,7 +9,7 @@ from typing import Any
 
 from bora_sweep.config import Config, Setting, load_config, with_values
 from bora_sweep.errors import InputError
-from bora_sweep.runs.storage import Folder, exists, folder_at, with_local, write_bytes
+from bora_sweep.runs.storage import Folder, exists, folder_at, read_local, write_bytes
 
 FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.checkpoint_minutes")
 HOME = Path("runs")
@@ -85,7 +85,7 @@ def config_of(run: Folder) -> Config:
             raise InputError(f"{said}; the file is as another version of bora_sweep wrote it, or was changed") from None
 
     try:
-        return with_local(path, read)
+        return read_local(path, read)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.runs.storage import Folder, exists, folder_at, listed, read_bytes, write_whole
+from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes
 
 FORMAT = 1
 """Of the tables; a release that gives a column another meaning raises it. Files without it are of before it."""
@@ -126,7 +126,7 @@ def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | lis
     columns = [_column(frame, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
     made = pa.Table.from_arrays(columns, schema=schema.with_metadata({FORMAT_KEY: str(FORMAT)}))
     # Readers of a folder of Parquet skip names that begin with a dot, as a file's does until it is whole.
-    write_whole(run / "results" / table / f"{trial_id}.parquet", lambda file: pq.write_table(made, file))
+    atomic_write(run / "results" / table / f"{trial_id}.parquet", lambda file: pq.write_table(made, file))
 
 
 def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
@@ -188,7 +188,7 @@ def _read(run: Folder, table: str) -> pd.DataFrame:
 
 def _tables(run: Folder, table: str, pattern: str = "*.parquet") -> Iterator[pa.Table]:
     """What `write_table` wrote, each file named by its trial; copies, and what systems leave, are passed over."""
-    for file in listed(run / "results" / table, pattern):
+    for file in list_files(run / "results" / table, pattern):
         if _OURS.fullmatch(file.name):
             found = _read_file(file, table)
             if len(found) and found["trial_id"][0].as_py() == file.name.removesuffix(".parquet"):

@@ -39,7 +39,7 @@ class Driver:
     """Whether it could still write: here that is known, elsewhere its silence tells."""
 
 
-def driver_of(run: Folder) -> Driver | None:
+def read_driver(run: Folder) -> Driver | None:
     """Who drives the run, or did when it was killed; None where nobody does."""
     told = _told(run)
     if told is None:
@@ -61,7 +61,7 @@ def _told(run: Folder) -> dict[str, Any] | None:
 
 
 @contextmanager
-def driving(run: Folder, command: str = "sweep") -> Iterator[None]:
+def run_lock(run: Folder, command: str = "sweep") -> Iterator[None]:
     """Hold the run: a second process that would drive it is refused, until this one ends or falls silent.
 
     Raises:
@@ -111,7 +111,7 @@ def _lock(run: Path, held: ExitStack) -> bool:
     try:
         return held.enter_context(locked(run))
     except BlockingIOError:
-        other = driver_of(run)
+        other = read_driver(run)
         if other is not None:
             _refuse(run, other)
         raise InputError(f"{run}: another process of this machine has just begun to drive it; let it end") from None
@@ -119,7 +119,7 @@ def _lock(run: Path, held: ExitStack) -> bool:
 
 def _refuse_second(run: Folder, lock: bool) -> None:
     """Refuse a run whose driver may live; where that cannot be seen, its next sign of life is waited for."""
-    told, other = _told(run), driver_of(run)
+    told, other = _told(run), read_driver(run)
     if told is None or other is None or not other.is_alive:
         return
     if lock and told.get("locked") and is_same_kernel(told):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from bora_sweep.config.paths import at_home
+from bora_sweep.config.paths import expand_home
 from bora_sweep.errors import InputError, redact
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def cache_folder() -> Path:
     """Where what can be made anew is kept: `$BORA_SWEEP_CACHE`, else `$XDG_CACHE_HOME/bora_sweep`, else
     `~/.cache/bora_sweep`."""
     if cache := os.environ.get("BORA_SWEEP_CACHE"):
-        return Path(at_home(cache, "BORA_SWEEP_CACHE"))
+        return Path(expand_home(cache, "BORA_SWEEP_CACHE"))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bora_sweep"
 
 
@@ -61,7 +61,7 @@ def folder_at(address: str | Folder) -> Folder:
     if redact(text) != text:
         raise InputError(f"{redact(text)}: holds a password; its client reads it from the environment")
     if "://" not in text:
-        path = Path(at_home(text))
+        path = Path(expand_home(text))
         return path.absolute() if str(path).startswith("~") else path  # of ./~name its name is left, which is no home
     if text.startswith("file:"):
         raise InputError(f"{text}: give the path itself, without file://")
@@ -79,56 +79,56 @@ def folder_at(address: str | Folder) -> Folder:
     return path
 
 
-def write_whole(path: Folder, write: Callable[[Path], Any]) -> None:
+def atomic_write(path: Folder, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a local file, which becomes `path` once it is complete and on disk.
 
     Raises:
         StorageFullError: No space is left; `path` is as it was.
     """
-    patiently(path, lambda: _write_local(path, write) if isinstance(path, Path) else _upload(path, write))
+    retry(path, lambda: _write_local(path, write) if isinstance(path, Path) else _upload(path, write))
 
 
 def write_bytes(path: Folder, content: bytes) -> None:
-    """`write_whole` of bytes at hand."""
-    write_whole(path, lambda file: file.write_bytes(content))
+    """`atomic_write` of bytes at hand."""
+    atomic_write(path, lambda file: file.write_bytes(content))
 
 
 def read_bytes(path: Folder) -> bytes:
     """The file's content."""
-    return patiently(path, path.read_bytes)
+    return retry(path, path.read_bytes)
 
 
 def exists(path: Folder) -> bool:
     """Whether there is such a file, or a folder with anything in it."""
-    return patiently(path, path.exists)
+    return retry(path, path.exists)
 
 
-def listed(path: Folder, pattern: str) -> list[Folder]:
+def list_files(path: Folder, pattern: str) -> list[Folder]:
     """The files and folders right in `path` whose names match, in the order of their names."""
-    return patiently(path, lambda: sorted(path.glob(pattern), key=lambda found: found.name))
+    return retry(path, lambda: sorted(path.glob(pattern), key=lambda found: found.name))
 
 
 def modified_at(path: Folder) -> float:
     """When the file was written last, in seconds since 1970 by the storage's clock."""
-    return patiently(path, lambda: path.stat().st_mtime)
+    return retry(path, lambda: path.stat().st_mtime)
 
 
 def remove(path: Folder) -> None:
     """Remove a file; one that is gone already is no error."""
-    patiently(path, lambda: path.unlink(missing_ok=True))
+    retry(path, lambda: path.unlink(missing_ok=True))
 
 
-def with_local(path: Folder, read: Callable[[Path], T]) -> T:
+def read_local(path: Folder, read: Callable[[Path], T]) -> T:
     """What `read` makes of the file, of which it is given a copy on this machine where it is not there already."""
     if isinstance(path, Path):
-        return patiently(path, lambda: read(path))
+        return retry(path, lambda: read(path))
     with tempfile.TemporaryDirectory(prefix="bora-sweep-") as scratch:
         copy = Path(scratch) / path.name
-        patiently(path, lambda: path.fs.get_file(path.path, str(copy)))
+        retry(path, lambda: path.fs.get_file(path.path, str(copy)))
         return read(copy)
 
 
-def patiently(path: Folder, work: Callable[[], T]) -> T:
+def retry(path: Folder, work: Callable[[], T]) -> T:
     """`work`, again and again while the storage does not answer, for at most `PATIENCE` seconds."""
     deadline, pause = time.monotonic() + PATIENCE, 0.5
     while True:

@@ -21,7 +21,7 @@ from bora_sweep.model.full_model import write_full
 from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
 from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
-from bora_sweep.serve.load import Trained, read_trained
+from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import Exported, Framed, card
 from bora_sweep.trials.fingerprints import refuse_other_model
 
@@ -54,7 +54,7 @@ def export(
             of it then.
     """
     run, out = folder_at(run), Path(local_path(str(out)))
-    trained = read_trained(run, trial)
+    trained = load_trial(run, trial)
     trained.refuse_unknown(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
@@ -82,7 +82,7 @@ def export(
     return names
 
 
-def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
+def _adapters(trained: LoadedTrial) -> Callable[[Path, Tensor], None]:
     """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is.
 
     Raises:
@@ -104,7 +104,7 @@ def _adapters(trained: Trained) -> Callable[[Path, Tensor], None]:
     return write
 
 
-def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
+def _full_models(trained: LoadedTrial, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
     """What writes a full model and the tokenizer into a folder; it tells what rounding took of the adapter."""
     base = load_base(trained.config.model, trained.config.data)
 
@@ -116,13 +116,13 @@ def _full_models(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Callab
     return write
 
 
-def _card(trained: Trained, task: str | None, folder: str, framed: Framed, rounded_away: float | None) -> str:
+def _card(trained: LoadedTrial, task: str | None, folder: str, framed: Framed, rounded_away: float | None) -> str:
     data = trained.config.data
     corpus = "the embedded corpus" if data.path is None else Path(data.path).name
     return card(Exported(trained.row, task, folder, corpus, trained.config, framed, rounded_away), trained.results)
 
 
-def _framed(trained: Trained, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:
+def _framed(trained: LoadedTrial, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:
     """What stands around a text of the task, as fits had it; for Theta, of the first task."""
     data, task = trained.config.data, task or next(iter(trained.theta_of))
     row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}

@@ -18,7 +18,7 @@ from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.lengths import too_long
 from bora_sweep.model.peft_io import GLOBAL
 from bora_sweep.runs.storage import Folder
-from bora_sweep.serve.load import read_trained
+from bora_sweep.serve.load import load_trial
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.trials.fingerprints import refuse_other_model
 
@@ -56,7 +56,7 @@ def generate(
         run: The run's folder.
         prompt: How the text begins; may be empty.
         tasks: Names.
-        trial: As in `read_trained`.
+        trial: As in `load_trial`.
         sampling: How tokens are drawn; left out: the defaults.
 
     Returns:
@@ -66,7 +66,7 @@ def generate(
         InputError: There is no such trial or task, the base cannot be loaded, is another than the run's, or has too few
             positions.
     """
-    trained = read_trained(run, trial)
+    trained = load_trial(run, trial)
     trained.refuse_unknown(tasks)
     model, data = trained.config.model, trained.config.data
     sampling = sampling or Sampling()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bora_sweep.config import Config, LoraConfig, read_config
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.layout import Layout, lay_out
+from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.storage import Folder
@@ -20,7 +20,7 @@ from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedTrial:
     """One trial's adapters, and what made them."""
 
     row: dict[str, Any]
@@ -47,7 +47,7 @@ class Trained:
                 raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
 
 
-def read_trained(run: Folder, asked: str = "best") -> Trained:
+def load_trial(run: Folder, asked: str = "best") -> LoadedTrial:
     """The trial `asked` for; `best`: the MAP fit of the lowest validation perplexity.
 
     Raises:
@@ -65,9 +65,9 @@ def read_trained(run: Folder, asked: str = "best") -> Trained:
         ) from None
     try:
         lora = LoraConfig(**about["lora"])
-        layout = lay_out([Site(**site) for site in about["sites"]], lora)
+        layout = layout_of_sites([Site(**site) for site in about["sites"]], lora)
         theta_of = dict(zip(about["tasks"], tensors["theta_KP"], strict=True))
-        return Trained(row, _config_of(row), lora, layout, tensors["mean_P"], theta_of, results)
+        return LoadedTrial(row, _config_of(row), lora, layout, tensors["mean_P"], theta_of, results)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: as another version of bora_sweep wrote it ({one_line(error, limit=200)}); install the one that "

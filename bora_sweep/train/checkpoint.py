@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
-from bora_sweep.runs.storage import Folder, listed, read_bytes, remove, with_local, write_bytes, write_whole
+from bora_sweep.runs.storage import Folder, atomic_write, list_files, read_bytes, read_local, remove, write_bytes
 
 ADAPTERS = "adapters.safetensors"
 KILLS = "killed-for-memory"
@@ -47,7 +47,7 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
     damage: list[str] = []
     for file in reversed(_checkpoints(trial)):
         try:
-            tensors, state, written = with_local(file, _load)
+            tensors, state, written = read_local(file, _load)
         except DamagedError as error:
             damage.append(f"went on from the checkpoint before: {error}")
             continue
@@ -72,22 +72,22 @@ def load_adapters(trial: Folder) -> Content:
         FileNotFoundError: It has written none.
         DamagedError: The file is not what was written.
     """
-    tensors, about, _ = with_local(trial / ADAPTERS, _load)
+    tensors, about, _ = read_local(trial / ADAPTERS, _load)
     return tensors, about
 
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove what only a resume would need."""
-    for leftover in [*_checkpoints(trial), *listed(trial, ".*.safetensors.*.part"), trial / KILLS]:
+    for leftover in [*_checkpoints(trial), *list_files(trial, ".*.safetensors.*.part"), trial / KILLS]:
         remove(leftover)
 
 
-def note_kill(trial: Folder) -> None:
+def record_oom(trial: Folder) -> None:
     """That the process of the trial was killed for the memory that it took, of which it could not speak itself."""
-    write_bytes(trial / KILLS, str(num_kills(trial) + 1).encode())
+    write_bytes(trial / KILLS, str(num_recorded_ooms(trial) + 1).encode())
 
 
-def num_kills(trial: Folder) -> int:
+def num_recorded_ooms(trial: Folder) -> int:
     """How often that was so."""
     try:
         return int(read_bytes(trial / KILLS))
@@ -96,14 +96,14 @@ def num_kills(trial: Folder) -> int:
 
 
 def _checkpoints(trial: Folder) -> list[Folder]:
-    return listed(trial, f"checkpoint-{'[0-9]' * 9}.safetensors")  # not a copy of one
+    return list_files(trial, f"checkpoint-{'[0-9]' * 9}.safetensors")  # not a copy of one
 
 
 def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
     header = {"about": text, "crc32": f"{_checksum(own, text):08x}", "format": str(FORMAT)}
-    write_whole(path, lambda file: save_file(own, file, header))
+    atomic_write(path, lambda file: save_file(own, file, header))
 
 
 def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 
 PASS_TOKENS = {"cuda": 5_000}
 """Tokens that take a device as long as the fixed cost of a forward and backward pass; a CPU is asked otherwise, by
@@ -48,8 +48,8 @@ def _unlaunched() -> Iterator[None]:
     though the fit has no other process, or those of a sweep.
     """
     hidden = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
-    if ranks.count() == 1 or os.environ.get("WORLD_SIZE") != str(ranks.count()):
-        of_others = (*ranks.LAUNCHER, "PMI_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")
+    if process_group.count() == 1 or os.environ.get("WORLD_SIZE") != str(process_group.count()):
+        of_others = (*process_group.LAUNCHER, "PMI_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCAL")
         hidden |= {name: value for name, value in os.environ.items() if name.startswith(of_others)}
     for name in hidden:
         del os.environ[name]
@@ -79,7 +79,7 @@ def refuse_other_count(config: Config) -> None:
     Raises:
         InputError: The two numbers differ.
     """
-    asked, started = config.ray.workers_per_trial, ranks.count()
+    asked, started = config.ray.workers_per_trial, process_group.count()
     if asked != started:
         raise InputError(
             f"ray.workers_per_trial={asked}: number of processes that were started for the fit is {started}; set "

@@ -13,7 +13,7 @@ from torch import Tensor
 from bora_sweep.data.batches import TaskBatch, collate, longest_of, scoring_batches
 from bora_sweep.errors import one_line
 from bora_sweep.model.likelihood import Likelihood
-from bora_sweep.train.distributed.process_group import agree, sum_
+from bora_sweep.train.distributed.process_group import sum_, sync_errors
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
@@ -38,14 +38,14 @@ def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor
         return likelihood(tokens_BT, length_B, task_B, given_B, batch.scores_padding), task_B
 
 
-def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
+def retry_on_oom(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
     """`work`, with half as many documents in a forward pass each time that a device's memory does not hold them.
 
     A GPU's, or the host's where that says so: a process may be killed for the host's memory instead.
     """
     while True:
         try:
-            return agree(lambda: _naming_full_hosts(work))
+            return sync_errors(lambda: as_torch_oom(work))
         except torch.OutOfMemoryError:
             if trainers[0].micro_batch_size == 1:
                 raise
@@ -55,7 +55,7 @@ def within_memory(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
             torch.cuda.empty_cache()
 
 
-def _naming_full_hosts(work: Callable[[], T]) -> T:
+def as_torch_oom(work: Callable[[], T]) -> T:
     """`work`; a host without memory is the error that a GPU without memory is."""
     try:
         return work()
@@ -70,13 +70,13 @@ def _naming_full_hosts(work: Callable[[], T]) -> T:
 def score_documents(
     trainers: Sequence[Trainer],
     split: str,
-    pulse: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     padded: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64.
 
     No padding is counted, but where `padded` gives the split in batches, to the longest of which rows are filled.
-    `pulse` is called after each batch.
+    `check_stop` is called after each batch.
     """
     document_N = trainers[0].corpus.split(split)
     own_N = trainers[0].share.documents(document_N)
@@ -88,7 +88,7 @@ def score_documents(
             scoring_batches(trainers[0].corpus, own_N, size, limits) if padded is None else _filled(trainers[0], padded)
         )
 
-    nll_SN = within_memory(trainers, lambda: _score_documents(trainers, batches(), pulse))
+    nll_SN = retry_on_oom(trainers, lambda: _score_documents(trainers, batches(), check_stop))
     return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
 
 
@@ -102,11 +102,11 @@ def _filled(trainer: Trainer, batches: Sequence[np.ndarray]) -> Iterator[TaskBat
 
 @torch.no_grad()
 def _score_documents(
-    trainers: Sequence[Trainer], batches: Iterator[TaskBatch], pulse: Callable[[], None]
+    trainers: Sequence[Trainer], batches: Iterator[TaskBatch], check_stop: Callable[[], None]
 ) -> np.ndarray:
     """nll_SN over the whole corpus, 0 elsewhere."""
     nll_SN = np.zeros((len(trainers), len(trainers[0].corpus.documents)))
     for batch in batches:
         nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
-        pulse()
+        check_stop()
     return nll_SN

@@ -24,8 +24,8 @@ from bora_sweep.process import Interrupted
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
-from bora_sweep.train.distributed.process_group import agree, first, sum_
-from bora_sweep.train.evaluate import score, score_documents, within_memory
+from bora_sweep.train.distributed.process_group import from_rank_zero, sum_, sync_errors
+from bora_sweep.train.evaluate import retry_on_oom, score, score_documents
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.methods.published import ScoredSplit
 from bora_sweep.train.state import Fit, Reported, Start, State, StepReport
@@ -35,19 +35,19 @@ CHECKPOINT_SECONDS = 1.0
 """An epoch that ends sooner than this after the last checkpoint has none: a short one would spend its time on it."""
 
 
-def nothing(*_: object) -> None:
+def no_op(*_: object) -> None:
     """What is called where nobody listens."""
 
 
 @dataclass(frozen=True)
-class Slot:
+class FitSpec:
     """One fit of a pack."""
 
     config: Config
     folder: Folder | None = None
     """Where checkpoints are written, and from where a fit that was cut off goes on."""
     start: Start | None = None
-    on_epoch: Callable[[State], None] = nothing
+    on_epoch: Callable[[State], None] = no_op
     """Called after each epoch."""
 
 
@@ -56,10 +56,10 @@ def fit(
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
     folder: Folder | None = None,
-    on_step: Callable[[StepReport], None] = nothing,
-    on_epoch: Callable[[State], None] = nothing,
+    on_step: Callable[[StepReport], None] = no_op,
+    on_epoch: Callable[[State], None] = no_op,
     start: Start | None = None,
-    pulse: Callable[[], None] = nothing,
+    check_stop: Callable[[], None] = no_op,
 ) -> Fit:
     """The MAP estimate of Eq. 6, by early stopping on validation.
 
@@ -76,23 +76,23 @@ def fit(
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch.
         start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
-        pulse: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
+        check_stop: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
             written first.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
-        Interrupted: `pulse` raised it.
+        Interrupted: `check_stop` raised it.
     """
-    ((_, done),) = fit_pack([Slot(config, folder, start, on_epoch)], corpus, base, on_step, pulse)
+    ((_, done),) = fit_pack([FitSpec(config, folder, start, on_epoch)], corpus, base, on_step, check_stop)
     return done
 
 
 def fit_pack(
-    slots: Sequence[Slot],
+    specs: Sequence[FitSpec],
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
-    on_step: Callable[[StepReport], None] = nothing,
-    pulse: Callable[[], None] = nothing,
+    on_step: Callable[[StepReport], None] = no_op,
+    check_stop: Callable[[], None] = no_op,
 ) -> Iterator[tuple[int, Fit]]:
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
@@ -102,29 +102,29 @@ def fit_pack(
         corpus: The tokenised text.
         base: As for `fit`.
         on_step: Called after each step of the pack, with the nats of all its fits.
-        pulse: As for `fit`.
+        check_stop: As for `fit`.
 
     Yields:
-        (place in `slots`, fit), in the order in which they end.
+        (place in `specs`, fit), in the order in which they end.
     """
-    assert all(_shared(slot.config) == _shared(slots[0].config) for slot in slots)
-    assert len(slots) == 1 or all(slot.config.can_be_packed for slot in slots)
-    refuse_other_count(slots[0].config)
-    accelerator = make_accelerator(slots[0].config)
+    assert all(_shared(slot.config) == _shared(specs[0].config) for slot in specs)
+    assert len(specs) == 1 or all(slot.config.can_be_packed for slot in specs)
+    refuse_other_count(specs[0].config)
+    accelerator = make_accelerator(specs[0].config)
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    running = {place: make_trainer(slot.config, corpus, base, accelerator) for place, slot in enumerate(slots)}
-    checkpoints = _Checkpoints(slots)
+    running = {place: make_trainer(slot.config, corpus, base, accelerator) for place, slot in enumerate(specs)}
+    checkpoints = _Checkpoints(specs)
     try:
-        new = [trainer for place, trainer in running.items() if trainer.start(slots[place].folder, slots[place].start)]
+        new = [trainer for place, trainer in running.items() if trainer.start(specs[place].folder, specs[place].start)]
         if new:
-            validate(new, pulse)
+            validate(new, check_stop)
         while running:
             for place in [place for place, trainer in running.items() if trainer.stopped_by is not None]:
-                yield place, finish(running[place], pulse)
+                yield place, finish(running[place], check_stop)
                 running.pop(place).adapted.detach()
             if running:
-                _advance(running, slots, checkpoints, on_step, pulse)
+                _advance(running, specs, checkpoints, on_step, check_stop)
     finally:
         for trainer in running.values():
             trainer.adapted.detach()
@@ -133,27 +133,27 @@ def fit_pack(
 class _Checkpoints:
     """Of the fits of a pack: those that are behind the same step are saved together."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self.slots, self.saved_at = slots, time.monotonic()
+    def __init__(self, specs: Sequence[FitSpec]) -> None:
+        self.specs, self.saved_at = specs, time.monotonic()
 
     def is_due(self, seconds: float) -> bool:
         """Whether the last was that long ago; all processes of a fit are of one mind."""
-        return first(lambda: time.monotonic() - self.saved_at >= seconds)
+        return from_rank_zero(lambda: time.monotonic() - self.saved_at >= seconds)
 
     def save(self, pack: dict[int, Trainer]) -> None:
         self.saved_at = time.monotonic()
         for place, trainer in pack.items():
-            if (folder := self.slots[place].folder) is not None and trainer.state.diverged is None:
+            if (folder := self.specs[place].folder) is not None and trainer.state.diverged is None:
                 content = trainer.state.step, trainer.tensors(), trainer.progress()
-                first(partial(save_checkpoint, folder, *content))
+                from_rank_zero(partial(save_checkpoint, folder, *content))
 
 
 def _advance(
     running: dict[int, Trainer],
-    slots: Sequence[Slot],
+    specs: Sequence[FitSpec],
     checkpoints: _Checkpoints,
     on_step: Callable[[StepReport], None],
-    pulse: Callable[[], None],
+    check_stop: Callable[[], None],
 ) -> None:
     """To the end of the epoch of those furthest behind: all, but where a pack was cut off between checkpoints."""
     behind = min((trainer.state.epoch, trainer.state.batch) for trainer in running.values())
@@ -163,11 +163,11 @@ def _advance(
 
     def stepped(report: StepReport) -> None:
         on_step(report)
-        if checkpoints.is_due(60 * slots[0].config.train.checkpoint_minutes):
+        if checkpoints.is_due(60 * specs[0].config.train.checkpoint_minutes):
             checkpoints.save(pack)
 
     try:
-        run_epoch(list(pack.values()), stepped, pulse)
+        run_epoch(list(pack.values()), stepped, check_stop)
     except Interrupted:
         checkpoints.save(pack)
         raise
@@ -175,7 +175,7 @@ def _advance(
         checkpoints.save(pack)
     for place, trainer in pack.items():
         if trainer.state.diverged is None:
-            slots[place].on_epoch(trainer.state)
+            specs[place].on_epoch(trainer.state)
 
 
 def _shared(config: Config) -> tuple:
@@ -187,8 +187,8 @@ def _shared(config: Config) -> tuple:
 
 def run_epoch(
     trainers: Sequence[Trainer],
-    on_step: Callable[[StepReport], None] = nothing,
-    pulse: Callable[[], None] = nothing,
+    on_step: Callable[[StepReport], None] = no_op,
+    check_stop: Callable[[], None] = no_op,
 ) -> None:
     """Train on each document once, or on those left of an epoch that was cut off, then validate.
 
@@ -203,11 +203,11 @@ def run_epoch(
         if not running:
             return
         on_step(StepReport(epoch, number, len(batches), sum(nats), len(nats) * tokens))
-        agree(pulse)
-    nll_SN, seconds = timed_scores(running, pulse)
+        sync_errors(check_stop)
+    nll_SN, seconds = timed_scores(running, check_stop)
     for trainer, nll_N in zip(running, nll_SN, strict=True):
         trainer.end_epoch()
-        trainer.judge(nll_N, seconds)
+        trainer.update_best(nll_N, seconds)
 
 
 def step(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
@@ -215,7 +215,7 @@ def step(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches: int) 
     started = time.perf_counter()
     for trainer in trainers:
         trainer.begin_step()
-    own = within_memory(trainers, lambda: _gradients(trainers, document_B, num_batches))
+    own = retry_on_oom(trainers, lambda: _gradients(trainers, document_B, num_batches))
     *nats, tokens, num_read, num_positions = sum_(torch.cat(own)).tolist()
     for trainer, nll in zip(trainers, nats, strict=True):
         trainer.end_step(nll)
@@ -247,40 +247,40 @@ def _gradients(trainers: Sequence[Trainer], document_B: np.ndarray, num_batches:
     return nats_S, torch.from_numpy(np.array(sizes, dtype=np.float64).reshape(-1, 3).sum(0))
 
 
-def validate(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> None:
+def validate(trainers: Sequence[Trainer], check_stop: Callable[[], None] = no_op) -> None:
     """Score the validation split, and keep this epoch of the fits for which it is the best so far."""
-    nll_SN, seconds = timed_scores(trainers, pulse)
+    nll_SN, seconds = timed_scores(trainers, check_stop)
     for trainer, nll_N in zip(trainers, nll_SN, strict=True):
-        trainer.judge(nll_N, seconds)
+        trainer.update_best(nll_N, seconds)
 
 
-def timed_scores(trainers: Sequence[Trainer], pulse: Callable[[], None] = nothing) -> tuple[np.ndarray, float]:
+def timed_scores(trainers: Sequence[Trainer], check_stop: Callable[[], None] = no_op) -> tuple[np.ndarray, float]:
     """Nats of the validation split, nll_SN, and the seconds that each fit's took."""
     started = time.perf_counter()
     padded = trainers[0].validation.batches if trainers[0].validation.scores_padding else None
-    nll_SN = score_documents(trainers, "validation", pulse, padded)
+    nll_SN = score_documents(trainers, "validation", check_stop, padded)
     return nll_SN, (time.perf_counter() - started) / len(trainers)
 
 
-def finish(trainer: Trainer, pulse: Callable[[], None] = nothing) -> Fit:
+def finish(trainer: Trainer, check_stop: Callable[[], None] = no_op) -> Fit:
     """Score validation and test at the best epoch, padding never counted; what a protocol reports stands beside it."""
     trainer.return_to_best()
     device = trainer.accelerator.device
     return Fit(
         state=trainer.state,
         stopped_by=trainer.stopped_by,
-        nll_nats={split: score_documents([trainer], split, pulse)[0] for split in ("validation", "test")},
+        nll_nats={split: score_documents([trainer], split, check_stop)[0] for split in ("validation", "test")},
         mean_P=trainer.hierarchy.mean_P.detach().cpu(),
         theta_KP=trainer.share.whole(trainer.hierarchy.theta_KP()).cpu(),
         layout=trainer.layout,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
         std_KP=trainer.std_KP(),
-        reported=_reported(trainer, pulse),
+        reported=_reported(trainer, check_stop),
     )
 
 
-def _reported(trainer: Trainer, pulse: Callable[[], None]) -> Reported | None:
+def _reported(trainer: Trainer, check_stop: Callable[[], None]) -> Reported | None:
     """What the protocol reports, where that is not the perplexity of test."""
     train, state = trainer.config.train, trainer.state
     if train.reported == "best_epochs":
@@ -289,4 +289,4 @@ def _reported(trainer: Trainer, pulse: Callable[[], None]) -> Reported | None:
     if train.padding == "ignored":
         return None
     test = ScoredSplit(trainer.corpus, "test", train)
-    return test.sums(score_documents([trainer], "test", pulse, test.batches)[0])
+    return test.sums(score_documents([trainer], "test", check_stop, test.batches)[0])

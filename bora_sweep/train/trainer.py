@@ -30,10 +30,10 @@ from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.peft_io import read_adapters
 from bora_sweep.model.prior import group_precisions
 from bora_sweep.runs.storage import Folder
-from bora_sweep.train.checkpoint import load_checkpoint, num_kills
+from bora_sweep.train.checkpoint import load_checkpoint, num_recorded_ooms
 from bora_sweep.train.checkpoint_names import moments, names_of, restore_moments, task_order
 from bora_sweep.train.device import PASS_TOKENS
-from bora_sweep.train.distributed.process_group import first
+from bora_sweep.train.distributed.process_group import from_rank_zero
 from bora_sweep.train.distributed.shard import Share
 from bora_sweep.train.methods.published import ScoredSplit
 from bora_sweep.train.optim import learning_rates, make_optimizer, make_scheduler, map_step, task_weights
@@ -69,7 +69,7 @@ class Trainer:
             self.layout.sizes if config.prior.penalty == "tensor_norm" else None,
         )
         if config.train.initial_noise > 0:
-            self._scatter()
+            self.add_initial_noise_()
         self.weight_K = torch.from_numpy(task_weights(config, corpus)[self.share.tasks]).to(device, dtype)
         self.adapted = AdaptedModel(base.to(device), self.layout, compiled=config.train.compile)
         self.length_limits = self._length_limits()
@@ -94,7 +94,7 @@ class Trainer:
         return limits
 
     @torch.no_grad()
-    def _scatter(self) -> None:
+    def add_initial_noise_(self) -> None:
         """Each task off Theta by noise of its own."""
         bank = self.hierarchy.task_KP
         if bank is not None:
@@ -155,12 +155,12 @@ class Trainer:
         Raises:
             InputError: Adapters of `init_from`, or a checkpoint, that this fit could not go on from.
         """
-        checkpoint = first(lambda: None if folder is None else load_checkpoint(folder))
+        checkpoint = from_rank_zero(lambda: None if folder is None else load_checkpoint(folder))
         if checkpoint is not None:
             tensors, progress, damage = checkpoint
             self._restore(tensors, progress)
             self.state.notes += damage
-        kills = first(lambda: 0 if folder is None else num_kills(folder))
+        kills = from_rank_zero(lambda: 0 if folder is None else num_recorded_ooms(folder))
         train = self.config.train
         if self.micro_batch_size > (rows := max(1, (train.micro_batch_size or train.batch_size) >> kills)):
             self._bound_micro_batch(rows, "killed for its memory")
@@ -244,7 +244,7 @@ class Trainer:
         self.state.end_epoch()
         self._record("train", nats, num_tokens, seconds)
 
-    def judge(self, nll_N: np.ndarray, seconds: float) -> None:
+    def update_best(self, nll_N: np.ndarray, seconds: float) -> None:
         """Keep the epoch if its scores of the validation split are the best so far."""
         self._record("validation", float(nll_N.sum()), int(self.validation.scored_N.sum()), seconds)
         if self.config.train.reported == "best_epochs" and not self._report(nll_N):

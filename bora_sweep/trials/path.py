@@ -20,8 +20,8 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
-from bora_sweep.train.distributed.process_group import first
-from bora_sweep.train.fit import fit, nothing
+from bora_sweep.train.distributed.process_group import from_rank_zero
+from bora_sweep.train.fit import fit, no_op
 from bora_sweep.train.state import Fit, State
 from bora_sweep.trials.trial import Trial, record, run_trial, starting_point
 
@@ -35,8 +35,8 @@ def run_path(
     load_base: Callable[[], PreTrainedModel],
     run: Folder,
     trial_id: str,
-    on_epoch: Callable[[State], None] = nothing,
-    pulse: Callable[[], None] = nothing,
+    on_epoch: Callable[[State], None] = no_op,
+    check_stop: Callable[[], None] = no_op,
 ) -> list[dict[str, Any]]:
     """Fit `search.num_trials` values of tau, and tau = inf before them, each a trial of its own.
 
@@ -47,12 +47,12 @@ def run_path(
         run: The run's folder.
         trial_id: Of the fit at tau = inf; the values after it are `trial_id.01`, `trial_id.02`, …
         on_epoch: Called after each epoch of each fit.
-        pulse: As for `bora_sweep.train.fit.fit`.
+        check_stop: As for `bora_sweep.train.fit.fit`.
 
     Returns:
         The rows of the `trials` table, in the order of the fits.
     """
-    path = _Path(config, corpus, load_base, run, trial_id, on_epoch, pulse)
+    path = _Path(config, corpus, load_base, run, trial_id, on_epoch, check_stop)
     path.add(math.inf)
     while len(path.rows) <= config.search.num_trials:
         path.add(next_tau(path.nats_per_token(), config.search.tau_low, config.search.tau_high))
@@ -106,10 +106,10 @@ class _Path:
         run: Folder,
         trial_id: str,
         on_epoch: Callable[[State], None],
-        pulse: Callable[[], None],
+        check_stop: Callable[[], None],
     ) -> None:
         self.config, self.corpus, self.load_base = config, corpus, load_base
-        self.run, self.trial_id, self.on_epoch, self.pulse = run, trial_id, on_epoch, pulse
+        self.run, self.trial_id, self.on_epoch, self.check_stop = run, trial_id, on_epoch, check_stop
         self.rows: dict[float, dict[str, Any]] = {}
 
     def nats_per_token(self) -> dict[float, float]:
@@ -122,7 +122,7 @@ class _Path:
         trial_id = f"{self.trial_id}.{len(self.rows):02d}" if self.rows else self.trial_id
         trial = Trial(trial_id, self._config(tau), start)
         self.rows[tau] = run_trial(
-            trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch, pulse=self.pulse
+            trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch, check_stop=self.check_stop
         )
 
     def try_best_from_below(self) -> None:
@@ -134,12 +134,12 @@ class _Path:
             return
         row, start = self.rows[best], self.rows[max(below)]["trial_id"]
         folder = self.run / "trials" / row["trial_id"]
-        if first(lambda: exists(folder / UPWARD)):
+        if from_rank_zero(lambda: exists(folder / UPWARD)):
             return
         own, base = self._config(best), self.load_base()
-        begin = first(lambda: starting_point(own, base, self.run, start, self.corpus.tasks))
-        done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, pulse=self.pulse)
-        self.rows[best] = first(lambda: self._keep_better(own, row, start, done))
+        begin = from_rank_zero(lambda: starting_point(own, base, self.run, start, self.corpus.tasks))
+        done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, check_stop=self.check_stop)
+        self.rows[best] = from_rank_zero(lambda: self._keep_better(own, row, start, done))
 
     def _keep_better(self, own: Config, row: dict[str, Any], start: str, done: Fit) -> dict[str, Any]:
         """Write the better of a value's two fits, and what both took."""

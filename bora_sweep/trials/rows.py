@@ -65,7 +65,7 @@ def _tau(config: Config) -> float:
     return config.prior.tau if _is_trained(config) else math.nan
 
 
-def opening_row(config: Config) -> dict[str, Any]:
+def initial_row(config: Config) -> dict[str, Any]:
     """A trial's row of the `trials` table as it begins."""
     trained = _is_trained(config)
     return {
@@ -89,7 +89,7 @@ def opening_row(config: Config) -> dict[str, Any]:
     }
 
 
-def row_so_far(state: State) -> dict[str, Any]:
+def progress_row(state: State) -> dict[str, Any]:
     """What changes in it after each epoch."""
     nll = sum(state.best_nll_nats)
     num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
@@ -113,7 +113,7 @@ def reported_as(config: Config) -> str:
     return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
 
 
-def closing_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
+def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
     """What changes in it at the end."""
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
@@ -123,7 +123,7 @@ def closing_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any
         scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
         scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
     return {
-        **row_so_far(done.state),
+        **progress_row(done.state),
         **scores,
         "status": "finished",
         "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,

@@ -15,19 +15,19 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.errors import InputError, counted, one_line
-from bora_sweep.model.layout import lay_out, make_layout
+from bora_sweep.errors import InputError, one_line, plural
+from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
 from bora_sweep.model.merge_tasks import MERGES, merge
 from bora_sweep.runs.results import read_trial_row, write_table
 from bora_sweep.runs.storage import Folder, StorageFullError
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.checkpoint_names import names_of, task_order
-from bora_sweep.train.distributed.process_group import first, is_first
-from bora_sweep.train.fit import Slot, fit_pack, nothing
+from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_zero
+from bora_sweep.train.fit import FitSpec, fit_pack, no_op
 from bora_sweep.train.methods.tau_estimate import estimate_tau
 from bora_sweep.train.state import Fit, Start, State, StepReport
-from bora_sweep.trials.rows import about_adapters, closing_row, document_scores, opening_row, row_so_far, task_scores
+from bora_sweep.trials.rows import about_adapters, document_scores, final_row, initial_row, progress_row, task_scores
 from bora_sweep.trials.tracking import Tracker
 
 ROW_SECONDS = 5.0
@@ -48,12 +48,12 @@ def run_trial(
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
     run: Folder,
-    on_step: Callable[[StepReport], None] = nothing,
-    on_epoch: Callable[[State], None] = nothing,
-    pulse: Callable[[], None] = nothing,
+    on_step: Callable[[StepReport], None] = no_op,
+    on_epoch: Callable[[State], None] = no_op,
+    check_stop: Callable[[], None] = no_op,
 ) -> dict[str, Any]:
     """`run_pack` of one trial; returns its row of the `trials` table."""
-    return run_pack([trial], corpus, load_base, run, on_step, on_epoch, pulse)[trial.trial_id]
+    return run_pack([trial], corpus, load_base, run, on_step, on_epoch, check_stop)[trial.trial_id]
 
 
 def run_pack(
@@ -61,9 +61,9 @@ def run_pack(
     corpus: TokenizedCorpus,
     load_base: Callable[[], PreTrainedModel],
     run: Folder,
-    on_step: Callable[[StepReport], None] = nothing,
-    on_epoch: Callable[[State], None] = nothing,
-    pulse: Callable[[], None] = nothing,
+    on_step: Callable[[StepReport], None] = no_op,
+    on_epoch: Callable[[State], None] = no_op,
+    check_stop: Callable[[], None] = no_op,
 ) -> dict[str, dict[str, Any]]:
     """Fit, in shared forward passes, and write each trial's rows, adapters and checkpoints under `run`.
 
@@ -77,7 +77,7 @@ def run_pack(
         Exception: Whatever loading the base or the fits raised, after the rows of those that had not ended were written
             with status `failed`, or `interrupted`.
     """
-    opened = first(lambda: _open_rows(run, trials))
+    opened = from_rank_zero(lambda: _open_rows(run, trials))
     rows = {trial_id: row for trial_id, row in opened.items() if row["status"] == "finished"}
     open_trials = [trial for trial in trials if trial.trial_id not in rows]
     if not open_trials:
@@ -85,16 +85,16 @@ def run_pack(
     trackers = {trial.trial_id: Tracker(trial.config, run, trial.trial_id) for trial in open_trials}
     try:
         base = load_base()
-        slots = [
-            _slot(trial, corpus.tasks, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch)
+        specs = [
+            _fit_spec(trial, corpus.tasks, base, run, opened[trial.trial_id], trackers[trial.trial_id], on_epoch)
             for trial in open_trials
         ]
-        for place, done in fit_pack(slots, corpus, base, on_step, pulse):
+        for place, done in fit_pack(specs, corpus, base, on_step, check_stop):
             trial = open_trials[place]
             own = opened[trial.trial_id], trackers[trial.trial_id], done
-            rows[trial.trial_id] = first(partial(_close, trial, corpus, base, run, *own))
+            rows[trial.trial_id] = from_rank_zero(partial(_close, trial, corpus, base, run, *own))
     except BaseException as error:
-        if not is_first():
+        if not is_rank_zero():
             raise
         status = "failed" if isinstance(error, Exception) else "interrupted"
         for trial_id in opened.keys() - rows.keys():
@@ -125,10 +125,10 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     begun = {"attempts": 1}
     if earlier is not None:
         begun = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
-    return {**opening_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **begun}
+    return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **begun}
 
 
-def _slot(
+def _fit_spec(
     trial: Trial,
     tasks: Sequence[str],
     base: PreTrainedModel,
@@ -136,12 +136,12 @@ def _slot(
     row: dict[str, Any],
     tracker: Tracker,
     on_epoch: Callable[[State], None],
-) -> Slot:
+) -> FitSpec:
     written_at = -math.inf
 
     def epoch_done(state: State) -> None:
         nonlocal written_at
-        row.update(row_so_far(state))
+        row.update(progress_row(state))
         if time.monotonic() - written_at > ROW_SECONDS:
             write_table(run, "curves", trial.trial_id, state.curve)
             write_table(run, "trials", trial.trial_id, [row])
@@ -150,8 +150,8 @@ def _slot(
         on_epoch(state)
 
     source = trial.start
-    start = None if source is None else first(lambda: starting_point(trial.config, base, run, source, tasks))
-    return Slot(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_first() else nothing)
+    start = None if source is None else from_rank_zero(lambda: starting_point(trial.config, base, run, source, tasks))
+    return FitSpec(trial.config, run / "trials" / trial.trial_id, start, epoch_done if is_rank_zero() else no_op)
 
 
 def _track(tracker: Tracker, state: State) -> None:
@@ -187,7 +187,7 @@ def _refuse_no_scores(config: Config, documents: pd.DataFrame) -> None:
     if len(without):
         first = without.iloc[0]
         raise InputError(
-            f"model.name={config.model.name}: {counted(len(without), 'document')} of validation and test have a score "
+            f"model.name={config.model.name}: {plural(len(without), 'document')} of validation and test have a score "
             f"of {first['nll_nats']}, the first {first['document_id']!r} of task {first['task']!r}: the base gives no "
             f"likelihood of them with model.dtype={config.model.dtype}; set another, leave such texts out, or name "
             "another base"
@@ -208,7 +208,7 @@ def record(
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
-    row = row | closing_row(config, done, tasks)
+    row = row | final_row(config, done, tasks)
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row
@@ -225,7 +225,7 @@ def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id:
     except FileNotFoundError:
         raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
     layout = make_layout(base, config.lora)
-    there = names_of(lay_out([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
+    there = names_of(layout_of_sites([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
     order = task_order(there, layout, tasks, f"trial {trial_id}")
     mean_P, theta_KP = bank["mean_P"], bank["theta_KP"]
     if order != sorted(order):

@@ -81,7 +81,7 @@ def _resources(config: Config) -> dict[str, float]:
     return {"CPU": config.ray.cpus_per_trial, "GPU": gpus}
 
 
-def _slots(config: Config, resources: dict[str, float]) -> int:
+def num_concurrent(config: Config, resources: dict[str, float]) -> int:
     """Trials that run at once.
 
     Raises:

@@ -22,7 +22,7 @@ TRIED_BYTES = 1 << 20
 SHORT = Path("/tmp")
 
 
-def refuse_no_place() -> None:
+def check_ray_folder() -> None:
     """Refuse to begin where Ray could not start.
 
     Raises:
@@ -39,7 +39,7 @@ def ray_folder() -> Iterator[str]:
     """Where `ray.init` is to put its files: in `RAY_TMPDIR`, else in `TMPDIR`, else in `/tmp`.
 
     Raises:
-        InputError: As for `refuse_no_place`.
+        InputError: As for `check_ray_folder`.
     """
     named = os.environ.get("RAY_TMPDIR")
     place = Path(named or os.environ.get("TMPDIR") or SHORT).absolute()

@@ -18,14 +18,14 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from bora_sweep.runs.storage import Folder
-from bora_sweep.train.checkpoint import note_kill
+from bora_sweep.train.checkpoint import record_oom
 
 MONITOR = "low on memory"
 """Stands in what Ray says of a worker that its monitor killed, and not of one that died otherwise."""
 
 
 @contextmanager
-def each_loss_is_one_failure(run: Folder) -> Iterator[list[tuple[dict[str, Any], Exception]]]:
+def patch_worker_failures(run: Folder) -> Iterator[list[tuple[dict[str, Any], Exception]]]:
     """Within, a worker that is lost in whatever way is one failure of the trial that it had.
 
     Tune knows two kinds of Ray's errors, and ends the whole sweep at any other: a worker killed for memory is one. And
@@ -56,7 +56,7 @@ def each_loss_is_one_failure(run: Folder) -> Iterator[list[tuple[dict[str, Any],
             given_up.extend((fit, exception) for fit in trial.config["fits"])
         elif MONITOR in str(exception):
             for fit in trial.config["fits"]:
-                note_kill(run / "trials" / fit["trial_id"])
+                record_oom(run / "trials" / fit["trial_id"])
 
     RayActorManager._actor_task_failed, TuneController._process_trial_failure = known, once
     try:

@@ -15,7 +15,7 @@ from bora_sweep.tune.points import Point
 VERDICT = "stop"
 
 
-class Verdicts(FIFOScheduler):
+class EarlyStopping(FIFOScheduler):
     """Asks Tune's rule after each epoch, and writes down whom it would stop.
 
     Both ends, tau = 0 and inf, and baselines are never stopped: everything is judged against them.

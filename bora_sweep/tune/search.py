@@ -42,7 +42,7 @@ class TauSearch(Searcher):
         groups: The groups of parameters whose share of tau is searched; the first is what the others are measured by.
     """
 
-    def __init__(self, config: Config, known: dict[str, Known], slots: int = 1, groups: Sequence[str] = ()) -> None:
+    def __init__(self, config: Config, known: dict[str, Known], specs: int = 1, groups: Sequence[str] = ()) -> None:
         super().__init__()
         self.space = search_space(config, groups[1:])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -53,7 +53,7 @@ class TauSearch(Searcher):
         # The values of a pack are chosen by the results of all values up to `lag` packs before it and of none after, in
         # whichever order they end: else a sweep could not be repeated. Wide enough a lag, and no slot waits long for an
         # earlier value. Optuna takes account of those that still run, lest it ask for them again.
-        self.lag = max(1, 2 * slots - 2)
+        self.lag = max(1, 2 * specs - 2)
         self.is_stopping = False
         """Set from outside: no further fit is begun."""
         self._fixed = fixed_points(config)

@@ -16,7 +16,7 @@ from rich.text import Text
 from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.runs.folder import config_of
 from bora_sweep.runs.results import refuse_no_run, trial_rows
-from bora_sweep.runs.run_lock import Driver, driver_of
+from bora_sweep.runs.run_lock import Driver, read_driver
 from bora_sweep.runs.storage import Folder, exists, modified_at
 from bora_sweep.tune.points import fixed_points, num_trials, trial_id
 
@@ -28,7 +28,7 @@ ROWS = 24  # of a terminal that the table takes at most
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """A run at one moment."""
 
     run: Folder
@@ -66,23 +66,23 @@ class Standing:
         return not self.is_driven and ended == (self.total or len(self.rows))
 
 
-def standing(run: Folder) -> Standing:
+def run_status(run: Folder) -> RunStatus:
     """Read how `run` stands; it may have only just begun, or be cut off.
 
     Raises:
         InputError: Not a run's folder, or one of another version.
     """
     refuse_no_run(run)
-    driver = driver_of(run)  # before the rows: one that has ended since leaves no row that runs
+    driver = read_driver(run)  # before the rows: one that has ended since leaves no row that runs
     rows = trial_rows(run)
     config = config_of(run) if exists(run / "config.yaml") else None
     open_trials, now = [row["trial_id"] for row in rows if _is_open(row)], time.time()
     folder = run / "results" / "trials"
     silent = {name: max(0.0, now - modified_at(folder / f"{name}.parquet")) for name in open_trials}
-    return Standing(run, config, rows, driver, silent)
+    return RunStatus(run, config, rows, driver, silent)
 
 
-def render(stands: Standing) -> Group:
+def render(stands: RunStatus) -> Group:
     """Who drives the run, its trials, and the line that sums up."""
     rows = stands.rows
     if not stands.is_driven:
@@ -97,7 +97,7 @@ def render(stands: Standing) -> Group:
     return Group(*(parts if rows else parts[:1]), Text(" · ".join(said), style="bold"))
 
 
-def _driven(stands: Standing) -> str:
+def _driven(stands: RunStatus) -> str:
     """Who works on it, else how to go on."""
     driver = stands.driver
     again = f"bora-sweep {stands.command} --resume output={shlex.quote(str(stands.run))}"
@@ -113,7 +113,7 @@ def _driven(stands: Standing) -> str:
     return f"ended; {again} tries again what failed" if failed else "ended"
 
 
-def _left(stands: Standing) -> list[str]:
+def _left(stands: RunStatus) -> list[str]:
     """The time left, or why it cannot be told."""
     if not stands.is_driven or stands.config is None:
         return []

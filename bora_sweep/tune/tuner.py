@@ -17,16 +17,16 @@ from ray import tune
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import one_line
-from bora_sweep.process import noting_signals
+from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
-from bora_sweep.runs.storage import Folder, listed, remove, write_bytes
-from bora_sweep.trials.rows import opening_row
-from bora_sweep.tune.cluster import _ray, _resources, _slots
+from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
+from bora_sweep.trials.rows import initial_row
+from bora_sweep.tune.cluster import _ray, _resources, num_concurrent
 from bora_sweep.tune.live_view import SweepView
 from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
-from bora_sweep.tune.ray_patches import _started_workers, each_loss_is_one_failure
-from bora_sweep.tune.scheduler import Verdicts
+from bora_sweep.tune.ray_patches import _started_workers, patch_worker_failures
+from bora_sweep.tune.scheduler import EarlyStopping
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.study import StudyMirror
 from bora_sweep.tune.watchdog import STOP
@@ -39,9 +39,9 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
     _clear(run)
     with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = _resources(config)
-        slots, workers = _slots(config, resources), config.ray.workers_per_trial
-        config = _with_pack(config, corpus, run, resources)
-        search = TauSearch(config, known_trials(run), slots, groups)
+        specs, workers = num_concurrent(config, resources), config.ray.workers_per_trial
+        config = _with_measured_pack(config, corpus, run, resources)
+        search = TauSearch(config, finished_points(run), specs, groups)
         mirror = StudyMirror(run, config, groups, view.rows)
         umask = os.umask(0)
         os.umask(umask)
@@ -51,9 +51,9 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             tune.with_resources(tune.with_parameters(tune_trial, **shared), reserved(resources, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=search,
-                scheduler=None if config.search.scheduler == "none" else Verdicts(config, run),
+                scheduler=None if config.search.scheduler == "none" else EarlyStopping(config, run),
                 num_samples=-1,
-                max_concurrent_trials=slots,
+                max_concurrent_trials=specs,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -70,7 +70,7 @@ def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Seque
             view.say_stopping()
 
         try:
-            with noting_signals(stop), _started_workers(), each_loss_is_one_failure(run) as given_up:
+            with defer_signals(stop), _started_workers(), patch_worker_failures(run) as given_up:
                 tuner.fit()
         finally:
             _close_running(run)
@@ -86,7 +86,7 @@ def _clear(run: Folder) -> None:
     """Away with what an earlier start left half done: a wish to stop, files that were not whole yet."""
     remove(run / STOP)
     for table in SCHEMAS:
-        for part in listed(run / "results" / table, ".*.parquet.*.part"):
+        for part in list_files(run / "results" / table, ".*.parquet.*.part"):
             remove(part)
 
 
@@ -95,7 +95,7 @@ def _has_failed(rows: list[dict[str, Any]]) -> bool:
     return any(row["status"] == "failed" for row in rows) and not any(row["status"] == "interrupted" for row in rows)
 
 
-def known_trials(run: Folder) -> dict[str, Known]:
+def finished_points(run: Folder) -> dict[str, Known]:
     """What an earlier start of the sweep left in `run`."""
     return {
         row["trial_id"]: Known(point, row["status"] == "finished", objective(row))
@@ -109,7 +109,7 @@ def _mark_dead(run: Folder, config: Config, params: dict[str, Any], error: Excep
     row = read_trial_row(run, params["trial_id"])
     if row is None:
         own = trial_config(config, Point(**params["point"]), params["seed_index"])
-        row = {**opening_row(own), "trial_id": params["trial_id"], "started_from": params["start"]}
+        row = {**initial_row(own), "trial_id": params["trial_id"], "started_from": params["start"]}
     if row["status"] != "finished":
         _close(run, row, "failed", row.get("error") or one_line(error))
 
@@ -126,7 +126,7 @@ def _close(run: Folder, row: dict[str, Any], status: str, error: str | None) -> 
     write_table(run, "trials", row["trial_id"], [row])
 
 
-def _with_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
+def _with_measured_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
     """`search.pack` as a number: `auto` is measured where trials run, and the run's configuration then says what."""
     if config.search.pack != "auto":
         return config

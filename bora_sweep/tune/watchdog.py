@@ -17,7 +17,7 @@ STOP = "stop"
 LOOK_SECONDS, LOOK_REMOTE_SECONDS = 0.2, 2.0
 
 
-class Pulse:
+class StopCheck:
     """Called between any two steps: tells the watchdog that the fit lives, and the fit that it is to end.
 
     Args:
@@ -46,11 +46,11 @@ class Pulse:
 
 
 @contextmanager
-def watched(pulse: Pulse, timeout: float | None, on_hang: Callable[[str], None]) -> Iterator[None]:
-    """Within, the process ends itself where `pulse` is not called for `timeout` seconds.
+def watched(check_stop: StopCheck, timeout: float | None, on_hang: Callable[[str], None]) -> Iterator[None]:
+    """Within, the process ends itself where `check_stop` is not called for `timeout` seconds.
 
     Args:
-        pulse: What the work calls.
+        check_stop: What the work calls.
         timeout: Seconds; None: for ever.
         on_hang: Called just before, with where the work stands.
     """
@@ -61,7 +61,7 @@ def watched(pulse: Pulse, timeout: float | None, on_hang: Callable[[str], None])
 
     def watch() -> None:
         while not ended.wait(min(1.0, timeout / 4)):
-            if time.monotonic() - pulse.beat_at > timeout:
+            if time.monotonic() - check_stop.beat_at > timeout:
                 frame = sys._current_frames().get(thread_id)
                 place = "" if frame is None else f", at {frame.f_code.co_filename}:{frame.f_lineno}"
                 try:

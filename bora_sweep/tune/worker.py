@@ -7,9 +7,9 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from bora_sweep.process import uncollected
+from bora_sweep.process import gc_paused
 
-with uncollected():  # most of what a worker does before its first trial
+with gc_paused():  # most of what a worker does before its first trial
     import torch
     from ray import tune
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ with uncollected():  # most of what a worker does before its first trial
     from bora_sweep.process import Interrupted
     from bora_sweep.runs.results import objective, read_trial_row, write_table
     from bora_sweep.runs.storage import Folder, exists, folder_at
-    from bora_sweep.train.fit import nothing
+    from bora_sweep.train.fit import no_op
     from bora_sweep.train.state import State
     from bora_sweep.trials.fingerprints import refuse_other_model
     from bora_sweep.trials.pack_size import choose_pack
@@ -29,7 +29,7 @@ with uncollected():  # most of what a worker does before its first trial
     from bora_sweep.trials.trial import Trial, run_pack
     from bora_sweep.tune.points import Point, trial_config
     from bora_sweep.tune.scheduler import VERDICT
-    from bora_sweep.tune.watchdog import Pulse, watched
+    from bora_sweep.tune.watchdog import StopCheck, watched
     from bora_sweep.tune.worker_group import run_together
 
 REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
@@ -44,7 +44,7 @@ def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, 
     """
     os.umask(umask)  # the driver's: Ray's processes have a narrower one
     place = folder_at(run)
-    pulse = Pulse(place)
+    check_stop = StopCheck(place)
 
     def note(reason: str) -> None:
         for fit in params["fits"]:
@@ -53,11 +53,11 @@ def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, 
     report = _reporter(config, place, params["fits"][0]["trial_id"])
 
     def fit() -> dict[str, dict[str, Any]]:
-        return _fit(params, config, corpus, place, pulse, report)
+        return _fit(params, config, corpus, place, check_stop, report)
 
     try:
-        with watched(pulse, config.ray.trial_timeout, note):
-            pulse()
+        with watched(check_stop, config.ray.trial_timeout, note):
+            check_stop()
             rows = run_together(config.ray, fit, note, _help_fit, params, config, corpus, run)
     except (InputError, Interrupted):
         rows = {}
@@ -68,7 +68,7 @@ def _help_fit(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, r
     """What the other processes of a trial do, if it has any."""
     place = folder_at(run)
     with suppress(InputError, Interrupted):  # the first says so
-        _fit(params, config, corpus, place, Pulse(place), nothing)
+        _fit(params, config, corpus, place, StopCheck(place), no_op)
 
 
 def _reporter(config: Config, run: Folder, trial_id: str) -> Callable[[State], None]:
@@ -93,7 +93,7 @@ def _fit(
     config: Config,
     corpus: TokenizedCorpus,
     run: Folder,
-    pulse: Pulse,
+    check_stop: StopCheck,
     on_epoch: Callable[[State], None],
 ) -> dict[str, dict[str, Any]]:
     """Each trial's row; of a path that of its best value."""
@@ -107,9 +107,9 @@ def _fit(
         return _warm_base(config.model, config.data, str(run))
 
     if params["fits"][0]["point"]["method"] != "path":
-        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, pulse=pulse)
+        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, check_stop=check_stop)
     (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, pulse)
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, check_stop)
     return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 

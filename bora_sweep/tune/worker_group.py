@@ -21,7 +21,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from bora_sweep.config import RayConfig
 from bora_sweep.errors import one_line
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 
 T = TypeVar("T")
 GRACE = 10.0
@@ -57,7 +57,7 @@ def run_together(
     return _crew(config.workers_per_trial).run(own, on_lost, share, *arguments)
 
 
-class _Member:
+class GroupMember:
     """An actor: one process of the crew."""
 
     def address(self) -> str:
@@ -65,13 +65,13 @@ class _Member:
 
     def meet(self, address: str, port: int, rank: int, count: int) -> None:
         _talk_by(ray.util.get_node_ip_address())
-        ranks.meet(TCPStore(address, port, count, is_master=False), rank, count)
+        process_group.init_from_store(TCPStore(address, port, count, is_master=False), rank, count)
 
     def call(self, share: Callable[..., Any], *arguments: Any) -> None:
         share(*arguments)
 
 
-class _Crew:
+class WorkerGroup:
     def __init__(self, count: int) -> None:
         group = ray.util.get_current_placement_group()
         assert group is not None
@@ -79,7 +79,7 @@ class _Crew:
         for rank, bundle in enumerate(group.bundle_specs[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             needed = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
-            self.members.append(ray.remote(_Member).options(scheduling_strategy=place, **needed).remote())
+            self.members.append(ray.remote(GroupMember).options(scheduling_strategy=place, **needed).remote())
         self.addresses = ray.get([member.address.remote() for member in self.members])
         own = ray.util.get_node_ip_address()
         listener = socket.create_server((own, 0))  # there alone, where the store itself would listen everywhere
@@ -89,7 +89,7 @@ class _Crew:
         )
         met = [member.meet.remote(own, port, rank, count) for rank, member in enumerate(self.members, start=1)]
         _talk_by(own)
-        ranks.meet(self.store, 0, count)
+        process_group.init_from_store(self.store, 0, count)
         ray.get(met)
 
     def run(
@@ -135,9 +135,9 @@ class _Crew:
 
 
 @lru_cache(maxsize=1)
-def _crew(count: int) -> _Crew:
+def _crew(count: int) -> WorkerGroup:
     """That of this process: its trials all have as many."""
-    return _Crew(count)
+    return WorkerGroup(count)
 
 
 def _talk_by(address: str) -> None:

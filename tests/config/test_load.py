@@ -431,7 +431,7 @@ def test_a_run_that_has_no_folder_is_refused_before_any_work(tmp_path, capfd, mo
 def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console = Console(file=io.StringIO())
-    begun = begin.begin_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
+    begun = begin.prepare_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
     create_run(load_config(["prior.tau=7"]), Path("run"))
     with pytest.raises(InputError, match="holds a run by now"), begin.held(begun, "fit"):
         pass

@@ -28,7 +28,7 @@ from bora_sweep.data.known_documents import (
 )
 from bora_sweep.data.split import SPLITS, sample_documents, split_documents, split_sizes
 from bora_sweep.errors import InputError
-from bora_sweep.launch import begin_fit
+from bora_sweep.launch import prepare_fit
 
 FRACTIONS = (0.5, 0.17, 0.33)
 some_documents = st.lists(
@@ -271,7 +271,7 @@ def test_a_fit_that_begins_with_an_export_knows_its_documents(tmp_path, model_fo
 
     def begun(*settings: str) -> tuple[dict[str, str], str]:
         console = Console(file=io.StringIO(), soft_wrap=True)
-        record = begin_fit([*grown, *settings, f"output={tmp_path / 'next'}"], False, console).record
+        record = prepare_fit([*grown, *settings, f"output={tmp_path / 'next'}"], False, console).record
         assert record is not None
         return record.set_index("fingerprint")["split"].to_dict(), console.file.getvalue()  # type: ignore[attr-defined]
 

@@ -14,7 +14,7 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
 from bora_sweep.model import full_model as full
 from bora_sweep.model.full_model import merged_weights, write_full
-from bora_sweep.model.layout import lay_out, make_layout
+from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
 from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
 from bora_sweep.model.peft_io import WEIGHTS, read_adapters, write_adapter
@@ -54,7 +54,7 @@ def test_what_peft_would_not_load_is_refused_with_targets_that_it_does():
     sites = [
         (f"backbone.layers.0.mixer.{name}", base.get_submodule(f"backbone.layers.0.mixer.{name}")) for name in names
     ]
-    layout = lay_out([Site(name, m.in_features, m.out_features, transposed=False) for name, m in sites], LORA)
+    layout = layout_of_sites([Site(name, m.in_features, m.out_features, transposed=False) for name, m in sites], LORA)
     with pytest.raises(InputError, match=r"no lora adapter of out_proj in a mamba model .*=\[in_proj\]$"):
         sites_by_weight(base, layout, LORA)
 
@@ -175,7 +175,9 @@ def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_p
     """Jamba takes the weight of dt_proj without calling it: merged it acts, as an adapter it does not."""
     base = make_family("jamba")
     module = base.get_submodule("model.layers.0.mamba.dt_proj")
-    layout = lay_out([Site("model.layers.0.mamba.dt_proj", module.in_features, module.out_features, False)], LORA)
+    layout = layout_of_sites(
+        [Site("model.layers.0.mamba.dt_proj", module.in_features, module.out_features, False)], LORA
+    )
     with pytest.raises(InputError, match=r"merged model.s logits are off by .*%|change no logit"):
         write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
 

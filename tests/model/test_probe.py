@@ -79,10 +79,10 @@ class Gathered(Layer):
 
     def forward(self, x):
         flat = x.reshape(-1, WIDTH)
-        is_first = (flat[:, 0] > 0)[:, None]
+        is_rank_zero = (flat[:, 0] > 0)[:, None]
         out = torch.empty_like(flat)
-        out[is_first[:, 0]] = self.first(flat[is_first[:, 0]])
-        out[~is_first[:, 0]] = self.second(flat[~is_first[:, 0]])
+        out[is_rank_zero[:, 0]] = self.first(flat[is_rank_zero[:, 0]])
+        out[~is_rank_zero[:, 0]] = self.second(flat[~is_rank_zero[:, 0]])
         return out.view_as(x)
 
 

@@ -14,7 +14,7 @@ import pytest
 from bora_sweep.errors import InputError
 from bora_sweep.runs import folder as runs
 from bora_sweep.runs.processes import is_here, lives, locked, this_process
-from bora_sweep.runs.run_lock import DRIVER, driver_of, driving
+from bora_sweep.runs.run_lock import DRIVER, read_driver, run_lock
 
 SLEEP = [sys.executable, "-c", "input()"]
 
@@ -24,7 +24,7 @@ def write(run, **told) -> None:
 
 
 def is_free(run) -> bool:
-    with suppress(InputError), driving(run, "fit"):
+    with suppress(InputError), run_lock(run, "fit"):
         return True
     return False
 
@@ -62,7 +62,7 @@ def test_a_killed_driver_that_had_this_process_number_does_not_hold_the_run(how,
     if how == "of an older release":
         told = {key: json.loads((tmp_path / DRIVER).read_text())[key] for key in ("command", "alive_at", "host", "pid")}
         (tmp_path / DRIVER).write_text(json.dumps(told))
-    assert not driver_of(tmp_path).is_alive
+    assert not read_driver(tmp_path).is_alive
     assert is_free(tmp_path)
     assert not (tmp_path / DRIVER).exists()
 
@@ -88,7 +88,7 @@ def test_a_process_of_another_user_lives_though_nothing_of_it_may_be_seen(monkey
     write(tmp_path, pid=os.getppid(), started=1.0)
     monkeypatch.setattr(os, "kill", forbidden)
     monkeypatch.setattr(psutil, "Process", hidden)
-    assert driver_of(tmp_path).is_alive
+    assert read_driver(tmp_path).is_alive
 
 
 @pytest.mark.parametrize("pid", [0, -1, 10**12])
@@ -140,9 +140,9 @@ def test_where_it_cannot_be_seen_a_sign_of_life_is_waited_for(told, tmp_path):
 
 
 def test_a_driver_that_was_taken_for_dead_leaves_the_others_file(tmp_path):
-    with driving(tmp_path, "fit"):
+    with run_lock(tmp_path, "fit"):
         write(tmp_path, pid=1, host="elsewhere")
-    assert driver_of(tmp_path).host == "elsewhere"
+    assert read_driver(tmp_path).host == "elsewhere"
 
 
 def test_a_folder_is_locked_once(tmp_path):

@@ -22,16 +22,16 @@ from bora_sweep.errors import InputError, redact
 from bora_sweep.runs import storage
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import read_results, trial_rows, write_table
-from bora_sweep.runs.run_lock import DRIVER, driving
+from bora_sweep.runs.run_lock import DRIVER, run_lock
 from bora_sweep.runs.storage import (
     StorageFullError,
+    atomic_write,
     exists,
     folder_at,
-    listed,
+    list_files,
     read_bytes,
     remove,
     write_bytes,
-    write_whole,
 )
 from bora_sweep.train import fit as loop
 from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
@@ -84,11 +84,11 @@ def place(request, tmp_path):
 
 def test_files_come_back_as_they_were_written(place):
     assert not exists(place / "a")
-    assert listed(place, "*") == []
+    assert list_files(place, "*") == []
     write_bytes(place / "b", b"2")
     write_bytes(place / "a", b"1")
     write_bytes(place / "a", b"3")
-    assert [path.name for path in listed(place, "*")] == ["a", "b"]
+    assert [path.name for path in list_files(place, "*")] == ["a", "b"]
     assert read_bytes(place / "a") == b"3"
     remove(place / "a")
     remove(place / "a")
@@ -106,16 +106,16 @@ def test_a_file_whose_writing_fails_is_what_it_was(place, monkeypatch):
 
     monkeypatch.setattr(storage, "PATIENCE", 0.0)
     with pytest.raises(RuntimeError):
-        write_whole(place / "a", fail)
+        atomic_write(place / "a", fail)
     assert read_bytes(place / "a") == b"before"
-    assert [path.name for path in listed(place, "*")] == ["a"]
+    assert [path.name for path in list_files(place, "*")] == ["a"]
 
 
 def test_checkpoints_adapters_and_tables_live_on_either(place):
     bank = torch.randn(3, 4)
     for step in (1, 2, 3):
         save_checkpoint(place / "trials" / "007", step, {"bank": bank + step}, {"step": step})
-    assert len(listed(place / "trials" / "007", "checkpoint-*")) == 2
+    assert len(list_files(place / "trials" / "007", "checkpoint-*")) == 2
     tensors, state, _ = load_checkpoint(place / "trials" / "007")
     assert (state["step"], torch.equal(tensors["bank"], bank + 3)) == (3, True)
     save_adapters(place / "trials" / "007", {"mean_P": bank}, {"tasks": ["a"]})
@@ -183,11 +183,11 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, 
     monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
     place = folder_at("memory://run")
     if comes_back:
-        assert storage.patiently(place, ask) == "there"
+        assert storage.retry(place, ask) == "there"
         assert now < away + storage.LONGEST_PAUSE
     else:
         with pytest.raises(ConnectionError):
-            storage.patiently(place, ask)
+            storage.retry(place, ask)
         assert now > storage.PATIENCE - 2 * storage.LONGEST_PAUSE
 
 
@@ -201,10 +201,10 @@ def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(
             raise OSError(number, "away")
         return "there"
 
-    assert storage.patiently(tmp_path, work) == "there"
+    assert storage.retry(tmp_path, work) == "there"
     answers = iter([errno.EACCES, None])
     with pytest.raises(OSError, match="away"):
-        storage.patiently(tmp_path, work)
+        storage.retry(tmp_path, work)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_whatever_a_library_calls_a_full_disk_has_one_name(tmp_path):
             raise error
 
         with pytest.raises(StorageFullError, match="no space left"):
-            write_whole(tmp_path / "a", fail)
+            atomic_write(tmp_path / "a", fail)
 
 
 @pytest.mark.parametrize("address", ["s3://key:secret-word@bucket/run", "s3://bucket/run?X-Amz-Signature=abcdef0123"])
@@ -272,8 +272,8 @@ def test_values_of_secrets_in_the_environment_are_not_said(monkeypatch):
 
 
 def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
-    with driving(place):
-        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), driving(place):
+    with run_lock(place):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), run_lock(place):
             pass
         assert exists(place / DRIVER)
     assert not exists(place / DRIVER)
@@ -281,15 +281,15 @@ def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
     dead.wait()
     own = {"host": socket.gethostname(), "pid": dead.pid, "alive_at": time.time()}
     write_bytes(place / DRIVER, json.dumps(own).encode())
-    with driving(place):
+    with run_lock(place):
         pass
     for host, age, refused in (("elsewhere", 5.0, True), ("elsewhere", 500.0, False)):
         write_bytes(place / DRIVER, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
         if refused:
-            with pytest.raises(InputError, match="elsewhere"), driving(place):
+            with pytest.raises(InputError, match="elsewhere"), run_lock(place):
                 pass
         else:
-            with driving(place):
+            with run_lock(place):
                 pass
 
 
@@ -321,7 +321,7 @@ def test_status_is_told_of_a_run_on_either(place, capsys):
     }
     write_table(place, "trials", "001", [ended])
     write_table(place, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
-    with driving(place, "sweep"):
+    with run_lock(place, "sweep"):
         assert main(["status", str(place)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"process {os.getpid()} on" in printed

@@ -21,7 +21,7 @@ from bora_sweep.data.tokens import tokenize
 from bora_sweep.model.full_model import merged_weights
 from bora_sweep.model.peft_io import read_adapters
 from bora_sweep.runs.results import SCHEMAS, read_results, trial_rows, write_table
-from bora_sweep.serve.load import read_trained
+from bora_sweep.serve.load import load_trial
 from bora_sweep.train.checkpoint import load_adapters
 from bora_sweep.train.fit import fit
 from bora_sweep.train.state import Start
@@ -180,7 +180,7 @@ def test_a_fit_begins_where_exported_adapters_are(tmp_path):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     again = ["prior.tau=0", "train.max_epochs=1", "train.learning_rate=1e-9", f"init_from={tmp_path / 'out'}"]
     assert main(["fit", *settings, *again, f"output={tmp_path / 'again'}"]) == 0
-    trained = read_trained(tmp_path / "run")
+    trained = load_trial(tmp_path / "run")
     mean_P, theta_KP = read_adapters(tmp_path / "out", trained.layout, trained.lora, list(trained.theta_of))
     assert torch.equal(mean_P, trained.mean_P)
     assert torch.equal(theta_KP, torch.stack(list(trained.theta_of.values())))
@@ -278,7 +278,7 @@ def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
     named = {"facebook/opt-350m": str(exported / "base"), "OUT": str(exported / "out"), "task_3": "task_2"}
     scope = {}
     exec(re.sub("|".join(named), lambda found: named[found[0]], block[1]), scope)
-    task = read_trained(exported / "run", "fit")
+    task = load_trial(exported / "run", "fit")
     layout, theta_P = task.layout, list(task.theta_of.values())[2]
     expected = merged_weights(make_base("opt", dtype=torch.float32), layout, theta_P)
     for name, weight in expected.items():

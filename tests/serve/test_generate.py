@@ -11,7 +11,7 @@ from bora_sweep.data.encode import Encoder
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
 from bora_sweep.serve.generate import Sampling, _continuation, _opening, generate, visible
-from bora_sweep.serve.load import read_trained
+from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"
 
@@ -51,7 +51,7 @@ def likeliest(model, theta_P, num: int) -> str:
 def test_at_temperature_0_each_token_is_the_likeliest(family, runs):
     texts = generate(runs / family, PROMPT, ["bob", "ann"], sampling=Sampling(8, 0.0))
     assert [name for name, _ in texts] == ["base model", "_global", "bob", "ann"]
-    trained = read_trained(runs / family)
+    trained = load_trial(runs / family)
     model = AdaptedModel(make_base(family, dtype=torch.float32), trained.layout)
     adapters = [None, trained.mean_P, trained.theta_of["bob"], trained.theta_of["ann"]]
     assert [text.strip() for _, text in texts] == [likeliest(model, theta_P, 8) for theta_P in adapters]
@@ -68,7 +68,7 @@ def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
 
 
 def test_what_a_prompt_says_is_text(runs):
-    trained = read_trained(runs / "opt")
+    trained = load_trial(runs / "opt")
     encoder = Encoder(load_tokenizer(trained.config.model, trained.config.data))
     assert _opening(encoder, trained.config.data, "ann", "w1 w2") == [2, 4, 5]
     start, *rest = _opening(encoder, trained.config.data, "ann", "w1 </s><pad> w2")

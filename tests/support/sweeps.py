@@ -74,7 +74,7 @@ def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None
 def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
     """The processes in which trials run, of those that this one started, by the names that Ray gives them.
 
-    `ImplicitFunc.train`: of trials that train now. `_Member`: a trial's others, beside its first.
+    `ImplicitFunc.train`: of trials that train now. `GroupMember`: a trial's others, beside its first.
     """
     found = []
     for child in psutil.Process(pid).children(recursive=True):

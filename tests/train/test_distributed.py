@@ -17,7 +17,7 @@ from bora_sweep.process import Interrupted
 from bora_sweep.runs.results import read_results
 from bora_sweep.train import evaluate
 from bora_sweep.train import fit as loop
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 from bora_sweep.train.distributed.shard import Share, even_blocks
 from bora_sweep.train.fit import fit
 from bora_sweep.trials.path import run_path
@@ -63,12 +63,12 @@ def cut_off(config: Config, folder, rank: int = 0) -> None:
     """Begin a fit, and have the last process asked to stop after some steps: all are to write where they stand."""
     calls = iter(range(1000))
 
-    def pulse() -> None:
+    def check_stop() -> None:
         if rank == config.ray.workers_per_trial - 1 and next(calls) == CUT + 3:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        fit(config, make_corpus(SIZES), make_base(), folder, pulse=pulse)
+        fit(config, make_corpus(SIZES), make_base(), folder, check_stop=check_stop)
 
 
 def score_little(trainers, batch, score=evaluate.score, limit: int = 2):
@@ -82,7 +82,9 @@ def work(rank: int, folder) -> None:
     """All that two processes do in this file's tests: starting them takes longer than what they do."""
     faulthandler.dump_traceback_later(PATIENCE - 20)  # where it stands, should it wait in vain
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    ranks.meet(FileStore(str(folder / "store"), 2), rank, 2)  # a port chosen here may be another's by then
+    process_group.init_from_store(
+        FileStore(str(folder / "store"), 2), rank, 2
+    )  # a port chosen here may be another's by then
     corpus, results = make_corpus(SIZES), {}
     own = folder / f"rank{rank}"  # no process but the first is to look at the run's folder
     whole = folder if rank == 0 else own

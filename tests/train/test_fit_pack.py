@@ -8,7 +8,7 @@ from conftest import make_base, make_corpus
 
 from bora_sweep.config import load_config
 from bora_sweep.runs.results import read_results
-from bora_sweep.train.fit import Slot, fit, fit_pack
+from bora_sweep.train.fit import FitSpec, fit, fit_pack
 from bora_sweep.trials.trial import Trial, run_pack
 
 SETTINGS = [
@@ -25,7 +25,7 @@ UNLIKE = [
 
 
 def make_slots(**changes):
-    return [Slot(load_config([*SETTINGS, *settings]), **changes) for settings in UNLIKE]
+    return [FitSpec(load_config([*SETTINGS, *settings]), **changes) for settings in UNLIKE]
 
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
@@ -50,7 +50,7 @@ def test_packed_equals_solo(family):
 def test_a_fit_that_diverges_leaves_the_pack_and_the_others_alone():
     corpus, base = make_corpus(), make_base()
     configs = [load_config([*SETTINGS, "prior.tau=10", *more]) for more in ([], ["train.learning_rate=1e300"])]
-    good, bad = (done for _, done in sorted(fit_pack([Slot(config) for config in configs], corpus, base)))
+    good, bad = (done for _, done in sorted(fit_pack([FitSpec(config) for config in configs], corpus, base)))
     assert bad.stopped_by == "divergence"
     assert "1e+300" in bad.state.diverged
     torch.testing.assert_close(good.theta_KP, fit(configs[0], corpus, base).theta_KP, rtol=0, atol=1e-9)
@@ -60,7 +60,7 @@ def test_a_fit_that_diverges_leaves_the_pack_and_the_others_alone():
 def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_been(tmp_path, cut):
     corpus, base = make_corpus(), make_base()
     configs = [load_config([*SETTINGS, f"prior.tau={tau}", "train.max_epochs=4"]) for tau in (1, 100, math.inf)]
-    whole = dict(fit_pack([Slot(config) for config in configs], corpus, base))
+    whole = dict(fit_pack([FitSpec(config) for config in configs], corpus, base))
     epochs = []
 
     class KilledError(Exception):
@@ -71,13 +71,13 @@ def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_b
         if len(epochs) == cut:
             raise KilledError
 
-    def slots():
-        return [Slot(config, tmp_path / str(place), on_epoch=die) for place, config in enumerate(configs)]
+    def specs():
+        return [FitSpec(config, tmp_path / str(place), on_epoch=die) for place, config in enumerate(configs)]
 
     with pytest.raises(KilledError):
-        list(fit_pack(slots(), corpus, base))
+        list(fit_pack(specs(), corpus, base))
     assert all(not module._forward_hooks for module in base.modules())
-    resumed = dict(fit_pack(slots(), corpus, base))
+    resumed = dict(fit_pack(specs(), corpus, base))
     for place, done in whole.items():
         torch.testing.assert_close(resumed[place].theta_KP, done.theta_KP, rtol=0, atol=1e-9)
         assert resumed[place].state.best_epochs == done.state.best_epochs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 
 ENDS = 50
 KINDS = ("all end", "all are stopped", "all end", "all are refused", "one fails")
@@ -19,23 +19,23 @@ import torch
 from bora_sweep.errors import InputError
 from bora_sweep.interrupt import Interrupted
 
-spec = spec_from_file_location("ranks", sys.argv.pop())  # alone: the less is in memory, the sooner it forks
-ranks = module_from_spec(spec)
-spec.loader.exec_module(ranks)
+spec = spec_from_file_location("process_group", sys.argv.pop())  # alone: the less is in memory, the sooner it forks
+process_group = module_from_spec(spec)
+spec.loader.exec_module(process_group)
 
 def refuse():
     raise InputError("no")
 
 def part_of_a_fit(rank, kind, file):
     if kind == "one fails":
-        ranks.GRACE = timedelta(seconds=0.2)
-    with ranks.together():
-        ranks.sum_(torch.ones(1000))
+        process_group.GRACE = timedelta(seconds=0.2)
+    with process_group.together():
+        process_group.sum_(torch.ones(1000))
         if kind == "one fails" and rank == 1:
             raise RuntimeError("alone")
-        ranks.sum_(torch.ones(1000))
+        process_group.sum_(torch.ones(1000))
         if kind == "all are refused":
-            ranks.first(refuse)
+            process_group.first(refuse)
         if rank == 0:  # after the last that all do
             time.sleep(0.1)
             os.write(file, b"written ")
@@ -90,7 +90,7 @@ def load():
 @pytest.mark.usefixtures("load")
 def test_fifty_ends_of_two_processes_under_load(tmp_path: Path):
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", PAIRS, str(tmp_path), str(ENDS), *KINDS, ranks.__file__]
+    arguments = [sys.executable, "-c", PAIRS, str(tmp_path), str(ENDS), *KINDS, process_group.__file__]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     ended = [line.split(";") for line in done.stdout.splitlines()]
     assert len(ended) == ENDS

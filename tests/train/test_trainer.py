@@ -24,7 +24,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.process import Interrupted
 from bora_sweep.train import device, evaluate
 from bora_sweep.train import fit as loop
-from bora_sweep.train.checkpoint import load_checkpoint, note_kill
+from bora_sweep.train.checkpoint import load_checkpoint, record_oom
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.fit import finish, fit, run_epoch, step, validate
@@ -373,7 +373,7 @@ def test_a_fit_that_is_asked_to_stop_at_any_step_goes_on_as_if_it_had_not_been(c
 
     cut = []
     with pytest.raises(Interrupted):
-        fit(config, corpus, make_base(), tmp_path, on_step=cut.append, pulse=stop)
+        fit(config, corpus, make_base(), tmp_path, on_step=cut.append, check_stop=stop)
     resumed = fit(config, corpus, make_base(), tmp_path, on_step=cut.append)
     same_fit(resumed, whole)
     assert [(report.epoch, report.batch) for report in cut] == [(report.epoch, report.batch) for report in steps]
@@ -409,7 +409,7 @@ def test_a_fit_whose_process_was_killed_for_its_memory_begins_again_in_smaller_p
     corpus, config = make_corpus(), make_config("prior.tau=10")
     whole = fit(config, corpus, make_base())
     for _ in range(kills):
-        note_kill(tmp_path)
+        record_oom(tmp_path)
     parted = fit(config, corpus, make_base(), tmp_path)
     assert parted.state.micro_batch_size == rows
     said = f"killed for its memory with 6 documents in a forward pass; went on with {rows}"
@@ -599,7 +599,7 @@ def test_a_task_without_a_finite_validation_loss_stops_no_other_at_tau_0():
     trainer = silenced(config, corpus, make_base(), set())
     nll_N = np.ones(len(corpus.split("validation")))
     nll_N[corpus.documents["task"].to_numpy()[corpus.split("validation")] == 1] = np.nan
-    trainer.judge(nll_N, 0.0)
+    trainer.update_best(nll_N, 0.0)
     assert trainer.state.diverged is None
     assert [np.isfinite(nats) for nats in trainer.state.best_nll_nats] == [True, False, True]
 

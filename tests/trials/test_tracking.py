@@ -23,11 +23,11 @@ def trial(kind: str, trial_id: str, tau: float) -> Trial:
     return Trial(trial_id, with_values(load_config([*SMALL, f"tracking={kind}"]), prior={"tau": tau}))
 
 
-def run_trials(run: Path, *packs: list[Trial], pulse=lambda: None) -> None:
+def run_trials(run: Path, *packs: list[Trial], check_stop=lambda: None) -> None:
     """In this process, as a warm worker does."""
     corpus = make_corpus()
     for pack in packs:
-        run_pack(pack, corpus, lambda: make_base(dtype=torch.float32), run, pulse=pulse)
+        run_pack(pack, corpus, lambda: make_base(dtype=torch.float32), run, check_stop=check_stop)
 
 
 def expected(run: Path, trial_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -74,14 +74,14 @@ def test_a_trial_that_was_cut_off_goes_on_and_repeats_nothing(tmp_path, monkeypa
     monkeypatch.setattr("bora_sweep.trials.trial.ROW_SECONDS", -1.0)
     calls = 0
 
-    def pulse() -> None:
+    def check_stop() -> None:
         nonlocal calls
         calls += 1
         if calls == 12:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run_trials(tmp_path, [trial("tensorboard", "000", 10.0)], pulse=pulse)
+        run_trials(tmp_path, [trial("tensorboard", "000", 10.0)], check_stop=check_stop)
     assert trial_rows(tmp_path)[0]["status"] == "interrupted"
     assert 0 < len(in_event_files(tmp_path / "tracking" / "000")["train/perplexity"]) < 3
     run_trials(tmp_path, [trial("tensorboard", "000", 10.0)])

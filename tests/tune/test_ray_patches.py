@@ -7,8 +7,8 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
-from bora_sweep.train.checkpoint import num_kills
-from bora_sweep.tune.ray_patches import each_loss_is_one_failure
+from bora_sweep.train.checkpoint import num_recorded_ooms
+from bora_sweep.tune.ray_patches import patch_worker_failures
 
 MONITOR = "1 worker(s) were killed due to the node running low on memory."
 KERNEL = "The actor died ... (1) the process was killed by the OOM killer due to high memory usage"
@@ -39,17 +39,17 @@ def trial(*, may_begin_again: bool) -> SimpleNamespace:
 def test_what_the_monitor_killed_and_begins_again_is_noted_for_each_fit(
     error, kills, may_begin_again, controller, tmp_path
 ):
-    with each_loss_is_one_failure(tmp_path):
+    with patch_worker_failures(tmp_path):
         TuneController._process_trial_failure(
             controller, trial(may_begin_again=may_begin_again), RayActorError("", error)
         )
-    noted = [num_kills(tmp_path / "trials" / name) for name in ("003", "004", "005")]
+    noted = [num_recorded_ooms(tmp_path / "trials" / name) for name in ("003", "004", "005")]
     assert noted == ([kills, kills, 0] if may_begin_again else [0, 0, 0])
 
 
 def test_a_trial_given_up_is_known_with_its_last_error_though_it_never_reported(controller, tmp_path):
     lost = trial(may_begin_again=True)
-    with each_loss_is_one_failure(tmp_path) as given_up:
+    with patch_worker_failures(tmp_path) as given_up:
         TuneController._process_trial_failure(controller, lost, RayActorError("", "first"))
         assert given_up == []
         lost.may_begin_again = False
@@ -67,7 +67,7 @@ def test_any_other_error_of_ray_s_is_a_lost_worker(monkeypatch, tmp_path):
         RayTaskError("train", "", ValueError("no")),
         ValueError("no"),
     ]
-    with each_loss_is_one_failure(tmp_path):
+    with patch_worker_failures(tmp_path):
         for error in raised:
             RayActorManager._actor_task_failed(None, None, error)
     assert isinstance(heard[0], RayActorError)
@@ -80,7 +80,7 @@ def test_a_worker_lost_between_two_trials_is_one_failure(controller, tmp_path):
     reset = trial(may_begin_again=True)
     controller._resetting_trials.append(reset)
     before = TuneController._process_trial_failure
-    with each_loss_is_one_failure(tmp_path):
+    with patch_worker_failures(tmp_path):
         for _ in range(2):
             TuneController._process_trial_failure(controller, reset, ActorDiedError())
         assert (len(controller.heard), controller._resetting_trials) == (1, [])

@@ -8,7 +8,7 @@ from sweeps import SMALL, here
 
 from bora_sweep.config import load_config
 from bora_sweep.runs.results import trial_rows
-from bora_sweep.tune.scheduler import VERDICT, Verdicts
+from bora_sweep.tune.scheduler import VERDICT, EarlyStopping
 
 EPOCHS = 60
 
@@ -22,7 +22,7 @@ class Fit:
 
 def race(rule: str, curves: dict[float, callable], run) -> set[float]:
     """The tau that the rule ends, all fits side by side and epoch by epoch."""
-    verdicts = Verdicts(load_config([f"search.scheduler={rule}"]), run)
+    verdicts = EarlyStopping(load_config([f"search.scheduler={rule}"]), run)
     controller = SimpleNamespace(get_live_trials=list)
     trials = {}
     for number, tau in enumerate(curves):

@@ -9,11 +9,11 @@ from conftest import make_corpus
 from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.train.fit import nothing
+from bora_sweep.train.fit import no_op
 from bora_sweep.tune import worker as trial_module
 from bora_sweep.tune.points import Known, Point, fixed_points, num_trials, trial_config
 from bora_sweep.tune.search import TauSearch
-from bora_sweep.tune.watchdog import Pulse
+from bora_sweep.tune.watchdog import StopCheck
 from bora_sweep.tune.worker_group import reserved
 
 
@@ -39,11 +39,11 @@ def tell(search: TauSearch, tune_id: str, suggested: dict, objective) -> list[tu
     return list(zip(ids, points, values, strict=True))
 
 
-def run_at_once(search: TauSearch, objective, slots: int, rng: np.random.Generator) -> list[tuple[str, Point, float]]:
-    """The same with `slots` trials at once, which end in a random order."""
+def run_at_once(search: TauSearch, objective, specs: int, rng: np.random.Generator) -> list[tuple[str, Point, float]]:
+    """The same with `specs` trials at once, which end in a random order."""
     running, done, asked = {}, [], 0
     while True:
-        while len(running) < slots:
+        while len(running) < specs:
             suggested = search.suggest(f"t{asked}")
             if suggested is None or suggested == TauSearch.FINISHED:
                 break
@@ -101,10 +101,10 @@ def test_no_value_is_fitted_twice():
 
 @pytest.mark.parametrize("slots", [2, 5])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_the_order_in_which_trials_end_decides_nothing(slots, seeds):
+def test_the_order_in_which_trials_end_decides_nothing(specs, seeds):
     config = make_config(f"search.seeds={seeds}")
     sweeps = [
-        run_at_once(TauSearch(config, {}, slots), bowl, slots, np.random.default_rng(order)) for order in range(4)
+        run_at_once(TauSearch(config, {}, specs), bowl, specs, np.random.default_rng(order)) for order in range(4)
     ]
     assert all(sweep == sweeps[0] for sweep in sweeps)
     assert len(sweeps[0]) == num_trials(config)
@@ -165,7 +165,7 @@ def test_lr_per_tau_is_searched_where_it_is_coupled():
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_a_pack_holds_fits_of_one_seed_and_decides_nothing_by_the_order_in_which_trials_end(slots, seeds):
+def test_a_pack_holds_fits_of_one_seed_and_decides_nothing_by_the_order_in_which_trials_end(specs, seeds):
     config = make_config("search.pack=3", "search.num_trials=11", f"search.seeds={seeds}", "search.ranks=[2]")
     packs = []
 
@@ -180,7 +180,7 @@ def test_a_pack_holds_fits_of_one_seed_and_decides_nothing_by_the_order_in_which
                 packs.append(suggested["fits"])
             return suggested
 
-    sweeps = [run_at_once(Watched(config, {}, slots), bowl, slots, np.random.default_rng(order)) for order in range(3)]
+    sweeps = [run_at_once(Watched(config, {}, specs), bowl, specs, np.random.default_rng(order)) for order in range(3)]
     assert all(sweep == sweeps[0] for sweep in sweeps)
     assert len(sweeps[0]) == num_trials(config)
     for pack in packs:
@@ -230,7 +230,7 @@ def test_a_trial_uses_as_many_threads_as_it_reserves_cpus(tmp_path, monkeypatch)
     try:
         for cpus, used in (("3", 3), ("0.5", 1)):
             config = make_config(f"ray.cpus_per_trial={cpus}")
-            found = trial_module._fit(params, config, make_corpus(), tmp_path, Pulse(tmp_path), nothing)
+            found = trial_module._fit(params, config, make_corpus(), tmp_path, StopCheck(tmp_path), no_op)
             assert found == {"000": used}
     finally:
         torch.set_num_threads(threads)

@@ -21,10 +21,10 @@ from bora_sweep.cli import main
 from bora_sweep.config import load_config
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import write_table
-from bora_sweep.runs.run_lock import DRIVER, SILENT, driving
+from bora_sweep.runs.run_lock import DRIVER, SILENT, run_lock
 from bora_sweep.runs.storage import Folder, write_bytes
 from bora_sweep.tune.live_view import SweepView
-from bora_sweep.tune.status import standing, time_left
+from bora_sweep.tune.status import run_status, time_left
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONFIG = load_config(["search.num_trials=4"])  # and three baselines: seven fits
@@ -64,14 +64,14 @@ def told(run: Folder | str, capsys, *arguments: str) -> str:
 
 
 def test_a_run_that_has_only_just_begun(tmp_path, capsys):
-    with driving(begin(tmp_path), "sweep"):
+    with run_lock(begin(tmp_path), "sweep"):
         text = told(tmp_path, capsys)
     assert f"process {os.getpid()} on {socket.gethostname()} works on it" in text
     assert "0 of 7 trials finished, 7 waiting · time left: not known before a fit has ended" in text
 
 
 def test_a_sweep_that_goes_on(tmp_path, capsys):
-    with driving(half_done(tmp_path), "sweep"):
+    with run_lock(half_done(tmp_path), "sweep"):
         text = told(tmp_path, capsys)
     assert "3 of 7 trials finished, 1 running, 1 failed, 2 waiting" in text
     assert "best so far tau = inf, validation perplexity 20.00" in text  # test would choose 001
@@ -112,7 +112,7 @@ def test_a_sweep_that_has_ended(tmp_path, capsys):
 def test_a_fit_has_no_end_that_could_be_told(tmp_path, capsys):
     begin(tmp_path)
     put(tmp_path, "fit", "running", 100.0, 25.0, started_at=datetime.now(UTC))
-    with driving(tmp_path, "fit"):
+    with run_lock(tmp_path, "fit"):
         text = told(tmp_path, capsys)
     assert "0 of 1 trials finished, 1 running · time left: not known, a fit ends when" in text
     assert "bora-sweep fit --resume" in told(tmp_path, capsys)
@@ -148,10 +148,10 @@ def process_on(run: Path) -> Iterator[subprocess.Popen]:
 
 def test_a_standing_is_of_one_moment(tmp_path):
     with process_on(half_done(tmp_path)) as driven:
-        stands = standing(tmp_path)
+        stands = run_status(tmp_path)
         driven.communicate(b"\n")
     assert stands.is_driven
-    assert not standing(tmp_path).is_driven
+    assert not run_status(tmp_path).is_driven
 
 
 def test_a_watch_ends_with_the_run(tmp_path):
@@ -176,7 +176,7 @@ def test_a_watch_needs_a_pause(seconds, tmp_path, capsys):
 
 
 def rows_of(run: Path) -> list[dict]:
-    return standing(run).rows
+    return run_status(run).rows
 
 
 def test_time_left_is_that_of_the_slots(tmp_path):

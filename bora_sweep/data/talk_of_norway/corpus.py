@@ -12,7 +12,7 @@ import pyarrow.parquet as pa_parquet
 from bora_sweep.config import DataConfig
 from bora_sweep.data.talk_of_norway.download import fetch
 from bora_sweep.data.talk_of_norway.speeches import LEFT_OUT, NAME, speeches
-from bora_sweep.errors import InputError, counted
+from bora_sweep.errors import InputError, plural
 
 ADDRESS = "https://www.velldal.net/erik/data/ton101.tar.gz"
 """Where its authors have it."""
@@ -120,11 +120,11 @@ def _notes(left_out: dict[str, int], people: pd.DataFrame, chosen: dict[str, str
         "nameless": "without a name",
         "textless": "without a text",
     }
-    notes = [f"{counted(left_out[key], 'row')} {why} left out" for key, why in reasons.items() if left_out.get(key)]
+    notes = [f"{plural(left_out[key], 'row')} {why} left out" for key, why in reasons.items() if left_out.get(key)]
     others = people.drop(index=list(chosen))
     if len(others):
-        documents = counted(int(others["speeches"].to_numpy().sum()), "document")
-        notes.append(f"{counted(len(others), 'speaker')} beyond data.selection={selection} left out ({documents})")
+        documents = plural(int(others["speeches"].to_numpy().sum()), "document")
+        notes.append(f"{plural(len(others), 'speaker')} beyond data.selection={selection} left out ({documents})")
     most = RULES[selection].most
     if most is not None and len(chosen) < most:
         notes.append(f"data.selection={selection} takes {most} speakers, but only {len(chosen)} have speeches enough")

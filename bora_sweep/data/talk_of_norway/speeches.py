@@ -20,7 +20,7 @@ import pyarrow.parquet as pa_parquet
 from bora_sweep.data.csv_rows import csv_rows
 from bora_sweep.data.talk_of_norway.download import verified
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.runs.storage import cache_folder, write_whole
+from bora_sweep.runs.storage import atomic_write, cache_folder
 
 VERSION = 2
 """Of what is kept and how; raise it with any change of the rows or columns below."""
@@ -58,7 +58,7 @@ def speeches(source: Path) -> Path:
     place = cache_folder() / f"talk_of_norway-{VERSION}-{verified(source)[:32]}.parquet"
     if not place.exists():
         try:
-            write_whole(place, lambda file: _convert(source, file))
+            atomic_write(place, lambda file: _convert(source, file))
         except OSError as error:
             raise InputError(
                 f"{place.parent}: the speeches cannot be kept here ({one_line(error)}); set BORA_SWEEP_CACHE to a "

@@ -102,16 +102,16 @@ def cost(trials: pd.DataFrame, keys: Iterable[Key]) -> Cost:
     """
     table = trials.set_index(["run", "trial_id"])
     made_from = table["started_from"].dropna().to_dict()
-    counted, waiting = set(), list(keys)
+    plural, waiting = set(), list(keys)
     while waiting:
         run, trial_id = waiting.pop()
-        if (run, trial_id) not in counted:
-            counted.add((run, trial_id))
+        if (run, trial_id) not in plural:
+            plural.add((run, trial_id))
             waiting += [(run, name.strip()) for name in made_from.get((run, trial_id), "").split(",") if name.strip()]
     table = table.assign(  # older results have the rate alone
         train_tokens=table["train_tokens"].fillna(table["tokens_per_second"] * table["train_seconds"])
     )
-    spent = table.reindex(pd.MultiIndex.from_tuples(sorted(counted)))[["train_tokens", "train_seconds"]]
+    spent = table.reindex(pd.MultiIndex.from_tuples(sorted(plural)))[["train_tokens", "train_seconds"]]
     return Cost(*spent.to_numpy(dtype=float).sum(axis=0).tolist())
 
 

@@ -37,7 +37,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 """What a launcher tells the processes that it starts."""
 
 
-def launched() -> tuple[int, int]:
+def launcher_rank() -> tuple[int, int]:
     """The rank and the number of processes that a launcher has put into the environment; (0, 1) where none has.
 
     Raises:
@@ -47,19 +47,19 @@ def launched() -> tuple[int, int]:
     if rank is None:
         return 0, 1
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise InputError(f"{told()}: no rank of so many processes; {_UNSET}")
+        raise InputError(f"{launcher_variables()}: no rank of so many processes; {_UNSET}")
     return int(rank), int(count)
 
 
 _UNSET = "a launcher sets them, and a shell may have kept them: `unset " + " ".join(LAUNCHER) + "` without one"
 
 
-def told() -> str:
+def launcher_variables() -> str:
     """The launcher's variables as they are."""
     return " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
 
 
-def refuse_stale(asked: int) -> None:
+def check_launcher(asked: int) -> None:
     """Refuse a number of processes in the environment that nobody asked for, before it is waited for the others.
 
     Args:
@@ -68,16 +68,16 @@ def refuse_stale(asked: int) -> None:
     Raises:
         InputError: Another number was asked for.
     """
-    count = launched()[1]
+    count = launcher_rank()[1]
     if asked != count > 1:
         raise InputError(
-            f"{told()} in the environment: this would be one of {count} processes of a fit for which "
+            f"{launcher_variables()} in the environment: this would be one of {count} processes of a fit for which "
             f"ray.workers_per_trial={asked}; {_UNSET}, or set ray.workers_per_trial={count}"
         )
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def joined_processes() -> Iterator[None]:
     """Within, the processes that a launcher has started for a fit are one; then they part, in order.
 
     The first has written all that it will, and ends last: a launcher kills all once one has ended badly, and one that
@@ -86,7 +86,7 @@ def together() -> Iterator[None]:
     Raises:
         InputError: Not all came.
     """
-    rank, count = launched()
+    rank, count = launcher_rank()
     if count == 1 or dist.is_initialized():
         yield
         return
@@ -94,11 +94,11 @@ def together() -> Iterator[None]:
     try:
         store, _, _ = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(LONGEST)
-        meet(store, rank, count)
+        init_from_store(store, rank, count)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"{told()} in the environment: {count} processes did not meet ({one_line(error, limit=200)}); {_UNSET}, or "
-            "start them all as in docs/parallel.md"
+            f"{launcher_variables()} in the environment: {count} processes did not meet "
+            f"({one_line(error, limit=200)}); {_UNSET}, or start them all as in docs/parallel.md"
         ) from None
     patience = GRACE
     try:
@@ -114,7 +114,7 @@ def together() -> Iterator[None]:
 def _part(store: Store, patience: timedelta) -> None:
     others = [f"bora_sweep/left/{rank}" for rank in range(1, count())]
     with suppress(RuntimeError):  # one that has died leaves no word
-        if is_first():
+        if is_rank_zero():
             store.set("bora_sweep/ended", "")
             store.wait(others, GRACE)
         else:
@@ -133,7 +133,7 @@ def _refuse_foreign_sharding() -> None:
             )
 
 
-def meet(store: Store, rank: int, count: int) -> None:
+def init_from_store(store: Store, rank: int, count: int) -> None:
     """Meet the others by a store that all have at hand."""
     dist.init_process_group(_backends(), store=store, rank=rank, world_size=count, timeout=LONGEST)
 
@@ -153,7 +153,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether it is this process that reads and writes."""
     return rank() == 0
 
@@ -165,26 +165,26 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def first(work: Callable[[], T]) -> T:
+def from_rank_zero(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, given to all; what it raises there is raised in all.
 
     Until it is done the others wait.
     """
     if count() == 1:
         return work()
-    told: list = [None, None]
-    if is_first():
+    message: list = [None, None]
+    if is_rank_zero():
         try:
-            told[0] = work()
+            message[0] = work()
         except Exception as error:
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            message[1] = error
+    dist.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        raise message[1]
+    return message[0]
 
 
-def agree(work: Callable[[], T]) -> T:
+def sync_errors(work: Callable[[], T]) -> T:
     """What `work` returns in each; but where one of them runs out of memory, or is asked to stop, all raise that."""
     if count() == 1:
         return work()

@@ -21,7 +21,7 @@ from bora_sweep.data.batches import TaskBatch
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.hierarchy import Hierarchy
-from bora_sweep.train.distributed import process_group as ranks
+from bora_sweep.train.distributed import process_group
 
 
 class Share:
@@ -32,24 +32,24 @@ class Share:
     """
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
-        self.by_task = ranks.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
+        self.by_task = process_group.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
         documents = corpus.documents
         self.task_N, self.length_N = documents["task"].to_numpy(), documents["num_tokens"].to_numpy()
         self.blocks = [slice(0, corpus.num_tasks)]
         if self.by_task:
-            if corpus.num_tasks < ranks.count():
+            if corpus.num_tasks < process_group.count():
                 raise InputError(
-                    f"ray.workers_per_trial={ranks.count()}: more processes than the {corpus.num_tasks} tasks that "
-                    "they would hold; lower it, or set train.parallel=data"
+                    f"ray.workers_per_trial={process_group.count()}: more processes than the {corpus.num_tasks} "
+                    "tasks that they would hold; lower it, or set train.parallel=data"
                 )
             train = corpus.split("train")
             tokens_K = np.bincount(self.task_N[train], self.length_N[train], minlength=corpus.num_tasks)
-            self.blocks = even_blocks(tokens_K, ranks.count())
+            self.blocks = even_blocks(tokens_K, process_group.count())
 
     @property
     def tasks(self) -> slice:
         """Those whose rows of the bank are here."""
-        return self.blocks[ranks.rank()] if self.by_task else self.blocks[0]
+        return self.blocks[process_group.rank()] if self.by_task else self.blocks[0]
 
     @property
     def num_tasks(self) -> int:
@@ -61,10 +61,10 @@ class Share:
         if self.by_task:
             task_B = self.task_N[document_B]
             return document_B[(self.tasks.start <= task_B) & (task_B < self.tasks.stop)]
-        if ranks.count() == 1:
+        if process_group.count() == 1:
             return document_B
         by_length = document_B[np.argsort(self.length_N[document_B], kind="stable")]
-        return by_length[ranks.rank() :: ranks.count()]
+        return by_length[process_group.rank() :: process_group.count()]
 
     def placed(self, batch: TaskBatch) -> TaskBatch:
         """The batch with each task by its place in the bank that is here."""
@@ -72,11 +72,11 @@ class Share:
 
     def total(self, over_own_tasks: Tensor) -> Tensor:
         """A sum over the tasks that are here, in place, as one over all tasks."""
-        return ranks.sum_(over_own_tasks) if self.by_task else over_own_tasks
+        return process_group.sum_(over_own_tasks) if self.by_task else over_own_tasks
 
     def sum_gradients_(self, hierarchy: Hierarchy) -> None:
         """Each bank's gradient as the whole batch makes it, also where this process had no document of it."""
-        if ranks.count() == 1:
+        if process_group.count() == 1:
             return
         for bank in hierarchy.parameters():
             if not bank.requires_grad:
@@ -84,14 +84,14 @@ class Share:
             if bank.grad is None:
                 bank.grad = torch.zeros_like(bank)
             if not (self.by_task and bank is hierarchy.task_KP):
-                ranks.sum_(bank.grad)
+                process_group.sum_(bank.grad)
 
     def whole(self, bank_kP: Tensor) -> Tensor:
         """The rows of all tasks on the host of the first process; elsewhere, and where none is missing, as it is."""
         if not self.by_task:
             return bank_kP
         own_kP = bank_kP.cpu().contiguous()
-        if not ranks.is_first():
+        if not process_group.is_rank_zero():
             dist.send(own_kP, dst=0)
             return bank_kP
         whole_KP = own_kP.new_empty(self.blocks[-1].stop, own_kP.shape[-1])

@@ -18,7 +18,7 @@ os.environ |= {
 from ray.cluster_utils import Cluster
 
 
-def patiently(start, tries: int = 3):
+def retry(start, tries: int = 3):
     """What `start` returns: Ray gives its processes 30 s to come up, which a busy machine may need."""
     for _ in range(tries - 1):
         try:
@@ -33,12 +33,12 @@ def head() -> Cluster:
 
 
 def add(cluster: Cluster) -> int:
-    node = patiently(lambda: cluster.add_node(num_cpus=1, include_dashboard=False))
+    node = retry(lambda: cluster.add_node(num_cpus=1, include_dashboard=False))
     return node.all_processes["raylet"][0].process.pid
 
 
 if __name__ == "__main__":
-    cluster = patiently(head)
+    cluster = retry(head)
     raylets = [add(cluster) for _ in range(int(sys.argv[1]))]
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
     for _ in sys.stdin:
