@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.summary import Summary, summarise
 from bora_sweep.report.text import tables
@@ -82,7 +83,7 @@ class Report:
     def figures(self) -> "dict[str, Figure]":
         """The report's figures by the names of their files; those that the results do not hold are left out."""
         shown = illustrate(self.analysis)
-        return {illustration.name: illustration.figure for illustration in shown if illustration.figure is not None}
+        return {one.name: draw(one.data) for one in shown if one.data is not None}
 
     def write(self) -> Path | Folder:
         """Write `report/` in the (first) run's folder; returns the page, as `bora-sweep report` does."""

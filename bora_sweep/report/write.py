@@ -1,6 +1,7 @@
 """The page `report.md`, its figures and its tables, written beside the results that they are made from."""
 
-from bora_sweep.report.figures.draw import render
+from bora_sweep.report.figures.draw import draw
+from bora_sweep.report.figures.style import render
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.document import make_document
 from bora_sweep.report.paper.page import write_paper
@@ -90,8 +91,8 @@ def _write_table(folder: Folder, name: str, table: Table) -> None:
 def _figures(folder: Folder, analysis: Analysis) -> list[str]:
     parts = []
     for number, shown in enumerate(illustrate(analysis), start=1):
-        if shown.figure is not None:
-            png, svg = render(shown.figure)
+        if shown.data is not None:
+            png, svg = render(draw(shown.data))
             write_bytes(folder / f"{shown.name}.png", png)
             write_bytes(folder / f"{shown.name}.svg", svg)
             parts.append(f"![{shown.alt}](figures/{shown.name}.png)")

@@ -1,22 +1,41 @@
-"""Figures are the same to the byte whatever the user's matplotlib is set to, and are drawn where it is set wrongly."""
+"""Figures draw what their data holds; their bytes do not depend on how the user has set matplotlib."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
 
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
+from made_up_runs import write_run
+from matplotlib.axes import Axes
+
+from bora_sweep.report import Analysis, Report
+from bora_sweep.report.figures.data import (
+    BySize,
+    distance_data,
+    improvement_data,
+    perplexity_data,
+    task_sizes_data,
+    tau_curve_data,
+)
+from bora_sweep.report.figures.draw import draw
+from bora_sweep.report.figures.style import MARKERS, plain_style
 
 DRAW = """
 import hashlib, sys
-import numpy as np
-from bora_sweep.report import figures
+import pandas as pd
+from bora_sweep.report.figures.data import BySize, Series
+from bora_sweep.report.figures.draw import draw
+from bora_sweep.report.figures.style import render
 assert "matplotlib.pyplot" not in sys.modules
-@figures.plain_style()
-def draw():
-    return figures.by_size(np.array([3, 30, 300.0]), np.array([2, 20, 200.0]), "a $x$ _ %", None)
-parts = figures.render(draw())
-print(hashlib.sha256(b"".join(parts)).hexdigest())
+values = {"documents": [3, 30, 300.0], "value": [2, 20, 200.0], "low": float("nan"), "high": float("nan")}
+points = pd.DataFrame({"series": "best", "task": list("abc"), **values, "is_open": False})
+data = BySize("a $x$ _ %", False, {"best": Series("best", "ink", "circle")}, points, points[:0])
+print(hashlib.sha256(b"".join(render(draw(data)))).hexdigest())
 """
 RC = """text.usetex: True
 font.family: serif
@@ -50,7 +69,7 @@ def drawn(tmp_path_factory) -> dict[str, str]:
         started[name] = subprocess.Popen(
             [sys.executable, "-c", DRAW], env=clean | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-    return {name: "".join(process.communicate(timeout=120)) for name, process in started.items()}
+    return {name: "".join(process.communicate(timeout=500)) for name, process in started.items()}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -60,11 +79,74 @@ def test_figures_do_not_depend_on_the_users_settings(drawn, name):
 
 
 def test_settings_of_the_process_are_as_before(monkeypatch):
-    import matplotlib as mpl
-
-    from bora_sweep.report.figures import draw as figures
-
     monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 7.0)
-    with figures.plain_style():
+    with plain_style():
         assert mpl.rcParams["lines.linewidth"] == 1.5
     assert mpl.rcParams["lines.linewidth"] == 7.0
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory) -> Analysis:
+    """Of the ends and five values between, enough for a smooth curve."""
+    taus = (None, 0.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, math.inf)
+    return Report(write_run(tmp_path_factory.mktemp("run"), taus=taus)).analysis
+
+
+def points_of(axes: Axes, marker: str) -> set[tuple[float, float]]:
+    """Places of all marks of a kind."""
+    return {point for line in axes.lines if line.get_marker() == marker for point in map(tuple, line.get_xydata())}
+
+
+def rows_of(frame: pd.DataFrame, *columns: str) -> set[tuple[float, float]]:
+    return set(frame[[*columns]].astype(float).itertuples(index=False, name=None))
+
+
+def test_figure_1_has_a_bar_for_each_task(analysis: Analysis):
+    data = task_sizes_data(analysis.summary)
+    (axes,) = draw(data).axes
+    assert [bar.get_width() for bar in axes.patches] == data.bars["documents"].tolist()
+    assert [label.get_text() for label in axes.get_yticklabels()] == data.bars["task"].tolist()
+
+
+def test_figure_2_draws_its_data(analysis: Analysis):
+    data = tau_curve_data(analysis)
+    overall, each = draw(data).axes
+    for axes in (overall, each):
+        assert points_of(axes, "o") == rows_of(data.fits, "x", "perplexity")
+        for marker, role in (("s", "independent"), ("^", "shared")):
+            assert points_of(axes, marker) == rows_of(data.fits[data.fits["role"] == role], "x", "perplexity")
+        assert list(axes.get_xticks()) == data.axis.ticks["x"].tolist()
+    curves = [line.get_xydata() for line in overall.lines]
+    assert any(np.array_equal(curve, data.smooth[["x", "perplexity"]]) for curve in curves)
+    segments = [segment for collection in each.collections for segment in collection.get_segments()]
+    drawn = {point for segment in segments for point in map(tuple, segment)}
+    assert drawn == {(x, value) for row_V in data.tasks_DV for x, value in zip(data.axis.x, row_V, strict=True)}
+    assert {text.get_text() for text in overall.texts} >= {data.best_text, *data.references["text"]}
+
+
+@pytest.mark.parametrize("make", [improvement_data, distance_data, perplexity_data])
+def test_figures_3_to_5_draw_their_points_and_lines(analysis: Analysis, make):
+    data: BySize = make(analysis)
+    (axes,) = draw(data).axes
+    assert set(data.points["task"]) == set(analysis.summary.tasks)
+    for name, series in data.series.items():
+        points = data.points[data.points["series"] == name]
+        moved = points.assign(documents=points["documents"] * (1 + 0.01 * series.shift))
+        assert points_of(axes, MARKERS[series.marker]) == rows_of(moved, "documents", "value")
+        line = data.lines.loc[data.lines["series"] == name, ["documents", "value"]].to_numpy()
+        assert any(np.array_equal(drawn.get_xydata(), line) for drawn in axes.lines)
+
+
+def test_the_data_is_that_of_the_analysis(analysis: Analysis):
+    gains, summary = improvement_data(analysis), analysis.summary
+    assert gains is not None
+    assert gains.points["value"].tolist() == [
+        gain.interval.estimate
+        for reference in ("independent", "shared")
+        for gain in analysis.task_gains
+        if gain.reference == reference
+    ]
+    fits = tau_curve_data(analysis).fits
+    assert fits["tau"].tolist() == [summary.settings[m].tau for m in summary.fits]
+    assert fits["perplexity"].tolist() == [summary.settings[m].test_perplexity for m in summary.fits]
+    assert perplexity_data(analysis).points["value"].tolist() == summary.perplexity_DM[:, summary.best].tolist()

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from bora_sweep.errors import InputError
 from bora_sweep.report import analyse, write_report
 from bora_sweep.report import write as page_module
-from bora_sweep.report.figures.draw import TauAxis
+from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.stats.summary import summarise
 from bora_sweep.report.text.formats import latex_text, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.text.tables import split_table, task_numbers, task_table

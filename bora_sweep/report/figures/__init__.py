@@ -1,1 +1,1 @@
-"""The figures, as matplotlib draws them."""
+"""What the figures show, and how matplotlib draws them."""

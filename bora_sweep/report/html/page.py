@@ -9,10 +9,11 @@ from typing import Any
 
 import vl_convert
 
+from bora_sweep.report.figures.style import PALETTE
 from bora_sweep.report.html.document import to_json
 from bora_sweep.report.text.formats import plain
 
-_SCRIPTS = ("words.js", "charts.js", "tau.js", "figures.js", "learning.js", "tables.js", "page.js")
+_SCRIPTS = ("elements.js", "charts.js", "tau.js", "by_size.js", "learning.js", "tables.js", "page.js")
 
 
 def page(document: dict[str, Any]) -> bytes:
@@ -21,9 +22,9 @@ def page(document: dict[str, Any]) -> bytes:
     What may run and what may style it is named by hash in its Content-Security-Policy, and all else is refused: no
     text from the data could act as a script, were it ever taken for one.
     """
-    own = "\n".join(_asset(name) for name in _SCRIPTS)
-    own = f"(() => {{\n{own}}})();"  # a scope of its own: the bundle declares some thousand names at the top
-    scripts, style = [_vega(), own], _asset("page.css")
+    ours = "\n".join(_asset(name) for name in _SCRIPTS)
+    ours = f"(() => {{\n{ours}}})();"  # a scope of its own: the bundle declares some thousand names at the top
+    scripts, style = [_vega(), ours], _asset("page.css").replace("/* palette */", _palette())
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -45,6 +46,11 @@ def page(document: dict[str, Any]) -> bytes:
         before, after = text.split(mark)
         text = f"{before}{part}{after}"
     return text.encode()
+
+
+def _palette() -> str:
+    """The figures' colors as custom properties of CSS."""
+    return "\n".join(f"  --{name}: light-dark({light}, {dark});" for name, (_, light, dark) in PALETTE.items())
 
 
 @cache

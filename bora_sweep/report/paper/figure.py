@@ -4,19 +4,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bora_sweep.report.figures.draw import GREY, INK, PALE, SHARED, TauAxis, plain_style
+from bora_sweep.report.figures.axes import draw_tau_axis, percent_axis, spread_log
+from bora_sweep.report.figures.style import COLORS, INK, panels, plain_style, set_labels, set_title
+from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.paper.compare import Beside
 
-PAPER, OURS = SHARED, INK
+PAPER, OURS = COLORS["shared"], INK
+_LOG_FROM = 3  # two runs of unlike models lie apart
 
 
 @plain_style()
 def draw(beside: Beside) -> Figure:
     """As they are on the left; on the right each curve over its own lowest, which compares shapes alone."""
-    figure = Figure(figsize=(10, 4), facecolor="white", layout="constrained")
-    level, shape = figure.subplots(1, 2)
+    figure, (level, shape) = panels(10, 4, columns=2)
     scale = TauAxis(sorted({*beside.paper.taus, *beside.ours.taus}))
     for curves, color, width, label in (
         (beside.paper, PAPER, 4.5, "the paper"),
@@ -26,19 +27,22 @@ def draw(beside: Beside) -> Figure:
         if beside.taus:
             drawn.append((shape, *curves.over_lowest(beside.taus)))
         for axes, overall_V, tasks_DV in drawn:
-            _draw(axes, scale, curves.taus, overall_V, tasks_DV, color, width, label)
-    _dress(level, scale, "As they are", "Perplexity")
-    _dress(shape, scale, "Over each curve's lowest of the τ that both have", "Above the lowest")
-    shape.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%".replace("-", "−")))
-    _spread(level, np.concatenate([curves.perplexity_DV.ravel() for curves in (beside.paper, beside.ours)]))
+            style = {"color": color, "width": width, "label": label}
+            _draw_curves(axes, scale, curves.taus, overall_V=overall_V, tasks_DV=tasks_DV, **style)
+    _finish(level, scale, "As they are", "Perplexity")
+    _finish(shape, scale, "Over each curve's lowest of the τ that both have", "Above the lowest")
+    percent_axis(shape)
+    values = np.concatenate([curves.perplexity_DV.ravel() for curves in (beside.paper, beside.ours)])
+    spread_log(level, "y", values[np.isfinite(values)], factor=_LOG_FROM)
     level.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
-def _draw(
+def _draw_curves(
     axes: Axes,
     scale: TauAxis,
     taus: list[float],
+    *,
     overall_V: np.ndarray,
     tasks_DV: np.ndarray,
     color: str,
@@ -47,32 +51,16 @@ def _draw(
 ) -> None:
     x_V = np.array([scale.x[scale.taus.index(tau)] for tau in taus])
     alpha = max(0.08, min(0.4, 8 / len(tasks_DV)))
-    for part, linestyle in TauAxis(taus).parts():
+    for part, is_dotted in TauAxis(taus).parts():
         lines = [np.column_stack([x_V[part], row[part]]) for row in tasks_DV]
-        axes.add_collection(LineCollection(lines, color=color, lw=0.8, alpha=alpha * (0.5 if linestyle else 1)))
-        axes.plot(x_V[part], overall_V[part], color=color, lw=width, linestyle=linestyle or "-", zorder=3)
+        axes.add_collection(LineCollection(lines, color=color, lw=0.8, alpha=alpha * (0.5 if is_dotted else 1)))
+        style = {"color": color, "lw": width, "linestyle": ":" if is_dotted else "-"}
+        axes.plot(x_V[part], overall_V[part], zorder=3, **style)
     axes.plot(x_V, overall_V, "o", ms=1.4 * width + 2, color=color, zorder=3, label=label)
 
 
-def _dress(axes: Axes, scale: TauAxis, title: str, name: str) -> None:
-    scale.draw(axes)
+def _finish(axes: Axes, scale: TauAxis, title: str, y_title: str) -> None:
+    draw_tau_axis(axes, scale)
     axes.autoscale_view(scalex=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(color=GREY, linewidth=0.8)
-    axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9, width=0.8)
-    axes.grid(axis="y", color=PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("Precision τ", fontsize=10, color=INK)
-    axes.set_ylabel(name, fontsize=10, color=INK)
-
-
-def _spread(axes: Axes, values: np.ndarray) -> None:
-    """A log axis where the two are far apart."""
-    known = values[np.isfinite(values)]
-    if known.max() < 3 * known.min():
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    set_title(axes, title)
+    set_labels(axes, "Precision τ", y_title)

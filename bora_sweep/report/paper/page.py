@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bora_sweep.report.figures.draw import render
+from bora_sweep.report.figures.style import render
 from bora_sweep.report.paper.compare import EXACT, Beside, Rank, beside_paper, settings_that_differ
 from bora_sweep.report.paper.figure import draw
 from bora_sweep.report.stats.summary import Summary

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bora_sweep.report.figures import draw as figures
+from bora_sweep.report.figures.data import (
+    Figure,
+    distance_data,
+    improvement_data,
+    perplexity_data,
+    references,
+    references_in_view,
+    task_sizes_data,
+    tau_curve_data,
+)
+from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
@@ -16,15 +26,15 @@ from bora_sweep.report.text.tables import shown_fits
 
 @dataclass(frozen=True)
 class Illustration:
-    """A figure (None where the results do not hold one) with its file's name, alternative text and caption."""
+    """A figure with its file's name, alternative text and caption."""
 
     name: str
-    figure: figures.Figure | None
+    data: Figure | None
+    """What it shows; None where the results do not hold it."""
     alt: str
     caption: str
 
 
-@figures.plain_style()
 def illustrate(analysis: Analysis) -> list[Illustration]:
     """Figures 1 to 5, in order."""
     return [
@@ -41,7 +51,7 @@ def _task_sizes(summary: Summary) -> Illustration:
     spread = f"from {sizes_D.min():,.0f} to {sizes_D.max():,.0f}, median {np.median(sizes_D):,.0f}"
     return Illustration(
         "figure_1_task_sizes",
-        figures.task_sizes(summary),
+        task_sizes_data(summary),
         f"Bars of the number of training documents of {len(sizes_D):,} tasks, sorted, {spread}.",
         f"Training documents of each of {len(sizes_D):,} tasks: {spread}.",
     )
@@ -51,11 +61,11 @@ def _tau_curve(analysis: Analysis) -> Illustration:
     summary = analysis.summary
     fits = [summary.settings[m] for m in shown_fits(summary)]
     values = "; ".join(f"{perplexity_text(fit.test_perplexity)} at τ = {tau_text(fit.tau)}" for fit in fits)
-    in_view = figures.references_in_view(summary)
-    beyond = [f"{k} {perplexity_text(v)}" for k, v in figures.references(summary).items() if k not in in_view]
+    in_view = references_in_view(summary)
+    beyond = [f"{k} {perplexity_text(v)}" for k, v in references(summary).items() if k not in in_view]
     return Illustration(
         "figure_2_tau_perplexity",
-        figures.tau_curve(analysis),
+        tau_curve_data(analysis),
         f"Line plot of test perplexity over the precision τ, {values}.",
         f"Precision τ against test perplexity. {_line_text(analysis)}; thin grey lines: each task. The "
         "ends, beyond the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, "
@@ -104,10 +114,10 @@ def _improvement(analysis: Analysis) -> Illustration:
                 f"tasks; by the tests of Table 2 {verdict_counts(part)} (filled marks: a verdict). "
                 f"{_improvement_trend(analysis, reference)}"
             )
-    bars = "Bars are each task's own 95% intervals. " if len(summary.tasks) <= figures.MOST_NAMES else ""
+    bars = "Bars are each task's own 95% intervals. " if len(summary.tasks) <= MOST_NAMES else ""
     return Illustration(
         name,
-        figures.improvement_by_size(analysis),
+        improvement_data(analysis),
         alt,
         f"How far {best} lies below either end in test perplexity, by the task's number of training documents. "
         f"{' '.join(told)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over tasks. "
@@ -142,14 +152,14 @@ def _power_law(line: Trend | None, quantity: str) -> str:
 def _distance(analysis: Analysis) -> Illustration:
     summary, line = analysis.summary, analysis.trends.get("distance")
     name, alt = "figure_4_distance", "Scatter plot of each task's distance to the global adapter against its size."
-    m = summary.best_between
-    if m is None or np.isnan(summary.distance_DM[:, m]).all():
+    m, data = summary.best_between, distance_data(analysis)
+    if m is None or data is None:
         return Illustration(name, None, alt, "Needs a fit with 0 < τ < ∞, whose tasks differ and yet share.")
     why = {0.0: "shares nothing", math.inf: "has no deviations"}.get(summary.best_tau)
     instead = f" The best fit, τ = {tau_text(summary.best_tau)}, {why}; this is the best between the ends."
     return Illustration(
         name,
-        figures.by_size(summary.train_documents_D, summary.distance_DM[:, m], "Distance to the global adapter", line),
+        data,
         alt,
         f"L2 distance between each task's adapter and the global one at τ = {tau_text(summary.settings[m].tau)}, "
         f"against the task's number of training documents.{instead if why else ''}{_power_law(line, 'the distance')}",
@@ -159,15 +169,10 @@ def _distance(analysis: Analysis) -> Illustration:
 def _perplexity_by_size(analysis: Analysis) -> Illustration:
     summary, line = analysis.summary, analysis.trends.get("perplexity")
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
-    levels_DM, m = analysis.task_levels, summary.best
-    with np.errstate(over="ignore"):
-        low_D, high_D = (np.exp(end_DM[:, m]) for end_DM in levels_DM.ends)
-    bars = " Bars are 95% intervals." if len(summary.tasks) <= figures.MOST_NAMES else ""
+    bars = " Bars are 95% intervals." if len(summary.tasks) <= MOST_NAMES else ""
     return Illustration(
         "figure_5_perplexity_by_size",
-        figures.by_size(
-            summary.train_documents_D, summary.perplexity_DM[:, m], "Test perplexity", line, (low_D, high_D)
-        ),
+        perplexity_data(analysis),
         f"Scatter plot of each task's test perplexity under {best} against its number of training documents.",
         f"Number of training documents of each task against its test perplexity under {best}.{bars}"
         f"{_power_law(line, 'the perplexity')}",

@@ -18,6 +18,9 @@ _LATEX = str.maketrans(
     | {"[": "{[}", "]": "{]}", "`": r"\textasciigrave{}"}  # a row that begins with [ would be an argument of \\
     | {"τ": r"$\tau$", "∞": r"$\infty$", "−": r"$-$", "–": "--", "…": r"\dots{}"}
 )
+_TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # of the direction of a line
+_VISIBLE = {code: chr(0x2400 + code) for code in range(0x20)}
+_VISIBLE |= {code: f"‹U+{code:04X}›" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, *_TURNING)}
 
 
 @dataclass
@@ -33,6 +36,12 @@ def plain(text: str, limit: int = NAME_LENGTH) -> str:
     """One line without control characters, cut to `limit`."""
     visible = "".join(c for c in " ".join(text.split()) if unicodedata.category(c)[0] != "C")
     return visible if len(visible) <= limit else f"{visible[: limit - 1]}…"
+
+
+def visible(name: str) -> str:
+    """A name with what cannot be seen made visible: control characters, and those that turn the direction of a line."""
+    seen = name.translate(_VISIBLE)
+    return seen if seen.strip() else "␠" * max(1, min(len(seen), 8))
 
 
 def tau_text(tau: float) -> str:
@@ -79,6 +88,21 @@ def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> st
 def p_text(p: float) -> str:
     """Two digits: 0.031, < 0.0001."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def significant_text(value: float, digits: int = 3) -> str:
+    """So many significant digits, no more and no fewer: 3.10, 0.0123, 1,235; a dash where it is not known."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
+
+
+def hours_text(hours: float) -> str:
+    """In seconds below a minute, in minutes below two hours: 4.2 s, 90 min, 12 h; a dash where it is not known."""
+    if math.isnan(hours):
+        return "–"
+    value, unit = (hours * 3600, "s") if hours < 1 / 60 else (hours * 60, "min") if hours < 2 else (hours, "h")
+    return f"{value:,.{1 if value < 10 else 0}f} {unit}"
 
 
 def markdown_text(text: str, limit: int = NAME_LENGTH) -> str:

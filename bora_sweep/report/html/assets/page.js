@@ -1,129 +1,71 @@
-// The page, from its data: words first, then the charts from top to bottom, each in a frame of its own.
+// The page, from its data: words and tables first, then the charts from top to bottom, each in a frame of its own.
+
+const WORDS = { "tau-caption": "figure_2", choosing: "choosing", "taus-caption": "table_1", "methods-caption": "methods",
+  verdicts: "verdicts", "task-caption": "tasks", "learning-caption": "learning", "sizes-caption": "figure_1",
+  "gains-caption": "figure_3", "distance-caption": "figure_4", "perplexity-caption": "figure_5", cost: "cost",
+  "trial-caption": "trials", "settings-caption": "settings", measured: "measured" };
 
 function drawWords() {
-  at("run").textContent = DATA.runs.map(shown).join(", ");
+  at("run").textContent = DATA.runs.join(", ");
   const [first, ...more] = DATA.words.answer;
-  at("answer").querySelector("h1").textContent = joined(first.find(([style]) => style === "strong")[1]);
+  at("answer").querySelector("h1").textContent = unbroken(first.find(([style]) => style === "strong")[1]);
   paragraphs(at("answer-more"), [first.filter(([style]) => style !== "strong"), ...more]);
-  paragraphs(at("notes"), DATA.words.notes, "p", { class: "note" });
-  at("facts").append(...DATA.facts.map(([name, value, more_]) => element("div", {}, element("dt", {}, name),
-    element("dd", {}, value, more_ ? element("small", {}, more_) : null))));
-  const places = { "tau-caption": "figure_2", choosing: "choosing", verdicts: "verdicts", "task-caption": "tasks",
-    "learning-caption": "learning", "sizes-caption": "figure_1", "gains-caption": "figure_3",
-    "distance-caption": "figure_4", "perplexity-caption": "figure_5", "settings-caption": "settings",
-    measured: "measured" };
-  for (const [id, name] of Object.entries(places)) paragraphs(at(id), DATA.words[name] ?? []);
+  paragraphs(at("notes"), DATA.words.notes, { class: "note" });
+  at("facts").append(...DATA.facts.map(([name, value, remark]) => element("div", {}, element("dt", {}, name),
+    element("dd", {}, value, element("small", {}, remark)))));
+  for (const [id, name] of Object.entries(WORDS)) paragraphs(at(id), DATA.words[name]);
   paragraphs(at("tau-caption"), DATA.words.tau);
-  at("each-heading").textContent = `Each of ${counted(NAMES.length, "task")}`;
+  at("each-heading").textContent = DATA.charts.each.heading;
 }
 
-function drawSettings() {
-  const { yaml, differ, versions, devices } = DATA.configuration;
-  const sections = [];
-  at("config").append(...yaml.split("\n").map((line) => {
-    const [, indent, key] = /^( *)([\w-]+):/.exec(line) ?? [null, "", ""];
-    sections.splice(indent.length / 2, Infinity, key);
-    const differs = key && differ.includes(sections.join("."));
-    return element("span", { class: differs ? "differs" : null }, `${line}${differs ? "  # differs between trials" : ""}\n`);
-  }));
-  const rows = versions.flatMap((text) => Object.entries(JSON.parse(text)));
-  const pairs = [...rows, ...devices.map((device) => ["device", device])];
-  makeTable(at("versions"), "Versions", [
-    { title: "Package", head: true, value: (i) => pairs[i][0], cell: (i) => pairs[i][0] },
-    { title: "Version", value: (i) => String(pairs[i][1]), cell: (i) => String(pairs[i][1]) },
-  ], pairs.length);
-  const splits = DATA.splits;
-  makeTable(at("splits"), "Splits", [
-    { title: "Split", head: true, value: (i) => splits.split[i], cell: (i) => splits.split[i] },
-    numeric("Documents", splits.documents, amountText), numeric("Tokens", splits.tokens, amountText),
-    numeric("Fewest of a task", splits.fewest, amountText), numeric("Median", splits.median, amountText),
-    numeric("Most", splits.most, amountText),
-  ], splits.split.length);
+function drawTables() {
+  const { taus, methods, splits, versions } = DATA.tables;
+  searchTasks(drawTable(at("task-table"), TASKS, tasks));
+  drawKept();
+  drawTable(at("taus-table"), taus);
+  at("methods").hidden = !methods;
+  if (methods) drawTable(at("methods-table"), methods);
+  drawTable(at("trial-table"), DATA.tables.trials, trials);
+  drawTable(at("splits"), splits);
+  drawTable(at("versions"), versions);
+  at("config").append(...DATA.configuration.lines.map(([line, differs]) => element("span", { class: differs ? "differs"
+    : null }, `${line}${differs ? "  # differs between trials" : ""}\n`)));
 }
 
-/** Auto follows the system, which the style sheet does; a choice holds as long as the page is open. */
+const SHAPES = {
+  square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
+  "open-diamond": "M0-5.2L4.2 0L0 5.2L-4.2 0Z", circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z",
+  strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dotted": "M-6 0H6",
+};
+
+/** Entries of a color, a shape and a text, before the chart. */
+function drawLegend(host, items) {
+  if (!items.length) return;
+  const swatch = (color, shape) => {
+    const isLine = /^(line|open)/.test(shape);
+    return element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", {
+      d: SHAPES[shape], fill: isLine ? "none" : colorOf(color), "fill-opacity": shape === "band" ? 0.3 : null,
+      stroke: isLine ? colorOf(color) : null, "stroke-width": 2,
+      "stroke-dasharray": shape === "line-dotted" ? "2 2" : null,
+    }));
+  };
+  host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
+    swatch(color, shape), text))));
+}
+
+/** Auto follows the system, which the style sheet does; another choice holds as long as the page is open. */
 function followScheme() {
   at("scheme").addEventListener("change", ({ target }) => {
     document.documentElement.dataset.scheme = target.value;
   });
 }
 
-function legend(host, items) {
-  const swatch = (color, shape) => {
-    const drawn = /^(line|open)/.test(shape);
-    return element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", {
-      d: SHAPES[shape], fill: drawn ? "none" : color, "fill-opacity": shape === "band" ? 0.3 : null,
-      stroke: drawn ? color : null, "stroke-width": 2, "stroke-dasharray": shape === "line-dotted" ? "2 2" : null,
-    }));
-  };
-  host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
-    swatch(color, shape), text))));
-}
-const SHAPES = {
-  square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
-  "open-diamond": "M0-5.2L4.2 0L0 5.2L-4.2 0Z",
-  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", line: "M-6 0H6",
-  "line-dotted": "M-6 0H6",
-};
-
-function drawLegends() {
-  const best = `best, τ = ${tauText(number(DATA.best_tau))}`;
-  const ends = Object.entries(ENDS).filter(([end]) => DATA.role_trials[end].length);
-  const roles = [...ends.map(([end, text]) => [...ROLES[end], text]), [...ROLES.best, best]];
-  const simpler = number(DATA.one_standard_error_tau);
-  legend(at("tau-legend"), [...roles,
-    ...(simpler === number(DATA.best_tau) ? [] : [["var(--best)", "open-diamond", `by one standard error, τ = ${
-      tauText(simpler)}`]]), ["var(--task)", "band", "95% interval of each τ alone"],
-    ...(DATA.smooth ? [["var(--ink)", "line", "smooth curve with the 95% band of its shape"]] : []),
-    ...(DATA.as_good ? [["var(--best)", "strip", "τ as good as the best on validation"]] : [])]);
-  legend(at("chart-learning"), [...roles.map(([color, , text]) => [color, "line", text]),
-    ["var(--task)", "line", "other fits"], ["var(--task)", "line-dotted", "on the training split"]]);
-  const compared = Object.keys(ENDS).filter((end) => DATA.gains[end]);
-  if (compared.length) {
-    legend(at("chart-gains"), compared.map((end) => [ROLES[end][0], end === "independent" ? "circle" : "triangle-up",
-      `against ${ENDS[end]}`]));
-  }
-}
-
-const isRelative = () => document.querySelector('input[name="scale"]:checked').value === "relative";
-
-function trendRows(name) {
-  const found = DATA.trends[name];
-  if (!found) return [];
-  const [x, y, low, high] = ["documents", "middle", "low", "high"].map((part) => numbers(found[part]));
-  return x.map((documents, i) => ({ x: documents, y: y[i], low: low[i], high: high[i] }));
-}
-
-function gainSeries() {
-  return Object.keys(ENDS).filter((end) => DATA.gains[end]).map((end) => {
-    const [values, low, high] = ["improvement", "low", "high"].map((name) => numbers(DATA.gains[end][name]));
-    const told = DATA.gains[end].verdict.map((verdict) => verdict !== "no evidence");
-    const [color, shape] = [ROLES[end][0], end === "independent" ? "circle" : "triangle-up"];
-    return { values, low, high, told, trend: trendRows(`improvement_${end}`), color, shape };
-  });
-}
-
 const CHARTS = {
-  "chart-overall": drawOverall,
-  "chart-each": (host) => drawEach(host, isRelative()),
-  "chart-learning": drawLearning,
-  "chart-sizes": drawSizes,
-  "chart-gains": (host) => drawBySize(host, gainSeries(), "Reduction of test perplexity", { percent: true,
-    intervals: true }),
-  "chart-distance": (host) => drawBySize(host, [{ values: numbers(TASKS.distance), color: "var(--best)",
-    shape: "circle", trend: trendRows("distance") }], "Distance to the global adapter"),
-  "chart-perplexity": (host) => drawBySize(host, [{ values: numbers(TASKS.perplexity.best), color: "var(--best)",
-    shape: "circle", low: numbers(TASKS.best_low), high: numbers(TASKS.best_high), trend: trendRows("perplexity") }],
-  "Test perplexity", { intervals: true }),
+  overall: drawOverall, each: drawEach, learning: drawLearning, sizes: drawSizes, gains: drawBySize,
+  distance: drawBySize, perplexity: drawBySize,
 };
 
-/** What a chart needs that the results may not hold yet. */
-const MISSING = {
-  "chart-gains": () => !gainSeries().length,
-  "chart-distance": () => !TASKS.distance || TASKS.distance.every((value) => value === null),
-};
-
-/** Milliseconds since the page was asked for: words and tables read, the first charts, all of them drawn. */
+/** Milliseconds since the page was asked for: words and tables are there, the first charts, all of them. */
 function note(name) {
   document.documentElement.dataset[name] = String(Math.round(performance.now()));
 }
@@ -132,10 +74,11 @@ function note(name) {
 const shownFirst = () => new Promise((done) => setTimeout(done));
 
 async function drawCharts() {
-  for (const [id, work] of Object.entries(CHARTS)) {
-    if (MISSING[id]?.()) at(id).remove();
-    else await work(at(id));
-    if (id === "chart-each") {
+  for (const [name, work] of Object.entries(CHARTS)) {
+    const host = at(`chart-${name}`);
+    if (!DATA.charts[name] && name !== "learning") host.remove();
+    else await work(host, DATA.charts[name]);
+    if (name === "each") {
       note("first");
       await shownFirst();
     }
@@ -151,7 +94,7 @@ function followWidth() {
       }
     }
   });
-  for (const id of Object.keys(CHARTS)) if (at(id)) resized.observe(at(id));
+  for (const chart of document.querySelectorAll(".chart")) resized.observe(chart);
 }
 
 /** Paper cannot be clicked. */
@@ -163,16 +106,13 @@ async function main() {
   followScheme();
   openOnPaper();
   drawWords();
-  drawLegends();
-  drawTasks();
-  drawKept();
-  drawTaus();
-  drawMethods();
-  drawTrials();
-  drawSettings();
+  drawLegend(at("tau-legend"), DATA.legends.tau);
+  drawLegend(at("chart-learning"), DATA.legends.learning);
+  drawLegend(at("chart-gains"), DATA.legends.gains);
+  drawTables();
   note("read");
   await shownFirst();
-  at("scale").addEventListener("change", () => drawEach(at("chart-each"), isRelative()));
+  at("scale").addEventListener("change", () => drawEach(at("chart-each")));
   await drawCharts();
   followWidth();
   note("drawn");

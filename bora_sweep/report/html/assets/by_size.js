@@ -1,0 +1,99 @@
+// Tasks by their size: Figures 1, 3, 4 and 5.
+
+const TASKS = DATA.tables.tasks;
+const NAMES = TASKS.texts.task;
+const SIZES = numbers(TASKS.values.documents);
+
+/** Figures 3, 4 and 5: a value of each task against its training documents. */
+async function drawBySize(host, chart) {
+  const { tip, label, has_intervals, is_percent } = chart;
+  const series = chart.series.map((one) => {
+    const [value, low, high] = ["value", "low", "high"].map((part) => numbers(TASKS.values[one.columns[part]]));
+    return { ...one, value, low, high, color: colorOf(one.color), line_color: colorOf(one.line_color) };
+  });
+  const known = (d) => series.some(({ value }) => Number.isFinite(value[d]));
+  const order = NAMES.map((_, d) => d).filter(known);
+  const rows = (d) => series.map((one) => ({ x: SIZES[d], y: one.value[d], low: one.low[d], high: one.high[d],
+    shift: series.length > 1 ? 3 * one.shift : 0, fill: one.is_open?.[d] ? "var(--paper)" : one.color }));
+  const lineOf = ({ line: { documents, value, low, high } }) => rowsOf({ x: documents, y: value, low, high });
+  const beside = { ...field("x", "x"), offset: { field: "shift" } }; // two of one task stand side by side
+  const [size, opacity] = DATA.are_few ? [52, 0.9] : [24, 0.5];
+  const ring = (stroke, strokeWidth) => ({ fillOpacity: 0, stroke, strokeWidth, size: 130 });
+  const view = await draw(host, {
+    height: 320,
+    data: [...series.map((one, n) => ({ name: `series${n}`, values: order.map((d) => rows(d)[n]) })),
+      ...series.map((one, n) => ({ name: `line${n}`, values: lineOf(one) })),
+      { name: "zero", values: is_percent ? [{ y: 0 }] : [] }],
+    axes: [axisOf("x", chart.x), axisOf("y", chart.y)],
+    marks: [
+      across("zero", { stroke: "var(--ink)", strokeWidth: 1 }),
+      ...series.flatMap(({ color, line_color, marker: shape }, n) => [
+        band(`line${n}`, { fill: line_color, fillOpacity: 0.09 }),
+        ...(has_intervals ? [mark("rule", `series${n}`, { x: beside, y: field("y", "low"), y2: field("y", "high"),
+          ...fixed({ stroke: color, strokeOpacity: 0.45, strokeWidth: 1.2 }) })] : []),
+        lines(`line${n}`, { stroke: line_color, strokeWidth: 1.5 }),
+        symbols(`series${n}`, { stroke: color, strokeWidth: 1.1, shape, size, fillOpacity: opacity,
+          strokeOpacity: opacity }, { x: beside, fill: { field: "fill" } }),
+      ]),
+      symbols("kept", ring("var(--pick)", 2.4), { x: beside }), symbols("focus", ring("var(--ink)", 2), { x: beside }),
+      ...texts("labels", { fill: "var(--ink)" }),
+    ],
+  });
+  const pixel = (d, n) => [view.scale("x")(SIZES[d]), view.scale("y")(series[n].value[d])];
+  const away = (d, px, py) => Math.min(...series.map((_, n) => {
+    const [a, b] = pixel(d, n);
+    return Number.isFinite(a + b) ? Math.hypot(a - px, b - py) : Infinity;
+  }));
+  readable(host, view, tasks, {
+    nearest: (px, py) => closest(NAMES.map((_, d) => away(d, px, py)), 30),
+    place: (d) => pixel(d, 0),
+    marks: (d) => rows(d).filter((row) => Number.isFinite(row.y)),
+    order,
+    lines: (d) => tipOf("tasks", d, tip),
+    label,
+    labels: (kept) => kept.filter(known).map((d) => {
+      const atRight = view.scale("x")(SIZES[d]) > view.width() * 0.7;
+      return { ...rows(d)[0], text: cutName(NAMES[d]), dx: atRight ? -8 : 8, dy: -8, align: atRight ? "right" : "left" };
+    }),
+  });
+}
+
+/** Figure 1: bars with names where there is room for them, else without. */
+async function drawSizes(host) {
+  const { axis, label } = DATA.charts.sizes;
+  const few = DATA.are_few;
+  const rows = NAMES.map((name, d) => ({ d, size: SIZES[d], text: cutName(name, 30), count: TASKS.texts.documents[d] }));
+  const [along, across_] = few ? ["y", "x"] : ["x", "y"];
+  const places = { name: along, type: "band", domain: rows.map((row) => row.d), range: few ? "height" : "width",
+    paddingInner: few ? 0.3 : 0, paddingOuter: 0.1 };
+  const names = { name: "name", type: "ordinal", domain: places.domain, range: rows.map((row) => row.text) };
+  const bar = (data, fill) => mark("rect", data, {
+    [along]: field(along, "d"), [few ? "height" : "width"]: { scale: along, band: 1 },
+    [across_]: { scale: across_, value: 0 }, [`${across_}2`]: field(across_, "size"), ...fixed({ fill }),
+  });
+  const taskAxis = few
+    ? { scale: "y", orient: "left", grid: false, labelLimit: 190, labelColor: "var(--ink)",
+      encode: { labels: { update: { text: { scale: "name", field: "value" } } } } }
+    : { scale: "x", orient: "bottom", title: "Tasks, in order of size", labels: false, ticks: false };
+  const view = await draw(host, {
+    height: few ? 46 + 21 * NAMES.length : 240,
+    data: [{ name: "all", values: rows }],
+    scales: [places, names],
+    axes: [axisOf(across_, axis, few ? { grid: true, domain: false } : {}), { scales: [], axis: taskAxis }],
+    marks: [
+      bar("all", "var(--bar)"), bar("kept", "var(--pick)"), bar("focus", "var(--ink)"),
+      ...(few ? [mark("text", "all", { y: { scale: "y", field: "d", band: 0.5 }, x: field("x", "size"),
+        text: { field: "count" }, ...fixed({ dx: 5, baseline: "middle", font: FONT, fontSize: 11.5,
+          fill: "var(--soft)" }) })] : []),
+    ],
+  });
+  const middle = (d) => view.scale(along)(d) + view.scale(along).bandwidth() / 2;
+  readable(host, view, tasks, {
+    nearest: (px, py) => closest(rows.map((_, d) => Math.abs(middle(d) - (few ? py : px))), few ? 12 : 20),
+    place: (d) => (few ? [view.scale("x")(SIZES[d]), middle(d)] : [middle(d), view.scale("y")(SIZES[d])]),
+    marks: (d) => [rows[d]],
+    order: rows.map((_, d) => d),
+    lines: (d) => tipOf("tasks", d),
+    label,
+  });
+}

@@ -1,0 +1,109 @@
+"""Axes of the page's charts: where they begin and end, their ticks, and the texts of these."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bora_sweep.report.figures.axes import needs_log
+from bora_sweep.report.figures.tau_axis import TauAxis
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis; places are in the units of what is drawn."""
+
+    title: str
+    type: str
+    """Vega's scale: `linear` or `log`."""
+    low: float
+    high: float
+    ticks: list[float]
+    texts: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the page's scripts take it."""
+        return {
+            "title": self.title,
+            "type": self.type,
+            "domain": [self.low, self.high],
+            "ticks": self.ticks,
+            "texts": self.texts,
+        }
+
+
+def tau_axis(scale: TauAxis) -> dict[str, Any]:
+    """The axis of tau, with the places of its breaks."""
+    ticks, limits = scale.ticks, scale.limits
+    axis = Axis("Precision τ", "linear", *limits, ticks["x"].tolist(), ticks["text"].tolist())
+    return axis.to_json() | {"breaks": scale.breaks}
+
+
+def value_axis(title: str, *values: Iterable[float], pad: float = 0.06) -> dict[str, Any]:
+    """An axis that holds all finite values, on logarithms where they need it.
+
+    Args:
+        title: Of the axis.
+        values: Arrays; what is not finite is left out.
+        pad: Room at either side, as a fraction of the axis.
+    """
+    known, low, high = _range(values)
+    if not needs_log(known):
+        low, high = _widened(low, high, pad)
+        ticks, digits = even_ticks(low, high)
+        return Axis(title, "linear", low, high, ticks, [_signed(f"{tick:,.{digits}f}") for tick in ticks]).to_json()
+    low, high = (10**end for end in _widened(math.log10(low), math.log10(high), pad))
+    ticks = log_ticks(low, high)
+    return Axis(title, "log", low, high, ticks, [f"{tick:,.10g}" for tick in ticks]).to_json()
+
+
+def count_axis(title: str, most: float, pad: float = 0.0) -> dict[str, Any]:
+    """A linear axis of counts that begins at 0, with ticks at whole numbers."""
+    high = max(1.0, most) * (1 + pad)
+    ticks, _ = even_ticks(0, high, least_step=1)
+    return Axis(title, "linear", 0, high, ticks, [f"{tick:,.0f}" for tick in ticks]).to_json()
+
+
+def percent_axis(title: str, *values: Iterable[float], unit: float = 1.0) -> dict[str, Any]:
+    """A linear axis of percentages; a value of `unit` is 100%."""
+    _, low, high = _range(values)
+    low, high = _widened(low, high, 0.06)
+    ticks, digits = even_ticks(100 / unit * low, 100 / unit * high)
+    texts = [_signed(f"{tick:+,.{digits}f}%") if tick else "0%" for tick in ticks]
+    return Axis(title, "linear", low, high, [tick * unit / 100 for tick in ticks], texts).to_json()
+
+
+def even_ticks(low: float, high: float, least_step: float = 0.0) -> tuple[list[float], int]:
+    """About six round ticks, and how many decimals tell them apart."""
+    raw = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = max(least_step, power * min((1, 2, 5, 10), key=lambda factor: abs(math.log(factor * power / raw))))
+    first, last = math.ceil(low / step), math.floor(high / step * (1 + 1e-12))
+    return [k * step for k in range(first, last + 1)], max(0, -math.floor(math.log10(step) + 1e-9))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten and multiples of them: more where the axis is short."""
+    factors = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 15 else (1, 2, 5) if high / low < 300 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    step = 1 + len(decades) // 12
+    ticks = [factor * 10.0**k for k in decades[::step] for factor in factors]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+
+
+def _range(values: Iterable[Iterable[float]]) -> tuple[np.ndarray, float, float]:
+    known = np.concatenate([np.ravel(np.asarray(part, dtype=float)) for part in values])
+    known = known[np.isfinite(known)]
+    known = known if known.size else np.array([1.0, 2.0])
+    return known, float(known.min()), float(known.max())
+
+
+def _widened(low: float, high: float, pad: float) -> tuple[float, float]:
+    room = (high - low or abs(low) or 1.0) * pad
+    return low - room, high + room
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")

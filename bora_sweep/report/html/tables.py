@@ -1,0 +1,210 @@
+"""The page's tables: the text of every cell, beside the value that it is sorted by."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.gains import END_NAMES, Gain
+from bora_sweep.report.stats.significance import GAINS, LOSES, UNKNOWN
+from bora_sweep.report.stats.summary import SPLITS, Summary
+from bora_sweep.report.text import tables
+from bora_sweep.report.text.formats import (
+    Table,
+    level_text,
+    number_text,
+    p_text,
+    percent_text,
+    perplexity_text,
+    significant_text,
+    tau_text,
+    visible,
+)
+from bora_sweep.report.text.methods import method_table
+
+_VERDICTS = {GAINS: f"▲ {GAINS}", LOSES: f"▼ {LOSES}", UNKNOWN: UNKNOWN}
+_VERDICT_STYLES = {_VERDICTS[GAINS]: "gains", _VERDICTS[LOSES]: "loses", _VERDICTS[UNKNOWN]: "open"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of the page."""
+
+    name: str
+    title: str
+    texts: Sequence[str] | None = None
+    values: Sequence[Any] | np.ndarray | None = None
+    """To sort by, and for charts; without them the texts are sorted."""
+    kind: str = "number"
+    """`number` and `text` are cells, `head` the row's heading, `name` a heading that selects the row; `hidden` is for
+    charts alone; `state`, `verdict`, `interval` and `long` are cells with a look of their own."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What that look needs."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table as the page's scripts take it."""
+
+    label: str
+    columns: list[Column]
+    sorted_by: str | None = None
+    descending: bool = False
+    bold: list[int] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Columns in order; their values and texts by name."""
+        return {
+            "label": self.label,
+            "columns": [{"name": c.name, "title": c.title, "kind": c.kind, **c.more} for c in self.columns],
+            "values": {column.name: column.values for column in self.columns if column.values is not None},
+            "texts": {column.name: column.texts for column in self.columns if column.texts is not None},
+            "sorted": self.sorted_by,
+            "descending": self.descending,
+            "bold": self.bold,
+        }
+
+
+def numbers(
+    name: str, title: str, values: Iterable[float], text: Callable[[float], str] = number_text, **more: Any
+) -> Column:
+    """A column of numbers with their texts; what is not known is NaN."""
+    known = [math.nan if pd.isna(value) else float(value) for value in values]
+    return Column(name, title, [text(value) for value in known], known, **more)
+
+
+def task_table(analysis: Analysis, names_are_few: bool) -> PageTable:
+    """Each task: its size, perplexity at the ends and the best, gains with verdicts, and the distance of Figure 4.
+
+    Args:
+        analysis: Of the run.
+        names_are_few: The charts draw an interval for each task, so their ends are kept.
+    """
+    summary, best = analysis.summary, analysis.summary.best
+    levels = [analysis.task_levels.perplexity(d, best) for d in range(len(summary.tasks))]
+    columns = [
+        Column("task", "Task", [visible(task) for task in summary.tasks], kind="name"),
+        numbers("documents", "Documents", summary.train_documents_D),
+        *_perplexities(summary),
+        Column("level", "", [level_text(level) for level in levels], kind="hidden"),
+    ]
+    if names_are_few:
+        columns.append(Column("best_low", "", None, [level.low for level in levels], "hidden"))
+        columns.append(Column("best_high", "", None, [level.high for level in levels], "hidden"))
+    for reference in END_NAMES:
+        gains = [gain for gain in analysis.task_gains if gain.reference == reference]
+        columns += _gain_columns(reference, gains) if gains else []
+    m = summary.best_between
+    if m is not None and not np.isnan(summary.distance_DM[:, m]).all():
+        columns.append(numbers("distance", "Distance", summary.distance_DM[:, m], significant_text))
+    return PageTable("Tasks", columns, sorted_by="documents", descending=True)
+
+
+def _perplexities(summary: Summary) -> list[Column]:
+    named = [("independent", "τ = 0", summary.independent), ("best", f"τ = {tau_text(summary.best_tau)}", summary.best)]
+    named.append(("shared", "τ = ∞", summary.shared))
+    shown = [(name, title, m) for name, title, m in named if m is not None and (name == "best" or m != summary.best)]
+    columns = [numbers(name, title, summary.perplexity_DM[:, m], perplexity_text) for name, title, m in shown]
+    has_floor = not np.isnan(summary.floor_D).all()
+    return [*columns, numbers("floor", "Floor", summary.floor_D, perplexity_text)] if has_floor else columns
+
+
+def _gain_columns(reference: str, gains: list[Gain]) -> list[Column]:
+    end = f"vs τ = {tables.END_TAUS[reference]}"
+    hint = {"hint": f"How far perplexity lies below {END_NAMES[reference]}"}
+    low, high = [gain.interval.low for gain in gains], [gain.interval.high for gain in gains]
+    ends = np.abs([value for value in (*low, *high) if math.isfinite(value)])
+    limit = float(np.quantile(ends, 0.98, method="higher")) if len(ends) else 0.0
+    drawing = {"of": f"gain_{reference}", "limit": limit or 0.01, "color": reference}
+    texts = [percent_text(gain.interval) for gain in gains]
+    verdicts = [_VERDICTS[gain.verdict] for gain in gains]
+    look = {"styles": _VERDICT_STYLES, "hints": f"p_{reference}"}
+    return [
+        Column(f"gain_{reference}", f"Gain {end}", texts, [gain.interval.estimate for gain in gains], more=hint),
+        Column(f"interval_{reference}", "", kind="interval", more=drawing),
+        Column(f"verdict_{reference}", f"Verdict {end}", verdicts, kind="verdict", more=look),
+        Column(f"gain_{reference}_low", "", None, low, "hidden"),
+        Column(f"gain_{reference}_high", "", None, high, "hidden"),
+        Column(f"p_{reference}", "", [f"p (Holm) {p_text(gain.adjusted_p)}" for gain in gains], kind="hidden"),
+    ]
+
+
+def task_filters(gains: list[Gain]) -> list[dict[str, str]]:
+    """What the list beside the search offers: the tasks with one verdict."""
+    found = dict.fromkeys(gain.reference for gain in gains)
+    return [
+        {
+            "value": f"{reference}/{verdict}",
+            "text": f"{verdict}, against {END_NAMES[reference]}",
+            "column": f"verdict_{reference}",
+            "equals": shown,
+        }
+        for reference in END_NAMES
+        if reference in found
+        for verdict, shown in _VERDICTS.items()
+    ]
+
+
+def overall_table(analysis: Analysis) -> PageTable:
+    """Table 1, as `report.md` has it."""
+    summary, table, frame = analysis.summary, tables.overall_table(analysis), tables.overall_numbers(analysis)
+    settings = [summary.settings[m] for m in (summary.zero_shot, *summary.fits) if m is not None]
+    by = [frame["tau"].where(frame["method"] == "map", -1.0), frame["learning_rate"], frame["seeds"]]
+    by += [[max(setting.epochs) for setting in settings], frame["validation_perplexity"], frame["test_perplexity"]]
+    by += [frame["test_macro_perplexity"], frame["relative_difference_to_best"]]
+    is_simpler = frame["one_standard_error"] & ~frame["best"]
+    for i in np.flatnonzero(is_simpler):
+        table.rows[i][0] += " (one standard error)"
+    return of_table("Every τ", table, by, sorted_by=0)
+
+
+def methods_table(summary: Summary, compared: pd.DataFrame) -> PageTable:
+    """Methods compared, as `report.md` has them."""
+    names = ["seeds", "validation_perplexity", "test_perplexity", "relative_difference_to_reference", "train_tokens"]
+    names += ["search_train_tokens", "train_seconds", "search_train_seconds"]
+    by = [None, *(compared[name] for name in names)]
+    return of_table("Methods compared", method_table(summary, compared), by, sorted_by=3)
+
+
+def split_table(summary: Summary) -> PageTable:
+    """Documents and scored tokens of each split."""
+    documents_DL, tokens_DL = summary.num_documents_DL, summary.num_tokens_DL
+    columns = [
+        Column("split", "Split", SPLITS, kind="head"),
+        numbers("documents", "Documents", documents_DL.sum(axis=0)),
+        numbers("tokens", "Tokens", tokens_DL.sum(axis=0)),
+        numbers("fewest", "Fewest of a task", documents_DL.min(axis=0)),
+        numbers("median", "Median", np.median(documents_DL, axis=0)),
+        numbers("most", "Most", documents_DL.max(axis=0)),
+    ]
+    return PageTable("Splits", columns)
+
+
+def version_table(rows: list[tuple[str, str]]) -> PageTable:
+    """Versions of packages, and devices."""
+    names, versions = ([row[i] for row in rows] for i in range(2))
+    return PageTable(
+        "Versions", [Column("package", "Package", names, kind="head"), Column("version", "Version", versions)]
+    )
+
+
+def of_table(label: str, table: Table, values: Sequence[Any], sorted_by: int | None = None) -> PageTable:
+    """A table of `report.md`; rows below the last of `values` stay last.
+
+    Args:
+        label: What a screen reader calls it.
+        table: Its first column is the rows' heading.
+        values: For each column what it is sorted by; None for its texts.
+        sorted_by: The column that it is sorted by at first.
+    """
+    columns = []
+    for j, (title, of_column) in enumerate(zip(table.columns, values, strict=True)):
+        known = None if of_column is None else [math.nan if pd.isna(value) else float(value) for value in of_column]
+        known = None if known is None else known + [math.nan] * (len(table.rows) - len(known))
+        columns.append(Column(f"column_{j}", title, [row[j] for row in table.rows], known, "number" if j else "head"))
+    bold = sorted({i for i, _ in table.bold})
+    return PageTable(label, columns, None if sorted_by is None else f"column_{sorted_by}", bold=bold)
