@@ -16,8 +16,8 @@ def draw(data: BySize) -> Figure:
     if data.is_percent:
         axes.axhline(0, color=INK, lw=1)
     for name, series in data.series.items():
-        lines = data.lines[data.lines["series"] == name]
-        _draw_series(axes, series, data.points[data.points["series"] == name], lines)
+        lines = data.lines.loc[data.lines["series"] == name]
+        _draw_series(axes, series, data.points.loc[data.points["series"] == name], lines)
     if data.is_percent:
         percent_axis(axes)
     else:

@@ -45,7 +45,7 @@ def _draw_curve(axes: Axes, data: TauCurve, is_smooth: bool) -> None:
         axes.fill_between(x_G, low_G, high_G, color=GREY, lw=0, alpha=0.4, zorder=2)
         axes.plot(x_G, y_G, color=INK, lw=2.2, zorder=3)
     axes.plot(x_V, y_V, "o", ms=4, color=INK, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
-    for fit in data.fits[data.fits["role"] != ""].to_dict("records"):
+    for fit in data.fits.loc[data.fits["role"] != ""].to_dict("records"):
         color, marker = COLORS[fit["role"]], MARKERS[ROLES[fit["role"]]]
         axes.plot(fit["x"], fit["perplexity"], marker, ms=8, color=color, markeredgecolor="white", zorder=5)
     draw_tau_axis(axes, data.axis)
@@ -55,9 +55,9 @@ def _draw_curve(axes: Axes, data: TauCurve, is_smooth: bool) -> None:
 
 def _draw_choice(axes: Axes, data: TauCurve) -> None:
     """The best tau with its name, the one-standard-error choice, and a bar for the values that are as good."""
-    (best,) = data.fits[data.fits["role"] == "best"].to_dict("records")
+    (best,) = data.fits.loc[data.fits["role"] == "best"].to_dict("records")
     annotate(axes, data.best_text, (best["x"], best["perplexity"]), (0, -18), ha="center", color=BEST, weight="bold")
-    for fit in data.fits[data.fits["one_standard_error"]].to_dict("records"):
+    for fit in data.fits.loc[data.fits["one_standard_error"]].to_dict("records"):
         style = {"color": BEST, "markerfacecolor": "white", "markeredgewidth": 1.5}
         axes.plot(fit["x"], fit["perplexity"], "D", ms=7, zorder=6, **style)
     if data.as_good is not None:

@@ -13,15 +13,16 @@ from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.html.axes import count_axis, percent_axis, tau_axis, value_axis
-from bora_sweep.report.html.trials import learning_curves, spread
+from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import level_text, percent_text, perplexity_text, tau_text
 
-MOST_TAUS = 24
-"""Values of tau at which the page has each task's perplexity: both ends, the best, others spread evenly."""
+MOST_TAUS, MOST_POINTS = 24, 60_000
+"""Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
+many, the ends and the best among them in any case, others spread evenly."""
 _KEYS = "Arrow keys go from {one} to {one}, Enter keeps one."
 _DOCUMENTS = "Training documents of the task"
 
@@ -31,7 +32,7 @@ Chart = dict[str, Any]
 def sizes_chart(data: TaskSizes) -> Chart:
     """Figure 1."""
     return {
-        "axis": count_axis("Training documents", data.bars["documents"].max(), pad=0.06),
+        "axis": count_axis("Training documents", data.bars["documents"].to_numpy().max(), pad=0.06),
         "values": "documents",
         "label": f"Training documents of each task, most first. {_KEYS.format(one='task')}",
     }
@@ -44,7 +45,7 @@ def overall_chart(data: TauCurve, analysis: Analysis) -> Chart:
     return {
         "x": tau_axis(data.axis),
         "y": value_axis("Test perplexity", *ends),
-        "fits": fits[["x", "perplexity", "low", "high", "role", "one_standard_error"]].to_dict("list"),
+        "fits": fits.drop(columns=["setting", "tau"]).to_dict("list"),
         "parts": _parts(data.axis),
         "smooth": data.smooth.iloc[::4].to_dict("list"),
         "references": data.references.to_dict("list"),
@@ -80,7 +81,8 @@ def each_chart(data: TauCurve) -> Chart:
     A drawing of some 300 pixels shows no more than four digits.
     """
     taus, best = data.axis.taus, int(np.flatnonzero(data.fits["role"] == "best")[0])
-    shown = spread(range(len(taus)), {0, best, len(taus) - 1}, MOST_TAUS)
+    most = max(8, min(MOST_TAUS, MOST_POINTS // len(data.tasks_DV)))
+    shown = spread(range(len(taus)), {0, best, len(taus) - 1}, most)
     tasks_DV = data.tasks_DV[:, shown]
     with np.errstate(invalid="ignore", divide="ignore"):
         change_DV = 100 * (tasks_DV / data.tasks_DV[:, [best]] - 1)
@@ -122,17 +124,17 @@ def size_chart(data: BySize, columns: dict[str, dict[str, str]], tip: list[Any])
         tip: What is read of a point beside what is read of every task.
     """
     points, lines = data.points, data.lines
-    are_few = points["task"].nunique() <= MOST_NAMES
-    drawn = (points["low"], points["high"]) if are_few and points["low"].notna().any() else ()
+    are_few = len(set(points["task"])) <= MOST_NAMES
+    drawn = (points["low"], points["high"]) if are_few and not np.isnan(points["low"].to_numpy(float)).all() else ()
     values = (points["value"], *drawn, lines["low"], lines["high"])
     series = []
     for name, style in data.series.items():
-        own, line = points[points["series"] == name], lines[lines["series"] == name]
+        is_open, line = points.loc[points["series"] == name, "is_open"], lines.loc[lines["series"] == name]
         series.append(
             asdict(style)
             | {"columns": {part: column for part, column in columns[name].items() if part == "value" or drawn}}
-            | {"is_open": own["is_open"].astype(int).tolist() if own["is_open"].any() else None}
-            | {"line": line[["documents", "value", "low", "high"]].iloc[::3].to_dict("list")}
+            | {"is_open": is_open.astype(int).tolist() if sum(is_open) else None}
+            | {"line": line.drop(columns="series").iloc[::3].to_dict("list")}
         )
     return {
         "x": value_axis(_DOCUMENTS, points["documents"], pad=0.04),
@@ -145,12 +147,12 @@ def size_chart(data: BySize, columns: dict[str, dict[str, str]], tip: list[Any])
     }
 
 
-def learning_chart(curves: pd.DataFrame, trials: pd.DataFrame, summary: Summary) -> Chart | None:
+def learning_chart(curves: pd.DataFrame, trials: Columns, summary: Summary) -> Chart | None:
     """Validation perplexity of every trial by epoch; None before a trial has a curve."""
     shown = learning_curves(curves, trials)
     if not any(curve["split"] == "validation" for curve in shown):
         return None
-    rows = {key: n for n, key in enumerate(trials[["run", "trial_id"]].itertuples(index=False, name=None))}
+    rows = {key: n for n, key in enumerate(zip(trials["run"], trials["trial_id"], strict=True))}
     settings = {role: getattr(summary, role) for role in ROLES}
     return {
         "x": count_axis("Epoch", max(curve["epoch"][-1] for curve in shown), pad=0.01),

@@ -13,7 +13,15 @@ import pandas as pd
 from bora_sweep.report.figures.data import BySize, TaskSizes, TauCurve
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.html import charts, tables
-from bora_sweep.report.html.trials import configuration, cost_text, duration_text, trial_frame, trial_table
+from bora_sweep.report.html.trials import (
+    Columns,
+    configuration,
+    cost_text,
+    duration_text,
+    total,
+    trial_columns,
+    trial_table,
+)
 from bora_sweep.report.html.words import words
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.summary import TRAIN
@@ -40,12 +48,14 @@ def make_document(
         curves: The table `curves`.
     """
     summary = analysis.summary
-    trials, settings = trial_frame(summary), configuration(summary)
+    trials, settings = trial_columns(summary), configuration(summary)
     figures = illustrate(analysis)
-    drawn = _charts(figures, analysis) | {"learning": charts.learning_chart(curves, trials, summary)}
+    drawn = _charts(figures, analysis)
+    remark = drawn["each"].pop("remark")
+    drawn["learning"] = charts.learning_chart(curves, trials, summary)
     are_few = len(summary.tasks) <= MOST_NAMES
     markdown = _markdown(analysis, methods, compared, trials) | {
-        "tau": f"*Change* is each task's perplexity against its own at the best τ.{drawn['each'].pop('remark')}",
+        "tau": f"*Change* is each task's perplexity against its own at the best τ.{remark}",
         "settings": f"The whole configuration of trial {markdown_text(settings['trial'])}, of the best fit; keys that "
         "differ between trials are marked.",
     }
@@ -126,7 +136,7 @@ def _rounded(value: float) -> float | int | str | None:
     return int(rounded) if rounded == round(rounded) and abs(rounded) < _EXACT else rounded
 
 
-def _facts(analysis: Analysis, trials: pd.DataFrame) -> list[tuple[str, str, str]]:
+def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     """Name, value and a remark, for the row below the answer."""
     summary, choice = analysis.summary, analysis.choice
     test = analysis.bootstrap.perplexity(summary.best)
@@ -138,20 +148,18 @@ def _facts(analysis: Analysis, trials: pd.DataFrame) -> list[tuple[str, str, str
     sizes = f"{number_text(num_documents)} training documents, {number_text(num_tokens)} tokens"
     simpler = tau_text(summary.settings[choice.one_standard_error].tau)
     interval = f"95% interval {perplexity_text(test.low)} to {perplexity_text(test.high)}"
-    finished = int((trials["status"] == "finished").sum())
+    states = trials["status"]
     return [
         ("Best τ", tau_text(summary.best_tau), validation),
         ("τ by one standard error", simpler, "the most shared within the best one’s error"),
         ("Test perplexity", perplexity_text(test.estimate), interval),
         ("Tasks", f"{len(summary.tasks):,}", sizes),
-        ("Trials finished", f"{finished:,}", f"of {len(trials):,} begun"),
-        ("Training", duration_text(trials["train_seconds"].sum()), "all trials added up"),
+        ("Trials finished", f"{states.count('finished'):,}", f"of {len(states):,} begun"),
+        ("Training", duration_text(total(trials["train_seconds"])), "all trials added up"),
     ]
 
 
-def _markdown(
-    analysis: Analysis, methods: list[Method], compared: pd.DataFrame, trials: pd.DataFrame
-) -> dict[str, str]:
+def _markdown(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, trials: Columns) -> dict[str, str]:
     """Markdown by its place in the page: the words of `report.md`, and what that has no place for."""
     summary = analysis.summary
     return {

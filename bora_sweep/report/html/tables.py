@@ -122,14 +122,14 @@ def _gain_columns(reference: str, gains: list[Gain]) -> list[Column]:
     drawing = {"of": f"gain_{reference}", "limit": limit or 0.01, "color": reference}
     texts = [percent_text(gain.interval) for gain in gains]
     verdicts = [_VERDICTS[gain.verdict] for gain in gains]
-    look = {"styles": _VERDICT_STYLES, "hints": f"p_{reference}"}
+    look = {"styles": _VERDICT_STYLES, "hints": f"p_{reference}", "hinted": "p (Holm)"}
     return [
         Column(f"gain_{reference}", f"Gain {end}", texts, [gain.interval.estimate for gain in gains], more=hint),
         Column(f"interval_{reference}", "", kind="interval", more=drawing),
         Column(f"verdict_{reference}", f"Verdict {end}", verdicts, kind="verdict", more=look),
         Column(f"gain_{reference}_low", "", None, low, "hidden"),
         Column(f"gain_{reference}_high", "", None, high, "hidden"),
-        Column(f"p_{reference}", "", [f"p (Holm) {p_text(gain.adjusted_p)}" for gain in gains], kind="hidden"),
+        Column(f"p_{reference}", "", [p_text(gain.adjusted_p) for gain in gains], kind="hidden"),
     ]
 
 

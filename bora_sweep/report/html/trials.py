@@ -20,17 +20,22 @@ MOST_POINTS = 8_000
 _DASH = "–"
 
 
-def trial_frame(summary: Summary) -> pd.DataFrame:
-    """The table `trials` in the order of the page, with `fit` in words, `cpu_hours` and `gpu_hours`."""
-    trials = summary.trials.sort_values(["run", "trial_id"], ignore_index=True)
+Columns = dict[str, list[Any]]
+"""The table `trials` by column, in the order of the page; what is not known is None."""
+
+
+def trial_columns(summary: Summary) -> Columns:
+    """The table `trials`, with `fit` in words, `cpu_hours` and `gpu_hours`."""
+    trials = summary.trials.sort_values(["run", "trial_id"])
     rows = trials.to_dict("records")
-    hours = np.array([device_hours(row) for row in rows]).reshape(-1, 2)
-    return trials.assign(
-        error=[None if pd.isna(row["error"]) else redact(row["error"]) for row in rows],
-        fit=[tables.fit_text(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
-        cpu_hours=hours[:, 0],
-        gpu_hours=hours[:, 1],
-    )
+    hours = [device_hours(row) for row in rows]
+    known = trials.astype(object).where(trials.notna(), None)
+    return {str(name): known[name].tolist() for name in known} | {
+        "error": [None if pd.isna(row["error"]) else redact(row["error"]) for row in rows],
+        "fit": [tables.fit_text(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
+        "cpu_hours": [cpu for cpu, _ in hours],
+        "gpu_hours": [gpu for _, gpu in hours],
+    }
 
 
 def device_hours(row: dict[Any, Any]) -> tuple[float, float]:
@@ -44,77 +49,77 @@ def device_hours(row: dict[Any, Any]) -> tuple[float, float]:
     return hours * ray.get("cpus_per_trial", 1), hours * gpus
 
 
-def trial_table(trials: pd.DataFrame) -> PageTable:
-    """Every trial, finished or not; columns of which no trial has a value are left out."""
-    known = {name for name in trials if _has_values(trials[name])}
-    best_epoch = _whole(trials["best_epoch"])
-    epochs = [
-        _DASH if total == _DASH else f"{total} ({best})"
-        for total, best in zip(_whole(trials["epochs"]), best_epoch, strict=True)
-    ]
+def trial_table(trials: Columns) -> PageTable:
+    """Every trial, finished or not; some columns are left out where no trial has a value."""
     names = [
         f"{fit if method != 'map' else f'τ = {fit}'}, trial {visible(trial)}"
         for method, fit, trial in zip(trials["method"], trials["fit"], trials["trial_id"], strict=True)
     ]
+    best_epochs = [_whole_text(epoch) for epoch in trials["best_epoch"]]
+    epochs = [
+        _DASH if total is None else f"{total:.0f} ({best})"
+        for total, best in zip(trials["epochs"], best_epochs, strict=True)
+    ]
     columns = [
         Column("trial_id", "Trial", [visible(trial) for trial in trials["trial_id"]], kind="name"),
-        *(_texts("run", "Run", trials) if trials["run"].nunique() > 1 else []),
+        *(_texts("run", "Run", trials) if len(set(trials["run"])) > 1 else []),
         *_texts("status", "State", trials, "state"),
-        Column("fit", "τ, or method", list(trials["fit"]), trials["tau"].to_numpy(float, na_value=np.nan)),
-        Column("seed", "Seed", _whole(trials["seed"]), _floats(trials["seed"])),
-        Column("epochs", "Epochs (best)", epochs, _floats(trials["epochs"])),
+        Column("fit", "τ, or method", trials["fit"], trials["tau"]),
+        numbers("seed", "Seed", trials["seed"], _whole_text),
+        Column("epochs", "Epochs (best)", epochs, trials["epochs"]),
         *_texts("stopped_by", "Ended by", trials),
         numbers("validation_perplexity", "Validation", trials["validation_perplexity"], perplexity_text),
         numbers("test_perplexity", "Test", trials["test_perplexity"], perplexity_text),
         numbers("train_tokens", "Tokens", trials["train_tokens"]),
         numbers("tokens_per_second", "Tokens/s", trials["tokens_per_second"]),
         numbers("train_seconds", "Seconds", trials["train_seconds"]),
-        *([numbers("gpu_hours", "GPU time", trials["gpu_hours"], hours_text)] if "gpu_hours" in known else []),
+        *_if_known(trials, numbers("gpu_hours", "GPU time", trials["gpu_hours"], hours_text)),
         numbers("cpu_hours", "CPU time", trials["cpu_hours"], hours_text),
         numbers("peak_memory_bytes", "Memory", trials["peak_memory_bytes"], _memory_text),
-        *(_reported(trials) if "reported_perplexity" in known else []),
-        *(_texts("error", "Error", trials, "long", missing="") if "error" in known else []),
-        *(_texts("notes", "Notes", trials, "long", missing="") if "notes" in known else []),
+        *_if_known(
+            trials, numbers("reported_perplexity", "By the protocol", trials["reported_perplexity"], perplexity_text)
+        ),
+        *_if_known(trials, *_texts("reported_as", "which is", trials)),
+        *_if_known(trials, *_texts("error", "Error", trials, "long", missing="")),
+        *_if_known(trials, *_texts("notes", "Notes", trials, "long", missing="")),
         Column("name", "", names, kind="hidden"),
-        Column("best_epoch", "", best_epoch, _floats(trials["best_epoch"]), kind="hidden"),
+        Column("best_epoch", "", None, trials["best_epoch"], "hidden"),
     ]
     return PageTable("Trials", columns, sorted_by="trial_id")
 
 
-def _has_values(values: pd.Series) -> bool:
-    return any(value not in ("", 0) for value in values.dropna())
+def _if_known(trials: Columns, column: Column) -> list[Column]:
+    """The column, if a trial has a value of it."""
+    return [column] if any(value not in (None, "", 0) and value == value for value in trials[column.name]) else []
 
 
-def _floats(values: pd.Series) -> np.ndarray:
-    return values.to_numpy(dtype=float, na_value=np.nan)
+def _texts(name: str, title: str, trials: Columns, kind: str = "text", missing: str = _DASH) -> list[Column]:
+    return [Column(name, title, [missing if text is None else str(text) for text in trials[name]], kind=kind)]
 
 
-def _whole(values: pd.Series) -> list[str]:
-    return [_DASH if pd.isna(value) else f"{value:.0f}" for value in values]
-
-
-def _texts(name: str, title: str, trials: pd.DataFrame, kind: str = "text", missing: str = _DASH) -> list[Column]:
-    return [Column(name, title, [missing if pd.isna(text) else str(text) for text in trials[name]], kind=kind)]
-
-
-def _reported(trials: pd.DataFrame) -> list[Column]:
-    values = numbers("reported_perplexity", "By the protocol", trials["reported_perplexity"], perplexity_text)
-    return [values, *_texts("reported_as", "which is", trials)]
+def _whole_text(value: float | None) -> str:
+    return _DASH if value is None or math.isnan(value) else f"{value:.0f}"
 
 
 def _memory_text(num_bytes: float) -> str:
     return _DASH if math.isnan(num_bytes) else f"{num_bytes / 2**20:,.0f} MiB"
 
 
-def cost_text(trials: pd.DataFrame) -> str:
+def cost_text(trials: Columns) -> str:
     """What all trials took, in one sentence."""
-    counts = ", ".join(f"{n:,} {status}" for status, n in sorted(trials["status"].value_counts().items()))
-    hours = {kind: trials[f"{kind}_hours"].sum() for kind in ("gpu", "cpu")}
+    states = trials["status"]
+    counts = ", ".join(f"{states.count(state):,} {state}" for state in sorted(set(states)))
+    hours = {kind: total(trials[f"{kind}_hours"]) for kind in ("gpu", "cpu")}
     reserved = [f"{value:,.3g} {kind.upper()}-hours" for kind, value in hours.items() if value]
     return (
-        f"{len(trials):,} trials ({counts}): {trials['train_tokens'].sum():,.0f} tokens trained on, "
-        f"{duration_text(trials['train_seconds'].sum())}{', ' if reserved else ''}{' and '.join(reserved)}."
+        f"{len(states):,} trials ({counts}): {total(trials['train_tokens']):,.0f} tokens trained on, "
+        f"{duration_text(total(trials['train_seconds']))}{', ' if reserved else ''}{' and '.join(reserved)}."
     )
+
+
+def total(values: Iterable[float | None]) -> float:
+    """The sum of what is known."""
+    return sum(value for value in values if value is not None and not math.isnan(value))
 
 
 def duration_text(seconds: float) -> str:
@@ -124,12 +129,14 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame) -> list[dict[str, Any]]:
+def learning_curves(curves: pd.DataFrame, trials: Columns) -> list[dict[str, Any]]:
     """Perplexity by epoch, of each trial and split that has a curve; `trial` is the row in `trials`."""
     groups = dict(iter(curves.groupby(["run", "trial_id", "split"], sort=False)))
     most = max(12, MOST_POINTS // max(1, len(groups)))
     shown = []
-    for n, (run, trial_id, best) in enumerate(trials[["run", "trial_id", "best_epoch"]].itertuples(index=False)):
+    for n, (run, trial_id, best) in enumerate(
+        zip(*(trials[name] for name in ("run", "trial_id", "best_epoch")), strict=True)
+    ):
         for split in ("train", "validation"):
             if (run, trial_id, split) in groups:
                 rows = groups[run, trial_id, split].sort_values("epoch")

@@ -26,7 +26,7 @@ function cellOf({ values, texts: all }, column, i) {
         text));
     case "verdict":
       return element("td", { class: "left" }, element("span", { class: column.styles[text],
-        title: all[column.hints][i] }, text));
+        title: `${column.hinted} ${all[column.hints][i]}` }, text));
     case "interval":
       return element("td", {}, intervalBar(["", "_low", "_high"].map((end) => number(values[column.of + end][i])),
         column.limit, column.color));
