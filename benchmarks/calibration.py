@@ -187,7 +187,7 @@ def settled(config: Config, world: World, base: PreTrainedModel) -> tuple[Tensor
     validate([trainer])
     while trainer.stopped_by is None:
         run_epoch([trainer])
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     return trainer.hierarchy.theta_KP(), trainer.ivon.std_KP()
 
 

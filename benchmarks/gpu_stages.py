@@ -196,7 +196,7 @@ def lengths() -> None:
             found = [_tokens_per_second(trainer, batches) for _ in range(2)]
             passes = sum(len(trainer.parts(batch)) for batch in batches) / len(batches)
         finally:
-            trainer.adapted.detach()
+            trainer.adapted.remove_hooks()
         return {"tokens/s": found, "passes a step": passes}
 
     find("full rows, tau=100", lambda: epoch(full, 100.0, here))

@@ -122,12 +122,12 @@ def fit_pack(
         while running:
             for place in [place for place, trainer in running.items() if trainer.stopped_by is not None]:
                 yield place, finish(running[place], check_stop)
-                running.pop(place).adapted.detach()
+                running.pop(place).adapted.remove_hooks()
             if running:
                 _advance(running, specs, checkpoints, on_step, check_stop)
     finally:
         for trainer in running.values():
-            trainer.adapted.detach()
+            trainer.adapted.remove_hooks()
 
 
 class _Checkpoints:

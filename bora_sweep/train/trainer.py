@@ -59,14 +59,14 @@ class Trainer:
         dtype = torch.promote_types(base.dtype, torch.float32)
         self.hierarchy = Hierarchy(
             self.layout.initial(base, config.train.seed, dtype).to(device),
-            corpus.num_tasks,
-            config.prior.tau,
-            config.prior.parametrization,
-            group_precisions(config.prior, self.layout, device, dtype),
-            config.global_update,
-            self.share.num_tasks,
-            self.share.total,
-            self.layout.sizes if config.prior.penalty == "tensor_norm" else None,
+            num_tasks=corpus.num_tasks,
+            tau=config.prior.tau,
+            parametrization=config.prior.parametrization,
+            tau_P=group_precisions(config.prior, self.layout, device, dtype),
+            global_update=config.global_update,
+            num_local_tasks=self.share.num_tasks,
+            sum_over_tasks=self.share.total,
+            tensor_sizes=self.layout.sizes if config.prior.penalty == "tensor_norm" else None,
         )
         if config.train.initial_noise > 0:
             self.add_initial_noise_()
@@ -170,7 +170,7 @@ class Trainer:
             source = Path(self.config.init_from)
             start = Start(*read_adapters(source, self.layout, self.config.lora, self.corpus.tasks))
         if start is not None:
-            self.hierarchy.start_from_(start.mean_P, self.share.part(start.theta_KP))
+            self.hierarchy.set_adapters_(start.mean_P, self.share.part(start.theta_KP))
             self.best = self._parameters()
         return start is None or start.is_candidate
 

@@ -49,7 +49,7 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
         return statistics.median(seconds[1:])
     finally:
         for trainer in trainers:
-            trainer.adapted.detach()
+            trainer.adapted.remove_hooks()
 
 
 def _padded_tokens(corpus: TokenizedCorpus, document_B) -> int:

@@ -180,7 +180,7 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
         assert trainer.state.reported_perplexity == pytest.approx(min(value for value, _ in reported), abs=1e-9)
         lowest = [min(epoch[task] for _, epoch in reported) for task in TASKS]
         assert np.exp(trainer.state.reported_nats) == pytest.approx(lowest, abs=1e-9)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
 
 
 def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
@@ -201,7 +201,7 @@ def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
     for n, nats in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
         alone = score([trainer], collate(corpus, np.array([n])))[0].item()
         assert nats == pytest.approx(alone, abs=1e-9)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
 
 
 def test_a_cut_off_fit_reports_what_it_would_have(tmp_path):
@@ -258,7 +258,9 @@ def test_the_gradient_of_tensor_norms_is_autograds_of_a_loop(centered):
     generator = torch.Generator().manual_seed(0)
     sizes = [3, 5, 1]
     mean_P = torch.randn(9, generator=generator, dtype=torch.float64)
-    hierarchy = Hierarchy(mean_P, 4, 2.5, "centered" if centered else "noncentered", norms_of=sizes)
+    hierarchy = Hierarchy(
+        mean_P, num_tasks=4, tau=2.5, parametrization="centered" if centered else "noncentered", tensor_sizes=sizes
+    )
     assert hierarchy.task_KP is not None
     with torch.no_grad():
         hierarchy.task_KP.add_(torch.randn(4, 9, generator=generator, dtype=torch.float64))
@@ -288,7 +290,7 @@ def test_padding_is_scored_to_the_longest_of_the_batch_where_asked_and_only_ther
     split = ScoredSplit(corpus, "validation", config.train)
     padded_N = score_documents([trainer], "validation", padded=split.batches)[0]
     plain_N = score_documents([trainer], "validation")[0]
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     document_N = corpus.split("validation")
     for document_B in split.batches:
         width = max(corpus.offsets[n + 1] - corpus.offsets[n] for n in document_B)
@@ -324,7 +326,7 @@ def test_the_likelihood_by_documents_is_each_tasks_mean_times_its_documents(padd
             expected += documents * nll_B.sum().item() / batch.num_tokens
     scale, weight_K = trainer.weights(document_B, 99)
     nll_SB, task_B = score([trainer], collate(corpus, document_B, width))
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     assert trainer.loss(nll_SB[0], task_B, scale, weight_K).item() == pytest.approx(expected, abs=1e-9)
     assert trainer.divisor == 1
 
@@ -348,7 +350,7 @@ def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
     in_splits = replace(made, documents=made.documents.assign(split=["train", "validation"]))
     trainer = trainer_of(config, in_splits, base)
     nll = score([trainer], collate(made, np.array([1])))[0].item()
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     logits = base(input_ids=torch.tensor(batch.tokens_BT[1:])).logits[0]
     losses = [F.cross_entropy(logits[i], torch.tensor(batch.tokens_BT[1, i + 1])).item() for i in range(1, 7)]
     assert nll == pytest.approx(sum(losses), abs=1e-9)
@@ -395,7 +397,7 @@ def test_the_noise_at_the_start_is_normal_and_each_tasks_own():
     )
     trainer = trainer_of(config, make_corpus(), make_base())
     delta_KP = trainer.hierarchy.delta_KP()
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     assert delta_KP.std().item() == pytest.approx(0.001, rel=0.1)
     assert abs(delta_KP.mean().item()) < 1e-4
     assert torch.corrcoef(delta_KP).triu(1).abs().max() < 0.2
@@ -404,7 +406,7 @@ def test_the_noise_at_the_start_is_normal_and_each_tasks_own():
 def test_fixed_batches_are_the_same_in_each_epoch():
     trainer = trainer_of(published("prior.tau=3"), make_corpus(), make_base())
     first, second = trainer.batches(1), trainer.batches(2)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in second]
     assert sorted(np.concatenate(first).tolist()) == trainer.corpus.split("train").tolist()
 

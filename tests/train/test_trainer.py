@@ -92,7 +92,7 @@ def run_epochs(trainer: Trainer, count: int) -> Trainer:
         group["eps"] = 1e-30
     for _ in range(count):
         run_epoch([trainer])
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     return trainer
 
 
@@ -148,7 +148,7 @@ def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
         run_epoch([trainer])
         validation.append(score_documents([trainer], "validation")[0])
     done = finish(trainer)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
     by_epoch = np.array([np.bincount(task_N, nll) for nll in validation])
     assert done.stopped_by == "patience"
@@ -171,7 +171,7 @@ def test_at_tau_0_a_task_that_is_left_alone_takes_a_step_for_every_batch():
     assert sum(len(batch) == 0 for batch in batches) >= len(batches) - 4
     before = trainer.hierarchy.theta_KP().clone()
     run_epoch([trainer])
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     assert trainer.state.step == len(batches)
     assert torch.equal(trainer.hierarchy.theta_KP()[:2], before[:2])
     assert not torch.equal(trainer.hierarchy.theta_KP()[2], before[2])
@@ -190,7 +190,7 @@ def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
         )
     )
     torch.testing.assert_close(alike.theta_KP, plain.theta_KP, rtol=0, atol=1e-12)
-    names, index_P = firm.layout.group_of("matrix")
+    names, index_P = firm.layout.parameter_groups("matrix")
     is_B = index_P == names.index("B")
     spread = [(done.theta_KP - done.mean_P)[:, is_B].norm() for done in (plain, firm)]
     assert spread[1] < 0.5 * spread[0]
@@ -223,7 +223,7 @@ def test_tasks_can_count_alike_in_the_likelihood():
     )
     mean_D.mean().backward()
     torch.testing.assert_close(gradients[0], trainer.hierarchy.mean_P.grad)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
 
 
 def test_a_warm_start_begins_where_the_other_fit_ended():
@@ -234,7 +234,7 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
         again = trainer_of(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
         assert again.start(start=start)
         validate([again])
-        again.adapted.detach()
+        again.adapted.remove_hooks()
         assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
     shared = fit(
         make_config("prior.tau=inf", "train.max_epochs=1"), corpus, base, start=replace(start, is_candidate=False)
@@ -263,7 +263,7 @@ def test_pfedme_moves_theta_once_an_epoch_to_the_mean_of_the_tasks():
     seen = []
     validate([trainer])
     run_epoch([trainer], lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     assert all(torch.equal(mean_P, before) for mean_P in seen)
     torch.testing.assert_close(trainer.hierarchy.mean_P.detach(), trainer.hierarchy.theta_KP().mean(0))
     assert not torch.equal(trainer.hierarchy.mean_P, before)
@@ -289,7 +289,7 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
     theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.layout
     for _ in range(2):
         run_epoch([trainer])
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
 
     peft = get_peft_model(
         copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

@@ -152,7 +152,7 @@ def test_groups_of_parameters_keep_their_own_prior():
     config = load_config([*SETTINGS, *own])
     trainer = VariationalTrainer(config, make_corpus(), make_base(), make_accelerator(config))
     std_P = trainer.ivon.std_KP()[0]
-    names, index_P = trainer.layout.group_of("matrix")
+    names, index_P = trainer.layout.parameter_groups("matrix")
     for group, tau in (("A", 5.0), ("B", 500.0)):
         nats = trainer.num_tokens * 1e-3
         torch.testing.assert_close(
@@ -205,7 +205,7 @@ def test_draws_of_a_posterior_without_width_score_as_its_mean():
     trainer.best["std_KP"].zero_()
     sampled = trainer.sampled_nll(3)
     done = finish(trainer)
-    trainer.adapted.detach()
+    trainer.adapted.remove_hooks()
     for split, nll in done.nll_nats.items():
         np.testing.assert_allclose(sampled[split], nll, rtol=1e-12)
 
