@@ -38,7 +38,7 @@ from bora_sweep.model.base import load_base, refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits, too_long
 from bora_sweep.model.sites import find_sites, notes_on_sites
-from bora_sweep.serve.generate import _draw
+from bora_sweep.serve.generate import _sample
 from bora_sweep.train.fit import fit
 
 WIDTH = 16
@@ -385,7 +385,7 @@ def test_a_model_of_which_no_text_can_be_drawn_says_so(monkeypatch):
     base = llama()
     monkeypatch.setattr(base, "generate", lambda *_, **__: [][0])
     with pytest.raises(InputError, match=r"no text from a LlamaForCausalLM \(IndexError"):
-        _draw(base, [1], 0)
+        _sample(base, [1], 0)
 
 
 def test_logits_that_are_no_numbers_are_refused():

@@ -15,8 +15,9 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.full_model import write_full
 from bora_sweep.model.layout import make_layout
-from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
-from bora_sweep.model.peft_io import PEFT_NAMES, read_adapters, write_adapter
+from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
+from bora_sweep.model.peft_config import PEFT_NAMES
+from bora_sweep.model.peft_io import read_adapters, write_adapter
 
 LENGTHS = (11, 7, 9)
 ALWAYS = {("opt", None, "lora"), ("deepseek_v3", "all-linear", "rslora"), ("deepseek_v3", "all-linear", "dora")}
@@ -74,7 +75,7 @@ def test_peft_scores_and_differentiates_what_was_exported_as_it_was_here(family,
 
     for row, theta_P in enumerate(theta_BP.detach()):
         write_adapter(tmp_path / f"task_{row}", layout, theta_P, config, None, by_weight)
-        refuse_unlike(base, tmp_path / f"task_{row}", layout, theta_P)
+        check_peft_folder(base, tmp_path / f"task_{row}", layout, theta_P)
         assert torch.equal(read_adapters(tmp_path / f"task_{row}", layout, config, ["a"])[0], theta_P)
     peft = PeftModel.from_pretrained(make_family(family), tmp_path / "task_0", "task_0", is_trainable=True)
     for row in (1, 2):

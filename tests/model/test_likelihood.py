@@ -86,7 +86,7 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
 @pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
 def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
     """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
-    monkeypatch.setattr(linear_cross_entropy, "_kept", threading.local())
+    monkeypatch.setattr(linear_cross_entropy, "_reused", threading.local())
     wanted = (9, 12, torch.float64)
     for rows, columns, dtype in (first, wanted):
         space_CV = workspace(rows, columns, dtype, torch.device("cpu"))

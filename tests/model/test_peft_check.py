@@ -16,7 +16,7 @@ from bora_sweep.model import full_model as full
 from bora_sweep.model.full_model import merged_weights, write_full
 from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
+from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_io import WEIGHTS, read_adapters, write_adapter
 from bora_sweep.serve import export as folders
 
@@ -42,7 +42,7 @@ def test_some_of_the_names_that_peft_rewrites_are_exported_too(targets, tmp_path
     base, config = make_family("deepseek_v3"), replace(LORA, target_modules=targets)
     layout, theta_P = made(base, config)
     write_adapter(tmp_path / "a", layout, theta_P, config, None, sites_by_weight(base, layout, config))
-    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+    check_peft_folder(base, tmp_path / "a", layout, theta_P)
 
 
 def test_what_peft_would_not_load_is_refused_with_targets_that_it_does():
@@ -85,10 +85,10 @@ def test_a_folder_that_peft_would_load_otherwise_is_refused(spoil, says, tmp_pat
     base = make_family("deepseek_v3")
     layout, theta_P = made(base)
     write_adapter(tmp_path / "a", layout, theta_P, LORA, None, sites_by_weight(base, layout, LORA))
-    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+    check_peft_folder(base, tmp_path / "a", layout, theta_P)
     spoil(tmp_path / "a", layout, theta_P)
     with pytest.raises(InputError, match=says):
-        refuse_unlike(base, tmp_path / "a", layout, theta_P)
+        check_peft_folder(base, tmp_path / "a", layout, theta_P)
 
 
 @pytest.fixture(scope="module")

@@ -180,10 +180,10 @@ def test_a_fit_begins_where_exported_adapters_are(tmp_path):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     again = ["prior.tau=0", "train.max_epochs=1", "train.learning_rate=1e-9", f"init_from={tmp_path / 'out'}"]
     assert main(["fit", *settings, *again, f"output={tmp_path / 'again'}"]) == 0
-    trained = load_trial(tmp_path / "run")
-    mean_P, theta_KP = read_adapters(tmp_path / "out", trained.layout, trained.lora, list(trained.theta_of))
-    assert torch.equal(mean_P, trained.mean_P)
-    assert torch.equal(theta_KP, torch.stack(list(trained.theta_of.values())))
+    loaded = load_trial(tmp_path / "run")
+    mean_P, theta_KP = read_adapters(tmp_path / "out", loaded.layout, loaded.lora, list(loaded.theta_of))
+    assert torch.equal(mean_P, loaded.mean_P)
+    assert torch.equal(theta_KP, torch.stack(list(loaded.theta_of.values())))
     first, then = (read_results(tmp_path / name).document_scores["nll_nats"] for name in ("run", "again"))
     np.testing.assert_allclose(first, then, rtol=1e-5)
     curve = read_results(tmp_path / "again").curves.query("epoch == 0 and split == 'validation'")
@@ -268,7 +268,7 @@ def test_a_card_s_lines_give_the_scores_in_the_parquet(around, merge, tmp_path, 
             assert (start[0], start[-1]) == (4, 5)  # w1 and w2
             assert "here one of 'ann'" in code_of(out / "_global")
             card = html.unescape((out / folder / "README.md").read_text(encoding="utf-8"))
-            assert "follows `start`: “w3 ”, text, “ w4”, </s>; 9 tokens of a document at most" in card
+            assert "follows `start` is scored: “w3 ”, text, “ w4”, </s>; at most 9 tokens of a document" in card
 
 
 def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
@@ -278,8 +278,8 @@ def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
     named = {"facebook/opt-350m": str(exported / "base"), "OUT": str(exported / "out"), "task_3": "task_2"}
     scope = {}
     exec(re.sub("|".join(named), lambda found: named[found[0]], block[1]), scope)
-    task = load_trial(exported / "run", "fit")
-    layout, theta_P = task.layout, list(task.theta_of.values())[2]
+    loaded = load_trial(exported / "run", "fit")
+    layout, theta_P = loaded.layout, list(loaded.theta_of.values())[2]
     expected = merged_weights(make_base("opt", dtype=torch.float32), layout, theta_P)
     for name, weight in expected.items():
         torch.testing.assert_close(scope["merged"].state_dict()[name], weight)
@@ -301,13 +301,16 @@ def test_a_hostile_name_harms_no_card(exported):
 
 @pytest.mark.parametrize("base", ["facebook/opt-350m", "gpt2", "/models/opt", "../opt", "a\nb", "x/y/z", None])
 def test_only_a_name_that_the_hub_knows_stands_in_the_card_s_head(exported, base):
-    from bora_sweep.serve.model_card import Exported, Framed, card
+    from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
 
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
     config = Config(model=ModelConfig(name=base))
-    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), None)
-    front = yaml.safe_load(card(about, results).split("---\n")[1])
+    text_format = TextFormat(task="a", depends_on_task=False, start_tokens=[2], before="", after="", end_token="</s>")
+    exported_folder = ExportedFolder(
+        row=row, task=None, folder="_global", corpus="x", config=config, text_format=text_format, rounding_error=None
+    )
+    front = yaml.safe_load(model_card(exported_folder, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
     assert front == named | {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["bora", "lora"]}
 

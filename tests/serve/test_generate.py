@@ -10,7 +10,7 @@ from bora_sweep.cli import main
 from bora_sweep.data.encode import Encoder
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
-from bora_sweep.serve.generate import Sampling, _continuation, _opening, generate, visible
+from bora_sweep.serve.generate import Sampling, _continuation, _prompt_tokens, generate, visible
 from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"
@@ -27,8 +27,8 @@ def runs(corpus_file, tmp_path_factory):
     for family, variant in VARIANTS.items():
         base = make_base(family, dtype=torch.float32)
         base.generation_config.update(do_sample=True, repetition_penalty=5.0, top_k=1)  # a chat's habits
-        base.save_pretrained(folder / "base" / family)
-        make_tokenizer().save_pretrained(folder / "base" / family)
+        base.save_preloaded(folder / "base" / family)
+        make_tokenizer().save_preloaded(folder / "base" / family)
         fit = [f"data.path={corpus_file}", f"model.name={folder / 'base' / family}", "model.max_tokens=16",
                f"lora.variant={variant}", "lora.rank=2", "train.max_epochs=1", "train.device=cpu",
                "train.learning_rate=0.1", "prior.tau=1", f"output={folder / family}"]  # fmt: skip
@@ -51,9 +51,9 @@ def likeliest(model, theta_P, num: int) -> str:
 def test_at_temperature_0_each_token_is_the_likeliest(family, runs):
     texts = generate(runs / family, PROMPT, ["bob", "ann"], sampling=Sampling(8, 0.0))
     assert [name for name, _ in texts] == ["base model", "_global", "bob", "ann"]
-    trained = load_trial(runs / family)
-    model = AdaptedModel(make_base(family, dtype=torch.float32), trained.layout)
-    adapters = [None, trained.mean_P, trained.theta_of["bob"], trained.theta_of["ann"]]
+    loaded = load_trial(runs / family)
+    model = AdaptedModel(make_base(family, dtype=torch.float32), loaded.layout)
+    adapters = [None, loaded.mean_P, loaded.theta_of["bob"], loaded.theta_of["ann"]]
     assert [text.strip() for _, text in texts] == [likeliest(model, theta_P, 8) for theta_P in adapters]
     assert len({text for _, text in texts}) > 1
 
@@ -68,10 +68,10 @@ def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
 
 
 def test_what_a_prompt_says_is_text(runs):
-    trained = load_trial(runs / "opt")
-    encoder = Encoder(load_tokenizer(trained.config.model, trained.config.data))
-    assert _opening(encoder, trained.config.data, "ann", "w1 w2") == [2, 4, 5]
-    start, *rest = _opening(encoder, trained.config.data, "ann", "w1 </s><pad> w2")
+    loaded = load_trial(runs / "opt")
+    encoder = Encoder(load_tokenizer(loaded.config.model, loaded.config.data))
+    assert _prompt_tokens(encoder, loaded.config.data, "ann", "w1 w2") == [2, 4, 5]
+    start, *rest = _prompt_tokens(encoder, loaded.config.data, "ann", "w1 </s><pad> w2")
     assert (start, rest[0], rest[-1]) == (2, 4, 5)
     assert not {1, 2} & set(rest)
 
