@@ -141,7 +141,7 @@ def learning_rates(config: Config, layout: Layout) -> Tensor:
     """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
     if config.lora.variant != "lora_plus":
         return torch.ones(())
-    names, index_P = layout.group_of("matrix")
+    names, index_P = layout.parameter_groups("matrix")
     return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
 
 

@@ -262,7 +262,9 @@ def test_the_gradient_of_tensor_norms_is_autograds_of_a_loop(centered):
     generator = torch.Generator().manual_seed(0)
     sizes = [3, 5, 1]
     mean_P = torch.randn(9, generator=generator, dtype=torch.float64)
-    hierarchy = Hierarchy(mean_P, 4, 2.5, "centered" if centered else "noncentered", norms_of=sizes)
+    hierarchy = Hierarchy(
+        mean_P, num_tasks=4, tau=2.5, parametrization="centered" if centered else "noncentered", tensor_sizes=sizes
+    )
     assert hierarchy.task_KP is not None
     with torch.no_grad():
         hierarchy.task_KP.add_(torch.randn(4, 9, generator=generator, dtype=torch.float64))

@@ -193,7 +193,7 @@ def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
         )
     )
     torch.testing.assert_close(alike.theta_KP, plain.theta_KP, rtol=0, atol=1e-12)
-    names, index_P = firm.layout.group_of("matrix")
+    names, index_P = firm.layout.parameter_groups("matrix")
     is_B = index_P == names.index("B")
     spread = [(done.theta_KP - done.mean_P)[:, is_B].norm() for done in (plain, firm)]
     assert spread[1] < 0.5 * spread[0]
