@@ -29,6 +29,7 @@ from bora_sweep.train.methods.tau_estimate import (
     noise_trace,
     tau_by_scores,
 )
+from bora_sweep.train.pack import Pack
 
 CONFIG = load_config(
     [
@@ -166,12 +167,12 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
     torch.testing.assert_close(found.trace_square_K.sum(), fisher_KPP.square().sum(), rtol=0.15, atol=0)
 
     config = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, tau=1.0))
-    trainer = make_trainer(config, corpus, base, make_accelerator(config))
+    trainer = make_trainer(config, Pack(config, corpus, base, make_accelerator(config)))
     trainer.hierarchy.mean_P.data.zero_()
     trainer.hierarchy.task_KP.data.copy_(theta_KP)
-    nll_B = score([trainer], collate(corpus, corpus.split("train")))[0][0]
+    nll_B = score(trainer.pack, [trainer], collate(corpus, corpus.split("train")))[0][0]
     nll_B.sum().backward()
-    trainer.adapted.remove_hooks()
+    trainer.pack.close()
     torch.testing.assert_close(found.nll_K.sum(), nll_B.detach().sum())
     torch.testing.assert_close(found.score_KP, -trainer.hierarchy.task_KP.grad)
     assert found.num_tokens_K.sum() == corpus.num_tokens("train")
