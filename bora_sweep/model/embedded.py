@@ -86,8 +86,8 @@ def _write(folder: Path, config: SyntheticConfig, pretraining: Pretraining, prog
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise InputError(
-            f"{folder.parent}: the base model cannot be saved here ({error.strerror}); set BORA_SWEEP_CACHE to a folder "
-            "that you may write to"
+            f"{folder.parent}: the base model cannot be saved here ({error.strerror}); set BORA_SWEEP_CACHE to a "
+            "folder that you may write to"
         ) from None
     try:
         tokenizer = build_tokenizer()

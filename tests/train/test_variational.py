@@ -159,7 +159,7 @@ def test_groups_of_parameters_keep_their_own_prior():
     config = load_config([*SETTINGS, *own])
     trainer = VariationalTrainer(config, Pack(config, make_corpus(), make_base(), make_accelerator(config)))
     std_P = trainer.ivon.std_KP()[0]
-    names, index_P = trainer.pack.layout.group_of("matrix")
+    names, index_P = trainer.pack.layout.parameter_groups("matrix")
     for group, tau in (("A", 5.0), ("B", 500.0)):
         nats = trainer.pack.protocol.objective_tokens * 1e-3
         torch.testing.assert_close(
