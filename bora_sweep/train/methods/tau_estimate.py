@@ -1,4 +1,4 @@
-"""Gradients and Fisher information of the training split, task by task, and tau from one shared fit.
+"""tau from one shared fit, by the gradients and the Fisher information of each task's training text.
 
 Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
 """
@@ -24,12 +24,14 @@ from bora_sweep.train.evaluate import to_device
 from bora_sweep.train.state import Fit
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
+NUM_SAMPLES = 4
+"""Draws of each document's next tokens; the estimate of tr(F^2) needs at least two."""
 
 
 @dataclass(frozen=True)
 class TauEstimate:
-    """tau and the ends of its 95% interval; inf: the tasks need not differ."""
+    """tau and the ends of its 95% interval; inf: the data do not show that the tasks differ."""
 
     tau: float
     low: float
@@ -47,7 +49,7 @@ class Curvature:
     fisher_KP: Tensor
     """The diagonal of F_k."""
     noise_K: Tensor
-    """Trace of the score's covariance by the scatter of the task's documents; tr F_k where the model is true."""
+    """Trace of the score's covariance, from the scatter of the task's documents; tr F_k if the model is true."""
     trace_square_K: Tensor
     """tr(F_k^2), of the whole matrix."""
     num_tokens_K: Tensor
@@ -55,19 +57,22 @@ class Curvature:
 
 
 def tau_by_scores(shared: Curvature) -> TauEstimate:
-    """tau from one `shared` adapter: a step of Fisher scoring on the evidence over 1/tau, from tau = inf.
+    """tau from one shared fit: a step of Fisher scoring on the evidence as a function of 1/tau, from 1/tau = 0.
 
-    The step is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. What the scores have in common
-    is a matter of Theta: c_d = s_d - w_d sum_e s_e, w_d a task's share of the tokens, takes the place of s_d. The noise
-    is not tr F_d, the model's word, but v_d, what the documents show. And terms weigh 1 / w_d, so that the tasks with
-    most text do not decide alone:
+    The step (Lin 1997) is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. What the scores s_d
+    have in common is Theta's to learn, so c_d = s_d - w_d sum_e s_e replaces s_d; w_d is a task's share of the tokens.
+    The noise is v_d, from the scatter of the documents, instead of tr F_d, which holds only if the model is true. And
+    terms are weighted by 1 / w_d, so that the tasks with the most text do not decide alone:
 
         1/tau = sum_d x_d / w_d  /  sum_d y_d / w_d,
         x_d = ||c_d||^2 - (1 - 2 w_d) v_d - w_d^2 sum_e v_e,    y_d = (1 - 2 w_d) tr(F_d^2) + w_d^2 sum_e tr(F_e^2).
 
-    Where the F_d differ in size alone the mean of the estimated 1/tau is the true one, whatever Theta and tau. Only
-    traces of F are taken, so that no correlation of parameters is left out. The interval is Student's, from the scatter
-    of the tasks' own terms.
+    If the F_d differ only by a factor, the estimate of 1/tau is unbiased for any Theta and tau. Only traces of F are
+    used, so correlations of parameters are not ignored. The interval is Student's t, from the scatter of the tasks'
+    terms.
+
+    Args:
+        shared: The likelihood at one adapter that all tasks share, fitted at tau = inf.
     """
     w_K = shared.num_tokens_K.double() / shared.num_tokens_K.sum()
     score_KP, noise_K, square_K = shared.score_KP.double(), shared.noise_K.double(), shared.trace_square_K.double()
@@ -81,12 +86,15 @@ def tau_by_scores(shared: Curvature) -> TauEstimate:
     return TauEstimate(*(1 / v if v > 0 else math.inf for v in (variance, variance + half, variance - half)))
 
 
-NUM_SAMPLES = 4
-"""Draws of each document's next tokens; two are the least that tr(F^2) takes."""
-
-
 def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
-    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training."""
+    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training.
+
+    Args:
+        config: The fit's configuration.
+        corpus: The fit's corpus.
+        base: The base model.
+        shared: The fit.
+    """
     return tau_by_scores(curvature(config, corpus, base, shared.theta_KP))
 
 
@@ -95,9 +103,19 @@ def curvature(
 ) -> Curvature:
     """The training split's likelihood to second order around theta_1..K.
 
-    F is the true Fisher information: each next token is drawn anew from the model, given the document's own tokens
-    before it, and the gradients of such draws have mean 0 and covariance F. Those of one task's documents are held at a
-    time, S N P numbers.
+    F is the true Fisher information: each next token is drawn from the model, given the document's tokens before it.
+    The gradients of such draws have mean 0 and covariance F. Those of one task's documents are in memory at a time, S N
+    P numbers.
+
+    Args:
+        config: Batch sizes, adapters, device and seed.
+        corpus: The corpus.
+        base: The base model, whose hooks are removed at the end.
+        theta_KP: The adapters.
+        num_samples: S.
+
+    Returns:
+        The curvature, on the CPU.
     """
     device = make_accelerator(config).device
     adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
@@ -110,10 +128,13 @@ def curvature(
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            apart = by_length(corpus, document_N, limits)
-            batches = [own_N[i : i + size] for own_N in apart for i in range(0, len(own_N), size)]
+            groups = by_length(corpus, document_N, limits)
+            batches = [group_N[i : i + size] for group_N in groups for i in range(0, len(group_N), size)]
             document_N = np.concatenate(batches)
-            pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
+            pieces = [
+                _gradients(adapted, corpus, batch_B, theta_P=theta_P, num_samples=num_samples, generator=generator)
+                for batch_B in batches
+            ]
             nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
             num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)
             fisher_P = draw_SNP.square().mean(0).sum(0)
@@ -129,13 +150,14 @@ def _gradients(
     adapted: AdaptedModel,
     corpus: TokenizedCorpus,
     document_B: np.ndarray,
+    *,
     theta_P: Tensor,
     num_samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """nll_B1 and score_BP of one task's documents, and score_SBP of each were its next tokens drawn from the model.
+    """nll_B1 and score_BP of one task's documents, and score_SBP of S draws of their next tokens from the model.
 
-    Each row takes a copy of the adapter, so that one backward pass gives the gradient of each document.
+    Each row has its own copy of the adapter, so that one backward pass gives the gradient of each document.
     """
     tokens_BT, length_B, _, given_B = to_device(collate(corpus, document_B), theta_P.device)
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
@@ -150,25 +172,26 @@ def _gradients(
 
 
 def draw_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
-    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first means nothing."""
+    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first has no meaning."""
     flat_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
     return torch.multinomial(flat_NV, 1, generator=generator).view(logits_BTV.shape[:2]).roll(1, dims=1)
 
 
 def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
-    """The trace of the covariance of sum_n s_n, unbiased where mean and covariance of s_n are as its number of tokens.
+    """An estimate of the trace of the covariance of s = sum_n s_n, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
 
-    With p_n a document's share of them, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
+    Here p_n is a document's share of the tokens. The estimate is unbiased if mean and covariance of s_n are proportional
+    to the document's number of tokens.
     """
     share_N = num_tokens_N / num_tokens_N.sum()
     return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
 
 
 def trace_of_square(draw_SNP: Tensor) -> Tensor:
-    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each of covariance F_n.
+    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each with covariance F_n.
 
-    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m); so pairs of two different
-    samples count.
+    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m). So only pairs from two
+    different samples are used.
     """
     S, N, _ = draw_SNP.shape
     flat_MP = draw_SNP.flatten(0, 1)
