@@ -180,8 +180,8 @@ def draw_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
 def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
     """An estimate of the trace of the covariance of s = sum_n s_n, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
 
-    Here p_n is a document's share of the tokens. The estimate is unbiased if mean and covariance of s_n are proportional
-    to the document's number of tokens.
+    Here p_n is a document's share of the tokens. The estimate is unbiased if mean and covariance of s_n are
+    proportional to the document's number of tokens.
     """
     share_N = num_tokens_N / num_tokens_N.sum()
     return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
