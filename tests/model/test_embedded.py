@@ -1,3 +1,5 @@
+"""The embedded base model: the same bytes for a seed, made once, with a tokenizer that loses nothing."""
+
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -68,9 +68,9 @@ def test_limits_are_exact(kind):
 
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
-@pytest.mark.parametrize("own", [False, True], ids=["one tau", "a tau for each coordinate"])
-def test_the_closed_form_gradient_equals_that_of_the_density(kind, own):
-    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if own else None
+@pytest.mark.parametrize("has_tau_P", [False, True], ids=["one tau", "a tau for each coordinate"])
+def test_the_closed_form_gradient_equals_that_of_the_density(kind, has_tau_P):
+    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if has_tau_P else None
     hierarchy, twin = (
         Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, tau_P=tau_P)
         for _ in range(2)
