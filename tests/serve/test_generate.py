@@ -27,8 +27,8 @@ def runs(corpus_file, tmp_path_factory):
     for family, variant in VARIANTS.items():
         base = make_base(family, dtype=torch.float32)
         base.generation_config.update(do_sample=True, repetition_penalty=5.0, top_k=1)  # settings for chats
-        base.save_preloaded(folder / "base" / family)
-        make_tokenizer().save_preloaded(folder / "base" / family)
+        base.save_pretrained(folder / "base" / family)
+        make_tokenizer().save_pretrained(folder / "base" / family)
         fit = [f"data.path={corpus_file}", f"model.name={folder / 'base' / family}", "model.max_tokens=16",
                f"lora.variant={variant}", "lora.rank=2", "train.max_epochs=1", "train.device=cpu",
                "train.learning_rate=0.1", "prior.tau=1", f"output={folder / family}"]  # fmt: skip
