@@ -198,7 +198,7 @@ def _fingerprints(
 ) -> "Fingerprints":
     """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
     from bora_sweep.train.distributed.process_group import from_rank_zero
-    from bora_sweep.trials.fingerprints import fingerprints_of, read_fingerprints, refuse_other
+    from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of, read_fingerprints
 
     now = fingerprints_of(config, corpus, tokenized)
     before = from_rank_zero(lambda: read_fingerprints(run) if resume else now)
@@ -206,7 +206,7 @@ def _fingerprints(
         kept = "begun by a release that did not note its data and model: whether they are the same is not known"
         console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
     else:
-        refuse_other(run, config, before, now)
+        check_unchanged(run, config, before, now)
     return before or now  # adapters that are gone by now are still those that the run began with
 
 
