@@ -134,7 +134,15 @@ def run_fit(begun: PreparedRun, console: Console) -> dict[str, Any]:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
     with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
-        return run_trial(Trial("fit", config), begun.corpus, base, begun.run, bar.on_step, bar.on_epoch, check_stop)
+        return run_trial(
+            Trial("fit", config),
+            begun.corpus,
+            base,
+            begun.run,
+            on_step=bar.on_step,
+            on_epoch=bar.on_epoch,
+            check_stop=check_stop,
+        )
 
 
 def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:

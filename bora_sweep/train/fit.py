@@ -57,6 +57,7 @@ def fit(
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
     folder: Folder | None = None,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     on_epoch: Callable[[State], None] = no_op,
     start: Start | None = None,
@@ -86,7 +87,8 @@ def fit(
         InputError: The configuration does not fit the model or the corpus.
         Interrupted: `check_stop` raised it.
     """
-    ((_, done),) = fit_pack([FitSpec(config, folder, start, on_epoch)], corpus, base, on_step, check_stop)
+    spec = FitSpec(config, folder, start, on_epoch)
+    ((_, done),) = fit_pack([spec], corpus, base, on_step=on_step, check_stop=check_stop)
     return done
 
 
@@ -94,6 +96,7 @@ def fit_pack(
     specs: Sequence[FitSpec],
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> Iterator[tuple[int, Fit]]:

@@ -109,7 +109,7 @@ def _fit(
     if params["fits"][0]["point"]["method"] != "path":
         return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, check_stop=check_stop)
     (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, check_stop)
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch=on_epoch, check_stop=check_stop)
     return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 

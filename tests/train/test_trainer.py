@@ -34,7 +34,7 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.state import Start
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
-from bora_sweep.trials.trial import record
+from bora_sweep.trials.result import write_result
 
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 
@@ -616,7 +616,7 @@ def test_scores_that_are_no_numbers_are_no_result(tmp_path):
     with pytest.raises(
         InputError, match=r"1 document of validation and test have a score of nan, the first '\d+' of task"
     ):
-        record(config, corpus, tmp_path, "fit", {}, done)
+        write_result(config, corpus, tmp_path, "fit", {}, done)
     assert not list(tmp_path.iterdir())
 
 
