@@ -23,8 +23,8 @@ from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
-from bora_sweep.train.fit import fit, no_op
-from bora_sweep.train.state import Fit, State
+from bora_sweep.train.fit import fit
+from bora_sweep.train.state import Fit, State, no_op
 from bora_sweep.trials.result import starting_point, write_result
 from bora_sweep.trials.trial import Trial, run_trial
 

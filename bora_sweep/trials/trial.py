@@ -17,9 +17,9 @@ from bora_sweep.errors import one_line
 from bora_sweep.runs.results import read_trial_row, write_table
 from bora_sweep.runs.storage import Folder, StorageFullError
 from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_zero
-from bora_sweep.train.fit import FitSpec, fit_pack, no_op
+from bora_sweep.train.fit import fit_pack
 from bora_sweep.train.methods.tau_estimate import estimate_tau
-from bora_sweep.train.state import Fit, State, StepReport
+from bora_sweep.train.state import Fit, FitSpec, State, StepReport, no_op
 from bora_sweep.trials.result import starting_point, write_result
 from bora_sweep.trials.rows import initial_row, progress_row
 from bora_sweep.trials.tracking import Tracker

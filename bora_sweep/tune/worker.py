@@ -21,8 +21,7 @@ with gc_paused():  # most of what a worker does before its first trial
     from bora_sweep.process import Interrupted
     from bora_sweep.runs.results import objective, read_trial_row, write_table
     from bora_sweep.runs.storage import Folder, exists, folder_at
-    from bora_sweep.train.fit import no_op
-    from bora_sweep.train.state import State
+    from bora_sweep.train.state import State, no_op
     from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
     from bora_sweep.trials.path import run_path

@@ -49,7 +49,7 @@ def test_a_checkpoint_gives_each_task_its_own_rows_in_whatever_order_the_tasks_a
     before = trained(config, tmp_path)
     after = trainer_of(config, ORDER, tmp_path)
     rows = [list(SIZES).index(task) for task in ORDER]
-    there, here = before.tensors(), after.tensors()
+    there, here = tensors_of(before), tensors_of(after)
     assert there.keys() == here.keys()
     assert {"optimizer.mean_P.exp_avg", "optimizer.task_KP.exp_avg", "optimizer.task_KP.gradient"} & there.keys()
     for name in there.keys() - {"std_KP"}:  # which the number of tokens decides as well
