@@ -23,7 +23,7 @@ from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
-from bora_sweep.trials.fingerprints import refuse_other_model
+from bora_sweep.trials.fingerprints import check_base_model
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
     names = {task: name for task, name in folder_names(list(loaded.theta_of)).items() if tasks is None or task in tasks}
-    refuse_other_model(run, loaded.config.model, loaded.config.data)
+    check_base_model(run, loaded.config.model, loaded.config.data)
     tokenizer = load_tokenizer(loaded.config.model, loaded.config.data)
     write = _full_model_writer(loaded, tokenizer) if merge else _adapter_writer(loaded)
     documents = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None

@@ -1,15 +1,14 @@
-"""The steps of a fit, or of a pack: fits that differ by tau and share every forward pass.
+"""A fit from start to end, alone or in a pack: fits that differ by tau and share every forward pass.
 
-The rows of a batch are repeated once for each fit of the pack, and each repetition takes that fit's adapters. So the
-base model is held and its weights are read once for all, small batches fill the device, and the fits see the same
-documents in the same order: what differs between them is tau alone. A fit that ends leaves the pack, which shrinks.
+The rows of a batch are repeated once for each fit of the pack, each with that fit's adapters. So the base model is in
+memory once, its weights are read once for all fits, and small batches fill the device. The fits see the same documents
+in the same order. A fit that ends leaves the pack.
 
 Shapes: S fits of a pack, B rows, N documents.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,28 +27,12 @@ from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
-from bora_sweep.train.state import Fit, Start, State, StepReport
+from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
 
 CHECKPOINT_SECONDS = 1.0
-"""An epoch that ends sooner than this after the last checkpoint has none: a short one would spend its time on it."""
-
-
-def no_op(*_: object) -> None:
-    """What is called where nobody listens."""
-
-
-@dataclass(frozen=True)
-class FitSpec:
-    """One fit of a pack."""
-
-    config: Config
-    folder: Folder | None = None
-    """Where checkpoints are written, and from where a fit that was cut off goes on."""
-    start: Start | None = None
-    on_epoch: Callable[[State], None] = no_op
-    """Called after each epoch."""
+"""An epoch that ends sooner than this after the last checkpoint writes none, so that short epochs stay short."""
 
 
 def fit(
@@ -57,34 +40,38 @@ def fit(
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
     folder: Folder | None = None,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     on_epoch: Callable[[State], None] = no_op,
     start: Start | None = None,
     check_stop: Callable[[], None] = no_op,
 ) -> Fit:
-    """The MAP estimate of Eq. 6, by early stopping on validation.
+    """The MAP estimate at `config.prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
 
-    A fit whose loss ceases to be finite stops there and keeps its best epoch. One that does not fit in the device's
-    memory goes on with fewer documents in a forward pass, and as many in a step.
+    A fit whose loss stops being finite ends there and keeps its best epoch. If the device's memory runs out, the fit
+    goes on with fewer documents in a forward pass, and as many in a step.
 
     Args:
         config: What to fit; `config.prior.tau` is the precision of the prior.
         corpus: The tokenised text.
-        base: The base model; it is frozen, lent for the fit and given back as it came.
-        folder: Where a checkpoint is written after each epoch (but see `CHECKPOINT_SECONDS`) and every
-            `train.checkpoint_minutes`, and from where a fit that was cut off goes on, with the numbers that it would
-            have had; None: nowhere.
+        base: The base model; it is frozen, and left as it was.
+        folder: The trial's folder. A checkpoint is written there after each epoch (but see `CHECKPOINT_SECONDS`) and
+            every `train.checkpoint_minutes`. An interrupted fit resumes from it, with the numbers that it would have
+            had. None: no checkpoints.
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch.
-        start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
-        check_stop: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
-            written first.
+        start: Initial Theta and adapters; None: A random, B zero, as in PEFT.
+        check_stop: Called after each step and each scored batch. If it raises `Interrupted`, a checkpoint is written.
+
+    Returns:
+        The fit at its best epoch.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
         Interrupted: `check_stop` raised it.
     """
-    ((_, done),) = fit_pack([FitSpec(config, folder, start, on_epoch)], corpus, base, on_step, check_stop)
+    spec = FitSpec(config, folder, start, on_epoch)
+    ((_, done),) = fit_pack([spec], corpus, base, on_step=on_step, check_stop=check_stop)
     return done
 
 
@@ -92,21 +79,22 @@ def fit_pack(
     specs: Sequence[FitSpec],
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> Iterator[tuple[int, Fit]]:
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
     Args:
-        specs: The fits; they may differ by tau, learning rate, prior and solver, not by their batches, adapters or
-            precision, and those that `Config.can_be_packed` denies are fitted alone.
+        specs: The fits. They may differ by tau, learning rate, prior and solver, but not by batches, adapters or
+            precision. A fit without `Config.can_be_packed` must be alone.
         corpus: The tokenised text.
         base: As for `fit`.
         on_step: Called after each step of the pack, with the nats of all its fits.
         check_stop: As for `fit`.
 
     Yields:
-        (place in `specs`, fit), in the order in which they end.
+        (index in `specs`, fit), in the order in which the fits end.
 
     Raises:
         InputError: As for `fit`.

@@ -1,4 +1,4 @@
-"""tau from one shared fit, by the gradients and the Fisher information of each task's training text.
+"""tau from one shared fit: gradients and Fisher information of the training split, task by task.
 
 Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
 """
@@ -40,7 +40,7 @@ class TauEstimate:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The likelihood of the training split around theta_1..K to second order, in nats."""
+    """The training split's likelihood around theta_1..K to second order, in nats."""
 
     nll_K: Tensor
     """-log p(D_k | theta_k)."""
@@ -49,7 +49,7 @@ class Curvature:
     fisher_KP: Tensor
     """The diagonal of F_k."""
     noise_K: Tensor
-    """Trace of the score's covariance, from the scatter of the task's documents; tr F_k if the model is true."""
+    """The trace of the score's covariance, from the scatter of the task's documents; tr F_k if the model is true."""
     trace_square_K: Tensor
     """tr(F_k^2), of the whole matrix."""
     num_tokens_K: Tensor
@@ -59,20 +59,17 @@ class Curvature:
 def tau_by_scores(shared: Curvature) -> TauEstimate:
     """tau from one shared fit: a step of Fisher scoring on the evidence as a function of 1/tau, from 1/tau = 0.
 
-    The step (Lin 1997) is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. What the scores s_d
-    have in common is Theta's to learn, so c_d = s_d - w_d sum_e s_e replaces s_d; w_d is a task's share of the tokens.
-    The noise is v_d, from the scatter of the documents, instead of tr F_d, which holds only if the model is true. And
-    terms are weighted by 1 / w_d, so that the tasks with the most text do not decide alone:
+    The step (Lin 1997) is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. First, the scores'
+    common part belongs to Theta: s_d is replaced by c_d = s_d - w_d sum_e s_e, where w_d is the task's share of the
+    tokens. Second, the noise tr F_d, which assumes the model, is replaced by v_d, estimated from the documents. Third,
+    terms have weight 1 / w_d, so that the tasks with most text do not dominate:
 
         1/tau = sum_d x_d / w_d  /  sum_d y_d / w_d,
         x_d = ||c_d||^2 - (1 - 2 w_d) v_d - w_d^2 sum_e v_e,    y_d = (1 - 2 w_d) tr(F_d^2) + w_d^2 sum_e tr(F_e^2).
 
-    If the F_d differ only by a factor, the estimate of 1/tau is unbiased for any Theta and tau. Only traces of F are
-    used, so correlations of parameters are not ignored. The interval is Student's t, from the scatter of the tasks'
-    terms.
-
-    Args:
-        shared: The likelihood at one adapter that all tasks share, fitted at tau = inf.
+    If the F_d differ only by factors, the estimate of 1/tau is unbiased at any Theta and tau. Only traces of F are
+    needed, so that correlations of parameters are included. The interval is Student's, from the scatter of the tasks'
+    terms. docs/method.md derives it.
     """
     w_K = shared.num_tokens_K.double() / shared.num_tokens_K.sum()
     score_KP, noise_K, square_K = shared.score_KP.double(), shared.noise_K.double(), shared.trace_square_K.double()
@@ -87,13 +84,13 @@ def tau_by_scores(shared: Curvature) -> TauEstimate:
 
 
 def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
-    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training.
+    """tau and its interval from one fit at tau = inf (`tau_by_scores`). Costs about three epochs of training.
 
     Args:
-        config: The fit's configuration.
-        corpus: The fit's corpus.
+        config: Of the fit.
+        corpus: The tokenised text.
         base: The base model.
-        shared: The fit.
+        shared: The fit at tau = inf.
     """
     return tau_by_scores(curvature(config, corpus, base, shared.theta_KP))
 
@@ -103,19 +100,15 @@ def curvature(
 ) -> Curvature:
     """The training split's likelihood to second order around theta_1..K.
 
-    F is the true Fisher information: each next token is drawn from the model, given the document's tokens before it.
-    The gradients of such draws have mean 0 and covariance F. Those of one task's documents are in memory at a time, S N
-    P numbers.
+    F is the true Fisher information. Each next token is drawn from the model, given the document's own earlier tokens.
+    The gradients of such draws have mean 0 and covariance F. Memory holds those of one task at a time, S N P numbers.
 
     Args:
-        config: Batch sizes, adapters, device and seed.
-        corpus: The corpus.
-        base: The base model, whose hooks are removed at the end.
-        theta_KP: The adapters.
+        config: Of the fit; its batch size bounds the rows of a pass, its seed the draws.
+        corpus: The tokenised text.
+        base: The base model.
+        theta_KP: Where the likelihood is expanded.
         num_samples: S.
-
-    Returns:
-        The curvature, on the CPU.
     """
     device = make_accelerator(config).device
     adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
