@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: sweep test test-all test-cluster check audit bench clean help
+.PHONY: sweep test test-all test-cluster check docs build audit bench clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -26,6 +26,13 @@ check: test ## the tests, the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/installed-docs ## the documentation as a site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+build: .venv/installed-dev ## a wheel and a source archive in dist/
+	rm -rf dist
+	$(BIN)/python -m build
 
 audit: .venv/installed-dev ## known vulnerabilities of the installed versions; asks the Python Package Index
 	$(PIP) -e '.[audit]'
@@ -51,4 +58,8 @@ clean: ## remove the virtual environment
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) -e '.[docs]'
 	@touch $@
