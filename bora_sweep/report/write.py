@@ -8,7 +8,7 @@ from bora_sweep.report.html import page as html
 from bora_sweep.report.html.document import make_document
 from bora_sweep.report.paper.markdown import write_paper
 from bora_sweep.report.stats.analysis import Analysis, analyse
-from bora_sweep.report.stats.method_comparison import compare_methods
+from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.text import notes, sections, tables
 from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
@@ -39,17 +39,33 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
     methods = compare_methods(summary)
     compared = frames.method_frame(summary, analysis.bootstrap, methods)
     folder = runs[0] / "report"
-    _write_tables(folder / "tables", analysis)
-    if not compared.empty:
-        _write_csv(folder / "tables", "methods", compared)
-        _write_latex(folder / "tables", "methods", tables.method_table(summary, compared))
+    _write_tables(folder / "tables", analysis, compared)
+    document = make_document(analysis, methods, compared, results.curves)
+    write_bytes(folder / "index.html", html.page(document))
     parts = [
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
+        *_opening(analysis, methods),
+        f"[Compared with the paper]({write_paper(folder, summary, results).name})." if against_paper else "",
+        *_sections(analysis, compared, figures=_write_figures(folder / "figures", analysis)),
+    ]
+    page = folder / "report.md"
+    write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
+    return page
+
+
+def _opening(analysis: Analysis, methods: list[Method]) -> list[str]:
+    summary = analysis.summary
+    return [
         answer(analysis),
         f"{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         tasks_that_gain(analysis),
         notes.warnings(summary, methods),
-        f"[Compared with the paper]({write_paper(folder, summary, results).name})." if against_paper else "",
+    ]
+
+
+def _sections(analysis: Analysis, compared: pd.DataFrame, figures: list[str]) -> list[str]:
+    summary = analysis.summary
+    return [
         notes.protocol(summary),
         sections.overall(analysis),
         tau_section(analysis),
@@ -57,18 +73,13 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         sections.by_verdict(analysis),
         sections.by_task(analysis),
         "## Figures",
-        *_write_figures(folder / "figures", analysis),
+        *figures,
         sections.trials(summary),
         sections.measured(analysis),
     ]
-    document = make_document(analysis, methods, compared, results.curves)
-    write_bytes(folder / "index.html", html.page(document))
-    page = folder / "report.md"
-    write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
-    return page
 
 
-def _write_tables(folder: Folder, analysis: Analysis) -> None:
+def _write_tables(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:
     _write_csv(folder, "table_1", frames.overall_frame(analysis))
     _write_csv(folder, "table_a1", frames.task_frame(analysis))
     _write_csv(folder, "improvements", frames.gain_frame(analysis.task_gains))
@@ -78,6 +89,9 @@ def _write_tables(folder: Folder, analysis: Analysis) -> None:
     _write_csv(folder, "trials", analysis.summary.trials)
     _write_latex(folder, "table_1", tables.overall_table(analysis))
     _write_latex(folder, "table_a1", tables.task_table(analysis, intervals=False))
+    if not compared.empty:
+        _write_csv(folder, "methods", compared)
+        _write_latex(folder, "methods", tables.method_table(analysis.summary, compared))
     if analysis.task_gains:
         _write_latex(folder, "table_2", tables.verdict_table(analysis))
 

@@ -145,8 +145,8 @@ def _correlation_text(correlation: RankCorrelation) -> str:
 
 def _about_table_1(comparison: PaperComparison) -> str:
     return (
-        "Bold: the lowest of each. *Above*: how far a value lies above the lowest of its own, of the τ that both have. "
-        "This compares the two curves even where their levels differ. "
+        "Bold: the lowest of each. *Above*: how far a value lies above the lowest of its column, of the τ that both "
+        "have. This compares the two curves even where their levels differ. "
         f"Ours: {markdown_text(comparison.our_measure, 400)}. The paper has no τ = ∞; it takes τ = 10,000 for that "
         "limit. [As numbers](tables/paper_table_1.csv), [LaTeX](tables/paper_table_1.tex)."
     )

@@ -39,7 +39,7 @@ def where_best_tau_lies(summary: Summary) -> str:
     i = taus.index(summary.best_tau)
     if 0 < i < len(taus) - 1:
         neighbours = f"{tau_text(taus[i - 1])} and {tau_text(taus[i + 1])}"
-        return f"{rule} The best value is interior: its fitted neighbours are {neighbours}."
+        return f"{rule} The best value lies inside the fitted range, between {neighbours}."
     meaning = {0.0: ": no sharing between tasks", math.inf: ": one model for all tasks"}.get(summary.best_tau, "")
     return f"{rule} The best value is at an end of the fitted range (τ = {tau_text(summary.best_tau)}{meaning})."
 

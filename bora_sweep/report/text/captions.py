@@ -58,7 +58,7 @@ def _tau_curve(analysis: Analysis) -> CaptionedFigure:
         "figure_2_tau_perplexity",
         draw.tau_curve(analysis),
         f"Line plot of test perplexity over the precision τ, {values}.",
-        f"Test perplexity over the precision τ. {_line_text(analysis)}; thin grey lines: each task. The ends, beyond "
+        f"Test perplexity over the precision τ. {_line_text(analysis)} Thin grey lines: each task. The ends, beyond "
         "the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, triangle); the "
         "diamond is the best on validation. The pale band holds the 95% interval of each τ alone; differences between "
         "values of τ are paired and more certain than it suggests (Table 1)."
@@ -71,10 +71,10 @@ def _tau_curve(analysis: Analysis) -> CaptionedFigure:
 
 def _line_text(analysis: Analysis) -> str:
     if analysis.curve is None:
-        return "Thick line: all tokens of all tasks"
+        return "Thick line: all tokens of all tasks."
     return (
-        "Dots: all tokens of all tasks; thick line: a smooth curve through the dots between the ends (a Gaussian "
-        "process on log τ). Its darker band is the 95% band of the curve's shape, not of its level"
+        "Dots: all tokens of all tasks. Thick line: a smooth curve through the dots between the ends (a Gaussian "
+        "process on log τ). Its darker band is the 95% band of the curve's shape, not of its level."
     )
 
 

@@ -76,15 +76,15 @@ def _best_at_edge(summary: Summary) -> str:
         return ""
     tau = tau_text(summary.settings[summary.best_between].tau)
     if summary.best_between == summary.between[0]:
-        return f"τ = {tau} is the lowest value fitted above 0. A lower one may be better: search.taus, search.tau_low."
-    return f"τ = {tau} is the highest finite value fitted. A higher one may be better: search.taus, search.tau_high."
+        return f"τ = {tau} is the lowest value fitted above 0. A lower one may be better (search.taus, search.tau_low)."
+    return f"τ = {tau} is the highest finite value fitted. A higher one may be better (search.taus, search.tau_high)."
 
 
 def _unfinished(summary: Summary) -> str:
     parts = []
     absent = [name for name, m in (("τ = 0", summary.independent), ("τ = ∞", summary.shared)) if m is None]
     if absent:
-        parts.append(f"No finished fit at {' and '.join(absent)} to compare with.")
+        parts.append(f"No finished fit at {' or '.join(absent)} to compare with.")
     states = [status for status in summary.trials["status"] if status != "finished"]
     if states:
         counts = ", ".join(f"{states.count(status):,} {markdown_text(status)}" for status in sorted(set(states)))

@@ -38,7 +38,7 @@ def _as_good(analysis: Analysis) -> str:
     best = tau_text(settings[choice.minimum].tau)
     others = [tau_text(settings[m].tau) for m in choice.as_good if m != choice.minimum]
     verb = "is" if len(others) == 1 else "are"
-    fits = f"{', '.join(others)} {verb} as good as τ = {best}" if others else f"none is as good as τ = {best}"
+    fits = f"{'; '.join(others)} {verb} as good as τ = {best}" if others else f"none is as good as τ = {best}"
     text = f"*As good as the best.* Of the other fitted values, {fits}, by the 95% interval of the paired difference."
     if choice.curve is None:
         return text
@@ -59,7 +59,7 @@ def _by_gradients(analysis: Analysis) -> str:
     if estimates.empty:
         return ""
     intervals = [Interval(*values) for values in estimates[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
-    each = " (one estimate for each fit of it)" if len(intervals) > 1 else ""
+    each = " (one for each shared fit)" if len(intervals) > 1 else ""
     return (
         f"*Without a sweep.* The tasks' gradients at the shared model alone estimate τ = "
         f"{'; '.join(interval_text(interval, tau_text) for interval in intervals)}{each}, with a 95% interval over "
