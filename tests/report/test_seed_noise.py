@@ -60,7 +60,7 @@ def test_one_seed_tells_nothing_of_seeds_and_zero_shot_has_none():
     noise = paired_bootstrap(without).seed_noise
     assert noise is not None
     assert noise.num_fits_M.tolist() == [3, 3, 0]
-    assert noise.of_level(2)[0] == 0
+    assert noise.of_setting(2)[0] == 0
     assert noise.of_difference(0, 2)[0] == pytest.approx(noise.variance / 3)
 
 
