@@ -198,7 +198,7 @@ def _fingerprints(
 ) -> "Fingerprints":
     """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
     from bora_sweep.train.distributed.process_group import from_rank_zero
-    from bora_sweep.trials.fingerprints import fingerprints_of, read_fingerprints, refuse_other
+    from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of, read_fingerprints
 
     now = fingerprints_of(config, corpus, tokenized)
     before = from_rank_zero(lambda: read_fingerprints(run) if resume else now)
@@ -206,7 +206,7 @@ def _fingerprints(
         kept = "begun by a release that did not note its data and model: whether they are the same is not known"
         console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
     else:
-        refuse_other(run, config, before, now)
+        check_unchanged(run, config, before, now)
     return before or now  # adapters that are gone by now are still those that the run began with
 
 
@@ -263,11 +263,11 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) ->
     from bora_sweep.model.peft_check import sites_by_weight
     from bora_sweep.model.peft_io import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
-    from bora_sweep.model.sites import about_sites
+    from bora_sweep.model.sites import notes_on_sites
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
-    for note in about_sites(base, config.lora):
+    for note in notes_on_sites(base, config.lora):
         console.print(f"[yellow]note:[/] {escape(note)}")
     layout = make_layout(base, config.lora)
     sites_by_weight(base, layout, config.lora)  # refuses what an export could not hold
@@ -287,5 +287,5 @@ def _try_small_model(config: Config, corpus: "TokenizedCorpus") -> None:
     if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
         return
     base = load_base(config.model, config.data)
-    AdaptedModel(base, make_layout(base, config.lora)).detach()
+    AdaptedModel(base, make_layout(base, config.lora)).remove_hooks()
     length_limits(base, corpus.shortest, corpus.longest)

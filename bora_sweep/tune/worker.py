@@ -23,7 +23,7 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from bora_sweep.runs.storage import Folder, exists, folder_at
     from bora_sweep.train.fit import no_op
     from bora_sweep.train.state import State
-    from bora_sweep.trials.fingerprints import refuse_other_model
+    from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
@@ -158,5 +158,5 @@ def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedMod
     Raises:
         InputError: Another base model is at its path on this machine.
     """
-    refuse_other_model(folder_at(run), model, data)
+    check_base_model(folder_at(run), model, data)
     return load_base(model, data)
