@@ -110,11 +110,11 @@ def test_adapters_that_were_gone_for_a_while_are_known_when_they_are_back(place,
 
 @pytest.mark.ray
 def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place):
-    from bora_sweep.tune.worker import _warm_base
+    from bora_sweep.tune.worker import cached_base
 
     config = config_of(place / "run")
-    _warm_base.cache_clear()
-    assert _warm_base(config.model, config.data, str(place / "run")) is not None
+    cached_base.cache_clear()
+    assert cached_base(config.model, config.data, str(place / "run")) is not None
     make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
     _warm_base.cache_clear()
     with pytest.raises(InputError, match=r"another base model .* model\.safetensors has changed"):
