@@ -131,10 +131,10 @@ def fit_trials(
         return cached_base(config.model, config.data, str(run))
 
     if params["fits"][0]["point"]["method"] != "path":
-        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, check_stop=check_stop)
-    (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch=on_epoch, check_stop=check_stop)
-    return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
+        return run_pack(trials, corpus, load, run, on_epoch=on_epoch, check_stop=check_stop)
+    (first,) = trials
+    path = run_path(first.config, corpus, load, run, first.trial_id, on_epoch=on_epoch, check_stop=check_stop)
+    return {first.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 
 def _record_error(run: Folder, trial_id: str, reason: str) -> None:
