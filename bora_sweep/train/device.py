@@ -19,7 +19,7 @@ from bora_sweep.train.distributed import process_group
 
 PASS_TOKENS = {"cuda": 5_000}
 """Tokens that take a device as long as the fixed cost of a forward and backward pass; a CPU is asked otherwise, by
-`bora_sweep.data.tokens.SMALLEST_PART`. On an H200 a pass keeps the host busy for 70 ms whatever its rows, as long as
+`bora_sweep.data.batches.MIN_PASS_ROWS`. On an H200 a pass keeps the host busy for 70 ms whatever its rows, as long as
 5,000 tokens of Llama 3.2 1B or 16,000 of opt-350m take the GPU (benchmarks/results/first_gpu_run.md)."""
 
 

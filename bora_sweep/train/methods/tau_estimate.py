@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
-from bora_sweep.data.batches import by_length, collate
+from bora_sweep.data.batches import collate, group_by_length
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
@@ -114,7 +114,7 @@ def curvature(
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            apart = by_length(corpus, document_N, limits)
+            apart = group_by_length(corpus, document_N, limits)
             batches = [own_N[i : i + size] for own_N in apart for i in range(0, len(own_N), size)]
             document_N = np.concatenate(batches)
             pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
