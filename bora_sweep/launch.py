@@ -79,7 +79,13 @@ def run_fit(prepared: PreparedRun, console: Console) -> dict[str, Any]:
 
     with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
         return run_trial(
-            Trial("fit", config), prepared.corpus, base, prepared.run, bar.on_step, bar.on_epoch, check_stop
+            Trial("fit", config),
+            prepared.corpus,
+            base,
+            prepared.run,
+            on_step=bar.on_step,
+            on_epoch=bar.on_epoch,
+            check_stop=check_stop,
         )
 
 

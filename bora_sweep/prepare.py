@@ -147,7 +147,7 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console, *,
     Returns:
         The groups of parameters with a tau of their own.
     """
-    from bora_sweep.model.check import check_model, try_model
+    from bora_sweep.model.preflight import check_model, try_model
 
     groups, notes = check_model(config, corpus)
     _print_notes(notes, console)
@@ -189,11 +189,11 @@ def _fingerprints(
     *, before: "Fingerprints | None", resume: bool,
 ) -> "Fingerprints":  # fmt: skip
     """The fingerprints that the run began with; a resumed run is refused if its data or model have changed."""
-    from bora_sweep.trials.fingerprints import fingerprints_of, refuse_other
+    from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of
 
     now = fingerprints_of(config, corpus, tokenized)
     if before is not None:
-        refuse_other(run, config, before, now)
+        check_unchanged(run, config, before, now)
         return before  # also of adapters that are gone by now
     if resume:
         unknown = "an older release began it without fingerprints, so whether data and model are the same is unknown"

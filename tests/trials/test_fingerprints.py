@@ -15,7 +15,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.base import model_folder
 from bora_sweep.runs.folder import config_of
 from bora_sweep.runs.storage import folder_at
-from bora_sweep.trials.fingerprints import FILE, Fingerprints, model_fingerprint, refuse_other
+from bora_sweep.trials.fingerprints import FILE, Fingerprints, check_unchanged, model_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,12 @@ def test_a_message_names_a_few_changes_and_counts_the_rest():
     config = load_config(["model.name=x"])
     before = Fingerprints({f"t{i}": (3, str(i)) for i in range(9)}, "", {}, {})
     with pytest.raises(InputError, match=r"'t0' is gone.*'t4' is gone; data: and 3 more such\."):
-        refuse_other(folder_at("run"), config, before, Fingerprints({"t8": (3, "8")}, "", {}, {}))
+        check_unchanged(folder_at("run"), config, before, Fingerprints({"t8": (3, "8")}, "", {}, {}))
     other = Fingerprints(dict(reversed(before.tasks.items())), "", {}, {})
     with pytest.raises(InputError, match="tasks stand in another order"):
-        refuse_other(folder_at("run"), config, before, other)
+        check_unchanged(folder_at("run"), config, before, other)
     with pytest.raises(InputError, match="the same texts now have other tokens"):
-        refuse_other(folder_at("run"), config, before, Fingerprints(before.tasks, "0", {}, {}))
+        check_unchanged(folder_at("run"), config, before, Fingerprints(before.tasks, "0", {}, {}))
 
 
 def test_a_model_of_the_hub_is_known_by_the_files_of_its_cache(begun, tmp_path, monkeypatch):

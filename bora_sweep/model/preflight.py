@@ -11,7 +11,7 @@ from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.peft_check import sites_by_weight
 from bora_sweep.model.peft_io import read_adapters
 from bora_sweep.model.prior import refuse_unknown_groups
-from bora_sweep.model.sites import about_sites
+from bora_sweep.model.sites import notes_on_sites
 
 SMALL_PARAMETERS = 500_000_000
 """Parameters up to which `try_model` loads a model. A larger one is left to the trials, which have the memory."""
@@ -28,7 +28,7 @@ def check_model(config: Config, corpus: TokenizedCorpus) -> tuple[list[str], lis
     """
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
-    notes = about_sites(base, config.lora)
+    notes = notes_on_sites(base, config.lora)
     layout = make_layout(base, config.lora)
     sites_by_weight(base, layout, config.lora)  # refuses adapters that an export could not hold
     if config.init_from is not None:
@@ -46,5 +46,5 @@ def try_model(config: Config, corpus: TokenizedCorpus) -> None:
     if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
         return
     base = load_base(config.model, config.data)
-    AdaptedModel(base, make_layout(base, config.lora)).detach()
+    AdaptedModel(base, make_layout(base, config.lora)).remove_hooks()
     length_limits(base, corpus.shortest, corpus.longest)
