@@ -95,7 +95,7 @@ def test_wrong_settings_are_an_input_error(settings, sections, says, tmp_path):
 
 
 def test_a_run_that_another_works_on_is_left_alone(sections, tmp_path):
-    with run_lock(tmp_path, "fit"), pytest.raises(bora_sweep.InputError, match="driven by process"):
+    with run_lock(tmp_path, "fit"), pytest.raises(bora_sweep.InputError, match="works on it"):
         bora_sweep.fit(**sections, output=tmp_path)
 
 

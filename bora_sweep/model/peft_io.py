@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.data.corpus import folder_name
 from bora_sweep.data.known_documents import DOCUMENTS
+from bora_sweep.data.task_folders import folder_name
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, Part
 from bora_sweep.model.peft_config import ADAPTER_CONFIG, peft_config, peft_key, refuse_other_base, refuse_other_kind

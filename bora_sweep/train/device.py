@@ -19,7 +19,7 @@ from bora_sweep.train.distributed import process_group
 
 PASS_TOKENS = {"cuda": 5_000}
 """Tokens whose work takes a device as long as the fixed cost of one more forward and backward pass. For a CPU,
-`bora_sweep.data.batches.SMALLEST_PART` decides instead. On an H200 each pass keeps the host busy for 70 ms. In that
+`bora_sweep.data.batches.MIN_PASS_ROWS` decides instead. On an H200 each pass keeps the host busy for 70 ms. In that
 time the GPU does 5,000 tokens of Llama 3.2 1B, or 16,000 of opt-350m (benchmarks/results/first_gpu_run.md)."""
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bora_sweep import launch as begin
 from bora_sweep.cli import main
 from bora_sweep.config import Config, DataConfig, load_config, read_config, with_values
 from bora_sweep.data.encode import fill
 from bora_sweep.errors import InputError
+from bora_sweep.launch import claim_run
+from bora_sweep.prepare import prepare_fit
 from bora_sweep.runs.folder import config_of, create_run, reopen_run
 from bora_sweep.runs.results import read_results
 from bora_sweep.runs.storage import cache_folder, folder_at
@@ -211,13 +212,13 @@ def test_numbers_are_what_is_written():
         ("output = x", "output = x: .*did you mean 'output'"),
         ("=x", "=x: .*no such key"),
         ("output", "give a .yaml file or a setting"),
-        ("output=", "output=.*is no path"),
-        ("model.name=", "model.name=.*is no path"),
-        ("data.path=a\0b", "data.path=.*is no path"),
+        ("output=", "output=.*is not a path"),
+        ("model.name=", "model.name=.*is not a path"),
+        ("data.path=a\0b", "data.path=.*is not a path"),
         ("data.path=s3://bucket/a.csv", "data.path=s3.*is an address"),
         ("output=~nobody-of-this-name/x", "~nobody-of-this-name has no home folder here"),
         ("lora.target_modules=[q_proj", "neither a list"),
-        ("lora.target_modules=", "names nothing"),
+        ("lora.target_modules=", "is empty"),
     ],
 )
 def test_what_is_not_a_value_of_its_key_is_refused_on_one_line(given_setting, says):
@@ -236,11 +237,11 @@ def test_what_is_not_a_value_of_its_key_is_refused_on_one_line(given_setting, sa
     ],
 )
 def test_a_dotted_key_where_sections_are_is_shown_nested(values, nested, tmp_path):
-    with pytest.raises(InputError, match="no such key; a dot is for key=value; write ") as caught:
+    with pytest.raises(InputError, match="no such key; a dotted key works in key=value only; write ") as caught:
         load_config([values])
     assert repr(nested) in str(caught.value)
     (tmp_path / "a.yaml").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"a\.yaml: .*no such key; a dot is for key=value; write \{'"):
+    with pytest.raises(InputError, match=r"a\.yaml: .*no such key; a dotted key works in key=value only; write \{'"):
         load_config([tmp_path / "a.yaml"])
 
 
@@ -424,16 +425,16 @@ def test_a_run_that_has_no_folder_is_refused_before_any_work(tmp_path, capfd, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").write_text("a file")
     assert main(["fit", f"output={output}"]) == 2
-    assert f"output={output}: cannot be made or written in" in " ".join(capfd.readouterr().err.split())
+    assert f"output={output}: cannot be made or written to" in " ".join(capfd.readouterr().err.split())
     assert (tmp_path / "there").read_text() == "a file"
 
 
 def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console = Console(file=io.StringIO())
-    begun = begin.prepare_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
+    prepared = prepare_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
     create_run(load_config(["prior.tau=7"]), Path("run"))
-    with pytest.raises(InputError, match="holds a run by now"), begin.held(begun, "fit"):
+    with pytest.raises(InputError, match="has just begun a run there"), claim_run(prepared, "fit"):
         pass
     assert config_of(Path("run")).prior.tau == 7
 

@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data.corpus import Corpus, folder_name, load_corpus
+from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.split import SPLITS, split_documents, split_sizes
+from bora_sweep.data.task_folders import folder_name
 from bora_sweep.errors import InputError
 
 SPEAKERS = Path(__file__).parents[3] / "shared" / "data" / "speakers.parquet"

@@ -22,7 +22,7 @@ from bora_sweep.errors import InputError, redact
 from bora_sweep.runs import storage
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import read_results, trial_rows, write_table
-from bora_sweep.runs.run_lock import DRIVER, run_lock
+from bora_sweep.runs.run_lock import DRIVER_FILE, run_lock
 from bora_sweep.runs.storage import (
     StorageFullError,
     atomic_write,
@@ -104,7 +104,7 @@ def test_a_file_whose_writing_fails_is_what_it_was(place, monkeypatch):
         file.write_bytes(b"half")
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(storage, "PATIENCE", 0.0)
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.0)
     with pytest.raises(RuntimeError):
         atomic_write(place / "a", fail)
     assert read_bytes(place / "a") == b"before"
@@ -149,7 +149,7 @@ def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
     assert main(["report", run]) == 0
     assert exists(folder_at(run) / "report" / "report.md")
     assert main(["fit", "--resume", f"output={run}"]) == 0
-    assert not exists(folder_at(run) / DRIVER)
+    assert not exists(folder_at(run) / DRIVER_FILE)
     local = tmp_path / "run"
     assert main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={local}"]) == 0
     remote, here = (read_results(place).document_scores["nll_nats"].tolist() for place in (run, local))
@@ -167,7 +167,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(store, tmp_path, monkeyp
     assert read_bytes(path) == b"1"
 
 
-@pytest.mark.parametrize(("away", "comes_back"), [(60.0, True), (storage.PATIENCE + 1, False)])
+@pytest.mark.parametrize(("away", "comes_back"), [(60.0, True), (storage.RETRY_SECONDS + 1, False)])
 def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, comes_back, monkeypatch):
     now = 0.0
 
@@ -188,7 +188,7 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, 
     else:
         with pytest.raises(ConnectionError):
             storage.retry(place, ask)
-        assert now > storage.PATIENCE - 2 * storage.LONGEST_PAUSE
+        assert now > storage.RETRY_SECONDS - 2 * storage.LONGEST_PAUSE
 
 
 def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(tmp_path, monkeypatch):
@@ -275,16 +275,16 @@ def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
     with run_lock(place):
         with pytest.raises(InputError, match=rf"process {os.getpid()} on"), run_lock(place):
             pass
-        assert exists(place / DRIVER)
-    assert not exists(place / DRIVER)
+        assert exists(place / DRIVER_FILE)
+    assert not exists(place / DRIVER_FILE)
     dead = subprocess.Popen(["true"])
     dead.wait()
     own = {"host": socket.gethostname(), "pid": dead.pid, "alive_at": time.time()}
-    write_bytes(place / DRIVER, json.dumps(own).encode())
+    write_bytes(place / DRIVER_FILE, json.dumps(own).encode())
     with run_lock(place):
         pass
     for host, age, refused in (("elsewhere", 5.0, True), ("elsewhere", 500.0, False)):
-        write_bytes(place / DRIVER, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
+        write_bytes(place / DRIVER_FILE, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
         if refused:
             with pytest.raises(InputError, match="elsewhere"), run_lock(place):
                 pass

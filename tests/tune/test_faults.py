@@ -19,7 +19,7 @@ import pytest
 from sweeps import SMALL, finish, here, numbers, outside, start, under_way, wait_for, workers
 
 from bora_sweep.runs.results import trial_rows
-from bora_sweep.runs.run_lock import DRIVER
+from bora_sweep.runs.run_lock import DRIVER_FILE
 from bora_sweep.train.checkpoint import load_checkpoint
 from bora_sweep.tune import LOOPBACK
 
@@ -151,7 +151,7 @@ def test_a_driver_killed_twice_once_with_its_whole_cluster_is_resumed(sources, w
     before = {row["trial_id"]: row for row in trial_rows(run)}
 
     process = start("sweep", "--resume", "output=run", cwd=tmp_path)
-    wait_for(lambda: len(under_way(run)) > 0 and (run / DRIVER).exists(), process)
+    wait_for(lambda: len(under_way(run)) > 0 and (run / DRIVER_FILE).exists(), process)
     kill([*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)])
     finish(process)
 

@@ -22,7 +22,7 @@ from bora_sweep.cli import main
 from bora_sweep.config import load_config
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import write_table
-from bora_sweep.runs.run_lock import DRIVER, SILENT, run_lock
+from bora_sweep.runs.run_lock import DEAD_AFTER, DRIVER_FILE, run_lock
 from bora_sweep.runs.storage import Folder, write_bytes
 from bora_sweep.tune.live_view import SweepView
 from bora_sweep.tune.status import run_status
@@ -91,7 +91,7 @@ def test_running_trials_are_cut_off_where_the_driver_is_gone(tmp_path, capsys):
     gone.wait()
     for driver in (
         {"host": socket.gethostname(), "pid": gone.pid, "alive_at": time.time()},
-        {"host": "elsewhere", "pid": 1, "alive_at": time.time() - SILENT - 60},
+        {"host": "elsewhere", "pid": 1, "alive_at": time.time() - DEAD_AFTER - 60},
     ):
         write_bytes(tmp_path / DRIVER, json.dumps({"command": "sweep", **driver}).encode())
         text = shown(tmp_path, capsys, "--watch", "600")
@@ -145,7 +145,7 @@ def process_on(run: Path) -> Iterator[subprocess.Popen]:
     """A process that drives `run` until it reads a line."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as driven:
         own = {"command": "sweep", "host": socket.gethostname(), "pid": driven.pid, "alive_at": time.time()}
-        write_bytes(run / DRIVER, json.dumps(own).encode())
+        write_bytes(run / DRIVER_FILE, json.dumps(own).encode())
         yield driven
 
 

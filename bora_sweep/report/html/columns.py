@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora_sweep.config import flatten
 from bora_sweep.config.yaml import dump_yaml
 from bora_sweep.errors import redact
 from bora_sweep.report.frames import overall_frame
@@ -176,7 +177,7 @@ def configuration(summary: Summary) -> Columns:
     """The best fit's whole configuration as YAML, which of its keys differ between trials, and the versions used."""
     rows = {(row["run"], row["trial_id"]): row for row in summary.trials.to_dict("records")}
     best = rows[summary.settings[summary.best].trials[0]]
-    flat = [_flat(json.loads(row["config_json"])) for row in rows.values() if isinstance(row["config_json"], str)]
+    flat = [flatten(json.loads(row["config_json"])) for row in rows.values() if isinstance(row["config_json"], str)]
     values = json.loads(best["config_json"]) if isinstance(best["config_json"], str) else {}
     return {
         "trial": best["trial_id"],
@@ -189,10 +190,3 @@ def configuration(summary: Summary) -> Columns:
 
 def _each_once(values: Any) -> list[str]:
     return list(dict.fromkeys(value for value in values if isinstance(value, str)))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
-from bora_sweep.data.batches import by_length, collate
+from bora_sweep.data.batches import collate, group_by_length
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout

@@ -12,15 +12,15 @@ import psutil
 import pytest
 
 from bora_sweep.errors import InputError
-from bora_sweep.runs import folder as runs
-from bora_sweep.runs.processes import is_here, lives, locked, this_process
-from bora_sweep.runs.run_lock import DRIVER, read_driver, run_lock
+from bora_sweep.runs import run_lock as locks
+from bora_sweep.runs.processes import is_local, is_running, lock_folder, this_process
+from bora_sweep.runs.run_lock import DRIVER_FILE, read_driver, run_lock
 
 SLEEP = [sys.executable, "-c", "input()"]
 
 
 def write(run, **told) -> None:
-    (run / DRIVER).write_text(json.dumps({"command": "fit", "alive_at": time.time(), **this_process(), **told}))
+    (run / DRIVER_FILE).write_text(json.dumps({"command": "fit", "alive_at": time.time(), **this_process(), **told}))
 
 
 def is_free(run) -> bool:
@@ -39,8 +39,8 @@ def other():
 @pytest.fixture
 def short(monkeypatch):
     """Signs of life come fast, and are missed soon."""
-    monkeypatch.setattr(runs, "BEAT", 0.1)
-    monkeypatch.setattr(runs, "SILENT", 0.6)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(locks, "DEAD_AFTER", 0.6)
 
 
 def started(pid: int) -> float:
@@ -49,22 +49,24 @@ def started(pid: int) -> float:
 
 def test_this_process_is_here_and_lives():
     told = json.loads(json.dumps(this_process()))
-    assert is_here(told)
-    assert lives(told)
-    assert not is_here({**told, "host": "elsewhere"})
-    assert not is_here({**told, "boot": "another"})
-    assert not is_here({**told, "pids": "another"})
+    assert is_local(told)
+    assert is_running(told)
+    assert not is_local({**told, "host": "elsewhere"})
+    assert not is_local({**told, "boot": "another"})
+    assert not is_local({**told, "pids": "another"})
 
 
 @pytest.mark.parametrize("how", ["of an older release", "of another start"])
 def test_a_killed_driver_that_had_this_process_number_does_not_hold_the_run(how, tmp_path):
     write(tmp_path, started=this_process()["started"] - 100)
     if how == "of an older release":
-        told = {key: json.loads((tmp_path / DRIVER).read_text())[key] for key in ("command", "alive_at", "host", "pid")}
-        (tmp_path / DRIVER).write_text(json.dumps(told))
+        told = {
+            key: json.loads((tmp_path / DRIVER_FILE).read_text())[key] for key in ("command", "alive_at", "host", "pid")
+        }
+        (tmp_path / DRIVER_FILE).write_text(json.dumps(told))
     assert not read_driver(tmp_path).is_alive
     assert is_free(tmp_path)
-    assert not (tmp_path / DRIVER).exists()
+    assert not (tmp_path / DRIVER_FILE).exists()
 
 
 def test_a_number_that_went_to_another_process_does_not_hold_the_run_and_a_live_driver_does(tmp_path, other):
@@ -93,19 +95,19 @@ def test_a_process_of_another_user_lives_though_nothing_of_it_may_be_seen(monkey
 
 @pytest.mark.parametrize("pid", [0, -1, 10**12])
 def test_what_is_no_process_number_is_nobody(pid):
-    assert not lives({**this_process(), "pid": pid})
+    assert not is_running({**this_process(), "pid": pid})
 
 
 def test_the_lock_of_a_killed_driver_is_free_at_once_in_whatever_container(tmp_path):
     hold = (
-        "import sys; from pathlib import Path; from bora_sweep.runs.folder import driving\n"
-        "with driving(Path(sys.argv[1]), 'fit'):\n    print('holds', flush=True); input()"
+        "import sys; from pathlib import Path; from bora_sweep.runs.run_lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1]), 'fit'):\n    print('holds', flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout.readline() == "holds\n"
-        told = json.loads((tmp_path / DRIVER).read_text())
+        told = json.loads((tmp_path / DRIVER_FILE).read_text())
         assert told["locked"]
-        (tmp_path / DRIVER).write_text(json.dumps({**told, "pids": "another", "pid": 1}))
+        (tmp_path / DRIVER_FILE).write_text(json.dumps({**told, "pids": "another", "pid": 1}))
         assert not is_free(tmp_path)
         process.kill()
         process.wait()
@@ -146,9 +148,9 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_others_file(tmp_path):
 
 
 def test_a_folder_is_locked_once(tmp_path):
-    with locked(tmp_path / "run") as can_lock:
+    with lock_folder(tmp_path / "run") as can_lock:
         assert can_lock
-        with pytest.raises(BlockingIOError), locked(tmp_path / "run"):
+        with pytest.raises(BlockingIOError), lock_folder(tmp_path / "run"):
             pass
-    with locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         pass
