@@ -116,10 +116,10 @@ def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place
     cached_base.cache_clear()
     assert cached_base(config.model, config.data, str(place / "run")) is not None
     make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
-    _warm_base.cache_clear()
+    cached_base.cache_clear()
     with pytest.raises(InputError, match=r"another base model .* model\.safetensors has changed"):
-        _warm_base(config.model, config.data, str(place / "run"))
-    _warm_base.cache_clear()
+        cached_base(config.model, config.data, str(place / "run"))
+    cached_base.cache_clear()
 
 
 def test_another_tokenizer_is_refused(place, capsys):

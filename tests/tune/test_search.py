@@ -10,7 +10,8 @@ from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.train.state import no_op
-from bora_sweep.tune.points import Point, num_trials, trial_config
+from bora_sweep.tune import worker
+from bora_sweep.tune.points import EarlierTrial, Point, num_trials, preset_points, trial_config
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.watchdog import StopCheck
 from bora_sweep.tune.worker_group import placement_group

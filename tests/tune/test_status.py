@@ -93,7 +93,7 @@ def test_running_trials_are_cut_off_where_the_driver_is_gone(tmp_path, capsys):
         {"host": socket.gethostname(), "pid": gone.pid, "alive_at": time.time()},
         {"host": "elsewhere", "pid": 1, "alive_at": time.time() - DEAD_AFTER - 60},
     ):
-        write_bytes(tmp_path / DRIVER, json.dumps({"command": "sweep", **driver}).encode())
+        write_bytes(tmp_path / DRIVER_FILE, json.dumps({"command": "sweep", **driver}).encode())
         text = shown(tmp_path, capsys, "--watch", "600")
         assert f"cut off: process {driver['pid']} on {driver['host']} is gone" in text
         assert resume in text

@@ -121,7 +121,7 @@ def curvature(
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            groups = by_length(corpus, document_N, limits)
+            groups = group_by_length(corpus, document_N, limits)
             batches = [group_N[i : i + size] for group_N in groups for i in range(0, len(group_N), size)]
             document_N = np.concatenate(batches)
             pieces = [
