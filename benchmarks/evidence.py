@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from arguments import start
+from evidence_estimators import laplace_log_evidence, tau_by_diagonal_evidence, tau_by_mackay
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import load_config
@@ -25,14 +26,7 @@ from bora_sweep.data.tokens import tokenize
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.runs.results import perplexity
 from bora_sweep.train.fit import fit
-from bora_sweep.train.methods.tau_estimate import (
-    TauEstimate,
-    curvature,
-    laplace_log_evidence,
-    tau_by_diagonal_evidence,
-    tau_by_mackay,
-    tau_by_scores,
-)
+from bora_sweep.train.methods.tau_estimate import TauEstimate, curvature, tau_by_scores
 
 EMBEDDED = str(Path(__file__).parents[1] / "conf" / "embedded.yaml")
 SIMILARITIES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -263,11 +263,11 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console) ->
     from bora_sweep.model.peft_check import sites_by_weight
     from bora_sweep.model.peft_io import read_adapters
     from bora_sweep.model.prior import refuse_unknown_groups
-    from bora_sweep.model.sites import about_sites
+    from bora_sweep.model.sites import notes_on_sites
 
     base = empty_base(config.model, config.data)
     refuse_mismatch(base, corpus.largest_token, corpus.longest)
-    for note in about_sites(base, config.lora):
+    for note in notes_on_sites(base, config.lora):
         console.print(f"[yellow]note:[/] {escape(note)}")
     layout = make_layout(base, config.lora)
     sites_by_weight(base, layout, config.lora)  # refuses what an export could not hold
@@ -287,5 +287,5 @@ def _try_small_model(config: Config, corpus: "TokenizedCorpus") -> None:
     if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
         return
     base = load_base(config.model, config.data)
-    AdaptedModel(base, make_layout(base, config.lora)).detach()
+    AdaptedModel(base, make_layout(base, config.lora)).remove_hooks()
     length_limits(base, corpus.shortest, corpus.longest)

@@ -49,7 +49,7 @@ def _rounded_away(base: PreTrainedModel, layout: Layout, theta_P: Tensor, merged
     tokens_1T = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
     adapted = AdaptedModel(base, layout)
     expected_TV = adapted(tokens_1T, theta_P[None])[0]
-    adapted.detach()
+    adapted.remove_hooks()
     bare_TV, merged_TV = (model(input_ids=tokens_1T, use_cache=False).logits[0] for model in (base, merged))
     apart_T = (merged_TV - expected_TV).float().norm(dim=-1)
     apart = (apart_T / expected_TV.float().norm(dim=-1)).median().item()

@@ -67,29 +67,6 @@ class ProximalAdam(torch.optim.Optimizer):
                 theta.mul_(metric / (metric + lr * group["prior_precision"]))
 
 
-class RowwiseAdam(ProximalAdam):
-    """Adam in which a task without a gradient stands still: its moments and its count of steps too.
-
-    What AdamW does with one parameter for each task, where a task that has no document in a batch is given no gradient.
-    There is no prior in it.
-    """
-
-    def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
-        state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
-            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
-        moved = gradient.any(dim=-1).nonzero().squeeze(-1)
-        g = gradient[moved]
-        step_M1 = state["steps"][moved].double() + 1
-        moment = state["exp_avg"][moved].lerp_(g, 1 - beta1)
-        square = state["exp_avg_sq"][moved].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        metric = (square / (1 - beta2**step_M1).to(g.dtype)).sqrt_().add_(group["eps"])
-        lr = group["lr"] * group["rate"]
-        bank[moved] -= lr / (1 - beta1**step_M1).to(g.dtype) * moment / metric
-        state["steps"][moved], state["exp_avg"][moved], state["exp_avg_sq"][moved] = step_M1.float(), moment, square
-
-
 def _any(value: float | Tensor) -> bool:
     return isinstance(value, Tensor) or value != 0
 
@@ -100,11 +77,17 @@ def make_optimizer(
     solver: Solver,
     num_tokens: int,
     rate: float | Tensor = 1.0,
-    rowwise: bool = False,
+    kind: type[ProximalAdam] = ProximalAdam,
 ) -> ProximalAdam:
-    """Over the banks of `hierarchy` that move; with `proximal` the prior acts in the step on the deviations.
+    """An optimiser of the banks that move. With the solver `proximal` the prior acts in its step on the deviations.
 
-    `rowwise`: a `RowwiseAdam`.
+    Args:
+        hierarchy: Theta and the tasks.
+        lr: The learning rate.
+        solver: Where the prior acts.
+        num_tokens: N, by which the objective is divided.
+        rate: A factor on the learning rate, one or rate_P.
+        kind: The optimiser's class.
     """
     precision = hierarchy.precision / num_tokens if solver == "proximal" and hierarchy.is_tied else 0.0
     groups = [
@@ -112,7 +95,7 @@ def make_optimizer(
         for bank in (hierarchy.mean_P, hierarchy.task_KP)
         if bank is not None and bank.requires_grad
     ]
-    return (RowwiseAdam if rowwise else ProximalAdam)(groups, lr=lr)
+    return kind(groups, lr=lr)
 
 
 def map_step(
@@ -158,7 +141,7 @@ def learning_rates(config: Config, layout: Layout) -> Tensor:
     """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
     if config.lora.variant != "lora_plus":
         return torch.ones(())
-    names, index_P = layout.group_of("matrix")
+    names, index_P = layout.parameter_groups("matrix")
     return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
 
 

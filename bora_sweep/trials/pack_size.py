@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.fit import step
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.step import step
 
 GAIN = 1.1
 """How much faster each fit must get where a pack is doubled."""
@@ -34,22 +35,17 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
     """Median time of a step of `size` fits; the largest batch, which decides whether they fit, goes before."""
     accelerator = make_accelerator(config)
     own = with_values(config, prior={"tau": 100.0}, method="map")
-    trainers = []
-    try:
-        for _ in range(size):
-            trainers.append(make_trainer(own, corpus, base, accelerator))
-        batches = sorted(trainers[0].batches(epoch=1), key=lambda document_B: _padded_tokens(corpus, document_B))
+    with Pack(own, corpus, base, accelerator) as pack:
+        fits = [make_trainer(own, pack) for _ in range(size)]
+        batches = sorted(fits[0].batches(epoch=1), key=lambda document_B: _padded_tokens(corpus, document_B))
         seconds = []
         for number in range(repeats + 1):
             document_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]
             started = time.perf_counter()
-            step(trainers, document_B, len(batches))
+            step(pack, fits, document_B, len(batches))
             _wait(accelerator.device)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
-    finally:
-        for trainer in trainers:
-            trainer.adapted.detach()
 
 
 def _padded_tokens(corpus: TokenizedCorpus, document_B) -> int:

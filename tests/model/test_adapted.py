@@ -17,9 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.dora import adapted_norms
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.likelihood import nll_nats
-from bora_sweep.model.lora import Mora, Site, adapted_norms
+from bora_sweep.model.lora import Site
+from bora_sweep.model.mora import Mora
 from bora_sweep.model.sites import find_sites
 
 TARGETS = [None, "all-linear"]
@@ -199,7 +201,7 @@ def test_at_the_start_the_base_is_unchanged_and_detached_it_is_itself_again(fami
     initial_1P = layout.initial(base, 0, torch.float64)[None]
     torch.testing.assert_close(adapted(tokens_BT, initial_1P), before, rtol=0, atol=1e-12)
     assert not torch.allclose(adapted(tokens_BT, random_adapters(base, layout, 1)), before)
-    adapted.detach()
+    adapted.remove_hooks()
     assert torch.equal(base(input_ids=tokens_BT).logits, before)
 
 
@@ -228,7 +230,7 @@ def test_models_on_one_base_do_not_disturb_each_other():
     for layout, theta_1P in zip(layouts, thetas, strict=True):
         adapted = AdaptedModel(base, layout)
         alone.append(adapted(tokens_BT, theta_1P))
-        adapted.detach()
+        adapted.remove_hooks()
     both = [AdaptedModel(base, layout) for layout in layouts]
     for adapted, theta_1P, expected in zip(both, thetas, alone, strict=True):
         assert torch.equal(adapted(tokens_BT, theta_1P), expected)
@@ -262,12 +264,12 @@ def test_groups_are_the_parts_that_split_gives(variant):
     base = make_base("opt-350m")
     layout = make_layout(base, LoraConfig(variant=variant, rank=2, target_modules=["q_proj", "fc2", "project_in"]))
     theta_P = torch.zeros(layout.num_parameters, dtype=torch.int64)
-    kinds, kind_P = layout.group_of("matrix")
+    kinds, kind_P = layout.parameter_groups("matrix")
     for parts in layout.split(theta_P).values():
         for kind, part in parts.items():
             part.fill_(kinds.index(kind))
     assert torch.equal(kind_P, theta_P)
-    layers, layer_P = layout.group_of("layer")
+    layers, layer_P = layout.parameter_groups("layer")
     assert set(layers) == {"layer_0", "layer_1", "model.decoder.project_in"}
     for name, parts in layout.split(theta_P).items():
         layer = next((layer for layer in ("0", "1") if f".{layer}." in name), None)

@@ -70,7 +70,7 @@ def test_peft_scores_and_differentiates_what_was_exported_as_it_was_here(family,
     logits_BTV = adapted(tokens_BT, theta_BP)
     nll_B = torch.stack([nll_nats(logits_BTV[i], tokens_BT[i, :n]) for i, n in enumerate(LENGTHS)])
     nll_B.sum().backward()
-    adapted.detach()
+    adapted.remove_hooks()
 
     for row, theta_P in enumerate(theta_BP.detach()):
         write_adapter(tmp_path / f"task_{row}", layout, theta_P, config, None, by_weight)

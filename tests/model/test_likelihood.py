@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.model import likelihood as objective
+from bora_sweep.model import linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import make_layout
@@ -61,7 +61,7 @@ def test_a_loss_in_chunks_is_the_plain_loss_with_its_gradient(positions, with_bi
     plain_M = F.cross_entropy(head(hidden_MH), target_M, reduction="none")
     (expected_MH,) = torch.autograd.grad((weight_M * plain_M).sum(), hidden_MH)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(objective.CHUNK, "cpu", chunk)
+        patch.setitem(linear_cross_entropy.CHUNK, "cpu", chunk)
         chunked_M = linear_nll(hidden_MH, head, target_M)
     (gradient_MH,) = torch.autograd.grad((weight_M * chunked_M).sum(), hidden_MH)
     torch.testing.assert_close(chunked_M, plain_M, rtol=1e-12, atol=1e-12)
@@ -86,7 +86,7 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
 @pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
 def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
     """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
-    monkeypatch.setattr(objective, "_kept", threading.local())
+    monkeypatch.setattr(linear_cross_entropy, "_kept", threading.local())
     wanted = (9, 12, torch.float64)
     for rows, columns, dtype in (first, wanted):
         space_CV = workspace(rows, columns, dtype, torch.device("cpu"))
@@ -97,7 +97,7 @@ def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
 def test_rows_of_a_start_symbol_alone_have_a_loss_of_nothing():
     base = make_base("opt")
     layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
-    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 2, 10.0, "noncentered")
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=2, tau=10.0, parametrization="noncentered")
     likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
     (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([1, 1]), torch.tensor([0, 1]))
     nll_B.sum().backward()
@@ -129,13 +129,13 @@ def test_the_likelihood_is_that_of_the_base_s_own_logits(family):
     torch.manual_seed(0)
     base = make_base(family) if family in FAMILIES else NOT_LINEAR[family]().double()
     layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
-    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 3, 10.0, "noncentered")
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=3, tau=10.0, parametrization="noncentered")
     nn.init.normal_(hierarchy.task_KP, std=0.3)
     nn.init.normal_(hierarchy.mean_P, std=0.3)
     adapted = AdaptedModel(base, layout)
     tokens_BT = torch.randint(VOCABULARY, (5, 9))
     length_B, task_B = torch.tensor([9, 2, 5, 7, 9]), torch.tensor([0, 1, 2, 2, 0])
-    plain_B = nll_nats(adapted(tokens_BT, hierarchy.rows(task_B)), tokens_BT, length_B)
+    plain_B = nll_nats(adapted(tokens_BT, hierarchy.theta_BP(task_B)), tokens_BT, length_B)
     expected = torch.autograd.grad(plain_B.sum(), list(hierarchy.parameters()))
     nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, length_B, task_B)[0]
     gradients = torch.autograd.grad(nll_B.sum(), list(hierarchy.parameters()))

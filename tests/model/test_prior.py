@@ -45,12 +45,14 @@ def test_distance_is_the_root_of_the_squared_sum():
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1e4])
 def test_both_coordinates_hold_the_same_model(tau):
     initial_P, delta_KP = draw(6), draw(3, 6)
-    noncentered, centered = (Hierarchy(initial_P, 3, tau, kind) for kind in ("noncentered", "centered"))
+    noncentered, centered = (
+        Hierarchy(initial_P, num_tasks=3, tau=tau, parametrization=kind) for kind in ("noncentered", "centered")
+    )
     with torch.no_grad():
         noncentered.task_KP.add_(delta_KP)
         centered.task_KP.add_(delta_KP)
     task_B = torch.tensor([1, 1, 2, 0])
-    torch.testing.assert_close(noncentered.rows(task_B), centered.rows(task_B))
+    torch.testing.assert_close(noncentered.theta_BP(task_B), centered.theta_BP(task_B))
     torch.testing.assert_close(noncentered.theta_KP(), centered.theta_KP())
     torch.testing.assert_close(noncentered.log_prior(), centered.log_prior())
 
@@ -58,10 +60,10 @@ def test_both_coordinates_hold_the_same_model(tau):
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
 def test_limits_are_exact(kind):
     initial_P = draw(6)
-    independent, shared = Hierarchy(initial_P, 3, 0.0, kind), Hierarchy(initial_P, 3, math.inf, kind)
+    independent, shared = (Hierarchy(initial_P, num_tasks=3, tau=tau, parametrization=kind) for tau in (0.0, math.inf))
     assert not independent.mean_P.requires_grad
     assert [name for name, _ in shared.named_parameters()] == ["mean_P"]
-    assert shared.rows(torch.tensor([0, 2])).shape == (1, 6)
+    assert shared.theta_BP(torch.tensor([0, 2])).shape == (1, 6)
     assert independent.log_prior() == shared.log_prior() == 0
 
 
@@ -69,11 +71,14 @@ def test_limits_are_exact(kind):
 @pytest.mark.parametrize("own", [False, True], ids=["one tau", "a tau for each coordinate"])
 def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
     tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if own else None
-    hierarchy, twin = (Hierarchy(torch.zeros(6, dtype=torch.float64), 3, 2.5, kind, tau_P) for _ in range(2))
+    hierarchy, twin = (
+        Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, tau_P=tau_P)
+        for _ in range(2)
+    )
     mean_P, theta_KP, task_B = draw(6), draw(3, 6), torch.tensor([0, 1, 2, 2])
     for model in (hierarchy, twin):
-        model.start_from_(mean_P, theta_KP)
-        model.rows(task_B).sin().sum().backward()
+        model.set_adapters_(mean_P, theta_KP)
+        model.theta_BP(task_B).sin().sum().backward()
     hierarchy.add_prior_gradient_(num_tokens=7)
     deviations = twin.task_KP - twin.mean_P if kind == "centered" else twin.task_KP
     (-log_prior(deviations, 0.0, 2.5 if tau_P is None else tau_P) / 7).backward()
@@ -83,8 +88,8 @@ def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
 def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
-    hierarchy = Hierarchy(draw(6), 3, 2.0, kind)
-    hierarchy.start_from_(draw(6), draw(3, 6))
+    hierarchy = Hierarchy(draw(6), num_tasks=3, tau=2.0, parametrization=kind)
+    hierarchy.set_adapters_(draw(6), draw(3, 6))
     before = hierarchy.theta_KP()
     hierarchy.recenter_()
     torch.testing.assert_close(hierarchy.theta_KP(), before)
@@ -93,7 +98,7 @@ def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
 
 
 def test_a_row_touches_its_own_task_and_theta_alone():
-    hierarchy = Hierarchy(draw(6), 4, 2.0, "noncentered")
-    hierarchy.rows(torch.tensor([2, 2, 0])).sum().backward()
+    hierarchy = Hierarchy(draw(6), num_tasks=4, tau=2.0, parametrization="noncentered")
+    hierarchy.theta_BP(torch.tensor([2, 2, 0])).sum().backward()
     torch.testing.assert_close(hierarchy.task_KP.grad.sum(1) / 6, torch.tensor([1.0, 0, 2, 0], dtype=torch.float64))
     torch.testing.assert_close(hierarchy.mean_P.grad, torch.full((6,), 3.0, dtype=torch.float64))

@@ -12,6 +12,8 @@ from bora_sweep.train.checkpoint_names import names_of, task_order
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.fit import run_epoch
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit
 from bora_sweep.train.trainer import Trainer
 from bora_sweep.trials.rows import about_adapters
@@ -27,17 +29,17 @@ def make_config(*settings: str) -> Config:
 
 def trainer_of(config: Config, tasks, folder=None) -> Trainer:
     corpus = make_corpus({task: SIZES.get(task, 6) for task in tasks})
-    trainer = make_trainer(config, corpus, make_base(), make_accelerator(config))
+    trainer = make_trainer(config, Pack(config, corpus, make_base(), make_accelerator(config)))
     if folder is not None:
-        trainer.start(folder)
+        start_or_resume(trainer, folder)
     return trainer
 
 
 def trained(config: Config, folder) -> Trainer:
     trainer = trainer_of(config, SIZES)
     for _ in range(2):
-        run_epoch([trainer])
-    save_checkpoint(folder, trainer.state.step, trainer.tensors(), trainer.progress())
+        run_epoch(trainer.pack, [trainer])
+    save_checkpoint(folder, trainer.state.step, tensors_of(trainer), progress_of(trainer))
     return trainer
 
 

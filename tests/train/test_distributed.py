@@ -18,7 +18,7 @@ from bora_sweep.runs.results import read_results
 from bora_sweep.train import evaluate
 from bora_sweep.train import fit as loop
 from bora_sweep.train.distributed import process_group
-from bora_sweep.train.distributed.shard import Share, even_blocks
+from bora_sweep.train.distributed.shard import Shard, even_blocks
 from bora_sweep.train.fit import fit
 from bora_sweep.trials.path import run_path
 from bora_sweep.trials.trial import Trial, run_trial
@@ -71,11 +71,11 @@ def cut_off(config: Config, folder, rank: int = 0) -> None:
         fit(config, make_corpus(SIZES), make_base(), folder, check_stop=check_stop)
 
 
-def score_little(trainers, batch, score=evaluate.score, limit: int = 2):
+def score_little(pack, fits, batch, score=evaluate.score, limit: int = 2):
     """`score` on a device that holds few rows."""
     if len(batch.task_B) > limit:
         raise torch.OutOfMemoryError
-    return score(trainers, batch)
+    return score(pack, fits, batch)
 
 
 def work(rank: int, folder) -> None:
@@ -107,7 +107,7 @@ def work(rank: int, folder) -> None:
             patch.setattr(module, "score", score_little)
         done = fit_of("prior.tau=10")
     results["memory"] = {**found(done), "micro_batch_size": done.state.micro_batch_size}
-    results["held"] = Share(config_of("prior.tau=10", workers=2), corpus).num_tasks
+    results["held"] = Shard(config_of("prior.tau=10", workers=2), corpus).num_tasks
     try:
         fit(config_of("prior.tau=10"), corpus, make_base())
     except InputError as error:

@@ -115,13 +115,15 @@ class HierarchicalRegression:
     def solve(self, tau, solver, parametrization, update, lr, steps, start=None) -> Hierarchy:
         """Full-batch steps, the learning rate falling to 0 as a cosine does."""
         zero_P = torch.zeros(self.size, dtype=torch.float64)
-        hierarchy = Hierarchy(zero_P, self.num_tasks, tau, parametrization, global_update=update)
+        hierarchy = Hierarchy(
+            zero_P, num_tasks=self.num_tasks, tau=tau, parametrization=parametrization, global_update=update
+        )
         if start is not None:
-            hierarchy.start_from_(*start)
+            hierarchy.set_adapters_(*start)
         optimizer = make_optimizer(hierarchy, lr, solver, self.num_observations)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            (self.nll(hierarchy.rows(torch.arange(self.num_tasks))) / self.num_observations).backward()
+            (self.nll(hierarchy.theta_BP(torch.arange(self.num_tasks))) / self.num_observations).backward()
             map_step(hierarchy, optimizer, solver, self.num_observations, global_update=update)
             schedule.step()
         return hierarchy

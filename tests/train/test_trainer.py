@@ -24,12 +24,15 @@ from bora_sweep.errors import InputError
 from bora_sweep.process import Interrupted
 from bora_sweep.train import device, evaluate
 from bora_sweep.train import fit as loop
+from bora_sweep.train import step as step_module
 from bora_sweep.train.checkpoint import load_checkpoint, record_oom
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
-from bora_sweep.train.fit import finish, fit, run_epoch, step, validate
+from bora_sweep.train.fit import finish, fit, run_epoch, validate
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
 from bora_sweep.train.state import Start
+from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
 from bora_sweep.trials.trial import record
 
@@ -47,7 +50,7 @@ def make_config(*settings: str) -> Config:
 
 
 def trainer_of(config: Config, corpus: TokenizedCorpus, base) -> Trainer:
-    return make_trainer(config, corpus, base, make_accelerator(config))
+    return make_trainer(config, Pack(config, corpus, base, make_accelerator(config)))
 
 
 def curve(state) -> list[tuple]:
@@ -73,8 +76,8 @@ def test_the_steps_of_an_epoch_average_to_the_gradient_of_the_whole(parametrizat
 
     def gradient(documents, weight):
         trainer.hierarchy.zero_grad()
-        nll = score([trainer], collate(corpus, documents))[0].sum()
-        (weight * nll / trainer.num_tokens).backward()
+        nll = score(trainer.pack, [trainer], collate(corpus, documents))[0].sum()
+        (weight * nll / trainer.pack.protocol.objective_tokens).backward()
         return torch.cat([bank.grad.flatten() for bank in trainer.hierarchy.parameters() if bank.grad is not None])
 
     mean = sum(gradient(batch, len(batches)) for batch in batches) / len(batches)
@@ -91,8 +94,8 @@ def run_epochs(trainer: Trainer, count: int) -> Trainer:
     for group in trainer.optimizer.param_groups:
         group["eps"] = 1e-30
     for _ in range(count):
-        run_epoch([trainer])
-    trainer.adapted.detach()
+        run_epoch(trainer.pack, [trainer])
+    trainer.pack.close()
     return trainer
 
 
@@ -142,13 +145,13 @@ def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
     corpus = make_corpus({"a": 16, "b": 40, "c": 12})
     config = make_config("prior.tau=0", "train.learning_rate=0.1", "train.max_epochs=30", "train.patience=2")
     trainer = trainer_of(config, corpus, make_base())
-    validate([trainer])
-    validation = [score_documents([trainer], "validation")[0]]
+    validate(trainer.pack, [trainer])
+    validation = [score_documents(trainer.pack, [trainer], "validation")[0]]
     while trainer.stopped_by is None:
-        run_epoch([trainer])
-        validation.append(score_documents([trainer], "validation")[0])
-    done = finish(trainer)
-    trainer.adapted.detach()
+        run_epoch(trainer.pack, [trainer])
+        validation.append(score_documents(trainer.pack, [trainer], "validation")[0])
+    done = finish(trainer.pack, trainer)
+    trainer.pack.close()
     task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
     by_epoch = np.array([np.bincount(task_N, nll) for nll in validation])
     assert done.stopped_by == "patience"
@@ -164,14 +167,14 @@ def test_at_tau_0_each_task_stops_by_itself_and_then_costs_nothing():
 def test_at_tau_0_a_task_that_is_left_alone_takes_a_step_for_every_batch():
     corpus = make_corpus({"a": 30, "b": 30, "c": 6})
     trainer = trainer_of(make_config("prior.tau=0", "train.batch_size=4"), corpus, make_base())
-    validate([trainer])
+    validate(trainer.pack, [trainer])
     trainer.state.epoch, trainer.state.best_epochs = 10, [0, 0, 10]
     batches = trainer.batches(11)
     assert len(batches) == -(-len(corpus.split("train")) // 4)
     assert sum(len(batch) == 0 for batch in batches) >= len(batches) - 4
     before = trainer.hierarchy.theta_KP().clone()
-    run_epoch([trainer])
-    trainer.adapted.detach()
+    run_epoch(trainer.pack, [trainer])
+    trainer.pack.close()
     assert trainer.state.step == len(batches)
     assert torch.equal(trainer.hierarchy.theta_KP()[:2], before[:2])
     assert not torch.equal(trainer.hierarchy.theta_KP()[2], before[2])
@@ -190,7 +193,7 @@ def test_groups_of_parameters_have_a_tau_of_their_own(parametrization):
         )
     )
     torch.testing.assert_close(alike.theta_KP, plain.theta_KP, rtol=0, atol=1e-12)
-    names, index_P = firm.layout.group_of("matrix")
+    names, index_P = firm.layout.parameter_groups("matrix")
     is_B = index_P == names.index("B")
     spread = [(done.theta_KP - done.mean_P)[:, is_B].norm() for done in (plain, firm)]
     assert spread[1] < 0.5 * spread[0]
@@ -214,16 +217,16 @@ def test_tasks_can_count_alike_in_the_likelihood():
     with torch.no_grad():
         trainer.hierarchy.mean_P.add_(0.3 * torch.randn_like(trainer.hierarchy.mean_P))
     gradients = []
-    trainer.end_step = lambda _: gradients.append(trainer.hierarchy.mean_P.grad.clone())
-    step([trainer], corpus.split("train"), 1)
+    trainer.descend = lambda _: gradients.append(trainer.hierarchy.mean_P.grad.clone())
+    step(trainer.pack, [trainer], corpus.split("train"), 1)
     trainer.hierarchy.zero_grad()
-    nll_B = score([trainer], collate(corpus, corpus.split("train")))[0][0]
+    nll_B = score(trainer.pack, [trainer], collate(corpus, corpus.split("train")))[0][0]
     mean_D = torch.stack(
         [nll_B[torch.from_numpy(documents["task"].to_numpy() == d)].sum() / tokens_D[d] for d in range(3)]
     )
     mean_D.mean().backward()
     torch.testing.assert_close(gradients[0], trainer.hierarchy.mean_P.grad)
-    trainer.adapted.detach()
+    trainer.pack.close()
 
 
 def test_a_warm_start_begins_where_the_other_fit_ended():
@@ -233,7 +236,7 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
     for kind in ("noncentered", "centered"):
         again = trainer_of(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
         assert again.start(start=start)
-        validate([again])
+        validate(again.pack, [again])
         again.adapted.detach()
         assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
     shared = fit(
@@ -261,9 +264,9 @@ def test_pfedme_moves_theta_once_an_epoch_to_the_mean_of_the_tasks():
     trainer = trainer_of(make_config("method=pfedme", "prior.tau=20"), corpus, base)
     before = trainer.hierarchy.mean_P.detach().clone()
     seen = []
-    validate([trainer])
-    run_epoch([trainer], lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
-    trainer.adapted.detach()
+    validate(trainer.pack, [trainer])
+    run_epoch(trainer.pack, [trainer], lambda _: seen.append(trainer.hierarchy.mean_P.detach().clone()))
+    trainer.pack.close()
     assert all(torch.equal(mean_P, before) for mean_P in seen)
     torch.testing.assert_close(trainer.hierarchy.mean_P.detach(), trainer.hierarchy.theta_KP().mean(0))
     assert not torch.equal(trainer.hierarchy.mean_P, before)
@@ -286,10 +289,10 @@ def take(corpus, keep, task):
 def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
     corpus, base, config = make_corpus(), make_base(), make_config("prior.tau=inf", f"lora.variant={variant}")
     trainer = trainer_of(config, corpus, base)
-    theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.layout
+    theta_P, layout = trainer.hierarchy.mean_P.detach().clone(), trainer.pack.layout
     for _ in range(2):
-        run_epoch([trainer])
-    trainer.adapted.detach()
+        run_epoch(trainer.pack, [trainer])
+    trainer.pack.close()
 
     peft = get_peft_model(
         copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -385,12 +388,12 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_parts_with_the_same_result(
     corpus, config = make_corpus(), make_config(*settings)
     whole = fit(config, corpus, make_base())
 
-    def small(trainers, batch):
+    def small(pack, fits, batch):
         if len(batch.task_B) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return score(trainers, batch)
+        return score(pack, fits, batch)
 
-    monkeypatch.setattr(loop, "score", small)
+    monkeypatch.setattr(step_module, "score", small)
     monkeypatch.setattr(evaluate, "score", small)
     parted = fit(config, corpus, make_base())
     assert parted.state.micro_batch_size == rows
@@ -399,7 +402,9 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_parts_with_the_same_result(
         assert parted.nll_nats[split] == pytest.approx(whole.nll_nats[split], rel=1e-9)
     torch.testing.assert_close(parted.theta_KP, whole.theta_KP, rtol=1e-6, atol=1e-9)
     assert parted.state.num_read == whole.state.num_read
-    monkeypatch.setattr(loop, "score", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        step_module, "score", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         fit(config, corpus, make_base())
 
@@ -477,7 +482,7 @@ def test_the_sum_over_a_split_is_the_sum_over_its_documents():
     trainer.hierarchy.mean_P.data.copy_(done.mean_P)
     trainer.hierarchy.task_KP.data.copy_(done.theta_KP - done.mean_P)
     for n, nll in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
-        alone = score([trainer], collate(corpus, np.array([n])))[0]
+        alone = score(trainer.pack, [trainer], collate(corpus, np.array([n])))[0]
         assert alone.item() == pytest.approx(nll, rel=1e-10)
 
 
@@ -498,8 +503,8 @@ def test_the_last_epoch_that_patience_allows_counts(tau, monkeypatch):
     scores = iter([10.0, 11.0, 9.0, 12.0, 8.0, 9.0, 9.5, 7.0])
     size = len(corpus.split("validation"))
 
-    def scripted(trainers, split, *_) -> np.ndarray:
-        return np.full((len(trainers), size), next(scores, 0.0) if split == "validation" else 1)
+    def scripted(_, fits, split, *__) -> np.ndarray:
+        return np.full((len(fits), size), next(scores, 0.0) if split == "validation" else 1)
 
     monkeypatch.setattr(loop, "score_documents", scripted)
     done = fit(make_config(f"prior.tau={tau}", "train.patience=2", "train.max_epochs=20"), corpus, make_base())
@@ -589,7 +594,7 @@ def silenced(config: Config, corpus: TokenizedCorpus, base, tokens: set[int]) ->
 def test_a_fit_without_a_finite_validation_loss_has_diverged(tau):
     config, corpus = make_config(f"prior.tau={tau}"), make_corpus()
     trainer = silenced(config, corpus, make_base(), set(range(VOCABULARY)))
-    validate([trainer])
+    validate(trainer.pack, [trainer])
     assert trainer.stopped_by == "divergence"
     assert "the validation loss is nan at step 0" in (trainer.state.diverged or "")
 
@@ -633,6 +638,6 @@ def test_a_step_is_cut_by_what_a_pass_costs_on_its_device(monkeypatch):
     corpus = make_corpus({"a": 200, "b": 100})
     trainer = trainer_of(make_config("train.batch_size=64", "train.batches=fixed"), corpus, make_base())
     batch = trainer.batches(1)[0]
-    assert len(trainer.parts(batch)) > 1
+    assert len(trainer.pack.forward_batches(batch)) > 1
     monkeypatch.setitem(device.PASS_TOKENS, "cpu", 10**6)
-    assert len(trainer.parts(batch)) == 1
+    assert len(trainer.pack.forward_batches(batch)) == 1

@@ -5,7 +5,6 @@ Shapes: K tasks, N observations of a task, P parameters of one adapter.
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_corpus
@@ -17,9 +16,10 @@ from bora_sweep.data.batches import collate
 from bora_sweep.errors import InputError
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score
-from bora_sweep.train.fit import finish, fit, run_epoch
+from bora_sweep.train.fit import fit, run_epoch
 from bora_sweep.train.methods.ivon import Ivon
 from bora_sweep.train.methods.variational import RATE, VariationalTrainer
+from bora_sweep.train.pack import Pack
 
 SETTINGS = [
     "method=vi",
@@ -126,35 +126,42 @@ def test_the_hessian_of_adapters_is_the_exact_diagonal_on_average_over_q():
     own = ["lora.rank=1", "lora.target_modules=[layers.0.self_attn.v_proj]", f"prior.tau={tau}"]
     long = ["train.learning_rate=1e-12", "train.batch_size=16", "train.max_epochs=120", "train.patience=120"]
     config = load_config([*SETTINGS, *own, *long])
-    trainer = VariationalTrainer(config, make_corpus({"a": 48, "b": 16}), make_base(), make_accelerator(config))
+    trainer = VariationalTrainer(
+        config, Pack(config, make_corpus({"a": 48, "b": 16}), make_base(), make_accelerator(config))
+    )
     trainer.ivon.rate = 0.0
     while trainer.stopped_by is None:
-        run_epoch([trainer])
+        run_epoch(trainer.pack, [trainer])
     bank = trainer.hierarchy.task_KP
     assert bank is not None
-    trainer.adapted.head = None  # logits as a whole, whose loss can be differentiated twice
-    batch = collate(trainer.corpus, trainer.corpus.split("train"))
+    trainer.pack.adapted.head = None  # logits as a whole, whose loss can be differentiated twice
+    batch = collate(trainer.pack.corpus, trainer.pack.corpus.split("train"))
     mean_KP, std_KP = bank.detach().clone(), trainer.ivon.std_KP()
     exact_KP, generator = torch.zeros_like(mean_KP), torch.Generator().manual_seed(0)
     for _ in range(num_draws):
         bank.data = mean_KP + std_KP * torch.empty_like(mean_KP).normal_(generator=generator)
         with sdpa_kernel(SDPBackend.MATH):
-            (gradient_KP,) = torch.autograd.grad(score([trainer], batch)[0].sum(), bank, create_graph=True)
+            (gradient_KP,) = torch.autograd.grad(
+                score(trainer.pack, [trainer], batch)[0].sum(), bank, create_graph=True
+            )
         for i, slope in enumerate(gradient_KP.sum(0)):  # no task's gradient depends on another task
             exact_KP[:, i] += torch.autograd.grad(slope, bank, retain_graph=True)[0][:, i] / num_draws
     torch.testing.assert_close(
-        trainer.ivon.state[bank]["hessian"].sum() * trainer.num_tokens, exact_KP.sum(), rtol=0.2, atol=0
+        trainer.ivon.state[bank]["hessian"].sum() * trainer.pack.protocol.objective_tokens,
+        exact_KP.sum(),
+        rtol=0.2,
+        atol=0,
     )
 
 
 def test_groups_of_parameters_keep_their_own_prior():
     own = ["prior.tau=5", "prior.groups=matrix", "prior.group_scales.B=100"]
     config = load_config([*SETTINGS, *own])
-    trainer = VariationalTrainer(config, make_corpus(), make_base(), make_accelerator(config))
+    trainer = VariationalTrainer(config, Pack(config, make_corpus(), make_base(), make_accelerator(config)))
     std_P = trainer.ivon.std_KP()[0]
-    names, index_P = trainer.layout.group_of("matrix")
+    names, index_P = trainer.pack.layout.group_of("matrix")
     for group, tau in (("A", 5.0), ("B", 500.0)):
-        nats = trainer.num_tokens * 1e-3
+        nats = trainer.pack.protocol.objective_tokens * 1e-3
         torch.testing.assert_close(
             std_P[index_P == names.index(group)].mean(), torch.tensor(nats + tau).rsqrt().double()
         )
@@ -195,19 +202,6 @@ def test_a_variational_fit_learns_repeats_itself_and_is_surer_with_more_text():
     assert min(curve) < curve[0]
     assert one.nll_nats["validation"].sum() == pytest.approx(min(curve), rel=1e-9)
     assert one.std_KP[0].mean() < one.std_KP[1].mean()
-
-
-def test_draws_of_a_posterior_without_width_score_as_its_mean():
-    corpus = make_corpus()
-    config = load_config([*SETTINGS, "prior.tau=5"])
-    trainer = VariationalTrainer(config, corpus, make_base(), make_accelerator(config))
-    run_epoch([trainer])
-    trainer.best["std_KP"].zero_()
-    sampled = trainer.sampled_nll(3)
-    done = finish(trainer)
-    trainer.adapted.detach()
-    for split, nll in done.nll_nats.items():
-        np.testing.assert_allclose(sampled[split], nll, rtol=1e-12)
 
 
 @pytest.mark.parametrize("setting", ["prior.tau=0", "prior.tau=inf", "prior.parametrization=centered"])

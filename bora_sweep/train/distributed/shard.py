@@ -24,7 +24,7 @@ from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.train.distributed import process_group
 
 
-class Share:
+class Shard:
     """What of a fit this process holds and works on: all, where it is on its own.
 
     Raises:
@@ -66,13 +66,13 @@ class Share:
         by_length = document_B[np.argsort(self.length_N[document_B], kind="stable")]
         return by_length[process_group.rank() :: process_group.count()]
 
-    def placed(self, batch: TaskBatch) -> TaskBatch:
+    def localize(self, batch: TaskBatch) -> TaskBatch:
         """The batch with each task by its place in the bank that is here."""
         return replace(batch, task_B=batch.task_B - self.tasks.start) if self.by_task else batch
 
-    def total(self, over_own_tasks: Tensor) -> Tensor:
+    def sum_over_tasks(self, over_local_tasks: Tensor) -> Tensor:
         """A sum over the tasks that are here, in place, as one over all tasks."""
-        return process_group.sum_(over_own_tasks) if self.by_task else over_own_tasks
+        return process_group.sum_(over_local_tasks) if self.by_task else over_local_tasks
 
     def sum_gradients_(self, hierarchy: Hierarchy) -> None:
         """Each bank's gradient as the whole batch makes it, also where this process had no document of it."""
@@ -86,21 +86,21 @@ class Share:
             if not (self.by_task and bank is hierarchy.task_KP):
                 process_group.sum_(bank.grad)
 
-    def whole(self, bank_kP: Tensor) -> Tensor:
+    def gather(self, bank_kP: Tensor) -> Tensor:
         """The rows of all tasks on the host of the first process; elsewhere, and where none is missing, as it is."""
         if not self.by_task:
             return bank_kP
-        own_kP = bank_kP.cpu().contiguous()
+        local_kP = bank_kP.cpu().contiguous()
         if not process_group.is_rank_zero():
-            dist.send(own_kP, dst=0)
+            dist.send(local_kP, dst=0)
             return bank_kP
-        whole_KP = own_kP.new_empty(self.blocks[-1].stop, own_kP.shape[-1])
-        whole_KP[self.tasks] = own_kP
+        all_KP = local_kP.new_empty(self.blocks[-1].stop, local_kP.shape[-1])
+        all_KP[self.tasks] = local_kP
         for rank, block in enumerate(self.blocks[1:], start=1):
-            dist.recv(whole_KP[block], src=rank)
-        return whole_KP
+            dist.recv(all_KP[block], src=rank)
+        return all_KP
 
-    def part(self, bank_KP: Tensor) -> Tensor:
+    def shard(self, bank_KP: Tensor) -> Tensor:
         """Of the rows of all tasks those that are held here."""
         return bank_KP[self.tasks].clone() if self.by_task else bank_KP
 

@@ -4,12 +4,10 @@ Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K task
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.special import stdtrit
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,8 +25,6 @@ from bora_sweep.train.state import Fit
 
 LEVEL = 0.95
 """Of the intervals."""
-LOG_TAU = (-50.0, 50.0)
-"""Where fixed points are looked for."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ def curvature(
             sums = (nll_N1.sum(), score_NP.sum(0), fisher_P, noise, trace_of_square(draw_SNP), num_tokens_N.sum())
             parts.append([value.cpu() for value in sums])
     finally:
-        adapted.detach()
+        adapted.remove_hooks()
     return Curvature(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
 
@@ -149,11 +145,11 @@ def _gradients(
         nll_B = nll_nats(logits_BTV, target_BT, length_B, given_B)
         return nll_B.detach()[:, None], -torch.autograd.grad(nll_B.sum(), theta_BP, retain_graph=True)[0]
 
-    draws = [nll_and_score(next_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
+    draws = [nll_and_score(draw_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
     return *nll_and_score(tokens_BT), torch.stack(draws)
 
 
-def next_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
+def draw_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
     """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first means nothing."""
     flat_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
     return torch.multinomial(flat_NV, 1, generator=generator).view(logits_BTV.shape[:2]).roll(1, dims=1)
@@ -178,44 +174,3 @@ def trace_of_square(draw_SNP: Tensor) -> Tensor:
     flat_MP = draw_SNP.flatten(0, 1)
     square_SS = (flat_MP @ flat_MP.T).double().square().view(S, N, S, N).sum((1, 3))
     return (square_SS.sum() - square_SS.trace()) / (S * (S - 1))
-
-
-def log_evidence_ratio(tau: float, score_KP: Tensor, fisher_KP: Tensor) -> Tensor:
-    """log p(D | tau) - log p(D | inf) of each task, with F diagonal and the score at delta = 0; shape K, in nats."""
-    return 0.5 * (score_KP.square() / (fisher_KP + tau) - torch.log1p(fisher_KP / tau)).sum(-1)
-
-
-def laplace_log_evidence(tau: float, at_map: Curvature, delta_KP: Tensor) -> Tensor:
-    """log p(D | Theta, tau) of each task by Laplace's method with F diagonal, around its MAP deviation; shape K."""
-    occam_K = 0.5 * torch.log1p(at_map.fisher_KP / tau).sum(
-        -1
-    )  # the constants P/2 log(tau / 2 pi), P/2 log 2 pi within
-    return -at_map.nll_K - 0.5 * tau * delta_KP.square().sum(-1) - occam_K
-
-
-def tau_by_diagonal_evidence(score_KP: Tensor, fisher_KP: Tensor) -> TauEstimate:
-    """The tau of highest diagonal evidence, and a normal interval for log tau by its information.
-
-    Where the evidence is stationary in log tau, sum h / (h + tau) = tau ||delta||^2 with delta = s / (h + tau) the MAP
-    deviation at that tau and h = diag F: MacKay's fixed point, the deviations moving along. Without one, that is where
-    ||s||^2 <= sum h, the evidence rises up to tau = inf; the interval is then one for 1/tau there.
-    """
-    s2, h, z = score_KP.double().square(), fisher_KP.double(), stdtrit(math.inf, 0.5 + LEVEL / 2)
-    excess = (s2.sum() - h.sum()).item()
-    if excess <= 0:
-        square = h.square().sum().item()
-        highest = excess + z * math.sqrt(2 * square)
-        return TauEstimate(math.inf, square / highest if highest > 0 else math.inf, math.inf)
-    tau = _root(lambda tau: (h / (h + tau) - tau * s2 / (h + tau).square()).sum())
-    factor = math.exp(z / math.sqrt(0.5 * (h / (h + tau)).square().sum()))
-    return TauEstimate(tau, tau / factor, tau * factor)
-
-
-def tau_by_mackay(delta_KP: Tensor, fisher_KP: Tensor) -> float:
-    """The fixed point of tau <- gamma / ||delta||^2 with gamma = sum h / (h + tau), both from one fit (MacKay 1992)."""
-    d2, h = delta_KP.double().square().sum(), fisher_KP.double()
-    return _root(lambda tau: (h / (h + tau)).sum() - tau * d2) if d2 > 0 else math.inf
-
-
-def _root(excess: Callable[[float], Tensor]) -> float:
-    return math.exp(brentq(lambda log_tau: excess(math.exp(log_tau)).item(), *LOG_TAU))  # type: ignore[arg-type]

@@ -54,8 +54,8 @@ def bend_trainable(module) -> None:
 
 
 def bent(step):
-    def faulty(trainers, *rest):
-        tau = trainers[0].config.prior.tau
+    def faulty(pack, fits, *rest):
+        tau = fits[0].config.prior.tau
         time.sleep(FAULTS.get("pause", 0.0))
         if tau in FAULTS.get("raise", []):
             raise RuntimeError(f"no luck at {tau}")
@@ -64,8 +64,8 @@ def bent(step):
         if tau in FAULTS.get("die", []):  # as the kernel ends what takes too much memory
             os.kill(os.getpid(), signal.SIGKILL)
         if tau in FAULTS.get("eat", [])[:1]:
-            eat(trainers[0].micro_batch_size, *FAULTS["eat"][1:])
-        return step(trainers, *rest)
+            eat(pack.rows, *FAULTS["eat"][1:])
+        return step(pack, fits, *rest)
 
     return faulty
 

@@ -37,7 +37,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_base, refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits, too_long
-from bora_sweep.model.sites import about_sites, find_sites
+from bora_sweep.model.sites import find_sites, notes_on_sites
 from bora_sweep.serve.generate import _draw
 from bora_sweep.train.fit import fit
 
@@ -142,7 +142,7 @@ def llama(layer: type[Layer] | None = None, **changes) -> LlamaForCausalLM:
 
 def adapted_sites(base, targets) -> set[str]:
     adapted = AdaptedModel(base, make_layout(base, LoraConfig(rank=2, target_modules=targets)))
-    adapted.detach()
+    adapted.remove_hooks()
     return {site.name.rpartition(".")[2] for site in adapted.layout.sites}
 
 
@@ -183,7 +183,7 @@ def test_modules_in_which_adapters_would_meet_other_rows_are_refused_by_name(lay
     [
         (TimeMajor, "does not see a batch's rows"),
         (ByWeight, "is never called"),
-        (Unused, "gives what the logits"),
+        (Unused, "has an output that the logits"),
         (Paired, "is a Pair, whose output"),
     ],
 )
@@ -192,7 +192,7 @@ def test_modules_whose_adapters_could_not_act_are_left_out_with_a_word_and_refus
     sites = adapted_sites(base, "all-linear")
     assert sites >= {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert "first" not in sites
-    assert [note for note in about_sites(base, everything) if "model.layers.*.mlp.first" in note and why in note]
+    assert [note for note in notes_on_sites(base, everything) if "model.layers.*.mlp.first" in note and why in note]
     for targets in (["first"], ".*first", ["q_proj", "first"]):
         with pytest.raises(InputError, match=f"mlp.first {why}"):
             find_sites(base, LoraConfig(target_modules=targets))
@@ -226,11 +226,11 @@ def test_a_mambas_sites_act_and_are_such_as_peft_loads():
 
 def test_a_family_without_a_default_of_pefts_has_one_and_says_so():
     base = MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, num_experts_per_tok=1)).eval()
-    assert "routed experts, model.layers.*.mlp.experts" in "".join(about_sites(base, LoraConfig()))
+    assert "routed experts, model.layers.*.mlp.experts" in "".join(notes_on_sites(base, LoraConfig()))
     base.config.model_type = "none_of_pefts"
     assert adapted_sites(base, None) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert "no default for a none_of_pefts model: adapters are at all linear" in about_sites(base, LoraConfig())[0]
-    assert about_sites(make_base("opt"), LoraConfig()) == []
+    assert "no default for a none_of_pefts model: adapters are at all linear" in notes_on_sites(base, LoraConfig())[0]
+    assert notes_on_sites(make_base("opt"), LoraConfig()) == []
 
 
 def test_a_decoder_without_its_encoder_has_no_adapters_of_cross_attention():
@@ -251,7 +251,7 @@ def test_a_precision_in_which_a_model_does_not_run_is_named():
 def test_trying_leaves_no_trace(family):
     base = make_base(family, dtype=torch.bfloat16)
     before, state = copy.deepcopy(base.state_dict()), torch.get_rng_state()
-    AdaptedModel(base, make_layout(base, LoraConfig(rank=2))).detach()
+    AdaptedModel(base, make_layout(base, LoraConfig(rank=2))).remove_hooks()
     length_limits(base, 3, 20)
     assert torch.equal(torch.get_rng_state(), state)
     for name, weight in base.state_dict().items():
