@@ -1,8 +1,8 @@
-"""The steps of a fit, or of a pack: fits that differ by tau and share every forward pass.
+"""A fit from start to end, alone or in a pack: fits that differ by tau and share every forward pass.
 
-The rows of a batch are repeated once for each fit of the pack, and each repetition takes that fit's adapters. So the
-base model is held and its weights are read once for all, small batches fill the device, and the fits see the same
-documents in the same order: what differs between them is tau alone. A fit that ends leaves the pack, which shrinks.
+The rows of a batch are repeated once for each fit of the pack, each with that fit's adapters. So the base model is in
+memory once, its weights are read once for all fits, and small batches fill the device. The fits see the same documents
+in the same order. A fit that ends leaves the pack.
 
 Shapes: S fits of a pack, B rows, N documents.
 """
@@ -33,11 +33,11 @@ from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
 
 CHECKPOINT_SECONDS = 1.0
-"""An epoch that ends sooner than this after the last checkpoint has none: a short one would spend its time on it."""
+"""An epoch that ends sooner than this after the last checkpoint writes none, so that short epochs stay short."""
 
 
 def no_op(*_: object) -> None:
-    """What is called where nobody listens."""
+    """The default of callbacks."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FitSpec:
 
     config: Config
     folder: Folder | None = None
-    """Where checkpoints are written, and from where a fit that was cut off goes on."""
+    """The trial's folder: checkpoints are written there, and an interrupted fit resumes from there."""
     start: Start | None = None
     on_epoch: Callable[[State], None] = no_op
     """Called after each epoch."""
@@ -62,23 +62,25 @@ def fit(
     start: Start | None = None,
     check_stop: Callable[[], None] = no_op,
 ) -> Fit:
-    """The MAP estimate of Eq. 6, by early stopping on validation.
+    """The MAP estimate at `config.prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
 
-    A fit whose loss ceases to be finite stops there and keeps its best epoch. One that does not fit in the device's
-    memory goes on with fewer documents in a forward pass, and as many in a step.
+    A fit whose loss stops being finite ends there and keeps its best epoch. If the device's memory runs out, the fit
+    goes on with fewer documents in a forward pass, and as many in a step.
 
     Args:
         config: What to fit; `config.prior.tau` is the precision of the prior.
         corpus: The tokenised text.
-        base: The base model; it is frozen, lent for the fit and given back as it came.
-        folder: Where a checkpoint is written after each epoch (but see `CHECKPOINT_SECONDS`) and every
-            `train.checkpoint_minutes`, and from where a fit that was cut off goes on, with the numbers that it would
-            have had; None: nowhere.
+        base: The base model; it is frozen, and left as it was.
+        folder: The trial's folder. A checkpoint is written there after each epoch (but see `CHECKPOINT_SECONDS`) and
+            every `train.checkpoint_minutes`. An interrupted fit resumes from it, with the numbers that it would have
+            had. None: no checkpoints.
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch.
-        start: Where Theta and the tasks begin; None: A random, B zero, as PEFT has it.
-        check_stop: Called after each step and each batch that is scored; where it raises `Interrupted`, a checkpoint is
-            written first.
+        start: Initial Theta and adapters; None: A random, B zero, as in PEFT.
+        check_stop: Called after each step and each scored batch. If it raises `Interrupted`, a checkpoint is written.
+
+    Returns:
+        The fit at its best epoch.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
@@ -98,15 +100,15 @@ def fit_pack(
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
     Args:
-        specs: The fits; they may differ by tau, learning rate, prior and solver, not by their batches, adapters or
-            precision, and those that `Config.can_be_packed` denies are fitted alone.
+        specs: The fits. They may differ by tau, learning rate, prior and solver, but not by batches, adapters or
+            precision. A fit without `Config.can_be_packed` must be alone.
         corpus: The tokenised text.
         base: As for `fit`.
         on_step: Called after each step of the pack, with the nats of all its fits.
         check_stop: As for `fit`.
 
     Yields:
-        (place in `specs`, fit), in the order in which they end.
+        (index in `specs`, fit), in the order in which the fits end.
 
     Raises:
         InputError: As for `fit`.

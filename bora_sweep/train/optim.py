@@ -17,9 +17,9 @@ from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
 
 BLOCK = {"cpu": 1 << 17}
-"""Numbers of a bank that a step takes at a time: on a CPU all its passes over them find them in the cache."""
+"""Numbers of a bank that a step takes at a time, so that on a CPU they stay in the cache."""
 BLOCK_ELSEWHERE = 1 << 26
-"""On a GPU enough to fill it, and few enough that what a step makes is small beside the bank."""
+"""On a GPU enough to fill it, and few enough that temporaries are small beside the bank."""
 
 
 class ProximalAdam(torch.optim.Optimizer):
@@ -106,7 +106,7 @@ def map_step(
     max_norm: float | None = None,
     global_update: GlobalUpdate = "gradient",
 ) -> None:
-    """One step on Eq. 6, where the banks hold the likelihood's gradient per scored token; clears the gradients.
+    """One step on the MAP objective from the likelihood's gradient per scored token in the banks; clears the gradients.
 
     Args:
         hierarchy: Theta and the tasks.
@@ -129,7 +129,7 @@ def map_step(
 
 
 def clip_rows_(gradient_KP: Tensor, max_norm: float) -> None:
-    """Scale each row whose norm exceeds `max_norm` down to it, in place; rows do not see one another."""
+    """Clip each row's norm to `max_norm`, in place, on its own."""
     norm_K = torch.linalg.vector_norm(gradient_KP, dim=-1, keepdim=True)
     gradient_KP.mul_((max_norm / norm_K).clamp_(max=1.0))
 
@@ -138,7 +138,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 def learning_rates(config: Config, layout: Layout) -> Tensor:
-    """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
+    """The factor on the learning rate: rate_P with LoRA+, whose B learns faster (Hayou et al. 2024), else 1."""
     if config.lora.variant != "lora_plus":
         return torch.ones(())
     names, index_P = layout.parameter_groups("matrix")
@@ -146,9 +146,9 @@ def learning_rates(config: Config, layout: Layout) -> Tensor:
 
 
 def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
-    """What a nat of each task counts in the objective, shape K.
+    """The weight of each task's nats in the objective, shape K.
 
-    At tau = 0 each task is a fit of its own, per token of its own: nothing of the others is in its gradient.
+    At tau = 0 each task is a fit of its own, and its objective is per token of its own text.
     """
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
@@ -160,7 +160,7 @@ def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
 
 
 def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
-    """`train.schedule` over the steps that `train.max_epochs` allows."""
+    """The learning rate's schedule, `train.schedule`, over the steps of `train.max_epochs` epochs."""
     batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],

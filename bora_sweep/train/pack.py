@@ -60,7 +60,7 @@ class Pack:
 
     def close(self) -> None:
         """Take the hooks off the base model."""
-        self.adapted.detach()
+        self.adapted.remove_hooks()
 
     @property
     def rows(self) -> int:

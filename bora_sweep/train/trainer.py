@@ -36,14 +36,14 @@ class Trainer:
         dtype = torch.promote_types(base.dtype, torch.float32)
         self.hierarchy = Hierarchy(
             pack.layout.initial(base, config.train.seed, dtype).to(device),
-            pack.corpus.num_tasks,
-            config.prior.tau,
-            config.prior.parametrization,
-            group_precisions(config.prior, pack.layout, device, dtype),
-            config.global_update,
-            shard.num_tasks,
-            shard.sum_over_tasks,
-            pack.layout.sizes if config.prior.penalty == "tensor_norm" else None,
+            num_tasks=pack.corpus.num_tasks,
+            tau=config.prior.tau,
+            parametrization=config.prior.parametrization,
+            tau_P=group_precisions(config.prior, pack.layout, device, dtype),
+            global_update=config.global_update,
+            num_local_tasks=shard.num_tasks,
+            sum_over_tasks=shard.sum_over_tasks,
+            tensor_sizes=pack.layout.sizes if config.prior.penalty == "tensor_norm" else None,
         )
         if config.train.initial_noise > 0:
             self.add_initial_noise_()

@@ -1,4 +1,4 @@
-"""How many fits share a forward pass with profit, measured on the device, the base model and the text at hand."""
+"""How many fits should share a forward pass, measured on the device with the base model and the text."""
 
 import statistics
 import time
@@ -14,11 +14,18 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
 
 GAIN = 1.1
-"""How much faster each fit must get where a pack is doubled."""
+"""The speed-up of each fit that doubling a pack must give."""
 
 
 def choose_pack(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, most: int) -> int:
-    """Fits in a pack, at most `most`: doubled while that makes each of them faster by a tenth, and while they fit."""
+    """The number of fits of a pack: doubled while each fit gets faster by a tenth and memory holds them.
+
+    Args:
+        config: Of the fits, but for tau.
+        corpus: The tokenised text.
+        base: The base model.
+        most: The largest number.
+    """
     size, seconds = 1, step_seconds(config, corpus, base, 1)
     while 2 * size <= most:
         try:
@@ -32,7 +39,18 @@ def choose_pack(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, 
 
 
 def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, size: int, repeats: int = 5) -> float:
-    """Median time of a step of `size` fits; the largest batch, which decides whether they fit, goes before."""
+    """The median time of a step of `size` fits, after one of the largest batch, which needs the most memory.
+
+    Args:
+        config: Of the fits, but for tau.
+        corpus: The tokenised text.
+        base: The base model.
+        size: Fits of the pack.
+        repeats: Steps that are timed.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not hold a single document of each fit.
+    """
     accelerator = make_accelerator(config)
     own = with_values(config, prior={"tau": 100.0}, method="map")
     with Pack(own, corpus, base, accelerator) as pack:

@@ -1,11 +1,12 @@
-"""The path: one fit whose prior is loosened step by step, each value of tau begun where the one above it ended.
+"""The path: fits at falling tau, each begun with the adapters of the value above it.
 
 As with regularisation paths (Friedman, Hastie & Tibshirani 2010): tau = inf is fitted to convergence, then tau falls by
-decades until validation has turned; then the grid is halved around the best value, each new one begun at its neighbour
-above. Early stopping makes the route matter, so the best value is also tried from below, and the better fit is kept.
+decades until validation gets worse. Then the grid is halved around the best value, and each new value begins at its
+neighbour above. With early stopping the result depends on the starting point. So the best value is also fitted from its
+neighbour below, and the better fit is kept.
 
-What is fitted next is a function of the results so far, so a path that was cut off is taken up by walking it again:
-values whose results are in the run's folder are read, not fitted.
+The next value is a function of the results so far. So an interrupted path resumes by walking it again: values whose
+results are in the run's folder are read, not fitted.
 """
 
 import json
@@ -23,9 +24,9 @@ from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
 from bora_sweep.train.fit import fit, no_op
 from bora_sweep.train.state import Fit, State
-from bora_sweep.trials.trial import Trial, record, run_trial, starting_point
+from bora_sweep.trials.trial import Trial, run_trial, starting_point, write_result
 
-TURNED = 2  # values in a row that are worse than the best below inf, after which tau falls no further
+TURNED = 2  # values worse than the best one above them, after which tau falls no further
 UPWARD = "upward.json"
 
 
@@ -43,7 +44,7 @@ def run_path(
     Args:
         config: What is fitted at each value; `prior.tau` does not matter.
         corpus: The tokenised text.
-        load_base: Gives the base model.
+        load_base: Loads the base model.
         run: The run's folder.
         trial_id: Of the fit at tau = inf; the values after it are `trial_id.01`, `trial_id.02`, …
         on_epoch: Called after each epoch of each fit.
@@ -147,7 +148,7 @@ class _Path:
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = sum(done.state.best_nll_nats)
         if nll < row["validation_nll_nats"]:
-            row = record(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
+            row = write_result(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
         row = row | spent
         write_table(self.run, "trials", row["trial_id"], [row])
         write_bytes(folder / UPWARD, json.dumps({"started_from": start, "validation_nll_nats": nll}).encode())

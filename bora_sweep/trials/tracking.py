@@ -1,8 +1,8 @@
-"""A trial's curves in a tracker, through Accelerate: for each trial a run of the tracker's, named by the trial's id.
+"""A trial's curves in an experiment tracker, through Accelerate: one tracker run for each trial, named by its id.
 
-An Accelerator has its trackers to itself and lasts as long as its process, but a warm worker fits one trial after
-another, and a pack several at once. So each trial has a tracker of its own, opened when there is an epoch to show and
-closed at its end. What it shows are the rows of `curves`; one that is taken up again goes on, and repeats nothing.
+An Accelerator's trackers last as long as its process. But a warm worker fits one trial after another, and a pack
+several at once. So each trial has a tracker of its own, opened at its first epoch and closed at its end. It logs the
+rows of `curves`. A trial that resumes goes on, and logs no epoch twice.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Shows a trial's curves as `config.tracking` says, or does nothing; a tracker that fails ends no fit.
+    """Logs a trial's curves to the tracker `config.tracking`, if any. A tracker that fails does not end the fit.
 
     Args:
         config: The trial's.
@@ -53,7 +53,7 @@ class Tracker:
         self.sink: Sink | None = None
 
     def write(self, curve: Sequence[Row]) -> str | None:
-        """Show the epochs of `curve` that were not shown yet; returns what went wrong, the first time it does."""
+        """Log the new epochs of `curve`. Returns the error, the first time that there is one."""
         if not self.is_on:
             return None
         try:
@@ -77,7 +77,7 @@ class Tracker:
 
 
 def scalars(curve: Sequence[Row]) -> dict[int, dict[str, float]]:
-    """What is shown of each epoch: nats per scored token and perplexity of both splits, log prior, learning rate."""
+    """The logged values of each epoch: nats per token and perplexity of both splits, log prior, learning rate."""
     shown: dict[int, dict[str, float]] = {}
     for row in curve:
         values, tokens = shown.setdefault(row["epoch"], {}), row["num_tokens"]

@@ -1,4 +1,4 @@
-"""The trials of a run: fits whose results land in the run's folder, whatever becomes of them."""
+"""The trials of a run: fits that write their results into the run's folder, also where they fail."""
 
 import math
 import time
@@ -31,12 +31,12 @@ from bora_sweep.trials.rows import about_adapters, document_scores, final_row, i
 from bora_sweep.trials.tracking import Tracker
 
 ROW_SECONDS = 5.0
-"""Between two rows that say how far a trial is: short epochs would spend their time on them."""
+"""Between two rows of progress, so that short epochs stay short."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One fit of a run: what to fit, and the trial whose adapters it begins with, or is made from."""
+    """One fit of a run, and the trial whose adapters it begins with or is made from."""
 
     trial_id: str
     config: Config
@@ -52,7 +52,7 @@ def run_trial(
     on_epoch: Callable[[State], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> dict[str, Any]:
-    """`run_pack` of one trial; returns its row of the `trials` table."""
+    """`run_pack` of one trial. Returns its row of the `trials` table."""
     return run_pack([trial], corpus, load_base, run, on_step, on_epoch, check_stop)[trial.trial_id]
 
 
@@ -65,17 +65,26 @@ def run_pack(
     on_epoch: Callable[[State], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> dict[str, dict[str, Any]]:
-    """Fit, in shared forward passes, and write each trial's rows, adapters and checkpoints under `run`.
+    """Fit trials that share their forward passes, and write each one's rows, adapters and checkpoints under `run`.
 
-    Goes on where an earlier try was cut off; a trial that was finished is not made again, and one that ends is written
-    while the others go on. Where several processes make a fit, all call this, and the first alone writes.
+    An interrupted trial resumes, and a finished one is not fitted again. A trial is written as soon as it ends, while
+    the others go on. With several processes all call this, and rank 0 alone writes.
+
+    Args:
+        trials: The fits.
+        corpus: The tokenised text.
+        load_base: Loads the base model.
+        run: The run's folder.
+        on_step: Called after each step of the pack.
+        on_epoch: Called after each epoch of each fit.
+        check_stop: As for `bora_sweep.train.fit.fit`.
 
     Returns:
         Each trial's row of the `trials` table.
 
     Raises:
-        Exception: Whatever loading the base or the fits raised, after the rows of those that had not ended were written
-            with status `failed`, or `interrupted`.
+        Exception: The error of loading the base or of a fit. The rows of the trials that had not ended were written
+            before, with status `failed` or `interrupted`.
     """
     opened = from_rank_zero(lambda: _open_rows(run, trials))
     rows = {trial_id: row for trial_id, row in opened.items() if row["status"] == "finished"}
@@ -91,8 +100,8 @@ def run_pack(
         ]
         for place, done in fit_pack(specs, corpus, base, on_step, check_stop):
             trial = open_trials[place]
-            own = opened[trial.trial_id], trackers[trial.trial_id], done
-            rows[trial.trial_id] = from_rank_zero(partial(_close, trial, corpus, base, run, *own))
+            row, tracker = opened[trial.trial_id], trackers[trial.trial_id]
+            rows[trial.trial_id] = from_rank_zero(partial(_close, trial, corpus, base, run, row, tracker, done))
     except BaseException as error:
         if not is_rank_zero():
             raise
@@ -109,7 +118,7 @@ def run_pack(
 
 
 def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """The row of each trial; those that are now to be fitted are written."""
+    """Each trial's row; the rows of those to be fitted are written."""
     opened = {trial.trial_id: _open_row(run, trial) for trial in trials}
     for trial_id, row in opened.items():
         if row["status"] != "finished":
@@ -118,14 +127,14 @@ def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]
 
 
 def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
-    """The row that an earlier try finished, else a new one that keeps the first try's time."""
+    """A finished row as it is; else a new one, with the first attempt's start and the number of attempts."""
     earlier = read_trial_row(run, trial.trial_id)
     if earlier is not None and earlier["status"] == "finished":
         return earlier
-    begun = {"attempts": 1}
+    attempt = {"attempts": 1}
     if earlier is not None:
-        begun = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
-    return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **begun}
+        attempt = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
+    return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **attempt}
 
 
 def _fit_spec(
@@ -155,8 +164,8 @@ def _fit_spec(
 
 
 def _track(tracker: Tracker, state: State) -> None:
-    if trouble := tracker.write(state.curve):
-        state.notes.append(trouble)
+    if error := tracker.write(state.curve):
+        state.notes.append(error)
 
 
 def _close(
@@ -171,7 +180,7 @@ def _close(
     _track(tracker, done.state)
     tracker.finish()
     row = row | _estimated_tau(trial.config, corpus, base, done)
-    return record(trial.config, corpus, run, trial.trial_id, row, done)
+    return write_result(trial.config, corpus, run, trial.trial_id, row, done)
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:
@@ -181,8 +190,8 @@ def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedMode
     return {"tau_estimate": found.tau, "tau_low": found.low, "tau_high": found.high}
 
 
-def _refuse_no_scores(config: Config, documents: pd.DataFrame) -> None:
-    """Refuse scores that are no numbers: a sum would be none, or leave them out."""
+def _check_finite(config: Config, documents: pd.DataFrame) -> None:
+    """Refuse scores that are not finite: no sum over documents would mean anything."""
     without = documents[~np.isfinite(documents["nll_nats"])]
     if len(without):
         first = without.iloc[0]
@@ -194,17 +203,32 @@ def _refuse_no_scores(config: Config, documents: pd.DataFrame) -> None:
         )
 
 
-def record(
+def write_result(
     config: Config, corpus: TokenizedCorpus, run: Folder, trial_id: str, row: dict[str, Any], done: Fit
 ) -> dict[str, Any]:
-    """Write a fit that has ended: its scores, its adapters and its row, which is returned."""
+    """Write the scores, adapters and row of a fit that has ended.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        run: The run's folder.
+        trial_id: The trial.
+        row: Its row so far.
+        done: The fit.
+
+    Returns:
+        Its row of `trials`.
+
+    Raises:
+        InputError: A document has no finite score.
+    """
     folder = run / "trials" / trial_id
     documents = document_scores(corpus, done)
-    _refuse_no_scores(config, documents)
+    _check_finite(config, documents)
     tasks = task_scores(config, corpus, documents, done)
     banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
-    kept = {name: bank for name, bank in banks.items() if bank is not None}
-    save_adapters(folder, kept, about_adapters(config, corpus, done))
+    tensors = {name: bank for name, bank in banks.items() if bank is not None}
+    save_adapters(folder, tensors, about_adapters(config, corpus, done))
     write_table(run, "document_scores", trial_id, documents)
     write_table(run, "task_scores", trial_id, tasks)
     write_table(run, "curves", trial_id, done.state.curve)
@@ -215,19 +239,26 @@ def record(
 
 
 def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str, tasks: Sequence[str]) -> Start:
-    """Where a fit of `tasks` begins that goes on from another's adapters: as they are, or merged into one.
+    """The starting point of a fit that begins with another trial's adapters, as they are or merged into one.
+
+    Args:
+        config: Of the fit; `method` says whether to merge.
+        base: The base model.
+        run: The run's folder.
+        trial_id: The other trial.
+        tasks: The fit's tasks, in its order.
 
     Raises:
-        InputError: The other did not finish, or was of other tasks or modules.
+        InputError: The other trial left no adapters, or has other tasks or modules.
     """
     try:
-        bank, about = load_adapters(run / "trials" / trial_id)
+        banks, about = load_adapters(run / "trials" / trial_id)
     except FileNotFoundError:
         raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
     layout = make_layout(base, config.lora)
-    there = names_of(layout_of_sites([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
-    order = task_order(there, layout, tasks, f"trial {trial_id}")
-    mean_P, theta_KP = bank["mean_P"], bank["theta_KP"]
+    written = names_of(layout_of_sites([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
+    order = task_order(written, layout, tasks, f"trial {trial_id}")
+    mean_P, theta_KP = banks["mean_P"], banks["theta_KP"]
     if order != sorted(order):
         theta_KP = theta_KP[order]
     if config.method in MERGES:

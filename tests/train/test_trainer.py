@@ -237,7 +237,7 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
         again = trainer_of(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
         assert again.start(start=start)
         validate(again.pack, [again])
-        again.adapted.detach()
+        again.pack.close()
         assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
     shared = fit(
         make_config("prior.tau=inf", "train.max_epochs=1"), corpus, base, start=replace(start, is_candidate=False)
