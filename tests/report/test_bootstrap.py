@@ -1,7 +1,6 @@
 """Laws of the paired bootstrap and of the noise of seeds."""
 
 import math
-import time
 
 import numpy as np
 import pandas as pd
@@ -135,13 +134,6 @@ def test_documents_that_do_not_match_are_named():
     longer = scores("b", 1).assign(num_tokens=lambda rows: rows["num_tokens"] + (rows["document_id"] == "3"))
     with pytest.raises(InputError, match=r"document '3' of task 't0' \(test\) has 14 tokens, 13 in trial a"):
         align_documents(pd.concat([scores("a"), longer]), [0, 1])
-
-
-def test_a_large_run_takes_seconds():
-    documents = draw(0, sizes=(1_000,) * 20, trials=12)
-    started = time.perf_counter()
-    paired_bootstrap(documents)
-    assert time.perf_counter() - started < 20
 
 
 def of_one_task(nats_n: np.ndarray, tokens_n: np.ndarray) -> Documents:
