@@ -53,7 +53,7 @@ class Ours:
     def step(self, batch: Batch) -> float:
         """See the module."""
         nats = self.backward(batch)
-        map_step(self.hierarchy, self.optimizer, "proximal", NUM_TOKENS, MAX_GRAD_NORM)
+        map_step(self.hierarchy, self.optimizer, "proximal", NUM_TOKENS, max_norm=MAX_GRAD_NORM)
         return nats
 
     def gradients(self, batch: Batch) -> tuple[float, Tensor, Tensor]:

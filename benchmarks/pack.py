@@ -20,9 +20,10 @@ from timing import Step, interleaved, peak_memory_gib, release
 from bora_sweep.config import Config, TrainConfig, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.fit import FitSpec, fit, fit_pack
+from bora_sweep.train.fit import fit, fit_pack
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
+from bora_sweep.train.state import FitSpec
 from bora_sweep.train.step import step
 
 SIZES = (1, 2, 4, 8, 16)

@@ -134,7 +134,15 @@ def run_fit(begun: PreparedRun, console: Console) -> dict[str, Any]:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
     with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
-        return run_trial(Trial("fit", config), begun.corpus, base, begun.run, bar.on_step, bar.on_epoch, check_stop)
+        return run_trial(
+            Trial("fit", config),
+            begun.corpus,
+            base,
+            begun.run,
+            on_step=bar.on_step,
+            on_epoch=bar.on_epoch,
+            check_stop=check_stop,
+        )
 
 
 def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
@@ -198,7 +206,7 @@ def _fingerprints(
 ) -> "Fingerprints":
     """Of what the run stands on, which is what it was begun with: in each process of a fit, and each time."""
     from bora_sweep.train.distributed.process_group import from_rank_zero
-    from bora_sweep.trials.fingerprints import fingerprints_of, read_fingerprints, refuse_other
+    from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of, read_fingerprints
 
     now = fingerprints_of(config, corpus, tokenized)
     before = from_rank_zero(lambda: read_fingerprints(run) if resume else now)
@@ -206,7 +214,7 @@ def _fingerprints(
         kept = "begun by a release that did not note its data and model: whether they are the same is not known"
         console.print(f"[yellow]note:[/] {escape(str(run))}: {kept}")
     else:
-        refuse_other(run, config, before, now)
+        check_unchanged(run, config, before, now)
     return before or now  # adapters that are gone by now are still those that the run began with
 
 

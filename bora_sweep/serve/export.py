@@ -23,7 +23,7 @@ from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import Exported, Framed, card
-from bora_sweep.trials.fingerprints import refuse_other_model
+from bora_sweep.trials.fingerprints import check_base_model
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
     names = {
         task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
     }
-    refuse_other_model(run, trained.config.model, trained.config.data)
+    check_base_model(run, trained.config.model, trained.config.data)
     tokenizer = load_tokenizer(trained.config.model, trained.config.data)
     write = _full_models(trained, tokenizer) if merge else _adapters(trained)
     record = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None

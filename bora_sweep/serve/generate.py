@@ -20,7 +20,7 @@ from bora_sweep.model.peft_io import GLOBAL
 from bora_sweep.runs.storage import Folder
 from bora_sweep.serve.load import load_trial
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.trials.fingerprints import refuse_other_model
+from bora_sweep.trials.fingerprints import check_base_model
 
 BASE = "base model"
 
@@ -70,7 +70,7 @@ def generate(
     trained.refuse_unknown(tasks)
     model, data = trained.config.model, trained.config.data
     sampling = sampling or Sampling()
-    refuse_other_model(run, model, data)
+    check_base_model(run, model, data)
     tokenizer = load_tokenizer(model, data)
     encoder, (_, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
     opening_of = {task: _opening(encoder, data, task, prompt) for task in tasks}

@@ -9,7 +9,6 @@ Shapes: S fits of a pack, B rows, N documents.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,7 +27,7 @@ from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
-from bora_sweep.train.state import Fit, Start, State, StepReport
+from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
 
@@ -36,27 +35,12 @@ CHECKPOINT_SECONDS = 1.0
 """An epoch that ends sooner than this after the last checkpoint writes none, so that short epochs stay short."""
 
 
-def no_op(*_: object) -> None:
-    """The default of callbacks."""
-
-
-@dataclass(frozen=True)
-class FitSpec:
-    """One fit of a pack."""
-
-    config: Config
-    folder: Folder | None = None
-    """The trial's folder: checkpoints are written there, and an interrupted fit resumes from there."""
-    start: Start | None = None
-    on_epoch: Callable[[State], None] = no_op
-    """Called after each epoch."""
-
-
 def fit(
     config: Config,
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
     folder: Folder | None = None,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     on_epoch: Callable[[State], None] = no_op,
     start: Start | None = None,
@@ -86,7 +70,8 @@ def fit(
         InputError: The configuration does not fit the model or the corpus.
         Interrupted: `check_stop` raised it.
     """
-    ((_, done),) = fit_pack([FitSpec(config, folder, start, on_epoch)], corpus, base, on_step, check_stop)
+    spec = FitSpec(config, folder, start, on_epoch)
+    ((_, done),) = fit_pack([spec], corpus, base, on_step=on_step, check_stop=check_stop)
     return done
 
 
@@ -94,6 +79,7 @@ def fit_pack(
     specs: Sequence[FitSpec],
     corpus: TokenizedCorpus,
     base: PreTrainedModel,
+    *,
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> Iterator[tuple[int, Fit]]:

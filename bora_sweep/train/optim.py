@@ -76,6 +76,7 @@ def make_optimizer(
     lr: float,
     solver: Solver,
     num_tokens: int,
+    *,
     rate: float | Tensor = 1.0,
     kind: type[ProximalAdam] = ProximalAdam,
 ) -> ProximalAdam:
@@ -103,6 +104,7 @@ def map_step(
     optimizer: torch.optim.Optimizer,
     solver: Solver,
     num_tokens: int,
+    *,
     max_norm: float | None = None,
     global_update: GlobalUpdate = "gradient",
 ) -> None:

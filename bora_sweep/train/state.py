@@ -4,14 +4,16 @@ Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from bora_sweep.config import Config
 from bora_sweep.model.layout import Layout
+from bora_sweep.runs.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,22 @@ class Start:
     theta_KP: Tensor
     is_candidate: bool = True
     """Whether the fit may end where it begins, should no epoch be better on validation."""
+
+
+def no_op(*_: object) -> None:
+    """The default of callbacks."""
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One fit of a pack."""
+
+    config: Config
+    folder: Folder | None = None
+    """The trial's folder: checkpoints are written there, and an interrupted fit resumes from there."""
+    start: Start | None = None
+    on_epoch: Callable[[State], None] = no_op
+    """Called after each epoch."""
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class Trainer:
                 config.learning_rate,
                 config.solver,
                 pack.protocol.objective_tokens,
-                learning_rates(config, pack.layout).to(device, dtype),
-                pack.protocol.optimizer,
+                rate=learning_rates(config, pack.layout).to(device, dtype),
+                kind=pack.protocol.optimizer,
             )
         )
         self.state = State(best_epochs=[0] * self.num_fits, best_nll_nats=[math.inf] * self.num_fits)
@@ -117,8 +117,8 @@ class Trainer:
             self.optimizer,
             self.config.solver,
             self.pack.protocol.objective_tokens,
-            self.config.train.max_grad_norm,
-            self.config.global_update,
+            max_norm=self.config.train.max_grad_norm,
+            global_update=self.config.global_update,
         )
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()

@@ -12,6 +12,7 @@ results are in the run's folder are read, not fitted.
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -22,9 +23,10 @@ from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
-from bora_sweep.train.fit import fit, no_op
-from bora_sweep.train.state import Fit, State
-from bora_sweep.trials.trial import Trial, run_trial, starting_point, write_result
+from bora_sweep.train.fit import fit
+from bora_sweep.train.state import Fit, State, no_op
+from bora_sweep.trials.result import starting_point, write_result
+from bora_sweep.trials.trial import Trial, run_trial
 
 TURNED = 2  # values worse than the best one above them, after which tau falls no further
 UPWARD = "upward.json"
@@ -36,6 +38,7 @@ def run_path(
     load_base: Callable[[], PreTrainedModel],
     run: Folder,
     trial_id: str,
+    *,
     on_epoch: Callable[[State], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> list[dict[str, Any]]:
@@ -53,7 +56,15 @@ def run_path(
     Returns:
         The rows of the `trials` table, in the order of the fits.
     """
-    path = _Path(config, corpus, load_base, run, trial_id, on_epoch, check_stop)
+    path = _Path(
+        config=config,
+        corpus=corpus,
+        load_base=load_base,
+        run=run,
+        trial_id=trial_id,
+        on_epoch=on_epoch,
+        check_stop=check_stop,
+    )
     path.add(math.inf)
     while len(path.rows) <= config.search.num_trials:
         path.add(next_tau(path.nats_per_token(), config.search.tau_low, config.search.tau_high))
@@ -96,22 +107,19 @@ def _halved(finite: list[float], nats_of: dict[float, float]) -> float:
     return math.sqrt(lower * upper)
 
 
+@dataclass(kw_only=True)
 class _Path:
     """The fits of one path, and how each begins."""
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: TokenizedCorpus,
-        load_base: Callable[[], PreTrainedModel],
-        run: Folder,
-        trial_id: str,
-        on_epoch: Callable[[State], None],
-        check_stop: Callable[[], None],
-    ) -> None:
-        self.config, self.corpus, self.load_base = config, corpus, load_base
-        self.run, self.trial_id, self.on_epoch, self.check_stop = run, trial_id, on_epoch, check_stop
-        self.rows: dict[float, dict[str, Any]] = {}
+    config: Config
+    corpus: TokenizedCorpus
+    load_base: Callable[[], PreTrainedModel]
+    run: Folder
+    trial_id: str
+    on_epoch: Callable[[State], None]
+    check_stop: Callable[[], None]
+    rows: dict[float, dict[str, Any]] = field(default_factory=dict)
+    """Of `trials`, by tau."""
 
     def nats_per_token(self) -> dict[float, float]:
         return {tau: row["validation_nll_nats"] / row["validation_num_tokens"] for tau, row in self.rows.items()}

@@ -21,9 +21,8 @@ with gc_paused():  # most of what a worker does before its first trial
     from bora_sweep.process import Interrupted
     from bora_sweep.runs.results import objective, read_trial_row, write_table
     from bora_sweep.runs.storage import Folder, exists, folder_at
-    from bora_sweep.train.fit import no_op
-    from bora_sweep.train.state import State
-    from bora_sweep.trials.fingerprints import refuse_other_model
+    from bora_sweep.train.state import State, no_op
+    from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
@@ -109,7 +108,7 @@ def _fit(
     if params["fits"][0]["point"]["method"] != "path":
         return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, check_stop=check_stop)
     (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, check_stop)
+    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch=on_epoch, check_stop=check_stop)
     return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 
@@ -133,5 +132,5 @@ def _warm_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedMode
     Raises:
         InputError: Where this process runs another lies at its path.
     """
-    refuse_other_model(folder_at(run), model, data)
+    check_base_model(folder_at(run), model, data)
     return load_base(model, data)

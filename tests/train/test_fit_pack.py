@@ -8,8 +8,8 @@ from conftest import make_base, make_corpus
 
 from bora_sweep.config import load_config
 from bora_sweep.runs.results import read_results
-from bora_sweep.train.fit import FitSpec, fit, fit_pack
-from bora_sweep.train.state import Fit
+from bora_sweep.train.fit import fit, fit_pack
+from bora_sweep.train.state import Fit, FitSpec
 from bora_sweep.trials.trial import Trial, run_pack
 
 SETTINGS = [

@@ -32,10 +32,11 @@ from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.fit import finish, fit, run_epoch, validate
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
+from bora_sweep.train.resume import start_or_resume
 from bora_sweep.train.state import Fit, Start, StepReport
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
-from bora_sweep.trials.trial import record
+from bora_sweep.trials.result import write_result
 
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 
@@ -244,7 +245,7 @@ def test_a_warm_start_begins_where_the_other_fit_ended():
     start = Start(first.mean_P, first.theta_KP)
     for kind in ("noncentered", "centered"):
         again = trainer_of(make_config("prior.tau=20", f"prior.parametrization={kind}"), corpus, base)
-        assert again.start(start=start)
+        assert start_or_resume(again, start=start)
         validate(again.pack, [again])
         again.pack.close()
         assert again.state.best_nll_nats[0] == pytest.approx(sum(first.state.best_nll_nats), rel=1e-12)
@@ -625,7 +626,7 @@ def test_scores_that_are_no_numbers_are_no_result(tmp_path):
     with pytest.raises(
         InputError, match=r"1 document of validation and test have a score of nan, the first '\d+' of task"
     ):
-        record(config, corpus, tmp_path, "fit", {}, done)
+        write_result(config, corpus, tmp_path, "fit", {}, done)
     assert not list(tmp_path.iterdir())
 
 

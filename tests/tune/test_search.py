@@ -9,7 +9,7 @@ from conftest import make_corpus
 from ray.tune.utils import flatten_dict
 
 from bora_sweep.config import Config, load_config
-from bora_sweep.train.fit import no_op
+from bora_sweep.train.state import no_op
 from bora_sweep.tune import worker as trial_module
 from bora_sweep.tune.points import Known, Point, fixed_points, num_trials, trial_config
 from bora_sweep.tune.search import TauSearch

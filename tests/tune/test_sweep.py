@@ -99,7 +99,10 @@ def test_nothing_of_a_local_ray_is_reachable_from_elsewhere(whole):
 
 
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_sweep_is_completed_by_resume_with_the_same_numbers(kind, sources, whole, tmp_path):
     process = start("sweep", *sources, "output=run", cwd=tmp_path)
     run = tmp_path / "run"
@@ -174,6 +177,7 @@ def test_baselines_are_trials_of_the_sweep_each_made_from_the_one_that_it_needs(
     assert all(word in report for word in ("TIES", "DARE", "pFedMe"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_path_in_a_sweep_survives_an_interrupt(sources, tmp_path):
     arguments = [*sources, "search.mode=path", "search.num_trials=3", "search.ranks=[3]", "output=run"]

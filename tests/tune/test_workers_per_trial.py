@@ -36,6 +36,7 @@ def same_numbers(run: Path, other: Path) -> None:
         assert one[name].to_numpy() == pytest.approx(two[name].to_numpy(), rel=1e-4)  # float32
 
 
+@pytest.mark.fault
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp_path):
     """The second process is killed in the midst of a trial; Tune takes it up from its checkpoint."""
@@ -63,6 +64,7 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     assert not alive
 
 
+@pytest.mark.slow
 def test_accelerate_launches_a_fit_on_two_processes(sources, tmp_path):
     """One of them speaks; started as one process the same fit is refused."""
     fit = ["-m", "bora_sweep.cli", "fit", *sources, "train.max_epochs=2", "ray.workers_per_trial=2", "output=run"]

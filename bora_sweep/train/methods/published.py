@@ -1,10 +1,10 @@
-"""`protocol=published_code`: what the paper's published code does otherwise than the paper's equations.
+"""`protocol=published_code`: where the paper's published code differs from the paper's equations.
 
-Its likelihood is a mean over the tokens of a task's rows in a batch, times the task's documents. Padding may be scored.
-At tau = 0 a task that a batch lacks stands still. And it reports other numbers: it scores the validation split in fixed
-batches, takes in each batch each task's mean over the tokens of its rows, and in each epoch the mean of these over
-batches, a batch weighing its rows. What it prints for a task is the lowest of these over all epochs; for all tasks
-together, the lowest mean over batches of exp(mean of the batch's task means).
+Its likelihood is a task's mean over the tokens of its rows in a batch, times the task's number of documents. Padding is
+scored. At tau = 0 a task without a document in the batch does not move. Validation is scored in fixed batches: in each
+batch, each task's mean over the tokens of its rows; in each epoch, the mean of these over batches, weighted by rows.
+The reported number of a task is the lowest of these over all epochs. The reported number of all tasks is the lowest
+mean over batches of exp(mean of the batch's task means).
 
 Shapes: N documents of a split, B rows, M batches, K tasks, F fits, P parameters of one adapter.
 """
@@ -29,8 +29,8 @@ from bora_sweep.train.state import Reported, State
 
 def differs_from_default(train: TrainConfig) -> bool:
     """Whether any setting asks for what only the published code does."""
-    own = train.likelihood, train.padding, train.independent, train.reported, train.batches
-    return own != ("tokens", "ignored", "separate", "test", "by_length")
+    settings = train.likelihood, train.padding, train.independent, train.reported, train.batches
+    return settings != ("tokens", "ignored", "separate", "test", "by_length")
 
 
 class PublishedCode(Protocol):
@@ -129,10 +129,10 @@ def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows:
 
 
 class RowwiseAdam(ProximalAdam):
-    """Adam in which a task without a gradient stands still: its moments and its count of steps too.
+    """Adam that leaves a task without a gradient as it is, with its moments and its count of steps.
 
-    What AdamW does with one parameter for each task, where a task that has no document in a batch is given no gradient.
-    There is no prior in it.
+    So does AdamW with one parameter for each task, where a task without a document in the batch has no gradient. There
+    is no prior in it.
     """
 
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
@@ -153,18 +153,18 @@ class RowwiseAdam(ProximalAdam):
 
 @dataclass(frozen=True)
 class EpochNumbers:
-    """Of one pass over a split."""
+    """The published code's numbers of one pass over a split."""
 
     nats: float
-    """Per token: the mean over batches of the mean of their tasks. What the published code selects epochs by."""
+    """The mean over batches of the mean over their tasks, per token. The published code selects epochs by it."""
     perplexity: float
-    """The mean over batches of the perplexity of that."""
+    """The mean over batches of exp of the mean over their tasks."""
     nats_K: np.ndarray
-    """Per token of each task: the mean over the batches that it is in; NaN for a task without documents."""
+    """Each task's mean over its batches, per token; NaN for a task without documents."""
 
 
 class ScoredSplit:
-    """A split in fixed batches: which documents stand together, and how many positions of each are scored."""
+    """A split in fixed batches, and how many positions of each document are scored there."""
 
     def __init__(self, corpus: TokenizedCorpus, split: str, train: TrainConfig) -> None:
         self.corpus, self.name = corpus, split
@@ -173,7 +173,7 @@ class ScoredSplit:
 
     @cached_property
     def scored_N(self) -> np.ndarray:
-        """Scored positions of each document, in the corpus's order; with padding as many as its batch's longest has."""
+        """Scored positions of each document, in the corpus's order; with padding, those of its batch's longest."""
         scored = self.corpus.documents["num_tokens"].to_numpy().copy()
         if self.scores_padding:
             length = np.diff(self.corpus.offsets)
@@ -182,7 +182,7 @@ class ScoredSplit:
         return scored[self.corpus.split(self.name)]
 
     def numbers(self, nll_N: np.ndarray) -> EpochNumbers:
-        """The published code's, of the nats of each document."""
+        """The published code's numbers from the nats of each document."""
         document_N = self.corpus.split(self.name)
         place = np.empty(len(self.corpus.documents), dtype=np.int64)
         for number, document_B in enumerate(self.batches):
@@ -204,7 +204,7 @@ class ScoredSplit:
             )
 
     def sums(self, nll_N: np.ndarray) -> Reported:
-        """Perplexities as they always are, nats over scored positions, with those of padding where it is scored."""
+        """Perplexities of sums, exp(nats / scored positions), padding included where it is scored."""
         task_N = self.corpus.documents["task"].to_numpy()[self.corpus.split(self.name)]
         nats_K, scored_K = np.bincount(task_N, nll_N), np.bincount(task_N, self.scored_N)
         with np.errstate(over="ignore"):

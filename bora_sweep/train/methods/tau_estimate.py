@@ -1,4 +1,4 @@
-"""Gradients and Fisher information of the training split, task by task, and tau from one shared fit.
+"""tau from one shared fit: gradients and Fisher information of the training split, task by task.
 
 Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
 """
@@ -38,7 +38,7 @@ class TauEstimate:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The likelihood of the training split around theta_1..K to second order, in nats."""
+    """The training split's likelihood around theta_1..K to second order, in nats."""
 
     nll_K: Tensor
     """-log p(D_k | theta_k)."""
@@ -47,7 +47,7 @@ class Curvature:
     fisher_KP: Tensor
     """The diagonal of F_k."""
     noise_K: Tensor
-    """Trace of the score's covariance by the scatter of the task's documents; tr F_k where the model is true."""
+    """The trace of the score's covariance, from the scatter of the task's documents; tr F_k if the model is true."""
     trace_square_K: Tensor
     """tr(F_k^2), of the whole matrix."""
     num_tokens_K: Tensor
@@ -57,17 +57,17 @@ class Curvature:
 def tau_by_scores(shared: Curvature) -> TauEstimate:
     """tau from one `shared` adapter: a step of Fisher scoring on the evidence over 1/tau, from tau = inf.
 
-    The step is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. What the scores have in common
-    is a matter of Theta: c_d = s_d - w_d sum_e s_e, w_d a task's share of the tokens, takes the place of s_d. The noise
-    is not tr F_d, the model's word, but v_d, what the documents show. And terms weigh 1 / w_d, so that the tasks with
-    most text do not decide alone:
+    The step is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. First, the scores' common part
+    belongs to Theta: s_d is replaced by c_d = s_d - w_d sum_e s_e, where w_d is the task's share of the tokens. Second,
+    the noise tr F_d, which assumes the model, is replaced by v_d, estimated from the documents. Third, terms have
+    weight 1 / w_d, so that the tasks with most text do not dominate:
 
         1/tau = sum_d x_d / w_d  /  sum_d y_d / w_d,
         x_d = ||c_d||^2 - (1 - 2 w_d) v_d - w_d^2 sum_e v_e,    y_d = (1 - 2 w_d) tr(F_d^2) + w_d^2 sum_e tr(F_e^2).
 
-    Where the F_d differ in size alone the mean of the estimated 1/tau is the true one, whatever Theta and tau. Only
-    traces of F are taken, so that no correlation of parameters is left out. The interval is Student's, from the scatter
-    of the tasks' own terms.
+    If the F_d differ only by factors, the estimate of 1/tau is unbiased at any Theta and tau. Only traces of F are
+    needed, so that correlations of parameters are included. The interval is Student's, from the scatter of the tasks'
+    terms. docs/method.md derives it.
     """
     w_K = shared.num_tokens_K.double() / shared.num_tokens_K.sum()
     score_KP, noise_K, square_K = shared.score_KP.double(), shared.noise_K.double(), shared.trace_square_K.double()
@@ -86,7 +86,14 @@ NUM_SAMPLES = 4
 
 
 def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
-    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training."""
+    """tau and its interval from one fit at tau = inf (`tau_by_scores`). Costs about three epochs of training.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        base: The base model.
+        shared: The fit at tau = inf.
+    """
     return tau_by_scores(curvature(config, corpus, base, shared.theta_KP))
 
 
@@ -95,9 +102,15 @@ def curvature(
 ) -> Curvature:
     """The training split's likelihood to second order around theta_1..K.
 
-    F is the true Fisher information: each next token is drawn anew from the model, given the document's own tokens
-    before it, and the gradients of such draws have mean 0 and covariance F. Those of one task's documents are held at a
-    time, S N P numbers.
+    F is the true Fisher information. Each next token is drawn from the model, given the document's own earlier tokens.
+    The gradients of such draws have mean 0 and covariance F. Memory holds those of one task at a time, S N P numbers.
+
+    Args:
+        config: Of the fit; its batch size bounds the rows of a pass, its seed the draws.
+        corpus: The tokenised text.
+        base: The base model.
+        theta_KP: Where the likelihood is expanded.
+        num_samples: S.
     """
     device = make_accelerator(config).device
     adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))

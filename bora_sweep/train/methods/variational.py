@@ -1,4 +1,4 @@
-"""A mean-field posterior over the tasks' deviations, `method=vi`: how sure each task is of its adapter.
+"""`method=vi`: a mean-field posterior over the tasks' deviations, by IVON.
 
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
@@ -13,13 +13,13 @@ from bora_sweep.train.methods.ivon import Ivon
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
-RATE = 0.1  # IVON's step in units of a Newton step
+RATE = 0.1  # the step of the means, in Newton steps
 
 
 class VariationalTrainer(Trainer):
-    """A `Trainer` of q(theta_d) = N(mu_d, diag(std_d^2)): each gradient at a draw of it, steps by IVON, unclipped.
+    """A trainer of q(theta_d) = N(mu_d, diag(std_d^2)). Each gradient is taken at a draw of q; steps are IVON's.
 
-    Clipping would bend IVON's Hessian.
+    Gradients are not clipped, which would bias IVON's estimate of the Hessian.
 
     Raises:
         InputError: tau is 0 or inf, or the coordinates are centered.
@@ -47,7 +47,7 @@ class VariationalTrainer(Trainer):
         self.best = self.parameters()
 
     def begin_step(self) -> None:
-        """Gradients are taken at a draw."""
+        """Move the bank to a draw of q, where the gradient is taken."""
         self.ivon.perturb()
 
     def parameters(self) -> dict[str, Tensor]:
@@ -55,5 +55,5 @@ class VariationalTrainer(Trainer):
         return {**super().parameters(), **std}
 
     def std_KP(self) -> Tensor:
-        """Of q at the best epoch, whose means are theta_1..K; an epoch is judged at them."""
+        """The standard deviations of q at the best epoch; theta_1..K, its means, are what is scored."""
         return self.best["std_KP"]
