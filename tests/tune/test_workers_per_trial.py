@@ -36,6 +36,7 @@ def assert_same_numbers(run: Path, other: Path) -> None:
         assert one[name].to_numpy() == pytest.approx(two[name].to_numpy(), rel=1e-4)  # float32
 
 
+@pytest.mark.fault
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_with_two_workers_per_trial_survives_the_death_of_one(sources, tmp_path):
     """The second process is killed during a trial, and Tune resumes the trial from its checkpoint."""
