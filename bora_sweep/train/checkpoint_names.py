@@ -47,7 +47,7 @@ def task_order(written: Mapping[str, Any], layout: Layout, tasks: Sequence[str],
         ]
         which = f", such as {parts[0][0]} ({parts[0][1]}, {parts[0][2]})" if parts else " in another order"
         raise InputError(
-            f"{source}: is of adapters of other modules{which}; put back the model that it was fitted on, or begin a "
+            f"{source}: has adapters of other modules{which}; put back the model that it was fitted on, or begin a "
             "run of its own"
         )
     row_of = {task: row for row, task in enumerate(written["tasks"])}

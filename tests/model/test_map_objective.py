@@ -71,7 +71,7 @@ def test_it_is_the_negative_log_posterior_per_token(num_tasks, size, tau, seed):
 
 
 @given(tasks, sizes, taus, seeds)
-def test_its_gradient_is_that_by_hand_in_theta_and_in_the_tasks(num_tasks, size, tau, seed):
+def test_its_gradient_in_theta_and_the_tasks_equals_the_one_by_hand(num_tasks, size, tau, seed):
     problem = SoftmaxTasks(num_tasks, size, seed)
     theta_KP, mean_P = problem.theta_KP.clone().requires_grad_(), problem.mean_P.clone().requires_grad_()
     map_objective(problem.nll(theta_KP), theta_KP, mean_P, tau, problem.num_tokens).backward()
@@ -82,7 +82,7 @@ def test_its_gradient_is_that_by_hand_in_theta_and_in_the_tasks(num_tasks, size,
 
 
 @given(tasks, sizes, seeds)
-def test_each_coordinate_may_have_a_precision_of_its_own(num_tasks, size, seed):
+def test_each_coordinate_may_have_its_own_precision(num_tasks, size, seed):
     problem = SoftmaxTasks(num_tasks, size, seed)
     tau_P = torch.rand(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.1
     mean_P = problem.mean_P.clone().requires_grad_()
@@ -92,8 +92,7 @@ def test_each_coordinate_may_have_a_precision_of_its_own(num_tasks, size, seed):
 
 
 @given(tasks, sizes, taus, st.integers(2, 9), seeds)
-def test_more_data_weighs_against_the_prior_as_a_smaller_tau_does(num_tasks, size, tau, copies, seed):
-    """The data repeated n times and tau: J as with the data once and tau / n."""
+def test_n_times_the_data_is_like_tau_over_n(num_tasks, size, tau, copies, seed):
     problem = SoftmaxTasks(num_tasks, size, seed)
     nll, theta_KP, mean_P = problem.nll(problem.theta_KP), problem.theta_KP, problem.mean_P
     repeated = map_objective(copies * nll, theta_KP, mean_P, tau, copies * problem.num_tokens)
@@ -102,7 +101,7 @@ def test_more_data_weighs_against_the_prior_as_a_smaller_tau_does(num_tasks, siz
 
 
 @given(tasks, sizes, seeds)
-def test_at_tau_0_it_is_the_nll_per_token_and_nothing_pulls_theta(num_tasks, size, seed):
+def test_at_tau_0_it_is_the_nll_per_token_and_does_not_pull(num_tasks, size, seed):
     problem = SoftmaxTasks(num_tasks, size, seed)
     theta_KP, mean_P = problem.theta_KP.clone().requires_grad_(), problem.mean_P.clone().requires_grad_()
     nll = problem.nll(theta_KP)

@@ -1,4 +1,4 @@
-"""Eq. 5 against torch.distributions, and the two coordinate systems against each other."""
+"""The log prior against torch.distributions, and the two coordinate systems against each other."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_log_prior_is_the_normal_density_without_its_constant(num_tasks, size, t
 
 
 @given(tasks, sizes, taus)
-def test_its_gradients_pull_each_task_to_theta_and_theta_to_their_sum(num_tasks, size, tau):
+def test_its_gradient_pulls_each_task_to_theta_and_theta_to_the_tasks(num_tasks, size, tau):
     theta_KP, mean_P = draw(num_tasks, size).requires_grad_(), draw(size).requires_grad_()
     log_prior(theta_KP, mean_P, tau).backward()
     pull_KP = -tau * (theta_KP - mean_P).detach()
@@ -43,7 +43,7 @@ def test_distance_is_the_root_of_the_squared_sum():
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1e4])
-def test_both_coordinates_hold_the_same_model(tau):
+def test_both_coordinates_represent_the_same_model(tau):
     initial_P, delta_KP = draw(6), draw(3, 6)
     noncentered, centered = (
         Hierarchy(initial_P, num_tasks=3, tau=tau, parametrization=kind) for kind in ("noncentered", "centered")
@@ -68,9 +68,9 @@ def test_limits_are_exact(kind):
 
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
-@pytest.mark.parametrize("own", [False, True], ids=["one tau", "a tau for each coordinate"])
-def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
-    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if own else None
+@pytest.mark.parametrize("has_tau_P", [False, True], ids=["one tau", "a tau for each coordinate"])
+def test_the_closed_form_gradient_equals_that_of_the_density(kind, has_tau_P):
+    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if has_tau_P else None
     hierarchy, twin = (
         Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, tau_P=tau_P)
         for _ in range(2)
@@ -87,7 +87,7 @@ def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
 
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
-def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
+def test_recentering_moves_only_theta_to_the_maximum_of_the_prior(kind):
     hierarchy = Hierarchy(draw(6), num_tasks=3, tau=2.0, parametrization=kind)
     hierarchy.set_adapters_(draw(6), draw(3, 6))
     before = hierarchy.theta_KP()
@@ -97,7 +97,7 @@ def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
     assert hierarchy.log_prior() >= log_prior(before, before.mean(0) + 0.01 * draw(6), 2.0)
 
 
-def test_a_row_touches_its_own_task_and_theta_alone():
+def test_a_row_has_a_gradient_only_in_its_task_and_theta():
     hierarchy = Hierarchy(draw(6), num_tasks=4, tau=2.0, parametrization="noncentered")
     hierarchy.theta_BP(torch.tensor([2, 2, 0])).sum().backward()
     torch.testing.assert_close(hierarchy.task_KP.grad.sum(1) / 6, torch.tensor([1.0, 0, 2, 0], dtype=torch.float64))

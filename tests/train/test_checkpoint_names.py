@@ -64,20 +64,20 @@ def test_a_checkpoint_gives_each_task_its_own_rows_in_whatever_order_the_tasks_a
 def test_a_checkpoint_of_other_tasks_or_modules_is_refused(tmp_path):
     config = make_config("prior.tau=10")
     trained(config, tmp_path)
-    with pytest.raises(InputError, match="of other tasks, it has 'b', and 1 more do not match"):
+    with pytest.raises(InputError, match="has other tasks: it has 'b', and 1 more do not match"):
         trainer_of(config, ["a", "zed", "c"], tmp_path)
-    with pytest.raises(InputError, match=r"of other modules, such as .*v_proj"):
+    with pytest.raises(InputError, match=r"has adapters of other modules, such as .*v_proj"):
         trainer_of(make_config("prior.tau=10", "lora.target_modules=[fc1]"), SIZES, tmp_path)
-    with pytest.raises(InputError, match="of other modules"):
+    with pytest.raises(InputError, match="has adapters of other modules"):
         trainer_of(make_config("prior.tau=10", "lora.rank=3"), SIZES, tmp_path)
 
 
 def test_modules_in_another_order_are_refused():
     layout = make_layout(make_base(), make_config().lora)
-    told = names_of(layout, ORDER)
-    assert task_order(told, layout, list(SIZES), "it") == [1, 2, 0]
+    written = names_of(layout, ORDER)
+    assert task_order(written, layout, list(SIZES), "it") == [1, 2, 0]
     with pytest.raises(InputError, match="modules in another order"):
-        task_order({**told, "parts": told["parts"][::-1]}, layout, ORDER, "it")
+        task_order({**written, "parts": written["parts"][::-1]}, layout, ORDER, "it")
 
 
 @pytest.mark.parametrize("method", ["map", "average"])
@@ -91,7 +91,7 @@ def test_a_trial_that_begins_with_anothers_adapters_takes_them_by_the_task(metho
     save_adapters(tmp_path / "trials" / "7", tensors, about_adapters(config, corpus, done))
     start = starting_point(config, base, tmp_path, "7", ORDER)
     assert start.theta_KP[:, 0].tolist() == ([2.0, 0.0, 1.0] if method == "map" else [1.0] * 3)
-    with pytest.raises(InputError, match="trial 7: is of other tasks, it lacks 'zed'"):
+    with pytest.raises(InputError, match="trial 7: has other tasks: it lacks 'zed'"):
         starting_point(config, base, tmp_path, "7", [*ORDER, "zed"])
-    with pytest.raises(InputError, match="trial 7: is of adapters of other modules"):
+    with pytest.raises(InputError, match="trial 7: has adapters of other modules"):
         starting_point(make_config("lora.target_modules=[fc1]"), base, tmp_path, "7", ORDER)

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.significance import UNKNOWN
-from bora_sweep.report.stats.smooth_curve import Curve
+from bora_sweep.report.stats.smooth_curve import SmoothCurve
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.formats import perplexity_text, plain, tau_text
@@ -97,7 +97,7 @@ def tau_curve(analysis: Analysis) -> Figure:
     return figure
 
 
-def _draw_micro(axes: Axes, analysis: Analysis, scale: "TauAxis", curve: Curve | None) -> None:
+def _draw_micro(axes: Axes, analysis: Analysis, scale: "TauAxis", curve: SmoothCurve | None) -> None:
     """The thick line over tau, smooth where there is a curve; a dot for each fit, the ends and the best in colour."""
     summary = analysis.summary
     y = np.array([summary.settings[m].test_perplexity for m in summary.fits])

@@ -14,12 +14,14 @@ import pandas as pd
 from bora_sweep.config import flatten
 from bora_sweep.config.yaml import dump_yaml
 from bora_sweep.errors import redact
+from bora_sweep.report.frames import overall_frame
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import Gain
-from bora_sweep.report.stats.smooth_curve import Curve
+from bora_sweep.report.stats.pool_trials import perplexities
+from bora_sweep.report.stats.smooth_curve import SmoothCurve
 from bora_sweep.report.stats.summary import SPLITS, Summary, structure_of
 from bora_sweep.report.stats.trends import Trend
-from bora_sweep.report.text import tables
+from bora_sweep.report.text.setting_names import setting_name
 
 MOST_TAUS = 24
 """Values of tau at which the page has each task's perplexity: both ends, the best, others spread evenly."""
@@ -45,7 +47,7 @@ def tau_columns(analysis: Analysis) -> Columns:
     """Table 1, with the epochs of each seed."""
     summary = analysis.summary
     settings = [summary.settings[m] for m in (summary.zero_shot, *summary.fits) if m is not None]
-    return by_column(tables.overall_numbers(analysis).drop(columns="floor_test_perplexity")) | {
+    return by_column(overall_frame(analysis).drop(columns="floor_test_perplexity")) | {
         "epochs": [setting.epochs for setting in settings],
         "best_epochs": [setting.best_epochs for setting in settings],
     }
@@ -57,8 +59,7 @@ def task_columns(analysis: Analysis) -> Columns:
     named = {"independent": summary.independent, "shared": summary.shared, "best": summary.best}
     shown = spread(summary.fits, {summary.fits[0], summary.best, summary.fits[-1]}, MOST_TAUS)
     between = summary.best_between
-    with np.errstate(over="ignore"):
-        low_D, high_D = (np.exp(end_DM[:, summary.best]) for end_DM in analysis.task_levels.ends)
+    low_D, high_D = (bound_DM[:, summary.best] for bound_DM in analysis.task_levels.perplexity_bounds)
     return {
         "name": summary.tasks,
         "documents": {split: summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)},
@@ -96,7 +97,7 @@ def gain_columns(gains: list[Gain]) -> dict[str, Columns]:
     }
 
 
-def smooth_columns(curve: Curve | None) -> Columns | None:
+def smooth_columns(curve: SmoothCurve | None) -> Columns | None:
     """The smooth curve over tau as perplexities, with its band."""
     if curve is None:
         return None
@@ -137,7 +138,7 @@ def trial_columns(summary: Summary) -> Columns:
     error = [None if pd.isna(row["error"]) else redact(row["error"]) for row in rows]
     return by_column(trials.loc[:, _TRIAL]) | {
         "error": error,
-        "fit": [tables.fit_text(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
+        "fit": [setting_name(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
         "cpu_hours": hours[:, 0],
         "gpu_hours": hours[:, 1],
     }
@@ -167,8 +168,7 @@ def learning_curves(curves: pd.DataFrame, trials: Columns) -> list[Columns]:
                 rows = groups[run, trial_id, split].sort_values("epoch")
                 at_best = set(np.flatnonzero(rows["epoch"] == best).tolist())
                 rows = rows.iloc[spread(range(len(rows)), {0, len(rows) - 1} | at_best, most)]
-                with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-                    perplexity = np.exp(rows["nll_nats"].to_numpy(float) / rows["num_tokens"].to_numpy(float))
+                perplexity = perplexities(rows["nll_nats"].to_numpy(float), rows["num_tokens"].to_numpy(float))
                 found.append({"trial": n, "split": split, "epoch": rows["epoch"].tolist(), "perplexity": perplexity})
     return found
 

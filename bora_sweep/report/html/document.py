@@ -15,13 +15,13 @@ from markdown_it import MarkdownIt
 from bora_sweep.report.html import columns
 from bora_sweep.report.html.columns import Columns
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import TRAIN
 from bora_sweep.report.text import notes, sections
-from bora_sweep.report.text.answer import answer, lowest, place, verdicts
-from bora_sweep.report.text.captions import illustrate
+from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
+from bora_sweep.report.text.captions import captioned_figures
 from bora_sweep.report.text.formats import markdown_text, number_text, perplexity_text, tau_text
-from bora_sweep.report.text.methods import Method
-from bora_sweep.report.text.tau_section import choosing
+from bora_sweep.report.text.tau_section import tau_section
 
 _DIGITS = 6
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -37,7 +37,7 @@ def make_document(analysis: Analysis, methods: list[Method], compared: pd.DataFr
     Args:
         analysis: Of a run, or of several.
         methods: `compare_methods`.
-        compared: `method_numbers` of them; empty where there is nothing to compare.
+        compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
     """
     summary, choice = analysis.summary, analysis.choice
@@ -161,16 +161,16 @@ def _said(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, tri
     summary = analysis.summary
     shown, fits = len(columns.task_columns(analysis)["taus"]), len(summary.fits)
     fewer = f" Tasks are drawn at {shown} of {fits} values of τ." if shown < fits else ""
-    captions = {f"figure_{n}": figure.caption for n, figure in enumerate(illustrate(analysis), start=1)}
+    captions = {f"figure_{n}": figure.caption for n, figure in enumerate(captioned_figures(analysis), start=1)}
     return captions | {
-        "answer": f"{answer(analysis)}\n\n{' '.join([place(summary), *lowest(summary, methods)])}",
+        "answer": f"{answer(analysis)}\n\n{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
         "tau": f"*Change* is each task's perplexity against its own at the best τ.{fewer}",
-        "choosing": choosing(analysis),
+        "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
         "methods": sections.methods(summary, compared),
-        "verdicts": verdicts(analysis),
-        "tasks": f"{sections.on_verdicts(analysis) if analysis.task_gains else ''} "
+        "verdicts": tasks_that_gain(analysis),
+        "tasks": f"{sections.about_verdicts(analysis) if analysis.task_gains else ''} "
         "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "
         "training split over the epoch, while the adapters moved. Of long curves evenly spaced epochs are shown, the "

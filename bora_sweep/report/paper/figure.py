@@ -7,30 +7,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from bora_sweep.report.figures.draw import GREY, INK, PALE, SHARED, TauAxis, plain_style
-from bora_sweep.report.paper.compare import Beside
+from bora_sweep.report.paper.compare import PaperComparison
 
 PAPER, OURS = SHARED, INK
 
 
 @plain_style()
-def draw(beside: Beside) -> Figure:
+def draw(comparison: PaperComparison) -> Figure:
     """As they are on the left; on the right each curve over its own lowest, which compares shapes alone."""
     figure = Figure(figsize=(10, 4), facecolor="white", layout="constrained")
     level, shape = figure.subplots(1, 2)
-    scale = TauAxis(sorted({*beside.paper.taus, *beside.ours.taus}))
+    scale = TauAxis(sorted({*comparison.paper.taus, *comparison.ours.taus}))
     for curves, color, width, label in (
-        (beside.paper, PAPER, 4.5, "the paper"),
-        (beside.ours, OURS, 2.2, "this run"),
+        (comparison.paper, PAPER, 4.5, "the paper"),
+        (comparison.ours, OURS, 2.2, "this run"),
     ):
         drawn = [(level, curves.overall_V, curves.perplexity_DV)]
-        if beside.taus:
-            drawn.append((shape, *curves.over_lowest(beside.taus)))
+        if comparison.taus:
+            drawn.append((shape, *curves.above_lowest(comparison.taus)))
         for axes, overall_V, tasks_DV in drawn:
             _draw(axes, scale, curves.taus, overall_V, tasks_DV, color, width, label)
     _dress(level, scale, "As they are", "Perplexity")
     _dress(shape, scale, "Over each curve's lowest of the τ that both have", "Above the lowest")
     shape.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%".replace("-", "−")))
-    _spread(level, np.concatenate([curves.perplexity_DV.ravel() for curves in (beside.paper, beside.ours)]))
+    _spread(level, np.concatenate([curves.perplexity_DV.ravel() for curves in (comparison.paper, comparison.ours)]))
     level.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
     return figure
 

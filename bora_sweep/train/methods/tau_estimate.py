@@ -24,12 +24,14 @@ from bora_sweep.train.evaluate import to_device
 from bora_sweep.train.state import Fit
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level of the intervals."""
+NUM_SAMPLES = 4
+"""Draws of each document's next tokens; the estimate of tr(F^2) needs at least two."""
 
 
 @dataclass(frozen=True)
 class TauEstimate:
-    """tau and the ends of its 95% interval; inf: the tasks need not differ."""
+    """tau and the ends of its 95% interval; inf: the data do not show that the tasks differ."""
 
     tau: float
     low: float
@@ -55,12 +57,12 @@ class Curvature:
 
 
 def tau_by_scores(shared: Curvature) -> TauEstimate:
-    """tau from one `shared` adapter: a step of Fisher scoring on the evidence over 1/tau, from tau = inf.
+    """tau from one shared fit: a step of Fisher scoring on the evidence as a function of 1/tau, from 1/tau = 0.
 
-    The step is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. First, the scores' common part
-    belongs to Theta: s_d is replaced by c_d = s_d - w_d sum_e s_e, where w_d is the task's share of the tokens. Second,
-    the noise tr F_d, which assumes the model, is replaced by v_d, estimated from the documents. Third, terms have
-    weight 1 / w_d, so that the tasks with most text do not dominate:
+    The step (Lin 1997) is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. First, the scores'
+    common part belongs to Theta: s_d is replaced by c_d = s_d - w_d sum_e s_e, where w_d is the task's share of the
+    tokens. Second, the noise tr F_d, which assumes the model, is replaced by v_d, estimated from the documents. Third,
+    terms have weight 1 / w_d, so that the tasks with most text do not dominate:
 
         1/tau = sum_d x_d / w_d  /  sum_d y_d / w_d,
         x_d = ||c_d||^2 - (1 - 2 w_d) v_d - w_d^2 sum_e v_e,    y_d = (1 - 2 w_d) tr(F_d^2) + w_d^2 sum_e tr(F_e^2).
@@ -79,10 +81,6 @@ def tau_by_scores(shared: Curvature) -> TauEstimate:
     scatter = (x_K - variance * y_K).square().sum() * len(w_K) / freedom
     half = (stdtrit(freedom, 0.5 + LEVEL / 2) * scatter.sqrt() / y_K.sum()).item()
     return TauEstimate(*(1 / v if v > 0 else math.inf for v in (variance, variance + half, variance - half)))
-
-
-NUM_SAMPLES = 4
-"""Draws of each document's next tokens; two are the least that tr(F^2) takes."""
 
 
 def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
@@ -123,10 +121,13 @@ def curvature(
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            apart = group_by_length(corpus, document_N, limits)
-            batches = [own_N[i : i + size] for own_N in apart for i in range(0, len(own_N), size)]
+            groups = group_by_length(corpus, document_N, limits)
+            batches = [group_N[i : i + size] for group_N in groups for i in range(0, len(group_N), size)]
             document_N = np.concatenate(batches)
-            pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
+            pieces = [
+                _gradients(adapted, corpus, batch_B, theta_P=theta_P, num_samples=num_samples, generator=generator)
+                for batch_B in batches
+            ]
             nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
             num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)
             fisher_P = draw_SNP.square().mean(0).sum(0)
@@ -142,13 +143,14 @@ def _gradients(
     adapted: AdaptedModel,
     corpus: TokenizedCorpus,
     document_B: np.ndarray,
+    *,
     theta_P: Tensor,
     num_samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """nll_B1 and score_BP of one task's documents, and score_SBP of each were its next tokens drawn from the model.
+    """nll_B1 and score_BP of one task's documents, and score_SBP of S draws of their next tokens from the model.
 
-    Each row takes a copy of the adapter, so that one backward pass gives the gradient of each document.
+    Each row has its own copy of the adapter, so that one backward pass gives the gradient of each document.
     """
     tokens_BT, length_B, _, given_B = to_device(collate(corpus, document_B), theta_P.device)
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
@@ -163,25 +165,26 @@ def _gradients(
 
 
 def draw_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
-    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first means nothing."""
+    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first has no meaning."""
     flat_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
     return torch.multinomial(flat_NV, 1, generator=generator).view(logits_BTV.shape[:2]).roll(1, dims=1)
 
 
 def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
-    """The trace of the covariance of sum_n s_n, unbiased where mean and covariance of s_n are as its number of tokens.
+    """An estimate of the trace of the covariance of s = sum_n s_n, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
 
-    With p_n a document's share of them, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
+    Here p_n is a document's share of the tokens. The estimate is unbiased if mean and covariance of s_n are
+    proportional to the document's number of tokens.
     """
     share_N = num_tokens_N / num_tokens_N.sum()
     return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
 
 
 def trace_of_square(draw_SNP: Tensor) -> Tensor:
-    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each of covariance F_n.
+    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each with covariance F_n.
 
-    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m); so pairs of two different
-    samples count.
+    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m). So only pairs from two
+    different samples are used.
     """
     S, N, _ = draw_SNP.shape
     flat_MP = draw_SNP.flatten(0, 1)
