@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: sweep test test-all test-cluster check audit bench clean help
+.PHONY: sweep test test-all test-cluster check docs build audit bench clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -13,11 +13,11 @@ help: ## what can be made
 sweep: .venv/installed ## the embedded sweep, from text to report: make sweep ARGS="search.num_trials=12"
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
 
-test: .venv/installed-dev ## the tests, in three parts side by side
-	.ci/test $(ARGS)
+test: .venv/installed-dev ## the tests, in under five minutes on two cores
+	.ci/test quick $(ARGS)
 
-test-all: test ## the tests, and the many families of base models one by one
-	$(BIN)/python -m pytest tests/model/test_families.py -m families $(ARGS)
+test-all: test ## the tests, then the slow ones: browser, compiler, killed processes, many base models
+	.ci/test rest $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
 	$(BIN)/python -m pytest tests/tune/test_cluster_lab.py -m cluster -rs $(ARGS)
@@ -26,6 +26,13 @@ check: test ## the tests, the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/installed-docs ## the documentation as a site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+build: .venv/installed-dev ## a wheel and a source archive in dist/
+	rm -rf dist
+	$(BIN)/python -m build
 
 audit: .venv/installed-dev ## known vulnerabilities of the installed versions; asks the Python Package Index
 	$(PIP) -e '.[audit]'
@@ -51,4 +58,8 @@ clean: ## remove the virtual environment
 
 .venv/installed-dev: .venv/installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) -e '.[docs]'
 	@touch $@

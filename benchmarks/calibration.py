@@ -34,6 +34,7 @@ from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.fit import fit, run_epoch, validate
 from bora_sweep.train.methods.variational import VariationalTrainer
+from bora_sweep.train.pack import Pack
 
 TAUS = (5.0, 20.0, 80.0)
 SIZES = (2, 8, 32)
@@ -183,11 +184,11 @@ def independent(theta_SKP: Tensor, generator: torch.Generator) -> Tensor:
 
 def settled(config: Config, world: World, base: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """theta_KP and std_KP of a fit that is not stopped."""
-    trainer = VariationalTrainer(config, world.corpus, base, make_accelerator(config))
-    validate([trainer])
+    trainer = VariationalTrainer(config, Pack(config, world.corpus, base, make_accelerator(config)))
+    validate(trainer.pack, [trainer])
     while trainer.stopped_by is None:
-        run_epoch([trainer])
-    trainer.adapted.detach()
+        run_epoch(trainer.pack, [trainer])
+    trainer.pack.close()
     return trainer.hierarchy.theta_KP(), trainer.ivon.std_KP()
 
 

@@ -25,11 +25,11 @@ from arguments import start
 from provenance import RESULTS, record
 
 from bora_sweep.report.stats.bootstrap import REPLICATES, paired_bootstrap, task_contrasts
-from bora_sweep.report.stats.documents import Documents
+from bora_sweep.report.stats.document_scores import DocumentScores
 from bora_sweep.report.stats.significance import ALPHA, holm, task_p_values
-from bora_sweep.report.stats.smooth_curve import fit_curve
-from bora_sweep.report.stats.tau_choice import best_tau, tau_posterior
-from bora_sweep.report.stats.trends import trend
+from bora_sweep.report.stats.smooth_curve import fit_smooth_curve
+from bora_sweep.report.stats.tau_choice import best_tau_interval
+from bora_sweep.report.stats.trends import fit_trend
 
 DRAWS = 1_000
 TAUS = np.array([0, 1, 10, 100, 1e3, 1e4, math.inf])
@@ -65,7 +65,7 @@ class World:
         weight_D = TEST_D * lengths_SD.mean(axis=0)
         return weight_D @ self.nats_DM / weight_D.sum()
 
-    def documents(self, rng: np.random.Generator, seeds: int = 1, noise: bool = False) -> Documents:
+    def documents(self, rng: np.random.Generator, seeds: int = 1, noise: bool = False) -> DocumentScores:
         """One document after another, each under every setting and seed."""
         task_N = np.repeat(np.arange(len(TEST_D)), TEST_D)
         tokens_N = _lengths(rng, self.length_D[task_N])
@@ -82,7 +82,7 @@ class World:
         nats_NJ = tokens_N[:, None] * np.column_stack(parts)
         setting_J, seed_J = np.tile(np.arange(len(TAUS)), seeds), np.repeat(np.arange(seeds), len(TAUS)).astype(float)
         names_N = np.array([f"{d:02d}" for d in task_N], dtype=object)
-        return Documents(names_N, tokens_N, nats_NJ, setting_J, seed_J)
+        return DocumentScores(names_N, tokens_N, nats_NJ, setting_J, seed_J)
 
     def _effects(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """Of mean 0 and variance 1."""
@@ -115,14 +115,14 @@ Hit = tuple[str, str, float, float]
 """Quantity, documents, 1 where the report's interval holds the truth, and the same of plain percentiles or NaN."""
 
 
-def overall_hits(world: World, documents: Documents, rng: np.random.Generator, said: str) -> Iterator[Hit]:
+def overall_hits(world: World, documents: DocumentScores, rng: np.random.Generator, said: str) -> Iterator[Hit]:
     """All tasks together: a level, and two differences."""
     truth_M, bootstrap = world.overall_M, paired_bootstrap(documents, seed=int(rng.integers(2**31)))
     plain_SM = _plain(documents, rng) if said == ONE else None
     pairs = (("perplexity", BEST, None), ("against τ = 0", BEST, INDEPENDENT), ("against τ = ∞", BEST, SHARED))
     for name, m, reference in pairs:
         truth = truth_M[m] - (0 if reference is None else truth_M[reference])
-        low, high = bootstrap.contrast(m, reference).ends
+        low, high = bootstrap.contrast(m, reference).bounds
         plain = math.nan
         if plain_SM is not None:
             plain_S = plain_SM[:, m] - (0 if reference is None else plain_SM[:, reference])
@@ -130,24 +130,24 @@ def overall_hits(world: World, documents: Documents, rng: np.random.Generator, s
         yield f"all tasks, {name}", said, _holds(float(low), float(high), truth), plain
 
 
-def task_hits(world: World, documents: Documents, rng: np.random.Generator, said: str = "") -> Iterator[Hit]:
+def task_hits(world: World, documents: DocumentScores, rng: np.random.Generator, said: str = "") -> Iterator[Hit]:
     """Each task: a level and a difference, by how many documents it has."""
-    found = task_contrasts(documents, [(BEST, None), (BEST, SHARED)], seed=int(rng.integers(2**31)))
+    contrasts = task_contrasts(documents, [(BEST, None), (BEST, SHARED)], seed=int(rng.integers(2**31)))
     truth_DC = np.column_stack([world.nats_DM[:, BEST], world.nats_DM[:, BEST] - world.nats_DM[:, SHARED]])
-    hit_DC = (found.ends[0] <= truth_DC) & (truth_DC <= found.ends[1])
+    hit_DC = (contrasts.bounds[0] <= truth_DC) & (truth_DC <= contrasts.bounds[1])
     for d, n in enumerate(TEST_D):
         plain_C = [math.nan, math.nan] if said else _plain_of_task(documents, d, rng, truth_DC[d])
         for c, name in enumerate(("perplexity", "against τ = ∞")):
             yield f"one task, {name}", said or _band(n), float(hit_DC[d, c]), plain_C[c]
 
 
-def _plain_of_task(documents: Documents, d: int, rng: np.random.Generator, truth_C: np.ndarray) -> list[float]:
+def _plain_of_task(documents: DocumentScores, d: int, rng: np.random.Generator, truth_C: np.ndarray) -> list[float]:
     plain_SM = _plain(documents.of_task(documents.tasks[d]), rng)
     parts = (plain_SM[:, BEST], plain_SM[:, BEST] - plain_SM[:, SHARED])
     return [_percentiles_hold(part, truth) for part, truth in zip(parts, truth_C, strict=True)]
 
 
-def _plain(documents: Documents, rng: np.random.Generator) -> np.ndarray:
+def _plain(documents: DocumentScores, rng: np.random.Generator) -> np.ndarray:
     """nats_per_token_SM of n draws of a task's n documents."""
     values_NC = np.column_stack([documents.nats_NM, documents.tokens_N])
     totals_SC = np.zeros((REPLICATES, values_NC.shape[1]))
@@ -157,33 +157,32 @@ def _plain(documents: Documents, rng: np.random.Generator) -> np.ndarray:
     return totals_SC[:, :-1] / totals_SC[:, -1:]
 
 
-def slope_hits(world: World, documents: Documents) -> Iterator[Hit]:
+def slope_hits(world: World, documents: DocumentScores) -> Iterator[Hit]:
     """Lines through tasks, against the law that tasks are drawn from."""
     totals_DM = np.add.reduceat(documents.nats_NM, documents.starts_D, axis=0)
     per_token_DM = totals_DM / np.add.reduceat(documents.tokens_N, documents.starts_D)[:, None]
     gain_D = -np.expm1(per_token_DM[:, BEST] - per_token_DM[:, INDEPENDENT])
     lines = (
-        ("gain over τ = 0", trend("", TRAIN_D, gain_D), PER_DOUBLING),
-        ("distance", trend("", TRAIN_D, world.distance_D, is_log=True), 2**EXPONENT - 1),
-        ("perplexity", trend("", TRAIN_D, np.exp(per_token_DM[:, BEST]), is_log=True), 0.0),
+        ("gain over τ = 0", fit_trend("", TRAIN_D, gain_D), PER_DOUBLING),
+        ("distance", fit_trend("", TRAIN_D, world.distance_D, is_log=True), 2**EXPONENT - 1),
+        ("perplexity", fit_trend("", TRAIN_D, np.exp(per_token_DM[:, BEST]), is_log=True), 0.0),
     )
     for name, line, truth in lines:
         assert line is not None
         yield f"slope of {name}", f"{len(TRAIN_D)} tasks", _holds(line.slope.low, line.slope.high, truth), math.nan
 
 
-def tau_hits(world: World, documents: Documents, rng: np.random.Generator, said: str) -> Iterator[Hit]:
+def tau_hits(world: World, documents: DocumentScores, rng: np.random.Generator, said: str) -> Iterator[Hit]:
     """The best tau: the lowest point of the parabola that all documents' expected scores make."""
     shape = np.polyfit(PLACE_M[BETWEEN], world.overall_M[BETWEEN], 2)
     truth = float(10 ** (-shape[1] / (2 * shape[0])))
     bootstrap = paired_bootstrap(documents, seed=int(rng.integers(2**31)))
     observed_M, nats_SM = bootstrap.nats_per_token_M, bootstrap.with_seeds(int(rng.integers(2**31)))
-    curve = fit_curve(TAUS[BETWEEN], observed_M[BETWEEN], nats_SM[:, BETWEEN])
+    curve = fit_smooth_curve(TAUS[BETWEEN], observed_M[BETWEEN], nats_SM[:, BETWEEN])
     assert curve is not None
     found = {
-        "τ where the curve is lowest": best_tau(TAUS, observed_M, nats_SM),
+        "τ where the curve is lowest": best_tau_interval(TAUS, observed_M, nats_SM),
         "τ as good as the best (holds the best)": curve.as_good,
-        "τ by the posterior": tau_posterior(TAUS[BETWEEN], documents.nats_NM.sum(axis=0)[BETWEEN]),
     }
     for name, interval in found.items():
         yield name, said, _holds(interval.low, interval.high, truth), math.nan

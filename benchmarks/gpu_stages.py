@@ -37,9 +37,11 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.linear_cross_entropy import linear_nll
 from bora_sweep.process import Interrupted
 from bora_sweep.train.device import PASS_TOKENS, make_accelerator
-from bora_sweep.train.fit import fit, step
+from bora_sweep.train.fit import fit
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.methods.tau_estimate import estimate_tau
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.step import step
 
 TAUS = {"tau=0": 0.0, "tau=100": 100.0}
 
@@ -190,13 +192,13 @@ def lengths() -> None:
         PASS_TOKENS.pop("cuda", None)
         if pass_tokens is not None:
             PASS_TOKENS["cuda"] = pass_tokens
-        trainer = make_trainer(config, corpus, base, accelerator)
+        trainer = make_trainer(config, Pack(config, corpus, base, accelerator))
         batches = trainer.batches(epoch=1)[:25]
         try:
             found = [_tokens_per_second(trainer, batches) for _ in range(2)]
-            passes = sum(len(trainer.parts(batch)) for batch in batches) / len(batches)
+            passes = sum(len(trainer.pack.forward_batches(batch)) for batch in batches) / len(batches)
         finally:
-            trainer.adapted.detach()
+            trainer.pack.close()
         return {"tokens/s": found, "passes a step": passes}
 
     find("full rows, tau=100", lambda: epoch(full, 100.0, here))
@@ -208,7 +210,7 @@ def lengths() -> None:
 
 def _tokens_per_second(trainer, batches: Sequence[np.ndarray]) -> int:
     started = time.perf_counter()
-    seen = sum(step([trainer], batch, len(batches))[1] for batch in batches)
+    seen = sum(step(trainer.pack, [trainer], batch, len(batches))[1] for batch in batches)
     torch.cuda.synchronize()
     return round(seen / (time.perf_counter() - started))
 

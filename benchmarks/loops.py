@@ -38,7 +38,7 @@ class Ours:
         base = geometry.base(device, dtype)
         self.layout = make_layout(base, geometry.lora)
         initial_P = self.layout.initial(base, 0, torch.promote_types(dtype, torch.float32)).to(device)
-        self.hierarchy = Hierarchy(initial_P, geometry.num_tasks, TAU, "noncentered")
+        self.hierarchy = Hierarchy(initial_P, num_tasks=geometry.num_tasks, tau=TAU, parametrization="noncentered")
         self.weight_K = torch.ones(geometry.num_tasks, device=device)
         self.adapted = AdaptedModel(base, self.layout, compiled=compiled)
         self.likelihood = Likelihood(self.adapted, [self.hierarchy])
@@ -53,11 +53,11 @@ class Ours:
     def step(self, batch: Batch) -> float:
         """See the module."""
         nats = self.backward(batch)
-        map_step(self.hierarchy, self.optimizer, "proximal", NUM_TOKENS, MAX_GRAD_NORM)
+        map_step(self.hierarchy, self.optimizer, "proximal", NUM_TOKENS, max_norm=MAX_GRAD_NORM)
         return nats
 
     def gradients(self, batch: Batch) -> tuple[float, Tensor, Tensor]:
-        """Nats, and the gradients of Eq. 6 in Theta and theta_1..K, the paper's coordinates, per token."""
+        """Nats, and the gradients of `map_objective` in Theta and theta_1..K, the paper's coordinates, per token."""
         nats = self.backward(batch)
         self.hierarchy.add_prior_gradient_(NUM_TOKENS)
         assert self.hierarchy.task_KP is not None

@@ -1,8 +1,8 @@
-"""How many tasks fit on a GPU beside the base model, by the formula of `bora_sweep.train.memory`.
+"""How many tasks fit on a GPU together with the base model, by the formula of `benchmarks/memory_model.py`.
 
     python benchmarks/memory.py
 
-Nothing is allocated: the models are sizes alone. Written to `benchmarks/results/memory.md` and `.json`.
+Nothing is allocated: the models have sizes and no weights. Written to `benchmarks/results/memory.md` and `.json`.
 """
 
 import json
@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from arguments import start
+from memory_model import step_memory, tasks_that_fit
 from provenance import RESULTS, provenance
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.model.layout import make_layout
-from bora_sweep.train.memory import step_memory, tasks_that_fit
 
 GIGABYTE = 10**9
-CARDS = (24, 80, 141)
-USABLE = 0.9  # of a card: the CUDA context, the allocator's gaps and the libraries' scratch space take the rest
+CARDS = (24, 80, 141)  # gigabytes
+USABLE = 0.9  # the CUDA context, fragmentation and the libraries' scratch space take the rest of a card
 ROWS, TOKENS, TASKS = 64, 128, 25
 RANK = 16
-PASSES = (1, 8)  # of a step's rows: train.micro_batch_size=8 makes eight of 64
+PASSES = (1, 8)  # per step: train.micro_batch_size=8 cuts 64 rows into eight passes
 
 
 def bases() -> dict[str, PreTrainedModel]:
@@ -49,11 +49,11 @@ def bases() -> dict[str, PreTrainedModel]:
 
 
 def row(name: str, base: PreTrainedModel, targets: list[str] | str, passes: int) -> dict[str, Any]:
-    """A line of the table."""
+    """One row of the table: a model, its adapted modules and the number of forward passes per step."""
     layout = make_layout(base, LoraConfig(rank=RANK, target_modules=targets))
-    batch = (ROWS // passes, TOKENS, passes)
-    memory = step_memory(base, layout, TASKS, *batch)
-    fitting = {card: tasks_that_fit(round(USABLE * card * GIGABYTE), base, layout, *batch) for card in CARDS}
+    batch = {"rows": ROWS // passes, "tokens": TOKENS, "passes": passes}
+    memory = step_memory(base, layout, num_tasks=TASKS, **batch)
+    fitting = {card: tasks_that_fit(round(USABLE * card * GIGABYTE), base, layout, **batch) for card in CARDS}
     return {
         "model": name,
         "targets": targets if isinstance(targets, str) else ", ".join(targets),
@@ -66,28 +66,28 @@ def row(name: str, base: PreTrainedModel, targets: list[str] | str, passes: int)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The table."""
+    """The rows as a Markdown table."""
     lines = [list(rows[0]), ["---", "---", "---:", "---", *["---:"] * (len(rows[0]) - 4)]]
-    lines += [[_say(cell) for cell in row.values()] for row in rows]
+    lines += [[_format(cell) for cell in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _say(cell: Any) -> str:
+def _format(cell: Any) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:.2f}"
 
 
 def main() -> None:
-    """The table."""
+    """Print the table and write it to `benchmarks/results/`."""
     targets = (["q_proj", "v_proj"], "all-linear")
     rows = [row(name, base, t, passes) for name, base in bases().items() for t in targets for passes in PASSES]
     text = f"""# Memory of a step, and how many tasks fit
 
 Gigabytes (10^9 bytes) of a step on {ROWS} documents of {TOKENS} tokens with {TASKS} tasks, by the parts of
 `step_memory`; then the tasks that fit on a card of which {USABLE:.0%} is used. The base is in bfloat16; adapters of
-rank {RANK} and all that belongs to them are in float32. Reckoned, not measured: `tests/test_memory.py` holds the
-formula against measured peaks of small models.
+rank {RANK} and all that belongs to them are in float32. Calculated, not measured:
+`tests/test_memory_model.py` compares the formula with the measured peaks of small models.
 
 {as_markdown(rows)}
 

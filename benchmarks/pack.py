@@ -20,8 +20,11 @@ from timing import Step, interleaved, peak_memory_gib, release
 from bora_sweep.config import Config, TrainConfig, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.fit import FitSpec, fit, fit_pack, step
+from bora_sweep.train.fit import fit, fit_pack
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.state import FitSpec
+from bora_sweep.train.step import step
 
 SIZES = (1, 2, 4, 8, 16)
 ROWS, TOKENS = 8, 128
@@ -53,9 +56,10 @@ def make_step(geometry: Geometry, size: int) -> Step:
     corpus = random_corpus(geometry, TOKENS, documents=8 * ROWS * 4)
     config = config_of(geometry, batch_size=ROWS)
     accelerator, base = make_accelerator(config), geometry.base(device, dtype)
-    trainers = [make_trainer(config, corpus, base, accelerator) for _ in range(size)]
-    batches = trainers[0].batches(epoch=1)
-    return lambda number: step(trainers, batches[number % len(batches)], len(batches))
+    pack = Pack(config, corpus, base, accelerator)
+    fits = [make_trainer(config, pack) for _ in range(size)]
+    batches = fits[0].batches(epoch=1)
+    return lambda number: step(pack, fits, batches[number % len(batches)], len(batches))
 
 
 def apart() -> float:

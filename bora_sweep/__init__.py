@@ -1,11 +1,11 @@
 """Hierarchical low-rank adaptation: one frozen language model, many related tasks, and the tau that ties them.
 
-    results = bora_sweep.sweep("conf/embedded.yaml")   # or read_results("runs/…") of one that is there
+    results = bora_sweep.sweep("conf/embedded.yaml")   # or read_results("runs/…") of a finished run
     report = bora_sweep.Report(results)
     report.answer, report.overall, report.figures
     bora_sweep.export("runs/…", "adapters/")
 
-Whatever was given wrongly is an `InputError`, whose message names the key or file, the value and the mend.
+Wrong input raises an `InputError`. Its message names the key or file, the value, and how to mend it.
 """
 
 from importlib import import_module
@@ -33,17 +33,17 @@ __all__ = [
     "sweep",
 ]
 
-_HOME = {
+_MODULES = {
     "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
     "fit": "api", "load_config": "config", "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Each is imported when it is first asked for: pandas, torch and Ray take seconds, and few need them all."""
-    if name not in _HOME:
+    """Import a public name when it is first used: pandas, torch and Ray take seconds to import."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,77 +1,78 @@
-"""What the command line does, for Python."""
+"""The commands `fit` and `sweep` as Python functions."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
 
 from bora_sweep.config import Setting
-from bora_sweep.launch import claim_run, prepare_fit, prepare_sweep, processes, run_fit, run_prepared_sweep
+from bora_sweep.launch import claim_run, join_processes, run_fit, run_prepared_sweep
+from bora_sweep.prepare import prepare_fit, prepare_sweep
 from bora_sweep.runs.results import Results, read_results
 
 
 def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections: Any) -> Results:
-    """One fit at `prior.tau`: adapters for every task and for what they share, Eq. 6, by early stopping on validation.
+    """Fit adapters for every task, and for what they share, at one value of `prior.tau`.
 
-    Settings are those of `bora-sweep fit`: YAML files, `key=value`, dictionaries, a `Config`; keyword arguments are
-    sections, or whole keys. What comes later wins, files and configurations first of all.
+    The fit maximises Eq. 6 (`bora_sweep.model.map_objective`), with early stopping on the validation split.
+
+    Settings are those of `bora-sweep fit`: YAML files, `key=value`, dictionaries, or a `Config`. Keyword arguments are
+    sections or top-level keys. Files and configurations are merged first; of equal kinds the later one wins.
 
         bora_sweep.fit("conf/model.yaml", "prior.tau=100", data={"path": "speeches.parquet"}, output="runs/mine")
 
     Args:
-        settings: What to fit; nothing at all: the embedded corpus and model.
-        resume: Go on with the run at `output`, else with the newest fit in `runs/`.
-        quiet: Whether to say nothing; else epochs are told on standard error.
+        settings: What to fit; without any: the embedded corpus and model.
+        resume: Resume the run at `output`, else the newest fit in `runs/`.
+        quiet: Print nothing; otherwise epochs are reported on standard error.
         sections: More settings, for example `train={"max_epochs": 20}`.
 
     Returns:
-        The run's four tables, a row of `trials` for the fit: nats and tokens as sums over each split's scored tokens,
-        perplexity exp(nats / tokens). The run's folder, which also holds the adapters, is their column `run`.
+        The run's four tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
+        perplexity is exp(nats / tokens). The column `run` is the run's folder, which also has the adapters.
 
     Raises:
-        InputError: A setting, the corpus or the model is wrong; nothing was begun.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; a checkpoint was written, and `resume=True` goes on from it.
+        InputError: A setting, the corpus or the model is wrong. Nothing was written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. A checkpoint was written, and `resume=True` continues from it.
     """
-    asked = _all(settings, sections)
-    with processes(asked, resume) as is_rank_zero:
+    together = _all(settings, sections)
+    with join_processes(together, resume) as is_rank_zero:
         console = _console(quiet or not is_rank_zero)
-        begun = prepare_fit(asked, resume, console)
-        if not is_rank_zero:
-            run_fit(begun, console)
-        else:
-            with claim_run(begun, "fit"):
-                run_fit(begun, console)
-    return read_results(begun.run)
+        prepared = prepare_fit(together, resume, console)
+        with claim_run(prepared, "fit") if is_rank_zero else nullcontext():
+            run_fit(prepared, console)
+    return read_results(prepared.run)
 
 
 def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sections: Any) -> Results:
-    """A search for tau, each value a fit, on Ray: on this machine, or on the cluster at `ray.address`.
+    """Search for tau: one fit per value, on Ray, on this machine or on the cluster at `ray.address`.
 
-    tau is the precision of the prior that ties the tasks, in one over the square of a parameter: 0 is one model per
-    task, `inf` one model for all. Both are fitted beside the values that are searched. Validation chooses.
+    tau is the precision of the prior that ties the tasks, in units of 1 / parameter^2. At 0 each task has its own
+    model; at `inf` all share one. Both are fitted beside the values that are searched. Validation chooses tau.
 
         results = bora_sweep.sweep(data={"path": "speeches.parquet"}, model={"name": "facebook/opt-350m"})
         bora_sweep.Report(results).answer
 
     Args:
-        settings: As for `fit`, of `bora-sweep sweep`; nothing at all: the embedded corpus and model.
-        resume: Go on with the run at `output`, else with the newest sweep in `runs/`.
-        quiet: Whether to say nothing; else trials are told on standard error as they end.
+        settings: As for `fit`, with the keys of `bora-sweep sweep`; without any: the embedded corpus and model.
+        resume: Resume the run at `output`, else the newest sweep in `runs/`.
+        quiet: Print nothing; otherwise each trial is reported on standard error when it ends.
         sections: More settings, for example `search={"num_trials": 20}`.
 
     Returns:
-        The run's four tables. A trial that failed has `status` failed and the reason in `error`; the others went on.
+        The run's four tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
 
     Raises:
-        InputError: A setting, the corpus or the model is wrong; nothing was begun.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM; what finished is kept, and `resume=True` goes on.
+        InputError: A setting, the corpus or the model is wrong. Nothing was written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. What finished is kept, and `resume=True` continues.
     """
     console = _console(quiet)
-    begun = prepare_sweep(_all(settings, sections), resume, console)
-    with claim_run(begun, "sweep"):
-        ended = run_prepared_sweep(begun, console)
-    if not ended:
+    prepared = prepare_sweep(_all(settings, sections), resume, console)
+    with claim_run(prepared, "sweep"):
+        is_complete = run_prepared_sweep(prepared, console)
+    if not is_complete:
         raise KeyboardInterrupt
-    return read_results(begun.run)
+    return read_results(prepared.run)
 
 
 def _all(settings: tuple[Setting, ...], sections: dict[str, Any]) -> list[Setting]:

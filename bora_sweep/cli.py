@@ -13,21 +13,31 @@ from bora_sweep import __version__, commands
 from bora_sweep.config.help import describe_keys
 from bora_sweep.errors import InputError, one_line
 
-KEYS = "keys, with their defaults (text is taken to the letter, null is none, a list is [a,b]):"
+KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
+RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "tracking", "output")
+FIT_TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
+SWEEP_TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
+REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."
+STATUS_TEXT = "Show the progress of a run: its trials, the best so far, the time left."
+EXPORT_TEXT = "Write a trial's adapters as PEFT folders: one for each task, and _global for what they share."
+GENERATE_TEXT = "Generate text from adapters of tasks, beside that of _global and of the base model."
+DESCRIBE_TEXT = "Show the tasks, documents, tokens and splits of a corpus, and what may be wrong with it."
 
 
 class _Once(argparse.Action):
-    """An option whose second value is refused, where argparse would drop the first."""
+    """Refuses an option that is given twice; argparse would silently drop the first value."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        given = getattr(namespace, "given", ())
-        if option_string is not None and self.dest in given:
+        seen = getattr(namespace, "seen", ())
+        if option_string is not None and self.dest in seen:
             parser.error(f"{option_string} {values}: is given twice; keep one")
-        namespace.given = (*given, self.dest)
+        namespace.seen = (*seen, self.dest)
         setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser whose options are `_Once`."""
+
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.register("action", None, _Once)
@@ -36,13 +46,13 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters shows τ as \\u03c4, and goes on
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without τ shows \\u03c4 and does not fail
             stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     try:
         if sys.flags.optimize > 1:
             raise InputError(
-                "PYTHONOPTIMIZE=2 (-OO): Transformers reads docstrings, which it drops; set it to 1 at most"
+                "PYTHONOPTIMIZE=2 (-OO): removes the docstrings that Transformers reads; set it to 1 at most"
             )
         return parsed.command(parsed)
     except InputError as error:
@@ -62,79 +72,81 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bora-sweep",
         description="Fine-tune one language model for many related tasks, and find how much they should share.",
-        epilog="Start with: bora-sweep sweep   (an embedded corpus and model, a few minutes on two cores)",
+        epilog="Start with: bora-sweep sweep   (uses an embedded corpus and model; a few minutes on two cores)",
     )
     parser.add_argument("--version", action="version", version=f"bora-sweep {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
-        keys = f"{KEYS}\n{describe_keys(sections)}" if sections else None
-        added = subparsers.add_parser(
-            name, help=text, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        added.set_defaults(command=command)
-        return added
-
-    fitted = ("protocol", "data", "model", "lora", "prior", "train", "init_from", "method", "tracking", "output")
-    _settings(add("fit", commands.fit, "One BoRA fit at prior.tau: checkpoint, adapters, scores.", fitted))
-    swept = ("protocol", "data", "model", "lora", "prior", "train", "search", "ray", "tracking", "output")
-    _settings(add("sweep", commands.sweep, "Search tau on Ray: results as trials finish, a report at the end.", swept))
-    report = add("report", commands.report, "Tables, figures and a page of a run, also of one that is not finished.")
-    report.add_argument("run", metavar="RUN", help="the run's folder")
-    report.add_argument("--open", action="store_true", help="show the page, RUN/report/index.html, in a browser")
-    report.add_argument("--against", choices=["paper"], help="also set the run beside the paper's results")
-    status = add("status", commands.status, "How a run stands: trials, the best so far, the time left.")
-    status.add_argument("run", metavar="RUN", help="the run's folder; also s3://… and gs://…")
-    status.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="again and again, until no process works on the run"
+    fit = _add(subparsers, "fit", commands.fit, FIT_TEXT, [*RUN_KEYS, "init_from", "method"])
+    sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
+    for run in (fit, sweep):
+        _add_settings(run)
+    _add_report_options(_add(subparsers, "report", commands.report, REPORT_TEXT))
+    _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))
+    _add_export_options(_add(subparsers, "export", commands.export, EXPORT_TEXT))
+    _add_generate_options(_add(subparsers, "generate", commands.generate, GENERATE_TEXT))
+    data = _add(subparsers, "data", commands.describe, "Inspect a corpus.")
+    describe = _add(
+        data.add_subparsers(metavar="COMMAND", required=True), "describe", commands.describe, DESCRIBE_TEXT, ["data"]
     )
-    _exporting(add("export", commands.export, "A trial's adapters as PEFT folders, one for each task and _global."))
-    _generating(
-        add("generate", commands.generate, "Text from tasks' adapters, beside that of _global and of the base model.")
-    )
-    data = add("data", commands.describe, "Look at a corpus.").add_subparsers(metavar="COMMAND", required=True)
-    text = "Tasks, documents, tokens, splits; what is wrong with a corpus."
-    described = data.add_parser(
-        "describe", help=text, description=text, epilog=f"{KEYS}\n{describe_keys(['data'])}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    described.add_argument("settings", nargs="*", metavar="FILE|key=value", help="corpora, YAML files, settings")
+    text = "corpora, YAML files, and settings such as data.min_documents=20"
+    describe.add_argument("settings", nargs="*", metavar="FILE|key=value", help=text)
     return parser
 
 
-def _exporting(parser: argparse.ArgumentParser) -> None:
-    _of_trial(parser)
-    parser.add_argument("out", metavar="OUT", help="where folders, model cards and tasks.json go; new or empty")
-    parser.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
-    parser.add_argument("--merge", action="store_true", help="full models, the base with the adapter in its weights")
-
-
-def _generating(parser: argparse.ArgumentParser) -> None:
-    _of_trial(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="how the text begins")
-    parser.add_argument("--task", action="append", required=True, metavar="NAME", help="a task; repeat it for several")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most; default: 64")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token each time; default: 1"
+def _add(subparsers, name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
+    """Add a command, whose help lists the keys of these sections of the configuration."""
+    keys = f"{KEYS}\n{describe_keys(sections)}" if sections else None
+    added = subparsers.add_parser(
+        name, help=text, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws, the same for each adapter")
+    added.set_defaults(command=command)
+    return added
 
 
-def _of_trial(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    text = "YAML files, merged left to right, then settings such as prior.tau=100"
+    parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
+    text = "resume a run: that of output=RUN, else the newest in runs/"
+    parser.add_argument("--resume", action="store_true", help=text)
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument(
-        "--trial", default="best", metavar="ID", help="a finished trial; best (default): the lowest on validation"
-    )
+    parser.add_argument("--open", action="store_true", help="also show the page, RUN/report/index.html, in a browser")
+    parser.add_argument("--against", choices=["paper"], help="also compare the run with the paper's results")
 
 
-def _settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="FILE.yaml|key=value",
-        help="YAML files, merged left to right, then settings such as prior.tau=100",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with a run: output=RUN, else the newest in runs/")
+def _add_status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder, also at s3://… or gs://…")
+    text = "show it again after so many seconds, until no process works on the run"
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help=text)
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    _add_trial(parser)
+    parser.add_argument("out", metavar="OUT", help="a new or empty folder for adapters, model cards and tasks.json")
+    parser.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
+    text = "write full models: the base model with the adapter merged into its weights"
+    parser.add_argument("--merge", action="store_true", help=text)
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    _add_trial(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
+    text = "a task; repeat the option for several"
+    parser.add_argument("--task", action="append", required=True, metavar="NAME", help=text)
+    text = "most tokens to generate; default: 64"
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)
+    text = "0 always takes the likeliest token; default: 1"
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help=text)
+    text = "random seed, the same for each adapter; default: 0"
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=text)
+
+
+def _add_trial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    text = "a finished trial; default: best, the lowest validation perplexity"
+    parser.add_argument("--trial", default="best", metavar="ID", help=text)
 
 
 if __name__ == "__main__":

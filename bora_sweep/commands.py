@@ -1,6 +1,6 @@
-"""What each command of `bora-sweep` does; each returns its exit code.
+"""The commands of `bora-sweep`, one function each. Each returns its exit code.
 
-Exit codes: 0 done; 1 the run failed (what finished is kept); 2 the input is wrong (one message); 130 interrupted.
+0: done. 1: the run failed, and what finished is kept. 2: the input is wrong, with one message. 130: interrupted.
 """
 
 import argparse
@@ -23,53 +23,55 @@ from bora_sweep.runs.storage import Folder, StorageFullError, folder_at, read_by
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
 
-if os.environ.get("COLUMNS") == "0":  # of a terminal that is none: rich would print nothing at all
+if os.environ.get("COLUMNS") == "0":  # some programs set it without a terminal, and rich would print nothing
     del os.environ["COLUMNS"]
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
 
 def fit(parsed: argparse.Namespace) -> int:
-    """One fit."""
-    from bora_sweep.launch import processes
+    """Fit at one value of tau."""
+    from bora_sweep.launch import join_processes
 
-    with processes(parsed.settings, parsed.resume) as is_rank_zero:
+    with join_processes(parsed.settings, parsed.resume) as is_rank_zero:
         err.quiet = out.quiet = not is_rank_zero
         return _fit(parsed, is_rank_zero)
 
 
 def _fit(parsed: argparse.Namespace, is_rank_zero: bool) -> int:
-    from bora_sweep.launch import claim_run, prepare_fit, run_fit
+    from bora_sweep.launch import claim_run, run_fit
+    from bora_sweep.prepare import prepare_fit
 
-    begun = prepare_fit(parsed.settings, parsed.resume, err)
+    prepared = prepare_fit(parsed.settings, parsed.resume, err)
     if not is_rank_zero:
-        run_fit(begun, err)
+        run_fit(prepared, err)
         return DONE
 
     def work() -> int:
-        with claim_run(begun, "fit"):
-            row = run_fit(begun, err)
+        with claim_run(prepared, "fit"):
+            row = run_fit(prepared, err)
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         test, epoch = row["test_perplexity"], row["best_epoch"]
-        out.print(f"test perplexity {test:.3f}, best epoch {epoch}, results in {escape(str(begun.run))}")
+        out.print(f"test perplexity {test:.3f}, best epoch {epoch}, results in {escape(str(prepared.run))}")
         return DONE
 
-    return _guarded("fit", begun.run, work)
+    return _with_resume_hint("fit", prepared.run, work)
 
 
 def sweep(parsed: argparse.Namespace) -> int:
-    """Many fits on Ray, and a report of them."""
-    from bora_sweep.launch import claim_run, prepare_sweep, run_prepared_sweep
+    """Search tau on Ray, then write a report."""
+    from bora_sweep.launch import claim_run, run_prepared_sweep
+    from bora_sweep.prepare import prepare_sweep
     from bora_sweep.report import write_report
     from bora_sweep.runs.results import trial_rows
 
-    begun = prepare_sweep(parsed.settings, parsed.resume, err)
+    prepared = prepare_sweep(parsed.settings, parsed.resume, err)
 
     def work() -> int:
-        with claim_run(begun, "sweep"):
-            ended = run_prepared_sweep(begun, err)
-            rows = trial_rows(begun.run)
+        with claim_run(prepared, "sweep"):
+            is_complete = run_prepared_sweep(prepared, err)
+            rows = trial_rows(prepared.run)
             failed = [row for row in rows if row["status"] == "failed"]
             for row in failed:
                 err.print(f"[bold red]trial {row['trial_id']} failed:[/] {escape(row['error'] or 'no reason known')}")
@@ -77,16 +79,16 @@ def sweep(parsed: argparse.Namespace) -> int:
                 if row["stopped_by"] == "divergence":
                     err.print(f"[yellow]trial {row['trial_id']} ended at its best epoch:[/] {escape(row['error'])}")
             if any(row["status"] == "finished" and row["method"] == "map" for row in rows):
-                _show_report(write_report(begun.run))
-        if not ended:
+                _show_report(write_report(prepared.run))
+        if not is_complete:
             raise KeyboardInterrupt
         return FAILED if failed else DONE
 
-    return _guarded("sweep", begun.run, work)
+    return _with_resume_hint("sweep", prepared.run, work)
 
 
 def status(parsed: argparse.Namespace) -> int:
-    """How a run stands; with `--watch`, again and again until nobody works on it."""
+    """Show the progress of a run; with `--watch` repeatedly, until no process works on it."""
     from bora_sweep.tune.status import render, run_status
 
     if parsed.watch is not None and not 0 < parsed.watch < float("inf"):
@@ -95,7 +97,7 @@ def status(parsed: argparse.Namespace) -> int:
     while True:
         stands = run_status(run)
         if parsed.watch is not None:
-            out.clear()  # in a terminal alone
+            out.clear()  # has an effect in a terminal only
         out.print(render(stands))
         if parsed.watch is None or not stands.is_driven:
             return DONE
@@ -103,12 +105,12 @@ def status(parsed: argparse.Namespace) -> int:
 
 
 def report(parsed: argparse.Namespace) -> int:
-    """Tables, figures and a page of a run; with `--open` the page in a browser."""
+    """Write tables, figures and a page of a run; with `--open` show the page in a browser."""
     from bora_sweep.report import write_report
 
     run = folder_at(parsed.run)
     if parsed.open and not isinstance(run, Path):
-        raise InputError(f"--open {run}: not on this machine; drop --open, and copy {run}/report/index.html to it")
+        raise InputError(f"--open {run}: is not on this machine; drop --open, and copy {run}/report/index.html here")
     written = write_report(run, against_paper=parsed.against == "paper")
     _show_report(written)
     if parsed.against == "paper":
@@ -119,7 +121,7 @@ def report(parsed: argparse.Namespace) -> int:
 
 
 def export(parsed: argparse.Namespace) -> int:
-    """Adapters in folders that PEFT loads."""
+    """Write a trial's adapters as folders that PEFT loads."""
     from bora_sweep.serve.export import export as write_folders
 
     folders = write_folders(parsed.run, parsed.out, parsed.trial, parsed.task, merge=parsed.merge)
@@ -129,7 +131,7 @@ def export(parsed: argparse.Namespace) -> int:
 
 
 def generate(parsed: argparse.Namespace) -> int:
-    """Texts of several adapters below one another."""
+    """Generate text from several adapters, one below the other."""
     from bora_sweep.serve.generate import Sampling, visible
     from bora_sweep.serve.generate import generate as texts_of
 
@@ -142,32 +144,32 @@ def generate(parsed: argparse.Namespace) -> int:
 
 
 def describe(parsed: argparse.Namespace) -> int:
-    """Tables of each corpus: the files that are named, or that of the settings."""
+    """Describe each corpus that is named, or else that of the settings."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.known_documents import records_of
-    from bora_sweep.data.tokens import remarks, tokenize_for
+    from bora_sweep.data.known_documents import record_folders
+    from bora_sweep.data.tokens import token_notes, tokenize_for
     from bora_sweep.model.base import load_tokenizer
 
     paths = [a for a in parsed.settings if not is_setting(a) and not a.endswith((".yaml", ".yml"))]
     settings = [a for a in parsed.settings if a not in paths]
-    twice = next((setting for setting in settings if setting.startswith("data.path=")), None)
-    if paths and twice is not None:
-        raise InputError(f"{twice}: {paths[0]} names a corpus too; drop one of the two")
+    also_named = next((setting for setting in settings if setting.startswith("data.path=")), None)
+    if paths and also_named is not None:
+        raise InputError(f"{also_named}: {paths[0]} names a corpus too; drop one of the two")
     for config in [load_config([*settings, {"data": {"path": path}}]) for path in paths] or [load_config(settings)]:
-        corpus = load_corpus(config.data, records_of(config))
+        corpus = load_corpus(config.data, record_folders(config))
         counts, notes = None, []
         if config.model.name is not None or config.data.kind == "synthetic":
             tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
-            counts, notes = tokenized.table(), [f"• {escape(remark)}" for remark in remarks(tokenized)]
+            counts, notes = tokenized.table(), [f"• {escape(note)}" for note in token_notes(tokenized)]
         for part in (*describe_corpus(corpus, counts), *notes):
             out.print(part)
     return DONE
 
 
-def _guarded(command: str, run: Folder, work: Callable[[], int]) -> int:
-    """Run `work`; whatever ends it early, say how to go on from what is there."""
-    hint = escape(f"go on with: bora-sweep {command} --resume output={shlex.quote(str(run))}")
+def _with_resume_hint(command: str, run: Folder, work: Callable[[], int]) -> int:
+    """The exit code of `work`. If it is interrupted or fails, print the command that resumes the run."""
+    hint = escape(f"resume with: bora-sweep {command} --resume output={shlex.quote(str(run))}")
     try:
         return work()
     except KeyboardInterrupt:
@@ -183,16 +185,16 @@ def _guarded(command: str, run: Folder, work: Callable[[], int]) -> int:
 
 
 def _show_report(path: Folder) -> None:
-    """The report's answer, its first paragraph after the title, and where the rest is."""
+    """Print the report's answer, which is the first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
     out.print(escape(f"report: {path}\npage: {path.parent / PAGE}"))
 
 
 def _show_paper(path: Folder) -> None:
-    """What `paper.md` begins with: its answer, and Table 1 beside ours."""
+    """Print the beginning of `paper.md`: its answer, and Table 1 beside ours."""
     from rich.markdown import Markdown
 
     _, answer, table, *_ = read_bytes(path).decode().split("\n\n")
     out.print(Markdown(f"{answer}\n\n{table}"))
-    out.print(escape(f"beside the paper: {path}"))
+    out.print(escape(f"comparison with the paper: {path}"))

@@ -1,34 +1,44 @@
-"""The one exception that means: what the user gave is wrong, and here is how to mend it; and what errors may say."""
+"""The error for wrong input, and what any error message may show."""
 
 import os
 import re
 
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
-IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
-IN_QUERY = re.compile(r"(?<=[?&])([^=&\s]*(?:token|signature|secret|password|key)[^=&\s]*)=[^&\s]+", re.IGNORECASE)
-SHORTEST_SECRET = 8  # characters; shorter values, such as `true`, are in many a word
+"""Environment variables whose values are secrets."""
+SHORTEST_SECRET = 8
+"""Characters. Shorter values, such as `true`, are part of ordinary words."""
+URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+URL_QUERY_SECRET = re.compile(
+    r"(?<=[?&])([^=&\s]*(?:token|signature|secret|password|key)[^=&\s]*)=[^&\s]+", re.IGNORECASE
+)
 
 
 class InputError(ValueError):
-    """Wrong input from the user: the command line prints it alone, without a traceback, and exits with 2.
+    """The user's input is wrong. The command line prints the message without a traceback and exits with 2.
 
-    The message names the file, the row or key, the value, and the mend.
+    The message names the file and row, or the key, then the value, and how to mend it.
     """
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError` with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
 def one_line(error: BaseException, limit: int = 500) -> str:
-    """`Type: first line of the message`, for a table cell; `InputError` speaks for itself and goes without its type."""
-    text = redact(" ".join(str(error).split())) or "no message"
-    named = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
-    return named if len(named) <= limit else f"{named[: limit - 1]}…"
+    """`Type: message` on one line of at most `limit` characters, without secrets. An `InputError` needs no type."""
+    message = redact(" ".join(str(error).split())) or "no message"
+    text = message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def redact(text: str) -> str:
-    """`text` without the passwords of addresses and the values of secrets in the environment."""
+    """`text` with `***` for passwords in addresses and for secrets from the environment."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST_SECRET and SECRET_NAMES.search(name):
             text = text.replace(value, "***")
-    return IN_QUERY.sub(r"\1=***", IN_ADDRESS.sub("***", text))
+    return URL_QUERY_SECRET.sub(r"\1=***", URL_PASSWORD.sub("***", text))
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""This process: orderly stops by a signal, and imports of large packages."""
+"""What a Python process needs around its work: imports of large packages, and an orderly stop by a signal."""
 
 import gc
 import os
@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO_SECONDS = 1.0
+"""A launcher passes Ctrl-C on to its processes, which have already received it. Such an echo is ignored."""
+
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Within, Python does not look for garbage.
+    """Pause the garbage collector.
 
-    torch and Transformers make some hundred thousand objects when they are imported, all of which stay: to go through
-    them again and again is a seventh of what their import takes.
+    The imports of torch and Transformers create some hundred thousand objects that all stay. Searching them again and
+    again takes a seventh of the time of these imports.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -27,24 +31,25 @@ def gc_paused() -> Iterator[None]:
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib also where the user's settings of it are broken: it then goes by its own.
+    """Import matplotlib, and without the user's settings where these are broken.
 
-    It reads them when it is imported, and ends there at a backend that is not installed here (a notebook leaves
-    `MPLBACKEND` to what it starts) and at a file that is no text. Our figures need neither.
+    The import fails if `MPLBACKEND` names a backend that is not installed, which a notebook may leave in the
+    environment, and if the settings file is not text. Our figures need neither.
     """
     try:
         import_module("matplotlib")
     except (ValueError, OSError):
         for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[name]  # what was imported before it ended
-        with _environment_without("MPLBACKEND", MATPLOTLIBRC=os.devnull):
+            del sys.modules[name]  # modules that were imported before the error
+        with _environment(without=("MPLBACKEND",), MATPLOTLIBRC=os.devnull):
             import_module("matplotlib")
 
 
 @contextmanager
-def _environment_without(*names: str, **values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (*names, *values)}
-    for name in names:
+def _environment(*, without: tuple[str, ...], **values: str) -> Iterator[None]:
+    """Set environment variables, remove those in `without`, and restore all afterwards."""
+    before = {name: os.environ.get(name) for name in (*without, *values)}
+    for name in without:
         os.environ.pop(name, None)
     os.environ.update(values)
     try:
@@ -56,43 +61,38 @@ def _environment_without(*names: str, **values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ECHO = 1.0
-"""Seconds: a terminal's Ctrl-C reaches a launcher and the processes that it launched, and it passes it on to them."""
-
-
 class Interrupted(KeyboardInterrupt):
-    """Asked to stop; raised where a fit stands between two steps."""
+    """A signal asked the process to stop. It is raised between two steps of a fit."""
 
 
 @contextmanager
 def defer_signals(on_signal: Callable[[], None] = lambda: None) -> Iterator[Callable[[], None]]:
-    """Within, Ctrl-C and SIGTERM (a spot machine's notice) are noted; a second one, later, interrupts at once.
+    """Record Ctrl-C and SIGTERM (the notice of a spot machine) instead of stopping; a second signal stops at once.
 
     Args:
-        on_signal: Called when the first arrives.
+        on_signal: Called when the first signal arrives.
 
     Yields:
-        A function that raises `Interrupted` once a signal has been noted.
+        A function that raises `Interrupted` once a signal has been recorded.
     """
-    noted_at: float | None = None
+    signalled_at: float | None = None
 
-    def note(*_: object) -> None:
-        nonlocal noted_at
-        if noted_at is not None:
-            if time.monotonic() - noted_at > ECHO:
+    def record(*_: object) -> None:
+        nonlocal signalled_at
+        if signalled_at is not None:
+            if time.monotonic() - signalled_at > ECHO_SECONDS:
                 raise KeyboardInterrupt
             return
-        noted_at = time.monotonic()
+        signalled_at = time.monotonic()
         on_signal()
 
     def check_stop() -> None:
-        if noted_at is not None:
+        if signalled_at is not None:
             raise Interrupted
 
     try:
-        before = {number: signal.signal(number, note) for number in SIGNALS}
-    except ValueError:  # not in the main thread, where signals do not arrive
+        before = {number: signal.signal(number, record) for number in SIGNALS}
+    except ValueError:  # only the main thread may handle signals
         yield check_stop
         return
     try:

@@ -1,4 +1,4 @@
-"""A bar for one fit: epochs, tokens per second, time left."""
+"""The progress of one fit: a bar with tokens per second and time left, and a line per epoch."""
 
 import math
 from types import TracebackType
@@ -10,7 +10,7 @@ from bora_sweep.train.state import State, StepReport
 
 
 class FitProgress:
-    """A context manager whose `on_step` and `on_epoch` feed a bar in a terminal and a line per epoch below it."""
+    """A context manager that shows a bar, in a terminal only. `on_step` and `on_epoch` report the fit to it."""
 
     def __init__(self, max_epochs: int, console: Console) -> None:
         self.max_epochs, self.console = max_epochs, console
@@ -36,7 +36,7 @@ class FitProgress:
         self.bar.stop()
 
     def on_step(self, report: StepReport) -> None:
-        """Move the bar by a step."""
+        """Advance the bar by a step."""
         self.tokens += report.num_tokens
         done = (report.epoch - 1) * report.num_batches + report.batch
         elapsed = self.bar.tasks[self.task].elapsed or math.inf
@@ -49,7 +49,7 @@ class FitProgress:
         )
 
     def on_epoch(self, state: State) -> None:
-        """Say how the epoch went."""
+        """Print the perplexities of the epoch."""
         train, validation = (math.exp(row["nll_nats"] / row["num_tokens"]) for row in state.curve[-2:])
         best = " (best)" if state.best_epoch == state.epoch else ""
         self.console.print(

@@ -20,8 +20,8 @@ from bora_sweep.runs.results import read_results, trial_rows
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.distributed import process_group
 from bora_sweep.train.fit import fit
-from bora_sweep.tune.ray_folder import SOCKET, keep_secret, ray_folder, refuse_shadows
-from bora_sweep.tune.tuner import _mark_dead, finished_points
+from bora_sweep.tune.ray_folder import LONGEST_SOCKET, ensure_auth_token, ray_folder, refuse_shadowing_files
+from bora_sweep.tune.tuner import earlier_trials, mark_failed
 
 LEFT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
 OF_ACCELERATE = {
@@ -99,10 +99,10 @@ def test_a_trial_whose_worker_died_before_its_first_row_has_failed(run, capsys):
     config = load_config(["search.num_trials=1"])
     point = {"number": 3, "tau": 10.0}
     params = {"trial_id": "003", "point": point, "seed_index": 0, "start": None}
-    _mark_dead(run, config, params, RuntimeError("The actor died"))
+    mark_failed(run, config, params, RuntimeError("The actor died"))
     (row,) = trial_rows(run)
     assert (row["status"], row["error"], row["tau"]) == ("failed", "RuntimeError: The actor died", 10.0)
-    assert not finished_points(run)["003"].finished
+    assert not earlier_trials(run)["003"].finished
     assert len(read_results(run).trials) == 1
     assert main(["status", str(run)]) == 0
     assert main(["report", str(run)]) == 2
@@ -116,7 +116,7 @@ def test_ray_is_given_a_folder_in_which_its_sockets_can_be(named, monkeypatch, t
     """Where the user's cannot hold them there is another; but what was named for Ray itself is refused."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     (tmp_path / "a file").write_text("")
-    for place in (tmp_path / ("a" * (108 - len(SOCKET))), "/proc", tmp_path / "a file", "/dev/full"):
+    for place in (tmp_path / ("a" * (108 - len(LONGEST_SOCKET))), "/proc", tmp_path / "a file", "/dev/full"):
         monkeypatch.setenv(named, str(place))
         if named == "RAY_TMPDIR":
             with (
@@ -128,7 +128,7 @@ def test_ray_is_given_a_folder_in_which_its_sockets_can_be(named, monkeypatch, t
         with ray_folder() as folder:
             own = Path(folder).parent
             assert own.stat().st_mode & 0o777 == 0o700
-            assert len(f"{own}/{SOCKET}") <= 107
+            assert len(f"{own}/{LONGEST_SOCKET}") <= 107
         assert not own.exists()
 
 
@@ -146,12 +146,12 @@ def test_files_that_workers_would_import_in_place_of_modules_are_named(monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").mkdir()  # without __init__.py it hides nothing
     (tmp_path / "speeches.py").write_text("")
-    refuse_shadows()
+    refuse_shadowing_files()
     (tmp_path / "random.py").write_text("raise RuntimeError")
     with pytest.raises(
         process_group.InputError, match=r"/random\.py: Ray's workers would import it in place of .*rename it"
     ):
-        refuse_shadows()
+        refuse_shadowing_files()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -170,11 +170,12 @@ def test_rays_secret_is_in_the_environment_where_no_home_can_keep_it(home, monke
     monkeypatch.setenv("HOME", str(tmp_path / home))
     (tmp_path / "home").mkdir()
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    keep_secret()
+    ensure_auth_token()
     assert len(os.environ.pop("RAY_AUTH_TOKEN", "")) == (64 if home == "/proc" else 0)
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_started_in_a_spoilt_environment_is_one_started_in_a_clean_one(corpus_file, model_folder, tmp_path):
     """By `uv run`, whose hook in Ray would ship this folder; beside a Ray elsewhere, a launcher, a home of nobody's."""

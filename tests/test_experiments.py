@@ -13,7 +13,7 @@ from bora_sweep.data.corpus import load_corpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.layout import make_layout
-from bora_sweep.tune.points import fixed_points
+from bora_sweep.tune.points import preset_points
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENT = str(CONF / "experiment" / "talk_of_norway.yaml")
@@ -37,7 +37,7 @@ def test_the_papers_geometry_has_1572864_parameters_for_each_task():
 
 def test_the_experiment_fits_what_table_1_lists_and_both_ends_at_its_learning_rates():
     config = experiment()
-    points = [point for point in fixed_points(config) if point.method == "map"]
+    points = [point for point in preset_points(config) if point.method == "map"]
     rates = {
         point.tau: load_config([EXPERIMENT, "data.path=x", f"prior.tau={point.tau}"]).learning_rate for point in points
     }

@@ -1,11 +1,12 @@
-"""The configuration: frozen dataclasses are the schema, files and `key=value` are read by their types.
+"""The configuration: frozen dataclasses are its schema, and the string under each field is its help text.
 
-Every value is checked where it is declared, derived values are properties, and a resolved configuration is plain YAML
-that reads back to an equal one.
+YAML files, `key=value` and dictionaries are read by the types of the fields. Each value is checked where it is
+declared. Derived values are properties. A resolved configuration is plain YAML that reads back to an equal one.
 """
 
 from bora_sweep.config.config import UNTRAINED, Config, Method, Protocol, with_values
 from bora_sweep.config.data import DataConfig, SyntheticConfig
+from bora_sweep.config.dotted import flatten
 from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_setting, load_config, read_config
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
@@ -31,6 +32,7 @@ __all__ = [
     "SyntheticConfig",
     "TrainConfig",
     "explicit_settings",
+    "flatten",
     "is_setting",
     "load_config",
     "read_config",

@@ -1,4 +1,4 @@
-"""Everything that decides a run."""
+"""The whole configuration: its sections, its top-level keys, and the rules that tie sections together."""
 
 import dataclasses
 import json
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bora_sweep.config.bounds import need
 from bora_sweep.config.data import DataConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
+from bora_sweep.errors import require
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
 UNTRAINED = ("zero_shot", "average", "ties", "dare")
-"""Methods that are scored as they are."""
+"""Methods that train nothing: they are scored as they are."""
 Protocol = Literal["ours", "paper", "published_code"]
 
 
@@ -31,83 +31,87 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     protocol: Protocol = "ours"
-    """Whose settings stand below those of files and of the command line. `ours`: the defaults; `paper`: those of the
-    paper's text; `published_code`: those that its tables were made with. See docs/reproduction.md."""
+    """Which settings files and the command line start from. `ours`: the defaults. `paper`: those in the paper's text.
+    `published_code`: those that made the paper's tables. See docs/reproduction.md."""
     init_from: str | None = None
-    """Adapters that a fit begins with, for `fit` alone: a PEFT adapter's folder, or a folder of them with a
-    `tasks.json` as `export` writes it. Theta and each task begin there, a task that it lacks at Theta."""
+    """Adapters that a fit starts from, for `fit` alone: the folder of a PEFT adapter, or a folder of several with a
+    `tasks.json`, as `export` writes it. Theta and the tasks start from them. A task that has none starts from Theta."""
     method: Method = "map"
-    """`map`: the MAP fit of Eq. 6; `vi`: a mean-field posterior of the tasks; `zero_shot`: the base model as it is; the
-    others are baselines of a sweep."""
+    """What a fit computes. `map`: the maximum a posteriori of Eq. 6 (`bora_sweep.model.map_objective`). `vi`: a
+    mean-field posterior of the tasks. `zero_shot`: nothing, the base model is scored as it is. `pfedme`: the same
+    objective as `map`, solved in turns for the tasks and for Theta. The others are baselines of a sweep."""
     tracking: Literal["tensorboard", "mlflow", "wandb"] | None = None
-    """Also show each trial's curves in a tracker, in the run's `tracking/`, see docs/live.md; left out: none."""
+    """A tracker that also shows each trial's curves, in the run's `tracking/`. Left out: none. See docs/live.md."""
     output: str | None = None
-    """The run's folder; left out: a new one under `runs/`, named by the time."""
+    """The run's folder. Left out: a new folder under `runs/`, named by the time."""
 
     def __post_init__(self) -> None:
         if self.output is not None:
             object.__setattr__(self, "output", expand_home(self.output, "output"))
         if self.init_from is not None:
             object.__setattr__(self, "init_from", local_path(self.init_from, "init_from"))
-        need(
+        require(
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
-        self._refuse_what_assumes_eq_5()
-        self._refuse_what_needs_sums_over_tokens()
-        need(
+        self._check_penalty()
+        self._check_token_sums()
+        require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
-            f"train.lr_per_tau={self.train.lr_per_tau}: couples the learning rate to tau in centered coordinates; "
+            f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
             "set prior.parametrization=centered, or drop it",
         )
-        need(
+        require(
             self.search.scheduler == "none" or self.ray.workers_per_trial == 1,
-            f"search.scheduler={self.search.scheduler}: stops fits of one process; set ray.workers_per_trial=1",
+            f"search.scheduler={self.search.scheduler}: works for fits of one process; set ray.workers_per_trial=1",
         )
-        need(
+        require(
             self.search.pack == 1 or self.train.precision != "fp16",
-            f"search.pack={self.search.pack}: fits of a pack would share fp16's loss scale; set train.precision=bf16",
+            f"search.pack={self.search.pack}: fits of a pack share one loss scale of fp16; set train.precision=bf16",
         )
-        need(
+        require(
             self.init_from is None or self.method in ("map", "vi", "pfedme"),
-            f"init_from={self.init_from}: method={self.method} does not begin with adapters of its own; drop init_from",
+            f"init_from={self.init_from}: method={self.method} does not start from given adapters; drop init_from",
         )
         workers = self.ray.workers_per_trial
-        need(
+        require(
             workers == 1 or self.search.pack == 1,
-            f"search.pack={self.search.pack}, ray.workers_per_trial={workers}: a fit that fills several devices gains "
-            "nothing in a pack; drop one of the two",
+            f"search.pack={self.search.pack}, ray.workers_per_trial={workers}: a fit that uses several devices gains "
+            "nothing from a pack; drop one of the two",
         )
-        need(
+        require(
             workers == 1 or self.train.precision != "fp16",
-            f"ray.workers_per_trial={workers}: its processes would each have a loss scale of fp16; set "
+            f"ray.workers_per_trial={workers}: each process would have its own loss scale of fp16; set "
             "train.precision=bf16",
         )
 
-    def _refuse_what_assumes_eq_5(self) -> None:
-        """Solvers and methods that stand on the squared distance."""
+    def _check_penalty(self) -> None:
+        """Refuse solvers and methods that need the squared distance of Eq. 5, where another penalty is set."""
         if self.prior.penalty == "squared":
             return
-        assumed = {
+        needs_squared = {
             "train.solver=proximal": self.train.solver == "proximal",
             f"train.global_update={self.train.global_update}": self.train.global_update != "gradient",
             f"method={self.method}": self.method in ("vi", "pfedme"),
             f"search.baselines={self.search.baselines}": bool({"vi", "pfedme"} & set(self.search.baselines)),
             "search.estimate_tau=true": self.search.estimate_tau,
         }
-        for setting, given in assumed.items():
-            need(not given, f"prior.penalty={self.prior.penalty}: {setting} stands on the squared distance; drop it")
+        for setting, is_set in needs_squared.items():
+            require(not is_set, f"prior.penalty={self.prior.penalty}: {setting} needs the squared distance; drop it")
 
-    def _refuse_what_needs_sums_over_tokens(self) -> None:
-        """What is not defined, or not made, where a batch's rows count by what else is in their batch."""
+    def _check_token_sums(self) -> None:
+        """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.
+
+        With these settings the weight of a row depends on the other rows of its batch.
+        """
         train = self.train
-        unlike = {
+        published = {
             "train.likelihood=documents": train.likelihood == "documents",
             "train.padding=scored": train.padding == "scored",
             "train.reported=best_epochs": train.reported == "best_epochs",
             "train.independent=joint": train.independent == "joint",
         }
-        refused = {
+        needs_sums = {
             f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
             f"search.pack={self.search.pack}": self.search.pack != 1,
             "search.mode=path": self.search.mode == "path",
@@ -115,9 +119,10 @@ class Config:
             f"search.baselines={self.search.baselines}": "vi" in self.search.baselines,
             "search.estimate_tau=true": self.search.estimate_tau,
         }
-        own = next((setting for setting, given in unlike.items() if given), None)
-        for setting, given in refused.items():
-            need(own is None or not given, f"{own}: is for separate fits of one process each; drop {setting}, or it")
+        first = next((setting for setting, is_set in published.items() if is_set), None)
+        for setting, is_set in needs_sums.items():
+            message = f"{first}: works for separate fits of one process only; drop it, or {setting}"
+            require(first is None or not is_set, message)
 
     @property
     def learning_rate(self) -> float:
@@ -128,49 +133,49 @@ class Config:
 
     @property
     def global_update(self) -> GlobalUpdate:
-        """`train.global_update`; pFedMe alternates."""
+        """`train.global_update`, or alternating for pFedMe."""
         return "alternating" if self.method == "pfedme" else self.train.global_update
 
     @property
     def parallel(self) -> Literal["tasks", "data"]:
-        """`train.parallel`; the draws of a posterior are of the whole bank."""
+        """`train.parallel`, or data for `vi`: each draw of its posterior needs all tasks."""
         return "data" if self.method == "vi" else self.train.parallel
 
     @property
     def is_separate(self) -> bool:
-        """Whether each task is a fit of its own."""
+        """Whether each task is fitted on its own: tau = 0 and `train.independent=separate`."""
         return self.prior.tau == 0 and self.train.independent == "separate"
 
     @property
     def can_be_packed(self) -> bool:
-        """Whether the fit may share its forward passes with others: at tau = 0 each task has batches of its own."""
+        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches."""
         return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:
-        """`train.solver`, or what suits parametrization and penalty where it is left out."""
+        """`train.solver`; left out: proximal where the prior has a closed form, else adamw."""
         if self.train.solver is not None:
             return self.train.solver
         closed_form = self.prior.parametrization == "noncentered" and self.prior.penalty == "squared"
         return "proximal" if closed_form else "adamw"
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values."""
+        """The configuration as nested dictionaries of plain values."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """One line; inf as `Infinity`, which Python and pandas read."""
+        """The configuration as one line of JSON. inf is `Infinity`, which Python and pandas read."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     def to_yaml(self) -> str:
-        """What `load_config` reads back to an equal configuration."""
+        """The configuration as YAML, which `load_config` reads back to an equal one."""
         from bora_sweep.config.yaml import dump_yaml
 
         return dump_yaml(self.to_dict())
 
 
 def with_values(config: Config, **changes: Any) -> Config:
-    """A copy with some values replaced, a section's by a dictionary: `with_values(c, prior={"tau": 0.0})`."""
+    """A copy with other values. A section takes a dictionary: `with_values(config, prior={"tau": 0.0})`."""
     sections = {
         name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
         for name, value in changes.items()

@@ -1,4 +1,4 @@
-"""The configuration's keys as text for `--help`, read off the dataclasses and the docstrings under their fields."""
+"""Help text of the configuration's keys, read from the dataclasses and the strings under their fields."""
 
 import ast
 import dataclasses
@@ -11,35 +11,36 @@ from bora_sweep import config as schema
 
 
 def describe_keys(sections: Sequence[str]) -> str:
-    """Every key of these sections with its default and what it does, one paragraph a key."""
+    """Two lines for each key of these sections: the key with its default, and what it does."""
     lines = []
     for key, default, text in _keys(schema.Config, ""):
         if key.partition(".")[0] in sections:
-            lines += [f"  {key}={_show(default)}", f"      {text}"]
+            lines += [f"  {key}={_show_default(default)}", f"      {text}"]
     return "\n".join(lines)
 
 
 def _keys(section: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    notes = _docstrings(section)
+    """Each dotted key below `section`, with its default and its help text."""
+    texts = _field_docstrings(section)
     for field in dataclasses.fields(section):
-        made = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
-        if dataclasses.is_dataclass(made):
-            yield from _keys(type(made), f"{prefix}{field.name}.")
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        if dataclasses.is_dataclass(default):
+            yield from _keys(type(default), f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", made, notes.get(field.name, "")
+            yield f"{prefix}{field.name}", default, texts.get(field.name, "")
 
 
-def _docstrings(section: type) -> dict[str, str]:
+def _field_docstrings(section: type) -> dict[str, str]:
     """The string under each field of a dataclass."""
-    found = {}
-    for field, note in pairwise(ast.parse(inspect.getsource(section)).body[0].body):  # type: ignore[attr-defined]
-        match field, note:
+    texts = {}
+    for field, docstring in pairwise(ast.parse(inspect.getsource(section)).body[0].body):  # type: ignore[attr-defined]
+        match field, docstring:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
+                texts[name] = " ".join(text.split())
+    return texts
 
 
-def _show(value: Any) -> str:
+def _show_default(value: Any) -> str:
     if value is None:
         return "null"
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""From files and `key=value` to a configuration: each part is read by the schema, then laid over those before it."""
+"""Make a configuration from YAML files, `key=value` and dictionaries: read each by the schema, then merge in order."""
 
 import json
 import os.path
@@ -7,133 +7,127 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bora_sweep.config.config import Config
+from bora_sweep.config.dotted import nest
 from bora_sweep.config.paths import local_path
-from bora_sweep.config.schema import built, holds_others, kind_at, kinds_of, typed
+from bora_sweep.config.schema import annotation_of, build, coerce, is_container, union_members
 from bora_sweep.config.yaml import parse_yaml, read_yaml
 from bora_sweep.errors import InputError
 
 Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 """A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
 PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
-"""Settings that a name stands for, `protocol`; part of the package, so that they are there wherever it is installed."""
+"""The YAML file of each `protocol`; the files are part of the package."""
 DATA_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def read_config(text: str) -> Config:
-    """What `Config.to_json` wrote; keys that it lacks have their defaults.
+    """The configuration that `Config.to_json` wrote. Keys that it lacks get their defaults.
 
     Raises:
         InputError: It has keys or values that this version does not know.
     """
     try:
-        return built(Config, typed(json.loads(text), Config, ""))
+        return build(Config, coerce(json.loads(text), Config, ""))
     except ValueError as error:
         raise InputError(f"{error}; another version of bora_sweep wrote it") from None
 
 
 def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -> Config:
-    """`base`, the settings of `protocol`, whole configurations and YAML files, then `key=value` and dictionaries.
+    """Merge settings into a configuration and check it. Later settings win.
 
-    Merged in that order and checked. A protocol that `base` already has is not laid over it again. A text is what is
-    written: nothing in it is a comment, a reference or a number where the key wants text.
+    The order is: `base`; the settings of `protocol`, unless `base` has that protocol already; configurations and YAML
+    files; `key=value` and dictionaries. Text is taken to the letter: it holds no comments and no references, and it is
+    a number only where the key wants one.
 
     Args:
-        arguments: Paths of YAML files and dotted `key=value` settings, as on the command line; from Python also
-            dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key may be
-            that, and a list is `[a,b]`.
-        base: What they are merged into; left out: the defaults.
+        arguments: YAML files and `key=value` with a dotted key, as on the command line. Python may also give
+            dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key allows
+            it, and `[a,b]` is a list.
+        base: The configuration to merge into; left out: the defaults.
 
     Raises:
-        InputError: A file that cannot be read, an unknown key, a value of the wrong type or out of bounds.
+        InputError: A file cannot be read, a key is unknown, or a value has the wrong type or is out of bounds.
     """
-    merged = typed(Config() if base is None else base, Config, "")
-    parts = [_part(source) for source in sorted(arguments, key=_is_said)]
+    merged = coerce(Config() if base is None else base, Config, "")
+    parts = [_read_setting(setting) for setting in sorted(arguments, key=_is_explicit)]
     protocol = next((part["protocol"] for part in reversed(parts) if "protocol" in part), merged["protocol"])
     if protocol in PROTOCOLS and protocol != merged["protocol"]:
-        parts.insert(0, _part(PROTOCOLS[protocol]))
+        parts.insert(0, _read_setting(PROTOCOLS[protocol]))
     for part in parts:
-        merged = _laid_over(merged, part)
-    return built(Config, merged)
+        merged = _merge(merged, part)
+    return build(Config, merged)
 
 
-def is_setting(source: Setting) -> bool:
-    """Whether it is `key=value`; a path that has a folder and then `=` in it is none."""
-    return isinstance(source, str) and "=" in source and "/" not in source.partition("=")[0]
+def is_setting(argument: Setting) -> bool:
+    """Whether it is `key=value`. A path with a folder before the `=` is not."""
+    return isinstance(argument, str) and "=" in argument and "/" not in argument.partition("=")[0]
 
 
 def explicit_settings(settings: Sequence[Setting]) -> dict[str, Any]:
-    """What `key=value` and dictionaries give: what is meant for this run alone, where a file may be of several."""
-    together: dict[str, Any] = {}
-    for source in filter(_is_said, settings):
-        together = _laid_over(together, _part(source))
-    return together
+    """What `key=value` and dictionaries give. They are meant for this run; a file may serve several runs."""
+    merged: dict[str, Any] = {}
+    for setting in filter(_is_explicit, settings):
+        merged = _merge(merged, _read_setting(setting))
+    return merged
 
 
-def _is_said(source: Setting) -> bool:
-    return isinstance(source, Mapping) or is_setting(source)
+def _is_explicit(setting: Setting) -> bool:
+    return isinstance(setting, Mapping) or is_setting(setting)
 
 
-def _part(source: Setting) -> dict[str, Any]:
-    """The keys that `source` gives, of the schema's types."""
-    if isinstance(source, (Config, Mapping)):
-        return typed(source, Config, "")
-    if not isinstance(source, (str, Path)):
-        raise InputError(f"{source!r}: a setting is a .yaml file, 'key=value', a dictionary or a Config")
-    if isinstance(source, str) and is_setting(source):
-        return _given(source)
-    path = Path(local_path(str(source)))
+def _read_setting(setting: Setting) -> dict[str, Any]:
+    """The keys that the setting gives, with values of the schema's types."""
+    if isinstance(setting, (Config, Mapping)):
+        return coerce(setting, Config, "")
+    if not isinstance(setting, (str, Path)):
+        raise InputError(f"{setting!r}: a setting is a .yaml file, 'key=value', a dictionary or a Config")
+    if isinstance(setting, str) and is_setting(setting):
+        return _read_key_value(setting)
+    path = Path(local_path(str(setting)))
     is_data = os.path.exists(path) or Path(path.name.removesuffix(".gz")).suffix in DATA_SUFFIXES
     if is_data and path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{source}: give a .yaml file or a setting; for the corpus write data.path={source}")
+        raise InputError(f"{setting}: give a .yaml file or a setting; for the corpus write data.path={setting}")
     values = read_yaml(path)
     try:
-        return typed(values, Config, "")
+        return coerce(values, Config, "")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _given(setting: str) -> dict[str, Any]:
-    """What `key=value` gives."""
+def _read_key_value(setting: str) -> dict[str, Any]:
     key, _, text = setting.partition("=")
-    kind = kind_at(Config, key)
+    annotation = annotation_of(Config, key)
     try:
-        return typed(_nested(key, _meant(text, kind, key)), Config, "")
+        return coerce(nest(key, _parse_value(text, annotation, key)), Config, "")
     except InputError as error:
-        if kind is not None:
+        if annotation is not None:
             raise
-        is_file = f"; the file of that name is ./{setting}" if os.path.isfile(setting) else ""
-        raise InputError(f"{setting}: {error}{is_file}") from None
+        hint = f"; the file of that name is ./{setting}" if os.path.isfile(setting) else ""
+        raise InputError(f"{setting}: {error}{hint}") from None
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    """`a.b` and 1 as `{"a": {"b": 1}}`."""
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
-
-
-def _meant(text: str, kind: Any, key: str) -> Any:
-    """What stands after `key=`: itself, but for null, lists and dictionaries, where the key has such."""
-    kinds = kinds_of(kind)
-    if text == "null" and type(None) in kinds:
+def _parse_value(text: str, annotation: Any, key: str) -> Any:
+    """The text after `key=`. Where the key allows them, null, lists and dictionaries are parsed."""
+    members = union_members(annotation)
+    if text == "null" and type(None) in members:
         return None
-    if not any(map(holds_others, kinds)):
+    if not any(map(is_container, members)):
         return text
     try:
         parsed = parse_yaml(text)
     except InputError as error:
-        if str in kinds:
+        if str in members:
             return text
         raise InputError(f"{key}={text}: {error}") from None
-    return parsed if isinstance(parsed, list) or str not in kinds else text
+    return parsed if isinstance(parsed, list) or str not in members else text
 
 
-def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, dictionaries within too; where both have a value, that of `over`."""
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both dictionaries merged, at every depth; the values of `over` win."""
     return {
         **under,
         **{
-            name: _laid_over(under[name], value) if isinstance(value, dict) and name in under else value
+            name: _merge(under[name], value) if isinstance(value, dict) and name in under else value
             for name, value in over.items()
         },
     }

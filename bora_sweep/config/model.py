@@ -1,13 +1,12 @@
-"""The base model, its adapters and their prior."""
+"""Sections `model`, `lora` and `prior`: the base model, its adapters and the prior that ties them."""
 
 import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bora_sweep.config.bounds import need
 from bora_sweep.config.paths import local_path
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, require
 
 Parametrization = Literal["noncentered", "centered"]
 
@@ -17,70 +16,71 @@ class ModelConfig:
     """The frozen base model."""
 
     name: str | None = None
-    """A Hugging Face name or a local folder; left out with the embedded corpus: its own small OPT."""
+    """A Hugging Face name or a local folder. Left out, with the embedded corpus only: a small OPT made for it."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the base's weights; adapters, prior and moments are float32 (float64 with a float64 base)."""
+    """Type of the base model's weights. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
     max_tokens: int = 128
-    """Longest sequence, start and end symbol included; longer documents are cut, and counted."""
+    """Most tokens of a sequence, with start symbol and end token. Longer documents are cut, and counted."""
     max_text_tokens: int | None = None
-    """Longest text, the prompt and the end token not counted; what then exceeds `max_tokens` is cut, be it the end
-    token. Left out: a text is as long as prompt and end token leave it room."""
+    """Most tokens of a text, without prompt and end token. The whole is then cut at `max_tokens`, which may cut off the
+    end token. Left out: a text gets the room that prompt and end token leave."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Recorded in every result."""
+    """Run Python code that comes with the model. Every result records it."""
 
     def __post_init__(self) -> None:
         if self.name is not None:
             object.__setattr__(self, "name", local_path(self.name, "model.name"))
-        need(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
+        require(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
         longest = self.max_text_tokens
-        need(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
+        require(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The adapters, Eq. 3."""
+    """The low-rank adapters, Eq. 3."""
 
     variant: Literal["lora", "rslora", "lora_plus", "dora", "mora"] = "lora"
-    """`lora`: Eq. 3; `rslora`: scaled by alpha / sqrt(r); `lora_plus`: B learns faster than A; `dora`: a magnitude and
-    a direction for each output; `mora`: one square matrix with as many parameters. See docs/adapters.md."""
+    """Kind of adapter. `lora`: Eq. 3. `rslora`: scaled by alpha / sqrt(r). `lora_plus`: B has a higher learning rate
+    than A. `dora`: a magnitude and a direction for each output. `mora`: one square matrix with as many parameters. See
+    docs/adapters.md."""
     rank: int = 8
-    """r of Eq. 3; with `mora` what its square matrix is sized by."""
+    """Rank r of Eq. 3. With `mora` it sets the size of the square matrix."""
     alpha: float | None = None
-    """alpha of Eq. 3; left out: equal to the rank, a scale of 1 (sqrt(r) with `rslora`). `mora` has none."""
+    """alpha of Eq. 3. Left out: the rank, so that the scale is 1 (sqrt(r) with `rslora`). `mora` has no alpha."""
     learning_rate_ratio: float = 16.0
-    """With `lora_plus` alone: the learning rate of B over that of A."""
+    """With `lora_plus` only: learning rate of B divided by that of A."""
     target_modules: list[str] | str | None = None
-    """Names of modules (the last parts of their paths), one regular expression, or `all-linear`; left out: what PEFT
-    adapts by default in this architecture, else all linear layers of its blocks. Modules in which an adapter could not
-    act are left out with a note, and refused where they alone are named. See docs/adapters.md."""
+    """Modules that get an adapter: a list of names (the ends of their paths), one regular expression, or `all-linear`.
+    Left out: PEFT's default for the architecture, else all linear layers of its blocks. Modules where an adapter would
+    have no effect are left out with a note; it is an error to name only such modules. See docs/adapters.md."""
 
     def __post_init__(self) -> None:
-        need(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
-        need(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
-        need(
+        require(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
+        require(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
+        require(
             self.alpha is None or self.variant != "mora",
             f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
         )
         targets = self.target_modules
-        need(targets != "", "lora.target_modules=: names nothing; drop it for what PEFT adapts by default")
+        require(targets != "", "lora.target_modules=: is empty; drop it for PEFT's default")
         if isinstance(targets, str):
             try:
                 re.compile(targets)
             except re.error as error:
                 raise InputError(
-                    f"lora.target_modules={targets}: is neither a list, [a,b], nor a regular expression ({error})"
+                    f"lora.target_modules={targets}: is neither a list [a,b] nor a regular expression ({error})"
                 ) from None
         ratio = self.learning_rate_ratio
-        need(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
+        require(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
 
     @property
     def resolved_alpha(self) -> float:
-        """alpha of Eq. 3."""
+        """`alpha`; left out: the rank."""
         return self.rank if self.alpha is None else self.alpha
 
     @property
     def scale(self) -> float:
-        """alpha / r of Eq. 3, alpha / sqrt(r) with rslora."""
+        """The scale of Eq. 3: alpha / r, or alpha / sqrt(r) with `rslora`."""
         return self.resolved_alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
 
@@ -89,32 +89,35 @@ class PriorConfig:
     """The prior that ties the tasks together, Eq. 5."""
 
     tau: float = 100.0
-    """Precision of N(theta_d; Theta, I/tau). 0: one model per task; inf: one model for all. A sweep searches it."""
+    """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. A sweep searches
+    it."""
     parametrization: Parametrization = "noncentered"
-    """`noncentered`: theta_d = Theta + delta_d, one learning rate for every tau; `centered`: the paper's."""
+    """Coordinates of the optimiser. `noncentered`: theta_d = Theta + delta_d, where one learning rate suits every tau.
+    `centered`: theta_d itself, as in the paper."""
     penalty: Literal["squared", "tensor_norm"] = "squared"
-    """How far a task is from Theta, times tau. `squared`: half the squared distance, Eq. 5; `tensor_norm`: the sum of
-    the distances themselves of each matrix, the published code's, which can hold a matrix at Theta altogether."""
+    """Distance between a task and Theta, which the prior multiplies by tau. `squared`: half the squared distance, Eq.
+    5. `tensor_norm`: the sum of the norms of each matrix's difference, as in the published code; it can keep a matrix
+    exactly at Theta."""
     groups: Literal["all", "matrix", "layer"] = "all"
-    """Parameters that have a tau of their own. `all`: one tau; `matrix`: one for all A and one for all B; `layer`: one
-    for each layer. A sweep searches their scales beside tau."""
+    """Groups of parameters with a tau of their own. `all`: one tau for all. `matrix`: one for all A and one for all B.
+    `layer`: one for each layer. A sweep searches their scales beside tau."""
     group_scales: dict[str, float] = field(default_factory=dict)
-    """Each group's tau divided by `tau`, by its name (A, B; layer_0, …); 1 where it is left out."""
+    """Each group's tau divided by `tau`, by the group's name (A, B; layer_0, …). Left out: 1."""
 
     @property
     def group_taus(self) -> dict[str, float]:
-        """tau of each group that has a scale, where a prior acts: 0 < tau < inf."""
+        """tau of each group that has a scale; empty at tau = 0 and tau = inf."""
         return {name: self.tau * scale for name, scale in self.group_scales.items() if 0 < self.tau < math.inf}
 
     def __post_init__(self) -> None:
-        need(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
-        need(
+        require(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
+        require(
             self.groups != "all" or not self.group_scales,
             f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
         )
-        need(
+        require(
             self.groups == "all" or self.penalty == "squared",
-            f"prior.penalty={self.penalty}: has one tau for all parameters; drop it, or prior.groups={self.groups}",
+            f"prior.penalty={self.penalty}: needs one tau for all parameters; drop it, or prior.groups={self.groups}",
         )
         for name, scale in self.group_scales.items():
-            need(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")
+            require(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")

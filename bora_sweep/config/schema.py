@@ -1,4 +1,4 @@
-"""Values by the schema: a field's type says whether text is taken to the letter, or is a number, a list, a section."""
+"""Read values by the type of their field: text to the letter, numbers and flags parsed, sections checked."""
 
 import reprlib
 from collections.abc import Iterable, Mapping, Set
@@ -9,126 +9,128 @@ from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from bora_sweep.config.dotted import nest
 from bora_sweep.errors import InputError
 
 FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 INT64 = range(-(2**63), 2**63)
-LONGEST_SHOWN = 100  # characters of a value in a message
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
 
 
-def kinds_of(kind: Any) -> tuple[Any, ...]:
+def union_members(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the type itself."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def holds_others(kind: Any) -> bool:
-    """Whether its values have values within."""
-    return is_dataclass(kind) or get_origin(kind) in (list, dict)
+def is_container(annotation: Any) -> bool:
+    """Whether the type is a section, a list or a dictionary."""
+    return is_dataclass(annotation) or get_origin(annotation) in (list, dict)
 
 
-def kind_at(section: type, key: str) -> Any:
-    """The type of a dotted key; None where there is no such key."""
-    kind: Any = section
+def annotation_of(section: type, key: str) -> Any:
+    """The type of a dotted key within a section; None where there is no such key."""
+    annotation: Any = section
     for name in key.split("."):
-        if is_dataclass(kind):
-            kind = {field.name: field.type for field in fields(kind)}.get(name)
+        if is_dataclass(annotation):
+            annotation = {field.name: field.type for field in fields(annotation)}.get(name)
         else:
-            kind = get_args(kind)[1] if get_origin(kind) is dict else None
-    return kind
+            annotation = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return annotation
 
 
-def typed(value: Any, kind: Any, key: str) -> Any:
-    """`value` as the schema has it; sections become dictionaries that hold the keys that were given.
+def coerce(value: Any, annotation: Any, key: str) -> Any:
+    """`value` as the type of its field. A section becomes a dictionary of the keys that are given.
 
     Args:
-        value: From a file or the command line, where all but null is text, or from Python.
-        kind: The type of the field.
-        key: Its dotted name.
+        value: From a file or the command line, where everything but null is text; or from Python.
+        annotation: The type of the field.
+        key: Its dotted name, for messages.
 
     Raises:
-        InputError: It is of another type, or a section lacks a key that is given.
+        InputError: The value has another type, or a section has no such key.
     """
-    kinds = kinds_of(kind)
-    for one in kinds:
+    members = union_members(annotation)
+    for member in members:
         try:
-            return _typed(value, one, key)
+            return _coerce_member(value, member, key)
         except InputError:
             raise
         except (ValueError, TypeError, OverflowError):
             continue
-    raise InputError(f"{key}={_shown(value)}: need {' or '.join(map(_called, kinds))}")
+    raise InputError(f"{key}={_show_value(value)}: need {' or '.join(map(_name_of_type, members))}")
 
 
-def built(section: Any, values: Mapping[str, Any]) -> Any:
-    """The dataclass with these values, which are of its fields' types."""
-    made = {
-        field.name: built(field.type, values[field.name]) if is_dataclass(field.type) else values[field.name]
-        for field in fields(section)
-        if field.name in values
-    }
-    return section(**made)
+def build(section: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass `section` with `values`, which `coerce` has read. Keys that are missing keep their defaults."""
+    return section(
+        **{
+            field.name: build(field.type, values[field.name]) if is_dataclass(field.type) else values[field.name]
+            for field in fields(section)
+            if field.name in values
+        }
+    )
 
 
-def _typed(value: Any, kind: Any, key: str) -> Any:
-    origin, inner = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return _section(value, kind, key)
+def _coerce_member(value: Any, annotation: Any, key: str) -> Any:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if is_dataclass(annotation):
+        return _coerce_section(value, annotation, key)
     if origin is list:
         if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable):
             raise TypeError
-        return [typed(item, inner[0], f"{key}[{place}]") for place, item in enumerate(value)]
+        return [coerce(item, inner[0], f"{key}[{place}]") for place, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
             raise TypeError
-        return {typed(name, str, key): typed(item, inner[1], f"{key}.{name}") for name, item in value.items()}
-    if kind is NoneType:
+        return {coerce(name, str, key): coerce(item, inner[1], f"{key}.{name}") for name, item in value.items()}
+    if annotation is NoneType:
         if value is not None:
             raise TypeError
         return None
     if origin is Literal:
         return inner[inner.index(value)]
-    return {str: _text, int: _whole, float: _number, bool: _flag}[kind](value)
+    return {str: _to_text, int: _to_int, float: _to_float, bool: _to_bool}[annotation](value)
 
 
-def _section(value: Any, section: Any, key: str) -> dict[str, Any]:
+def _coerce_section(value: Any, section: Any, key: str) -> dict[str, Any]:
     if isinstance(value, section):
         value = asdict(value)
-    kinds = {field.name: field.type for field in fields(section)}
-    before = f"{key}." if key else ""
+    annotations = {field.name: field.type for field in fields(section)}
+    prefix = f"{key}." if key else ""
     if not isinstance(value, Mapping):
-        raise InputError(f"{key}={_shown(value)}: is a section of keys, such as {before}{next(iter(kinds))}")
+        raise InputError(f"{key}={_show_value(value)}: is a section of keys, such as {prefix}{next(iter(annotations))}")
     for name in value:
-        if name not in kinds:
-            full = repr(f"{before}{name}")[:LONGEST_SHOWN]
-            raise InputError(f"{full}: no such key; {_mend_unknown(section, before, str(name), value[name])}")
-    return {name: typed(item, kinds[name], f"{before}{name}") for name, item in value.items()}
+        if name not in annotations:
+            full = repr(f"{prefix}{name}")[:LONGEST_SHOWN]
+            raise InputError(f"{full}: no such key; {_suggest_key(section, prefix, str(name), value[name])}")
+    return {name: coerce(item, annotations[name], f"{prefix}{name}") for name, item in value.items()}
 
 
-def _mend_unknown(section: Any, before: str, name: str, value: Any) -> str:
+def _suggest_key(section: Any, prefix: str, name: str, value: Any) -> str:
     known = [field.name for field in fields(section)]
     if name.partition(".")[0] in known and "." in name:
-        for within in reversed(f"{before}{name}".split(".")):
-            value = {within: value}
-        return f"a dot is for key=value; write {reprlib.repr(value)} here"
-    elsewhere = [
+        nested = nest(f"{prefix}{name}", value)
+        return f"a dotted key works in key=value only; write {reprlib.repr(nested)} here"
+    in_sections = [
         f"{outer.name}.{name}"
         for outer in fields(section)
         if is_dataclass(outer.type) and name in {field.name for field in fields(outer.type)}
     ]
-    near = elsewhere or get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
+    similar = in_sections or get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, similar))}?" if similar else f"the keys are {', '.join(known)}"
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     if not isinstance(value, (str, PurePath)):
         raise TypeError
     text = str(value)
-    text.encode()  # refuses halves of characters, which a name of a file that is not UTF-8 has
+    text.encode()  # refuses half a surrogate pair, which stands in a file name that is not UTF-8
     return text
 
 
-def _whole(value: Any) -> int:
+def _to_int(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, Integral)):
         raise TypeError
     number = int(value)
@@ -137,29 +139,30 @@ def _whole(value: Any) -> int:
     return number
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         raise TypeError
     return float(value.replace(".inf", "inf").replace(".nan", "nan") if isinstance(value, str) else value)
 
 
-def _flag(value: Any) -> bool:
+def _to_bool(value: Any) -> bool:
     if str(value).lower() not in FLAGS:
         raise ValueError
     return FLAGS[str(value).lower()]
 
 
-def _called(kind: Any) -> str:
-    """In words."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is list:
-        return f"a list such as [{', '.join(('1', '10') if get_args(kind)[0] in (int, float) else ('a', 'b'))}]"
-    return "keys with values" if get_origin(kind) is dict else CALLED[kind]
+def _name_of_type(annotation: Any) -> str:
+    """The type in words, for messages."""
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(get_args(annotation))}"
+    if get_origin(annotation) is list:
+        items = ("1", "10") if get_args(annotation)[0] in (int, float) else ("a", "b")
+        return f"a list such as [{', '.join(items)}]"
+    return "keys with values" if get_origin(annotation) is dict else TYPE_NAMES[annotation]
 
 
-def _shown(value: Any) -> str:
-    """On one line, and not all of what is long."""
+def _show_value(value: Any) -> str:
+    """The value on one line, shortened where it is long."""
     if value is None:
         return "null"
     if isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_SHOWN:

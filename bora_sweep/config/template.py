@@ -1,35 +1,34 @@
-"""Words around a document's text: braces are as in Python's `str.format`, which fills them in."""
+"""Templates of text around a document, with placeholders in braces as in Python's `str.format`."""
 
 from collections.abc import Collection
 from string import Formatter
 
-from bora_sweep.config.bounds import need
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, require
 
 
-def check_template(words: str, key: str, names: Collection[str]) -> list[str]:
-    """The placeholders of `words` in their order.
+def check_template(template: str, key: str, names: Collection[str]) -> list[str]:
+    """The placeholders of `template`, in order.
 
     Args:
-        words: A template: `{name}` for what is filled in, `{{` and `}}` for braces themselves.
-        key: That it was given for.
-        names: Of the placeholders that there are.
+        template: Text with `{name}` for a placeholder, and `{{` and `}}` for braces.
+        key: The configuration key that it was given for.
+        names: The placeholders that are allowed.
 
     Raises:
-        InputError: It has others, or braces that are neither.
+        InputError: It has another placeholder, or a brace that is neither.
     """
-    there_are = f"there is {' and '.join(f'{{{name}}}' for name in names)}, and {{{{ or }}}} is a brace itself"
+    allowed = f"there is {' and '.join(f'{{{name}}}' for name in names)}, and {{{{ or }}}} is a brace itself"
     try:
-        parts = list(Formatter().parse(words))
+        parts = list(Formatter().parse(template))
     except ValueError as error:
-        raise InputError(f"{key}={words!r}: {error}; {there_are}") from None
-    found = []
+        raise InputError(f"{key}={template!r}: {error}; {allowed}") from None
+    placeholders = []
     for _, name, form, conversion in parts:
         if name is not None:
             is_known = name in names and not form and not conversion
-            need(is_known, f"{key}={words!r}: has no placeholder {{{name}}}; {there_are}")
-            found.append(name)
-    literal = words.format(**dict.fromkeys(names, " "))
+            require(is_known, f"{key}={template!r}: has no placeholder {{{name}}}; {allowed}")
+            placeholders.append(name)
+    literal = template.format(**dict.fromkeys(names, " "))
     for name in names:
-        need(f"{{{name}}}" not in literal, f"{key}={words!r}: write {{{name}}} with one brace on each side")
-    return found
+        require(f"{{{name}}}" not in literal, f"{key}={template!r}: write {{{name}}} with one brace on each side")
+    return placeholders

@@ -1,4 +1,4 @@
-"""YAML whose scalars are text: what a text means is for the schema to say, not for YAML."""
+"""YAML in which every scalar is text, except null: the schema says what a text means, not YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,18 @@ from typing import Any
 import yaml
 from yaml.composer import ComposerError
 
-from bora_sweep.config.bounds import need
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, require
 
 LARGEST_BYTES = 2**20
-"""Of a file; a longer one is no configuration."""
-KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+"""Size of a file; a longer one is no configuration."""
+RESOLVED = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
 class _Loader(yaml.SafeLoader):
-    """Of unquoted scalars null alone is more than text; a key that is given twice is refused."""
+    """Reads unquoted scalars as text, except null. Refuses a key that is given twice."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012, as PyYAML has it
-        first: [(tag, pattern) for tag, pattern in pairs if tag in KEPT]
+    yaml_implicit_resolvers = {  # noqa: RUF012, as in PyYAML
+        first: [(tag, pattern) for tag, pattern in pairs if tag in RESOLVED]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -33,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text with line breaks or other marks is escaped: between single quotes YAML reads some of them as others."""
+    """Escapes text that has line breaks or other control characters: in single quotes YAML changes some of them."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
@@ -43,13 +42,13 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_yaml(content: bytes | str) -> Any:
-    """Dictionaries, lists, texts and None.
+    """The content as dictionaries, lists, texts and None.
 
     Raises:
-        InputError: It is not YAML; what and where.
+        InputError: It is not YAML. The message says what is wrong and where.
     """
     try:
-        return yaml.load(content, _Loader)  # a SafeLoader, by which YAML makes no objects
+        return yaml.load(content, _Loader)  # a SafeLoader: YAML creates no Python objects
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise InputError(f"{where}cannot be read as YAML: {error.problem}") from None
@@ -58,12 +57,12 @@ def parse_yaml(content: bytes | str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections of a file; none of an empty one.
+    """The sections of a YAML file; an empty file has none.
 
     Raises:
-        InputError: It is not there, cannot be read, or has no sections.
+        InputError: The file does not exist, cannot be read, or has no sections.
     """
-    need(path.suffix in (".yaml", ".yml"), f"{path}: give a .yaml file or a setting such as prior.tau=100")
+    require(path.suffix in (".yaml", ".yml"), f"{path}: give a .yaml file or a setting such as prior.tau=100")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -71,12 +70,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    need(len(content) <= LARGEST_BYTES, f"{path}: has more than {LARGEST_BYTES:,} bytes, so is no configuration")
+    require(
+        len(content) <= LARGEST_BYTES,
+        f"{path}: has more than {LARGEST_BYTES:,} bytes; give a configuration, and name the corpus by data.path",
+    )
     try:
         loaded = parse_yaml(content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    need(
+    require(
         loaded is None or isinstance(loaded, dict),
         f"{path}: need sections of keys, such as `prior:` with `tau: 100` under it",
     )
@@ -84,5 +86,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """What `parse_yaml` reads back, numbers as text."""
+    """YAML that `parse_yaml` reads back, with numbers as text."""
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, default_flow_style=False)

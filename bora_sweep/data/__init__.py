@@ -1,1 +1,1 @@
-"""From a file to a tokenised corpus and its batches."""
+"""From a file to a corpus, its tokens and its batches."""

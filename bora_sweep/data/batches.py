@@ -1,4 +1,4 @@
-"""Batches of a tokenised corpus: which documents stand together, and how a batch is padded.
+"""Batches of a tokenised corpus: which documents form a batch, which form a forward pass, and how rows are padded.
 
 Shapes: N documents, B rows, T tokens.
 """
@@ -8,34 +8,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bora_sweep.data.tokens import FILLED, SMALLEST_PART, TokenizedCorpus
+from bora_sweep.data.tokens import TokenizedCorpus
 
-SORTED_BATCHES = 32  # batches whose documents are sorted by length among themselves before they are cut
+SORTED_BATCHES = 32
+"""Batches whose documents are sorted by length together, before they are cut into batches."""
+ENOUGH_FILLED = 0.95
+"""Share of a forward pass that is not padding, from which on a batch is cut no further."""
+MIN_PASS_ROWS = 12
+"""Mean rows of a forward pass, below which a batch is cut no further where the cost of a pass is not known."""
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Rows of several tasks, padded on the right to the longest, or to the longest of the batch that they are part of.
-
-    The first `given_B` tokens of a row, its start symbol or its prompt, are not scored.
-    """
+    """Rows of several tasks, padded on the right to a common length."""
 
     document_B: np.ndarray
+    """Index of each row's document in the corpus."""
     task_B: np.ndarray
+    """Index of each row's task."""
     given_B: np.ndarray
+    """Tokens at the start of each row that are given and not scored: the start symbol or the prompt."""
     length_B: np.ndarray
+    """Tokens of each row without padding."""
     tokens_BT: np.ndarray
     scores_padding: bool = False
 
     @property
     def num_tokens(self) -> int:
-        """Scored tokens."""
-        whole = self.tokens_BT.size if self.scores_padding else int(self.length_B.sum())
-        return whole - int(self.given_B.sum())
+        """Scored tokens of all rows."""
+        total = self.tokens_BT.size if self.scores_padding else int(self.length_B.sum())
+        return total - int(self.given_B.sum())
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
-    """The batch of these documents; with `width` all rows are that long, and what fills them is scored."""
+    """The batch of these documents. With `width` all rows have that many tokens, and padding is scored."""
     starts = corpus.offsets[document_B]
     length_B = corpus.offsets[document_B + 1] - starts
     given_B = length_B - corpus.documents["num_tokens"].to_numpy()[document_B]
@@ -47,15 +53,15 @@ def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None =
 
 
 def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:
-    """Tokens of the longest of these documents."""
+    """Tokens of the longest of these documents, without padding."""
     return int((corpus.offsets[document_B + 1] - corpus.offsets[document_B]).max())
 
 
 def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The training split once, in an order that (seed, epoch) decides, as documents of each batch.
+    """One epoch over the training split: the documents of each batch, in an order that (seed, epoch) decides.
 
-    Documents are shuffled, then sorted by length within a few batches' worth, so that rows of a batch are of like
-    length and little of it is padding; then the batches are shuffled.
+    Documents are shuffled, then sorted by length within `SORTED_BATCHES` batches, so that the rows of a batch have
+    similar lengths and little padding. Then the batches are shuffled.
     """
     rng = np.random.default_rng([seed, epoch])
     document_N = rng.permutation(corpus.split("train"))
@@ -67,7 +73,7 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
 
 
 def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
-    """A split in an order that `seed` decides, whatever the documents' lengths, as documents of each batch."""
+    """One pass over a split: the documents of each batch, in an order that `seed` decides, whatever their lengths."""
     document_N = np.random.default_rng(seed).permutation(corpus.split(split))
     return [document_N[i : i + batch_size] for i in range(0, len(document_N), batch_size)]
 
@@ -75,33 +81,43 @@ def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: in
 def separate_batches(
     corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int, tasks: np.ndarray
 ) -> list[np.ndarray]:
-    """The training split of `tasks` once, for fits that share nothing: a task's batches do not depend on other texts.
+    """One epoch over the training split of `tasks`, for separate fits: no task's batches depend on another's texts.
 
     Each task's documents are shuffled by (seed, epoch, task) and spread evenly over as many batches as
-    `training_batches` makes of the whole split, some of them empty where few tasks are left. Within a few batches a
-    task's shorter ones come first, then the batches are shuffled: texts of like length meet, and no task knows of
-    another.
+    `training_batches` makes of the whole split. Some batches are empty where few tasks are left. Within
+    `SORTED_BATCHES` batches the shorter documents of a task come first; then the batches are shuffled. So texts of
+    similar length share a batch.
+
+    Args:
+        corpus: The documents.
+        batch_size: Documents of a batch on average, if all tasks are left.
+        seed: With epoch and task it decides the order.
+        epoch: Counted from 1.
+        tasks: Indices of the tasks that are still fitted.
+
+    Returns:
+        The documents of each batch.
     """
     document_N, task_N, length_N = corpus.split("train"), corpus.documents["task"].to_numpy(), np.diff(corpus.offsets)
     num_batches = -(-len(document_N) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     for task in tasks:
         rng = np.random.default_rng([seed, epoch, task])
-        own = rng.permutation(document_N[task_N[document_N] == task])
-        place = ((np.arange(len(own)) + rng.random()) * num_batches / len(own)).astype(int) % num_batches
-        by_length = own[np.lexsort((length_N[own], place // SORTED_BATCHES))]
-        for n, batch in zip(by_length.tolist(), place, strict=True):
+        shuffled = rng.permutation(document_N[task_N[document_N] == task])
+        batch_of = ((np.arange(len(shuffled)) + rng.random()) * num_batches / len(shuffled)).astype(int) % num_batches
+        by_length = shuffled[np.lexsort((length_N[shuffled], batch_of // SORTED_BATCHES))]
+        for n, batch in zip(by_length.tolist(), batch_of, strict=True):
             batches[batch].append(n)
     order = np.random.default_rng([seed, epoch]).permutation(num_batches)
     return [np.array(batches[i], dtype=np.int64) for i in order]
 
 
-def by_length(corpus: TokenizedCorpus, document_N: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
-    """These documents apart by length, the longest last, so that none is padded beyond a limit that it keeps."""
+def group_by_length(corpus: TokenizedCorpus, document_N: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
+    """These documents in groups, the longest last, so that padding never lifts a row above a limit that it is below."""
     if not limits:
         return [document_N]
-    place_N = np.searchsorted(limits, np.diff(corpus.offsets)[document_N])
-    return [document_N[place_N == place] for place in np.unique(place_N)]
+    group_N = np.searchsorted(limits, np.diff(corpus.offsets)[document_N])
+    return [document_N[group_N == group] for group in np.unique(group_N)]
 
 
 def forward_parts(
@@ -111,19 +127,30 @@ def forward_parts(
     pass_tokens: int | None = None,
     limits: Sequence[int] = (),
 ) -> list[np.ndarray]:
-    """`part_batch` of those documents of a batch that may stand beside each other, `by_length`."""
-    apart = by_length(corpus, document_B, limits)
-    return [part_B for own_B in apart for part_B in part_batch(corpus, own_B, largest, pass_tokens)]
+    """The documents of a batch as the rows of one forward pass, or of several where one would be mostly padding.
+
+    Args:
+        corpus: The documents.
+        document_B: The documents of the batch.
+        largest: Most rows of a pass.
+        pass_tokens: The fixed cost of a pass, in tokens (`bora_sweep.train.device.PASS_TOKENS`); None where unknown.
+        limits: Lengths that padding must not cross, see `group_by_length`.
+
+    Returns:
+        The documents of each pass.
+    """
+    groups = group_by_length(corpus, document_B, limits)
+    return [part_B for group_B in groups for part_B in _cut_batch(corpus, group_B, largest, pass_tokens)]
 
 
-def part_batch(
-    corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None = None, pass_tokens: int | None = None
+def _cut_batch(
+    corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None, pass_tokens: int | None
 ) -> list[np.ndarray]:
-    """A batch's documents as the rows of one forward pass, or of several where too much of one would be padding.
+    """`forward_parts` of documents that may be padded to each other's lengths.
 
-    Sorted by length, of `largest` rows at most, and cut where that saves most, until `FILLED` of what passes through
-    the model is not padding. Cuts end sooner where a further pass would cost more than it saves: given `pass_tokens`,
-    where a cut saves fewer tokens of padding than these; else where the parts have `SMALLEST_PART` rows on average.
+    Rows are sorted by length and cut where that saves most padding, until `ENOUGH_FILLED` of a pass is not padding.
+    Cutting stops earlier where a further pass would cost more than it saves: with `pass_tokens`, where a cut saves
+    fewer tokens of padding; else where the parts have `MIN_PASS_ROWS` rows on average.
     """
     count = len(document_B)
     if count == 0:
@@ -135,10 +162,10 @@ def part_batch(
     while True:
         part_B = np.searchsorted(cuts, row_B, side="right")
         longest_B = length_B[cuts[part_B] - 1]
-        shorter_B = row_B - cuts[part_B - 1]  # rows of the part before this one
+        shorter_B = row_B - cuts[part_B - 1]  # rows in the same part before this one
         saved_B = shorter_B * (longest_B - np.roll(length_B, 1))
-        is_dear = len(cuts) > count // SMALLEST_PART if pass_tokens is None else saved_B.max() < pass_tokens
-        if is_dear or length_B.sum() >= FILLED * longest_B.sum():
+        costs_more = len(cuts) > count // MIN_PASS_ROWS if pass_tokens is None else saved_B.max() < pass_tokens
+        if costs_more or length_B.sum() >= ENOUGH_FILLED * longest_B.sum():
             return np.split(sorted_B, cuts[1:-1])
         cuts = np.sort(np.append(cuts, saved_B.argmax()))
 
@@ -146,8 +173,8 @@ def part_batch(
 def scoring_batches(
     corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = ()
 ) -> Iterator[TaskBatch]:
-    """Each document once, the longest first, so that a batch that does not fit in memory is the first."""
-    for own_N in reversed(by_length(corpus, document_N, limits)):
-        order = np.argsort(-np.diff(corpus.offsets)[own_N], kind="stable")
+    """Batches of each document once, the longest first, so that a batch that does not fit in memory comes first."""
+    for group_N in reversed(group_by_length(corpus, document_N, limits)):
+        order = np.argsort(-np.diff(corpus.offsets)[group_N], kind="stable")
         for i in range(0, len(order), batch_size):
-            yield collate(corpus, own_N[order[i : i + batch_size]])
+            yield collate(corpus, group_N[order[i : i + batch_size]])

@@ -1,7 +1,7 @@
-"""Text as tokens: what a user's text says stays text, and only what the configuration's author wrote is control.
+"""Encode text as tokens, so that control tokens come from the configuration alone, never from a document.
 
-A control mark is a token that is not part of a text, such as `</s>`, `<pad>`, or one of a chat template's own. Where
-its characters stand in a document, a task's name or a prompt, they are characters.
+A control mark is the text of a token that is not part of a document, such as `</s>`, `<pad>`, or a token of a chat
+template. Where a document or a task's name contains the characters of a mark, they are encoded as characters.
 """
 
 import json
@@ -16,128 +16,131 @@ from transformers import PreTrainedTokenizerBase
 from bora_sweep.errors import InputError
 
 PROBES = ("x", "a b", "0", "The cat.")
-STRANGE = "\ufdd1 \u1c9f \U0003fffd"
-"""Characters that are none."""
+"""Texts that show what the tokenizer prepends."""
+UNASSIGNED = "\ufdd1 \u1c9f \U0003fffd"
+"""Code points that are no characters, so that no tokenizer knows them."""
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-PLACE = re.compile(r"\{\{|\}\}|\{(task|text)\}")
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(task|text)\}")
 
 
 class Encoder:
-    """A tokenizer of which no text that is filled in makes a control token.
+    """Encodes filled-in templates so that no text becomes a control token.
 
-    What holds no mark has the tokens that the tokenizer gives it, as one piece. What does is tokenised once more by a
-    twin of the tokenizer, in which the marks have names that no text has.
+    A text without marks gets the tokens that the tokenizer gives it. A text with marks is encoded again by a twin of
+    the tokenizer, in which the marks have names that no text has.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        _leave_nothing_to_chance(tokenizer)
+        _disable_dropout(tokenizer)
         self.tokenizer, self.mark_of = tokenizer, control_marks(tokenizer)
         self.control = frozenset(self.mark_of)
-        # What stands for characters that the tokenizer does not know may come of a text, but does not end it.
-        self.refused = self.control - {token for token in _unknown(tokenizer) if token != tokenizer.eos_token_id}
+        # The token for unknown characters may come from a text, unless it is also the end token.
+        self.refused = self.control - {token for token in _unknown_tokens(tokenizer) if token != tokenizer.eos_token_id}
 
-    def encode(self, words: str, values_N: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        """The tokens of `words` with each of `values_N` filled in, nothing put before or after.
+    def encode(self, template: str, values_N: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """The tokens of `template` filled in with each of `values_N`, with nothing before or after.
 
         Args:
-            words: `data.prompt` or `data.template`, whose own marks are control.
-            values_N: What stands for `{task}` and `{text}`.
+            template: `data.prompt` or `data.template`. Marks in it are control tokens.
+            values_N: The values of `{task}` and `{text}`, for each of N documents.
 
         Raises:
-            InputError: The tokenizer makes a control token of a text, whatever is done.
+            InputError: The tokenizer makes a control token of a text, and no encoding avoids it.
         """
-        texts_N = [fill(words, values) for values in values_N]
-        tokens_N = self._plain(texts_N)
-        doubtful = [n for n, tokens in enumerate(tokens_N) if not self.control.isdisjoint(tokens)]
-        if not doubtful:
+        texts_N = [fill(template, values) for values in values_N]
+        tokens_N = self._encode_plain(texts_N)
+        with_control = [n for n, tokens in enumerate(tokens_N) if not self.control.isdisjoint(tokens)]
+        if not with_control:
             return tokens_N
-        own = re.findall(self._any_mark(), words)
+        marks = re.findall(self._mark_pattern(), template)
         id_of = {mark: token for token, mark in self.mark_of.items()}
-        wanted = [id_of[mark] for mark in own if id_of[mark] in self.refused]
-        for n, tokens in zip(doubtful, self._again(words, [values_N[n] for n in doubtful], bool(own)), strict=True):
+        wanted = [id_of[mark] for mark in marks if id_of[mark] in self.refused]
+        again = self._encode_with_marks(template, [values_N[n] for n in with_control], bool(marks))
+        for n, tokens in zip(with_control, again, strict=True):
             if [token for token in tokens if token in self.refused] != wanted:
                 self._refuse(texts_N[n], tokens)
             tokens_N[n] = tokens
         return tokens_N
 
-    def _plain(self, texts: list[str], **options: Any) -> list[list[int]]:
+    def _encode_plain(self, texts: list[str], **options: Any) -> list[list[int]]:
         return self.tokenizer(  # type: ignore[return-value]
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options
         )["input_ids"]
 
-    def _again(self, words: str, values_N: list[Mapping[str, str]], has_marks: bool) -> list[list[int]]:
-        """The tokens of texts in which marks may stand."""
-        if not self.tokenizer.is_fast:  # has no twin; it knows all marks or none
-            return self._plain([fill(words, values) for values in values_N], split_special_tokens=not has_marks)
-        # A character that is control has no other token: where a text has it, the text is refused.
-        name_of = {mark: _name(token) for token, mark in self.mark_of.items() if not _is_of_text(mark)}
-        renamed = re.sub(self._any_mark(), lambda found: name_of.get(found[0], found[0]), words)
+    def _encode_with_marks(self, template: str, values_N: list[Mapping[str, str]], has_marks: bool) -> list[list[int]]:
+        """The tokens of filled-in templates whose values may contain the characters of marks."""
+        if not self.tokenizer.is_fast:  # it has no twin, and recognises all marks or none
+            texts = [fill(template, values) for values in values_N]
+            return self._encode_plain(texts, split_special_tokens=not has_marks)
+        # A mark that is one character has no other token: a text with it is refused.
+        name_of = {mark: _twin_name(token) for token, mark in self.mark_of.items() if not _may_be_text(mark)}
+        renamed = re.sub(self._mark_pattern(), lambda match: name_of.get(match[0], match[0]), template)
         twin = _twin(self.tokenizer, name_of)
         texts = [fill(renamed, values) for values in values_N]
-        return [found.ids for found in twin.encode_batch(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in twin.encode_batch(texts, add_special_tokens=False)]
 
-    def _any_mark(self) -> str:
-        """A pattern: of marks that begin alike, the longest."""
+    def _mark_pattern(self) -> str:
+        """A regular expression for any mark. Of marks that begin alike it matches the longest."""
         return "|".join(re.escape(mark) for mark in sorted(self.mark_of.values(), key=len, reverse=True))
 
     def _refuse(self, text: str, tokens: list[int]) -> None:
-        made = next((self.mark_of[token] for token in tokens if token in self.refused), None)
-        why = ", which stands for what it does not know as well" if made == self.tokenizer.unk_token else ""
+        mark = next((self.mark_of[token] for token in tokens if token in self.refused), None)
+        why = ", which also stands for unknown characters" if mark == self.tokenizer.unk_token else ""
         raise InputError(
-            f"{self.tokenizer.name_or_path}: the tokenizer makes its control token {made!r}{why} of the text "
-            f"{_shortened(text)}, which would end or part it; leave such texts out, or give a model with another "
+            f"{self.tokenizer.name_or_path}: the tokenizer makes its control token {mark!r}{why} of the text "
+            f"{_shortened(text)}, which would end or divide it; leave such texts out, or give a model with another "
             "tokenizer"
         )
 
 
-def fill(words: str, values: Mapping[str, str]) -> str:
-    """`words` with `{task}` and `{text}` filled in, braces within what is filled in as they are; `{{` is a brace."""
-    return PLACE.sub(lambda found: values.get(found[1], found[0]) if found[1] else found[0][0], words)
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with `{task}` and `{text}` filled in, and `{{` as a brace. Braces within the values stay."""
+    return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]) if match[1] else match[0][0], template)
 
 
 def until_text(template: str) -> str:
-    """`data.template` up to its `{text}`."""
-    end = next(found.end() for found in PLACE.finditer(template) if found[1] == "text")
+    """`data.template` up to and with its `{text}`."""
+    end = next(match.end() for match in PLACEHOLDER.finditer(template) if match[1] == "text")
     return template[:end]
 
 
 def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that are no text, by what stands for them in a string.
+    """From control token to its mark, the characters that stand for it in a string.
 
-    Special tokens, and added ones that the chat template writes, unless these are words. Not a lone character, which
-    some models are padded with, and not a byte such as `<0x0A>`: these come of texts by right. But what begins or ends
-    a document is control, whatever it is.
+    These are special tokens, and added tokens that the chat template writes, unless they are words. A single character,
+    which some models use for padding, and a byte such as `<0x0A>` are text. But tokens that begin or end a document are
+    control in any case.
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
     added = {}
-    with suppress(NotImplementedError):  # Mistral's own makes control tokens of no text
+    with suppress(NotImplementedError):  # Mistral's own tokenizer, which never makes control tokens of text
         added = tokenizer.added_tokens_decoder
     marks = {
-        token: found.content
-        for token, found in added.items()
-        if found.special or (found.content in template and re.search(r"\w", found.content) and not _is_word(found))
+        token: entry.content
+        for token, entry in added.items()
+        if entry.special or (entry.content in template and re.search(r"\w", entry.content) and not _is_word(entry))
     }
     marks |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     bounds = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return {token: mark for token, mark in marks.items() if token in bounds or not _is_of_text(mark)}
+    return {token: mark for token, mark in marks.items() if token in bounds or not _may_be_text(mark)}
 
 
-def _is_of_text(mark: str) -> bool:
-    """Whether it may as well be a character, or a byte, of a text."""
+def _may_be_text(mark: str) -> bool:
+    """Whether the mark may also be a character or a byte of a text."""
     return len(mark) == 1 or mark.isspace() or BYTE.match(mark) is not None
 
 
-def _leave_nothing_to_chance(tokenizer: Any) -> None:
-    """A tokenizer may be saved as it was trained, to leave out merges at random: the same text had other tokens."""
+def _disable_dropout(tokenizer: Any) -> None:
+    """Make tokens deterministic. A tokenizer may be saved with the dropout of merges that it was trained with."""
     if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         tokenizer.backend_tokenizer.model.dropout = None
 
 
-def _unknown(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer writes for characters that it does not know: as it says, and by trying some."""
-    said = tokenizer.unk_token_id
-    tried: list[int] = tokenizer(STRANGE, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-    return [said, *tried] if isinstance(said, int) else tried
+def _unknown_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens for unknown characters: the tokenizer's unk_token, and those that it uses for some such characters."""
+    unk = tokenizer.unk_token_id
+    observed: list[int] = tokenizer(UNASSIGNED, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+    return [unk, *observed] if isinstance(unk, int) else observed
 
 
 def _is_word(added: Any) -> bool:
@@ -145,46 +148,49 @@ def _is_word(added: Any) -> bool:
 
 
 def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-    """(start symbol, end token): all that the tokenizer prepends, else its BOS, else its EOS; and its EOS.
+    """The start symbol and the end token of a document.
+
+    Returns:
+        The start symbol: all tokens that the tokenizer prepends, else its BOS, else its EOS. And its EOS.
 
     Raises:
-        InputError: The tokenizer has no end token, or puts other tokens before one text than before another.
+        InputError: The tokenizer has no end token, or prepends different tokens to different texts.
     """
     end, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if not isinstance(end, int):
         raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
-    return prepended(tokenizer) or [bos if isinstance(bos, int) else end], end
+    return _prepended(tokenizer) or [bos if isinstance(bos, int) else end], end
 
 
-def prepended(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text by itself, found by trying."""
-    found = []
+def _prepended(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer prepends to a text, found by encoding `PROBES` with and without special tokens."""
+    candidates = []
     for probe in PROBES:
         bare, whole = (tokenizer(probe, add_special_tokens=special)["input_ids"] for special in (False, True))
         if bare:
-            places = range(len(whole) - len(bare) + 1)
-            found.append({tuple(whole[:i]) for i in places if whole[i : i + len(bare)] == bare})
-    agreed = set.intersection(*found) if found else {tuple(tokenizer("")["input_ids"])}
-    if len(agreed) != 1:
+            starts = range(len(whole) - len(bare) + 1)
+            candidates.append({tuple(whole[:i]) for i in starts if whole[i : i + len(bare)] == bare})
+    common = set.intersection(*candidates) if candidates else {tuple(tokenizer("")["input_ids"])}
+    if len(common) != 1:
         raise InputError(
-            f"{tokenizer.name_or_path}: cannot tell what the tokenizer puts before a text; it depends on the text"
+            f"{tokenizer.name_or_path}: the tokenizer prepends tokens that depend on the text; give another model"
         )
-    return list(agreed.pop())
+    return list(common.pop())
 
 
-def _name(token: int) -> str:
-    """Of a control token in the twin: such that a normaliser leaves it as it is, and no text has it."""
+def _twin_name(token: int) -> str:
+    """The mark of a control token in the twin. A normaliser leaves it unchanged, and no text has it."""
     return f"zqxcontrol{token}lortnocxqz"
 
 
 def _twin(tokenizer: Any, name_of: dict[str, str]) -> Tokenizer:
-    """The same tokenizer, in which the marks go by the names of `name_of`, wherever they stood."""
-    made = json.loads(tokenizer.backend_tokenizer.to_str())
-    made |= {"truncation": None, "padding": None, "post_processor": None}
-    for added in made["added_tokens"]:
+    """The same tokenizer with its marks renamed by `name_of`, wherever they occur."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None, "post_processor": None}
+    for added in state["added_tokens"]:
         if added["content"] in name_of:
             added["content"] = name_of[added["content"]]
-    model = made["model"]
+    model = state["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] = {name_of.get(piece, piece): token for piece, token in model["vocab"].items()}
     else:  # Unigram: pieces with their scores
@@ -193,7 +199,7 @@ def _twin(tokenizer: Any, name_of: dict[str, str]) -> Tokenizer:
         model["merges"] = [merge for merge in model["merges"] if not {*merge, "".join(merge)} & name_of.keys()]
     if model.get("unk_token") in name_of:
         model["unk_token"] = name_of[model["unk_token"]]
-    return Tokenizer.from_str(json.dumps(made))
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _shortened(text: str, most: int = 80) -> str:

@@ -1,4 +1,4 @@
-"""Rows of JSON objects, one a line, by Python's own reader: numbers keep their digits, and no key is there twice."""
+"""Read JSON lines, one object per line, with Python's own reader: numbers keep their digits, keys occur once."""
 
 import json
 import re
@@ -8,53 +8,53 @@ from typing import Any
 
 import pyarrow as pa
 
-from bora_sweep.data.table import check_columns, opened_text, table_of
+from bora_sweep.data.table import check_columns, open_text, to_table
 from bora_sweep.errors import InputError
 
-_NAMES = ("data.task_column", "data.id_column")  # of columns whose whole numbers are names, however many digits
+_NAME_KEYS = ("data.task_column", "data.id_column")  # in these columns whole numbers are names, of any length
 _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", tuple: "an object"}
 _NESTED = ("a list", "an object")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def read_jsonl(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
-    """The rows of a file, a column of one type throughout, and no notes. Tasks and ids that are whole numbers are text.
+    """The rows of a file, with one type per column, and no notes. Tasks and ids that are whole numbers become text.
 
     Args:
-        path: The file; .gz as its name says.
-        columns: As for `read_file`.
+        path: The file, compressed if its name ends in .gz.
+        columns: Configuration key to column name; only these columns are read.
 
     Raises:
-        InputError: It is empty, a column is missing, or a line is malformed.
+        InputError: The file is empty, a column is missing, or a line is malformed.
     """
     first = next(_objects(path), (1, None))[1]
     if first is None:
         raise InputError(f"{path}: the file is empty; data.path needs one JSON object per line")
     needed = check_columns(path, list(dict(first)), columns)
-    named = {columns[key] for key in _NAMES if key in columns}
-    before: dict[str, tuple[int, Any]] = {}
+    named = {columns[key] for key in _NAME_KEYS if key in columns}
+    first_cells: dict[str, tuple[int, Any]] = {}
 
     def rows() -> Iterator[list[Any]]:
         for line, pairs in _objects(path):
             value = dict(pairs)
             if len(value) < len(pairs):
-                _refuse_twice(path, line, pairs, needed)
+                _check_repeated(path, line, pairs, needed)
             cells = [value.get(name) for name in needed]
             for name, cell in zip(needed, cells, strict=True):
                 if cell is not None:
-                    _refuse_cell(path, line, name, cell, before.setdefault(name, (line, cell)), name in named)
+                    _check_cell(path, line, name, cell, first_cells.setdefault(name, (line, cell)), name in named)
             yield [
                 str(cell) if type(cell) is int and name in named else cell
                 for name, cell in zip(needed, cells, strict=True)
             ]
 
-    return table_of(rows(), dict.fromkeys(needed)), []
+    return to_table(rows(), dict.fromkeys(needed)), []
 
 
 def _objects(path: Path) -> Iterator[tuple[int, tuple[tuple[str, Any], ...]]]:
-    """The keys and values of each object, and its line, counted from 1; blank lines are passed over."""
+    """The line of each object, counted from 1, and its keys and values. Blank lines are skipped."""
     decode = json.JSONDecoder(object_pairs_hook=tuple).decode
-    with opened_text(path) as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -65,11 +65,11 @@ def _objects(path: Path) -> Iterator[tuple[int, tuple[tuple[str, Any], ...]]]:
                     f"{path}, line {number}: not JSON: {error.msg} at character {error.colno}: {line.strip()[:60]!r}"
                     f"{_mend_layout(line)}"
                 ) from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep lists
                 raise InputError(f"{path}, line {number}: cannot be read: {error}") from None
             if not isinstance(value, tuple):
-                found = f"{_cut(line.strip())}{_mend_layout(line)}"
-                raise InputError(f"{path}, line {number}: need one JSON object per line, got {found}")
+                shown = f"{_cut(line.strip())}{_mend_layout(line)}"
+                raise InputError(f"{path}, line {number}: need one JSON object per line, got {shown}")
             yield number, value
 
 
@@ -80,16 +80,17 @@ def _mend_layout(line: str) -> str:
     return "; write the whole object on this line" if line.strip() == "{" else ""
 
 
-def _refuse_twice(path: Path, line: int, pairs: tuple[tuple[str, Any], ...], needed: list[str]) -> None:
+def _check_repeated(path: Path, line: int, pairs: tuple[tuple[str, Any], ...], needed: list[str]) -> None:
+    """Refuse an object with a needed key twice."""
     keys = [key for key, _ in pairs]
     for name in needed:
         if keys.count(name) > 1:
-            raise InputError(f"{path}, line {line}: {name!r} is there {keys.count(name)} times; keep one of them")
+            raise InputError(f"{path}, line {line}: {name!r} occurs {keys.count(name)} times; keep one of them")
 
 
-def _refuse_cell(path: Path, line: int, name: str, cell: Any, before: tuple[int, Any], is_name: bool) -> None:
-    """Refuse a value that is not as the first of its column, or that no column can hold as it is."""
-    first_line, first = before
+def _check_cell(path: Path, line: int, name: str, cell: Any, first_cell: tuple[int, Any], is_name: bool) -> None:
+    """Refuse a value whose type differs from the column's first value, or that a column cannot hold."""
+    first_line, first = first_cell
     kind = _KINDS[type(cell)]
     if kind in _NESTED:
         raise InputError(f"{path}, line {line}: {name!r} is {kind}; it needs text, or a number")
@@ -103,7 +104,7 @@ def _refuse_cell(path: Path, line: int, name: str, cell: Any, before: tuple[int,
     if type(cell) is int and not is_name and not -(2**63) <= cell < 2**63:
         raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}, beyond 64 bits; write it as text")
     if isinstance(cell, str) and _HALF.search(cell):
-        raise InputError(f"{path}, line {line}: {name!r} holds half a surrogate pair: {_short(cell)}")
+        raise InputError(f"{path}, line {line}: {name!r} contains half a surrogate pair: {_short(cell)}; replace it")
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,7 @@
-"""The documents of a run by fingerprint, each with its split, kept in a file so that another run leaves them there."""
+"""The record of a run's documents: fingerprints and splits, so that a later run keeps each document in its split.
+
+A run that starts from another's adapters must not report a document that those adapters were trained on.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bora_sweep.config import Config, DataConfig
-from bora_sweep.data.split import SPLITS, loosely
+from bora_sweep.data.split import SPLITS, normalized
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, read_bytes
 
 DOCUMENTS = "documents.parquet"
-"""In a run's folder, and in an export's."""
+"""The record, in the folder of a run and of an export."""
 
 _SCHEMA = pa.schema(
     [
@@ -23,19 +26,19 @@ _SCHEMA = pa.schema(
         ("fingerprint", pa.string()),
         ("loose_fingerprint", pa.string()),
         ("split", pa.string()),
-        ("carried", pa.bool_()),  # known to the run that this one goes on from, and not among its own documents
+        ("carried", pa.bool_()),  # not among the run's own documents, but in the record of one that it starts from
     ]
 )
-_TASKS = "tasks.json"  # of an export
-_KEY = ["task", "document_id", "fingerprint"]
+_TASKS = "tasks.json"  # in an export
+_IDENTITY = ["task", "document_id", "fingerprint"]
 
 
 def with_fingerprints(documents: pd.DataFrame) -> pd.DataFrame:
-    """`documents` with two columns more: of each text, and of what another way of writing the same file leaves of it.
+    """`documents` with columns fingerprint (of the text) and loose_fingerprint (of the text once it is `normalized`).
 
-    Half of a SHA-256 in hexadecimal.
+    A fingerprint is the first half of a SHA-256, in hexadecimal.
     """
-    loose = [loosely(text) for text in documents["text"]]
+    loose = [normalized(text) for text in documents["text"]]
     return documents.assign(fingerprint=_fingerprints(documents["text"]), loose_fingerprint=_fingerprints(loose))
 
 
@@ -44,91 +47,97 @@ def _fingerprints(texts: Iterable[str]) -> list[str]:
 
 
 def write_documents(folder: Folder, record: pd.DataFrame) -> None:
-    """Write the file of a run, whole or not at all."""
+    """Write the record into the folder of a run, atomically."""
     table = pa.Table.from_pandas(record, _SCHEMA, preserve_index=False)
     atomic_write(folder / DOCUMENTS, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def read_documents(folder: Folder) -> pd.DataFrame:
-    """Columns task, document_id, fingerprint, loose_fingerprint, split and carried.
+    """The record in a folder: columns task, document_id, fingerprint, loose_fingerprint, split and carried.
 
     Raises:
-        InputError: There is no such file in the folder, or it is damaged.
+        InputError: The folder has no record, or it is damaged.
     """
     try:
-        found = pq.ParquetFile(pa.BufferReader(read_bytes(folder / DOCUMENTS))).read()
-        record = found.select(_SCHEMA.names).cast(_SCHEMA).to_pandas()
+        table = pq.ParquetFile(pa.BufferReader(read_bytes(folder / DOCUMENTS))).read()
+        record = table.select(_SCHEMA.names).cast(_SCHEMA).to_pandas()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"data.split_from={folder}: no {DOCUMENTS} is there; give the folder of a run, or of an export, of a "
-            "bora_sweep that writes it"
+            f"data.split_from={folder}: no {DOCUMENTS} there; give the folder of a run or an export of a bora_sweep "
+            "that writes it"
         ) from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(
             f"{folder / DOCUMENTS}: damaged ({one_line(error, limit=200)}); restore it from a copy"
         ) from None
     if record.isna().any(axis=None) or not record["split"].isin(SPLITS).all():
-        raise InputError(f"{folder / DOCUMENTS}: a document has no fingerprint, or a split of another name; restore it")
+        raise InputError(
+            f"{folder / DOCUMENTS}: a document has no fingerprint, or an unknown split; restore it from a copy"
+        )
     return record
 
 
-def records_of(config: Config) -> list[Folder]:
-    """Where the documents are recorded that stay in their splits: those of `data.split_from`, and those that the
-    adapters of `init_from` and a merged base were trained on."""
-    exports = filter(None, (export_of(config.init_from), export_of(config.model.name)))
-    return list(dict.fromkeys([*named_records(config.data), *exports]))
+def record_folders(config: Config) -> list[Folder]:
+    """The folders whose records keep documents in their splits.
+
+    They are that of `data.split_from`, and the exports that `init_from` and a merged `model.name` are part of.
+    """
+    exports = filter(None, (_export_folder(config.init_from), _export_folder(config.model.name)))
+    return list(dict.fromkeys([*split_from(config.data), *exports]))
 
 
-def named_records(data: DataConfig) -> list[Folder]:
-    """The folder with the record that `data.split_from` names, if it names any."""
+def split_from(data: DataConfig) -> list[Folder]:
+    """The folder with the record that `data.split_from` names; empty where it is left out."""
     if data.split_from is None:
         return []
-    place = folder_at(data.split_from)
-    return [place if exists(place / DOCUMENTS) else export_of(data.split_from) or place]
+    folder = folder_at(data.split_from)
+    return [folder if exists(folder / DOCUMENTS) else _export_folder(data.split_from) or folder]
 
 
-def export_of(path: str | None) -> Folder | None:
-    """The folder with the record of an export: of one of its folders, or of itself; None where there is none."""
+def _export_folder(path: str | None) -> Folder | None:
+    """The export that `path` is, or is a folder of; None where it is neither."""
     if path is None or not Path(path).is_dir():
         return None
     folder = Path(path).resolve()
     if (folder / DOCUMENTS).is_file():
         return folder
-    above = folder.parent
-    return above if (above / DOCUMENTS).is_file() and (above / _TASKS).is_file() else None
+    parent = folder.parent
+    return parent if (parent / DOCUMENTS).is_file() and (parent / _TASKS).is_file() else None
 
 
 def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
-    """The split of each document that is known, None for the others.
+    """The split of each known document, and None for the others.
 
-    A document is known by task, id and text, else by its text, else by its text loosely: a file may come with other
-    line breaks. A text in several splits counts as trained on before it counts as one that selects, and as that before
-    one of test.
+    A document is known by task, id and text; else by its text; else by its normalized text, since a file may be saved
+    with other line breaks. A text in several splits counts as train before validation, and as validation before test.
 
     Args:
-        documents: Columns task, document_id and both fingerprints.
-        known: As `read_documents` has it.
+        documents: Columns task, document_id, fingerprint and loose_fingerprint.
+        known: One or several records, as `read_documents` reads them.
     """
-    known = known.iloc[(-known["split"].map(SPLITS.index)).argsort(kind="stable")]  # of several records train counts
-    of_document = dict(zip(known[_KEY].itertuples(index=False, name=None), known["split"], strict=True))
-    exact, loose = (_split_of(known, column) for column in ("fingerprint", "loose_fingerprint"))
-    keys = zip(documents[_KEY].itertuples(index=False, name=None), documents["loose_fingerprint"], strict=True)
-    return [of_document.get(key, exact.get(key[2], loose.get(near))) for key, near in keys]
+    known = known.iloc[(-known["split"].map(SPLITS.index)).argsort(kind="stable")]  # train last, so that it wins
+    by_identity = dict(zip(known[_IDENTITY].itertuples(index=False, name=None), known["split"], strict=True))
+    by_text, by_normalized = (_split_by(known, column) for column in ("fingerprint", "loose_fingerprint"))
+    identities = documents[_IDENTITY].itertuples(index=False, name=None)
+    return [
+        by_identity.get(identity, by_text.get(identity[2], by_normalized.get(loose)))
+        for identity, loose in zip(identities, documents["loose_fingerprint"], strict=True)
+    ]
 
 
-def _split_of(known: pd.DataFrame, column: str) -> dict[str, str]:
-    """Of each fingerprint, its first in the order of `SPLITS`."""
-    found: dict[str, str] = {}
+def _split_by(known: pd.DataFrame, column: str) -> dict[str, str]:
+    """From fingerprint to split; of several splits the first in `SPLITS`."""
+    split_of: dict[str, str] = {}
     for split in reversed(SPLITS):
-        found |= dict.fromkeys(known[column][known["split"] == split], split)
-    return found
+        split_of |= dict.fromkeys(known[column][known["split"] == split], split)
+    return split_of
 
 
-def record_of(documents: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
-    """What `write_documents` writes: a run's own documents, and what it goes on from and has not itself."""
-    own = documents[[*_KEY, "loose_fingerprint", "split"]].assign(carried=False)
+def make_record(documents: pd.DataFrame, known: pd.DataFrame | None) -> pd.DataFrame:
+    """The record of a run: its own documents, then known documents that are not among them, marked `carried`."""
+    own = documents[[*_IDENTITY, "loose_fingerprint", "split"]].assign(carried=False)
     if known is None:
         return own
     pairs = set(own[["fingerprint", "split"]].itertuples(index=False, name=None))
-    is_own = [pair in pairs for pair in known[["fingerprint", "split"]].itertuples(index=False, name=None)]
-    return pd.concat([own, known[[not own for own in is_own]].assign(carried=True)], ignore_index=True)
+    is_other = [pair not in pairs for pair in known[["fingerprint", "split"]].itertuples(index=False, name=None)]
+    return pd.concat([own, known[is_other].assign(carried=True)], ignore_index=True)

@@ -1,6 +1,7 @@
-"""Rows in files, folders and data sets: an Arrow table with the columns asked for, or what is wrong with them."""
+"""Read the rows of a file, a folder of text files, or a Hugging Face data set into an Arrow table."""
 
 import codecs
+import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,27 +12,28 @@ import pyarrow.parquet as pa_parquet
 
 from bora_sweep.data.csv_rows import read_csv
 from bora_sweep.data.json_rows import read_jsonl
-from bora_sweep.data.table import check_columns, is_gzip, opened, say_not_utf8, with_label_names
+from bora_sweep.data.table import check_columns, is_gzip, open_bytes
 from bora_sweep.errors import InputError, one_line, plural
 
-_INSTEAD = {
+_CONVERSIONS = {
     ".tsv": "save it comma-separated, as .csv",
     ".ndjson": "rename it to .jsonl",
     ".json": "write one object per line, and rename it to .jsonl",
     ".xlsx": "save it as .csv",
 }
-"""What to do with files that are near to those that are read."""
+"""What to do with files that are nearly of a known type."""
 
 
 def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
-    """The rows of a .parquet, .csv or .jsonl file, also with .gz after it; and notes.
+    """The rows of a .parquet, .csv or .jsonl file (also .gz), and notes.
 
     Args:
         path: The file.
-        columns: Configuration key to column name; only these columns are read. Those of a .csv file are all strings.
+        columns: Configuration key to column name. Only these columns are read. Those of a .csv file are all strings.
 
     Raises:
-        InputError: No such file, unknown type, no rows, a missing column, a malformed row, or not UTF-8.
+        InputError: The file does not exist, has an unknown type or no rows, lacks a column, has a malformed row, or is
+            not UTF-8.
     """
     readers = {".parquet": _read_parquet, ".csv": read_csv, ".jsonl": read_jsonl}
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
@@ -43,7 +45,7 @@ def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[st
         raise InputError(
             f"{path}: unknown file type {suffix!r}; data.path needs a {', '.join(readers)} file (also with .gz after "
             "it) or a folder with one subfolder of .txt files per task"
-            + (f": {_INSTEAD[suffix]}" if suffix in _INSTEAD else "")
+            + (f": {_CONVERSIONS[suffix]}" if suffix in _CONVERSIONS else "")
         )
     try:
         table, notes = readers[suffix](path, columns)
@@ -58,21 +60,21 @@ def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[st
 
 
 def _read_parquet(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
-    with opened(path) as stream:
-        # gzip.open cannot seek cheaply, and Parquet is read from its end
+    with open_bytes(path) as stream:
+        # Parquet is read from its end, and gzip.open cannot seek cheaply.
         file = pa_parquet.ParquetFile(pa.BufferReader(stream.read()) if is_gzip(path) else path)
         table = file.read(columns=check_columns(path, file.schema_arrow.names, columns))
-    return with_label_names(path, table, file.schema_arrow), []
+    return _with_label_names(path, table, file.schema_arrow), []
 
 
 def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
-    """One document for each .txt file in the subfolders of `path`, which are the tasks; and notes.
+    """One document for each .txt file in the subfolders of `path`, and notes. Each subfolder is a task.
 
-    There are three columns: task, text and document_id, the file's path below `path`. Hidden files and folders are
-    passed over.
+    The columns are task, text and document_id, which is the file's path below `path`. Hidden files and folders are
+    skipped.
 
     Raises:
-        InputError: No subfolder holds a .txt file, one cannot be read or is not UTF-8, or `columns` names a fourth
+        InputError: No subfolder has a .txt file, a file cannot be read or is not UTF-8, or `columns` names another
             column.
     """
     visible = (entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry))
@@ -84,17 +86,17 @@ def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[
         if _is_text(file)
     ]
     if not rows and _is_saved(path):
-        raise InputError(f"{path}: a data set that `datasets` saved to disk; also give data.source=hub")
+        raise InputError(f"{path}: a data set that `datasets` saved to disk; add data.source=hub")
     if not rows:
         raise InputError(
             f"{path}: no subfolder holds a .txt file; data.path needs a folder with one subfolder of .txt files per "
             "task, and for a folder of other files give data.source=hub"
         )
     num_empty = len(folders) - len({row["task"] for row in rows})
-    notes = [f"{plural(num_empty, 'subfolder')} without a .txt file passed over"] if num_empty else []
+    notes = [f"{plural(num_empty, 'subfolder')} without a .txt file skipped"] if num_empty else []
     visible_below = (file for file in path.rglob("*") if not any(map(_is_hidden, file.relative_to(path).parents)))
     if num_elsewhere := sum(map(_is_text, visible_below)) - len(rows):
-        notes.append(f"{plural(num_elsewhere, '.txt file')} not right in a subfolder passed over")
+        notes.append(f"{plural(num_elsewhere, '.txt file')} not directly in a subfolder skipped")
     return pa.Table.from_pylist(rows).select(check_columns(path, list(rows[0]), columns)), notes
 
 
@@ -109,6 +111,12 @@ def _is_text(file: Path) -> bool:
 def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]) -> pa.Table:
     """The rows of a Hugging Face data set, or of a local folder that `datasets` can load or has saved.
 
+    Args:
+        path: The name of the data set, or the folder.
+        name: Its configuration, if it has several.
+        split: Which of its splits is read.
+        columns: Configuration key to column name; only these columns are read.
+
     Raises:
         InputError: It cannot be loaded, has no rows, or lacks a column.
     """
@@ -117,7 +125,7 @@ def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]
 
         is_saved = _is_saved(Path(path))
         loaded: Any = datasets.load_from_disk(path) if is_saved else datasets.load_dataset(path, name, split=split)
-    except Exception as error:  # network, name, configuration, split, access, a broken builder: each its own type
+    except Exception as error:  # network, name, split, access, a broken builder: each raises its own type
         raise InputError(
             f"data.path={path}: the data set cannot be loaded with data.hub_config={name}, data.hub_split={split}: "
             f"{one_line(error)}. Check these three, and the network: offline, only what is already downloaded can be "
@@ -128,22 +136,22 @@ def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]
     if len(dataset) == 0:
         raise InputError(f"data.path={path}: no rows in data.hub_split={split}")
     table = dataset.select_columns(needed).with_format("arrow")[:]
-    return with_label_names(f"data.path={path}", table, dataset.features.arrow_schema)
+    return _with_label_names(f"data.path={path}", table, dataset.features.arrow_schema)
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote it: a data set, or several as splits."""
-    names = ({"dataset_dict.json"}, {"state.json", "dataset_info.json"})
-    return any(all((folder / name).is_file() for name in together) for together in names)
+    """Whether `datasets` wrote the folder with `save_to_disk`: one data set, or a dictionary of splits."""
+    layouts = ({"dataset_dict.json"}, {"state.json", "dataset_info.json"})
+    return any(all((folder / name).is_file() for name in names) for names in layouts)
 
 
 def _split_of_saved(path: str, saved: Any, name: str | None, split: str) -> Any:
-    """The split of several that is asked for, or the one data set that is there: it is read whole."""
+    """The split that is asked for; a data set that was saved without splits is read whole."""
     if name is not None:
-        raise InputError(f"data.hub_config={name}: {path} was saved to disk, with no configuration; drop it")
+        raise InputError(f"data.hub_config={name}: {path} was saved to disk, without configurations; drop it")
     if isinstance(saved, dict):
         if split not in saved:
-            raise InputError(f"data.path={path}: no split data.hub_split={split}; there are {', '.join(saved)}")
+            raise InputError(f"data.path={path}: no split data.hub_split={split}; the splits are {', '.join(saved)}")
         return saved[split]
     if split not in ("train", str(saved.split)):
         raise InputError(f"data.hub_split={split}: {path} was saved to disk as one data set, without splits; drop it")
@@ -152,7 +160,7 @@ def _split_of_saved(path: str, saved: Any, name: str | None, split: str) -> Any:
 
 def _read_text(file: Path) -> str:
     try:
-        str(file).encode()  # a name that is not UTF-8 has half a surrogate pair in it
+        str(file).encode()  # a name that is not UTF-8 contains half a surrogate pair
     except UnicodeEncodeError:
         raise InputError(f"{str(file)!a}: a name that is not UTF-8; rename it") from None
     try:
@@ -164,6 +172,43 @@ def _read_text(file: Path) -> str:
 
 
 def _not_utf8(file: Path, error: UnicodeDecodeError) -> InputError:
-    with opened(file) as stream:
+    """The error for a file that is not UTF-8, with the place of the first byte that is not."""
+    with open_bytes(file) as stream:
         is_utf16 = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return InputError(say_not_utf8(file, error) + (", it is UTF-16 now" if is_utf16 else ""))
+    mend = "save the file as UTF-8" + (", it is UTF-16 now" if is_utf16 else "")
+    with open_bytes(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as in_line:
+                byte = f"byte 0x{line[in_line.start]:02x}, byte {in_line.start + 1} of the line,"
+                return InputError(f"{file}, line {number}: {byte} is not UTF-8; {mend}")
+    return InputError(f"{file}: not UTF-8: {error}; {mend}")
+
+
+def _with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the names of labels in place of their numbers, where `datasets` wrote the names into the metadata.
+
+    A label of -1 means no label.
+
+    Raises:
+        InputError: A label has no name.
+    """
+    try:
+        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):  # `datasets` would find none either
+        return table
+    for place, name in enumerate(table.column_names):
+        feature = features.get(name)
+        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel" or not feature.get("names"):
+            continue
+        labels, names = table.column(name).to_pylist(), feature["names"]
+        for row, label in enumerate(labels):
+            if label is not None and not (isinstance(label, int) and -1 <= label < len(names)):
+                raise InputError(
+                    f"{source}: row {row} (counted from 0): label {label!r} in column {name!r}, which has "
+                    f"{plural(len(names), 'name')}"
+                )
+        named = [None if label in (None, -1) else names[label] for label in labels]
+        table = table.set_column(place, name, pa.array(named, pa.large_string()))
+    return table

@@ -1,8 +1,7 @@
-"""What every reader of rows needs: its columns by name, its file opened, and its rows as an Arrow table."""
+"""Shared by the readers of rows: find the columns that are asked for, open a file, and build an Arrow table."""
 
 import difflib
 import gzip
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,16 +9,22 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from bora_sweep.errors import InputError, plural
+from bora_sweep.errors import InputError
 
-_ROWS = 5_000  # that are Python's objects at a time, before they are Arrow's
+_ROWS = 5_000
+"""Rows that are Python objects at a time, before they become Arrow's."""
 
 
 def check_columns(source: object, existing: Sequence[str], columns: Mapping[str, str]) -> list[str]:
-    """The names in `columns` (configuration key to column name), each once.
+    """The column names in `columns`, each once.
+
+    Args:
+        source: The file or data set, for messages.
+        existing: The names of all its columns.
+        columns: Configuration key to column name.
 
     Raises:
-        InputError: One of them is not in `existing`, or is there twice.
+        InputError: A name is not in `existing`, or occurs twice there.
     """
     for key, name in columns.items():
         if existing.count(name) > 1:
@@ -28,73 +33,36 @@ def check_columns(source: object, existing: Sequence[str], columns: Mapping[str,
             )
         if name not in existing:
             lower = {column.lower(): column for column in existing}
-            near = difflib.get_close_matches(name.lower(), lower, n=1)
-            meant = f"; did you mean {lower[near[0]]!r}?" if near else "."
+            similar = difflib.get_close_matches(name.lower(), lower, n=1)
+            suggestion = f"; did you mean {lower[similar[0]]!r}?" if similar else "."
             raise InputError(
-                f"{source}: no column {name!r} ({key}){meant} The columns are {', '.join(map(repr, existing))}: "
+                f"{source}: no column {name!r} ({key}){suggestion} The columns are {', '.join(map(repr, existing))}: "
                 f"set {key}=NAME"
             )
     return list(dict.fromkeys(columns.values()))
 
 
-def table_of(rows: Iterator[Sequence[Any]], kinds: Mapping[str, pa.DataType | None]) -> pa.Table:
-    """Rows as columns of these names and types, a type left out as Arrow finds it."""
+def to_table(rows: Iterator[Sequence[Any]], types: Mapping[str, pa.DataType | None]) -> pa.Table:
+    """An Arrow table of `rows`, with the columns of `types`; where a type is None, Arrow infers it."""
     blocks = []
     while block := list(islice(rows, _ROWS)):
-        columns = zip(kinds.items(), zip(*block, strict=True), strict=True)
+        columns = zip(types.items(), zip(*block, strict=True), strict=True)
         blocks.append(pa.table({name: pa.array(column, kind) for (name, kind), column in columns}))
     return pa.concat_tables(blocks, promote_options="permissive") if blocks else pa.table({})
 
 
-def with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the names of labels for their numbers, where `datasets` wrote them into the schema's metadata.
-
-    A label of -1 is none.
-
-    Raises:
-        InputError: A label has no name.
-    """
-    try:
-        features = dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
-    except (KeyError, TypeError, ValueError):  # `datasets` would find none either
-        return table
-    for place, name in enumerate(table.column_names):
-        feature = features.get(name)
-        if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel" or not feature.get("names"):
-            continue
-        labels, names = table.column(name).to_pylist(), feature["names"]
-        for row, label in enumerate(labels):
-            if label is not None and not (isinstance(label, int) and -1 <= label < len(names)):
-                raise InputError(
-                    f"{source}: row {row} (counted from 0): label {label!r} in column {name!r}, which has "
-                    f"{plural(len(names), 'name')}"
-                )
-        named = [None if label in (None, -1) else names[label] for label in labels]
-        table = table.set_column(place, name, pa.array(named, pa.large_string()))
-    return table
-
-
-def say_not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """Where the file is not UTF-8, and how to mend it."""
-    with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as within:
-                place = f"line {number}: byte 0x{line[within.start]:02x}, byte {within.start + 1} of the line,"
-                return f"{path}, {place} is not UTF-8; save the file as UTF-8"
-    return f"{path}: not UTF-8: {error}"
-
-
 def is_gzip(path: Path) -> bool:
+    """Whether the file is compressed, as its name says."""
     return path.name.lower().endswith(".gz")
 
 
-def opened(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file for reading, decompressed if it is .gz."""
     return cast(IO[bytes], gzip.open(path)) if is_gzip(path) else open(path, "rb")
 
 
-def opened_text(path: Path) -> IO[str]:
+def open_text(path: Path) -> IO[str]:
+    """The file as UTF-8 text with its own line breaks, decompressed if it is .gz."""
     if is_gzip(path):
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")

@@ -1,4 +1,4 @@
-"""Token sequences of a corpus, and the batches that mix its tasks.
+"""The corpus as token sequences.
 
 Shapes: N documents, B rows, T tokens.
 """
@@ -14,15 +14,14 @@ from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import Encoder, boundary_tokens
 from bora_sweep.errors import InputError, plural
 
-FILLED, SMALLEST_PART = 0.95, 12
-
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
     """A corpus as arrays, so that worker processes can share one copy of it.
 
-    `documents` has a row per document: task (its place in `tasks`), split, document_id, floor_nll_nats, num_tokens
-    (scored ones, the last of it), was_cut. Document n's sequence is `tokens[offsets[n] : offsets[n + 1]]`.
+    `documents` has one row per document. Its columns are task (the index in `tasks`), split, document_id,
+    floor_nll_nats, num_tokens (scored tokens, which are the last of the sequence) and was_cut. The sequence of document
+    n is `tokens[offsets[n] : offsets[n + 1]]`.
     """
 
     name: str
@@ -31,11 +30,11 @@ class TokenizedCorpus:
     tokens: np.ndarray
     offsets: np.ndarray
     padding: int = 0
-    """What rows are filled with: the end token; where padding is not scored any token will do."""
+    """The token that rows are padded with: the end token, which matters only where padding is scored."""
 
     @property
     def num_tasks(self) -> int:
-        """D."""
+        """D, the number of tasks."""
         return len(self.tasks)
 
     @property
@@ -54,15 +53,15 @@ class TokenizedCorpus:
         return int(np.diff(self.offsets).max())
 
     def split(self, name: str) -> np.ndarray:
-        """The documents of a split, in the corpus's order."""
+        """The indices of a split's documents, in the corpus's order."""
         return np.flatnonzero(self.documents["split"] == name)
 
     def num_tokens(self, split: str) -> int:
-        """Scored tokens of a split; N of the objective for the training split."""
+        """Scored tokens of a split; for the training split this is the N of the objective."""
         return int(self.documents.loc[self.documents["split"] == split, "num_tokens"].sum())
 
     def table(self) -> pd.DataFrame:
-        """Documents, scored tokens and cut documents by task and split."""
+        """Number of documents, scored tokens and cut documents, by task and split."""
         named = self.documents.assign(task=np.asarray(self.tasks, dtype=object)[self.documents["task"]])
         return named.groupby(["task", "split"], as_index=False, sort=False).agg(
             num_documents=("num_tokens", "size"), num_tokens=("num_tokens", "sum"), num_cut_documents=("was_cut", "sum")
@@ -77,35 +76,40 @@ def tokenize(
     prompt: str | None = None,
     template: str = "{text}",
 ) -> TokenizedCorpus:
-    """Each document as start symbol or prompt, text, end token, of `max_tokens` at most.
+    """Each document as a sequence: start symbol or prompt, then text, then end token.
 
-    The text is cut so that the end token stays; with `max_text_tokens` to that length, and the whole is then cut
-    wherever it ends. Marks of control in a text or a task's name are characters.
+    Args:
+        corpus: The documents.
+        tokenizer: Control marks within a text or a task's name are encoded as characters.
+        max_tokens: Most tokens of a sequence. The text is cut, so that the end token stays.
+        max_text_tokens: Most tokens of a text. The whole is then cut at `max_tokens`, also the end token.
+        prompt: Replaces the start symbol; `{task}` is the task's name.
+        template: What is scored of a document; `{text}` is its text.
 
     Raises:
-        InputError: The tokenizer has no end token, or makes control tokens of a text, or a prompt leaves no room for
+        InputError: The tokenizer has no end token, it makes control tokens of a text, or a prompt leaves no room for
             text.
     """
     encoder, (start, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
     task_N, text_N = corpus.documents["task"].tolist(), corpus.documents["text"].tolist()
-    given_of = dict.fromkeys(corpus.tasks, start)
+    prefix_of = dict.fromkeys(corpus.tasks, start)
     if prompt is not None:
         prompts = encoder.encode(prompt, [{"task": task} for task in corpus.tasks])
-        given_of = dict(zip(corpus.tasks, prompts, strict=True))
-    _refuse_long_prompts(given_of, max_tokens)
+        prefix_of = dict(zip(corpus.tasks, prompts, strict=True))
+    _check_prompts(prefix_of, max_tokens)
     bodies = encoder.encode(template, [{"task": task, "text": text} for task, text in zip(task_N, text_N, strict=True)])
     sequences, was_cut = [], []
     for task, body in zip(task_N, bodies, strict=True):
-        given = given_of[task]
-        kept = body[: max_tokens - len(given) - 1 if max_text_tokens is None else max_text_tokens]
-        sequences.append([*given, *kept, end][:max_tokens])
-        was_cut.append(len(sequences[-1]) < len(given) + len(body) + 1)
+        prefix = prefix_of[task]
+        kept = body[: max_tokens - len(prefix) - 1 if max_text_tokens is None else max_text_tokens]
+        sequences.append([*prefix, *kept, end][:max_tokens])
+        was_cut.append(len(sequences[-1]) < len(prefix) + len(body) + 1)
     lengths = np.array([len(sequence) for sequence in sequences])
     documents = corpus.documents.drop(columns="text").assign(
         task=pd.Categorical(corpus.documents["task"], categories=list(corpus.tasks)).codes.astype(np.int64),
-        num_tokens=lengths - np.array([len(given_of[task]) for task in task_N]),
+        num_tokens=lengths - np.array([len(prefix_of[task]) for task in task_N]),
         was_cut=was_cut,
-        # What a cut document is worth under the true source is not known.
+        # The floor is known for whole documents only.
         floor_nll_nats=corpus.documents["floor_nll_nats"].mask(was_cut),
     )
     return TokenizedCorpus(
@@ -119,32 +123,33 @@ def tokenize(
 
 
 def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
-    """`tokenize` as `config` has it."""
+    """`tokenize` with the settings of `config`."""
     model, data = config.model, config.data
     return tokenize(corpus, tokenizer, model.max_tokens, model.max_text_tokens, data.prompt, data.template)
 
 
-def remarks(corpus: TokenizedCorpus) -> list[str]:
-    """What is suspicious in the tokens of a corpus, whatever its texts are."""
+def token_notes(corpus: TokenizedCorpus) -> list[str]:
+    """Notes on documents whose tokens are suspicious: none at all, or those of a training document."""
     documents, end_N = corpus.documents, corpus.offsets[1:]
     num_N = documents["num_tokens"].to_numpy()
     scored_N = [corpus.tokens[end - num : end].tobytes() for end, num in zip(end_N, num_N, strict=True)]
     is_trained_N = (documents["split"] == "train").to_numpy()
     trained = {scored for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if is_trained}
     empty = int((num_N <= 1).sum())
-    twice = sum(scored in trained for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if not is_trained)
-    found = [f"{plural(empty, 'document')} of which the tokenizer leaves no token, but for the end"] if empty else []
-    if twice:
-        found.append(f"{plural(twice, 'document')} of validation and test with the tokens of one that is trained on")
-    return found
+    leaked = sum(scored in trained for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if not is_trained)
+    notes = [f"{plural(empty, 'document')} with no token but the end token"] if empty else []
+    if leaked:
+        notes.append(f"{plural(leaked, 'document')} of validation and test with the same tokens as a training document")
+    return notes
 
 
-def _refuse_long_prompts(given_of: dict[str, list[int]], max_tokens: int) -> None:
-    task = max(given_of, key=lambda task: len(given_of[task]))
-    if len(given_of[task]) + 2 > max_tokens:
+def _check_prompts(prefix_of: dict[str, list[int]], max_tokens: int) -> None:
+    """Refuse a prompt, or start symbol, that is empty or leaves no room for text."""
+    task = max(prefix_of, key=lambda task: len(prefix_of[task]))
+    if len(prefix_of[task]) + 2 > max_tokens:
         raise InputError(
-            f"model.max_tokens={max_tokens}: what stands before a text has {len(given_of[task])} tokens for task "
+            f"model.max_tokens={max_tokens}: the prompt or start symbol has {len(prefix_of[task])} tokens for task "
             f"{task!r}, which leaves no room for text and end token; raise it, or shorten data.prompt"
         )
-    if not all(given_of.values()):
-        raise InputError("data.prompt: has no token to begin a document with; write something, or drop it")
+    if not all(prefix_of.values()):
+        raise InputError("data.prompt: has no tokens, so nothing begins a document; write something, or drop it")

@@ -1,1 +1,1 @@
-"""The hierarchical model: adapters, likelihood, prior and objective."""
+"""The hierarchical model: adapters, likelihood, prior and the MAP objective."""

@@ -1,8 +1,6 @@
-"""Adapters for many tasks in one forward pass, Eq. 3: each row of a batch brings its own.
+"""A base model that runs each row of a batch with its own adapter, in one forward pass.
 
-Shapes: B rows (or 1, an adapter that all rows share), T tokens, V vocabulary, P parameters of one adapter: all its
-matrices, flattened and laid end to end, so that an adapter is one row of one matrix and the prior, the optimiser and
-the files see a bank of them as a single tensor.
+Shapes: B rows (or 1, an adapter that all rows share), T tokens, H hidden, V vocabulary, P parameters of one adapter.
 """
 
 from collections.abc import Iterator
@@ -13,36 +11,37 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bora_sweep.model.base_check import AdapterParts, check_base
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.lora import Site
-from bora_sweep.model.probe import made_up_tokens, refuse_unsound
+from bora_sweep.model.trial_logits import made_up_tokens
 
 HEAD_ROWS, HEAD_TOKENS = 6, 33
-"""Of the batch by which a head is told from more than a head."""
+"""Shape of the batch by which a linear head is recognised."""
 
 
 class AdaptedModel(nn.Module):
     """A frozen causal language model that takes each row's adapter as an argument.
 
-    The base itself is left as it is but for a forward hook on each site, which acts within this module's own `forward`
-    and `attached` alone; `detach` takes the hooks off again. The base stays in evaluation mode: its own dropout would
-    make likelihoods depend on chance. With `compiled` it runs by torch.compile, whose graphs are kept by shapes alone
-    and serve every later model over the same base.
+    Each site of the base gets a forward hook, which acts only within `forward`, `last_hidden_state`, `with_adapter` and
+    `with_parts`; `remove_hooks` restores the base. The base stays in evaluation mode: its own dropout would make
+    likelihoods depend on chance. With `compiled` it runs by torch.compile. The graphs depend on shapes alone, so they
+    serve every later model over the same base.
 
     Raises:
-        InputError: The base is not what that takes (`bora_sweep.model.probe`).
+        InputError: The base cannot be run so (`bora_sweep.model.base_check`).
     """
 
     def __init__(self, base: PreTrainedModel, layout: Layout, *, compiled: bool = False) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         self.layout = layout
-        self._adapters: dict[str, dict[str, Tensor]] = {}
+        self._parts: AdapterParts = {}
         self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
         try:
-            refuse_unsound(self)
+            check_base(self.base, layout, self.with_parts)
         except BaseException:
-            self.detach()
+            self.remove_hooks()
             raise
         self.head = _linear_head(base, layout)
         if compiled:
@@ -50,66 +49,71 @@ class AdaptedModel(nn.Module):
 
     def _hook(self, site: Site):
         def adapt(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            parts = self._adapters.get(site.name)
-            if parts is None:  # the base is run by someone else
+            parts = self._parts.get(site.name)
+            if parts is None:  # the base runs without this model
                 return output
             return self.layout.variant.apply(output, inputs[0], parts, module)
 
         return adapt
 
-    def forward(self, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None = None) -> Tensor:
-        """logits_BTV of the next token at each position, each row under its own adapter.
+    def forward(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """The logits of the next token at each position, each row under its own adapter.
 
-        Rows are padded on the right, if at all: a causal model's earlier positions never see what follows, so no
-        attention mask is needed but where positions of padding are looked at, `own_BT`, 1 where they are not padding.
-        theta_BP has as many rows as the tokens, or one.
+        Args:
+            tokens_BT: Token IDs; rows are padded on the right.
+            theta_BP: An adapter for each row, or one for all.
+            mask_BT: 1 for tokens, 0 for padding. Needed only if the logits at padding are used: in a causal model
+                earlier positions do not depend on padding.
+
+        Returns:
+            logits_BTV.
         """
-        return self._run(self.base, tokens_BT, theta_BP, own_BT).logits
+        return self._run(self.base, tokens_BT, theta_BP, mask_BT).logits
 
-    def hidden(self, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None = None) -> Tensor:
-        """hidden_BTH, of which `head` makes the logits; arguments as in `forward`."""
-        return self._run(self.base.base_model, tokens_BT, theta_BP, own_BT).last_hidden_state
+    def last_hidden_state(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """The last hidden state, hidden_BTH, from which `head` makes the logits; arguments as in `forward`."""
+        return self._run(self.base.base_model, tokens_BT, theta_BP, mask_BT).last_hidden_state
 
-    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, own_BT: Tensor | None) -> Any:
-        self._attach(theta_BP)
-        mask = {} if own_BT is None else {"attention_mask": own_BT}
+    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None) -> Any:
+        self._parts = self._split(theta_BP)
+        mask = {} if mask_BT is None else {"attention_mask": mask_BT}
         try:
             return module(input_ids=tokens_BT, use_cache=False, **mask)
         finally:
-            self._adapters = {}
+            self._parts = {}
 
     @contextmanager
-    def attached(self, theta_P: Tensor) -> Iterator[None]:
-        """Within, the base has this adapter, whoever runs it."""
-        self._attach(theta_P[None])
-        with self.holding(self._adapters):
+    def with_adapter(self, theta_P: Tensor) -> Iterator[None]:
+        """Within, the base has this adapter in every call, such as `generate`."""
+        with self.with_parts(self._split(theta_P[None])):
             yield
 
     @contextmanager
-    def holding(self, parts_of: dict[str, dict[str, Tensor]]) -> Iterator[None]:
-        """Within, the base has these adapters, a row its own, at these sites alone; as `Layout.split` gives them."""
-        self._adapters = parts_of
+    def with_parts(self, parts: AdapterParts) -> Iterator[None]:
+        """Within, the base has these adapters, one for each row, at these sites only."""
+        self._parts = parts
         try:
             yield
         finally:
-            self._adapters = {}
+            self._parts = {}
 
-    def _attach(self, theta_BP: Tensor) -> None:
+    def _split(self, theta_BP: Tensor) -> AdapterParts:
+        """The parts of the adapters, in the precision that the variant asks for."""
         if not self.layout.variant.full_precision:
             theta_BP = theta_BP.to(self.base.dtype)
-        self._adapters = self.layout.split(theta_BP)
+        return self.layout.split(theta_BP)
 
-    def detach(self) -> None:
-        """Take the hooks off the base, which is then the model that was given."""
+    def remove_hooks(self) -> None:
+        """Restore the base model that was given."""
         for hook in self._hooks:
             hook.remove()
 
 
 @torch.no_grad()
 def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
-    """What makes logits of the last hidden state, where that is all that does; None in a base that caps or scales them.
+    """The linear layer that alone makes logits from the last hidden state; None if the base caps or scales them.
 
-    Found by trying: no attribute tells.
+    Found by running the base, because no attribute says so.
     """
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Linear) or any(base.get_submodule(site.name) is head for site in layout.sites):
@@ -120,7 +124,7 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
     hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != head.in_features or hidden.dtype != head.weight.dtype:
         return None
-    for scale in (1, 64):  # larger logits than these tokens have would show a cap
+    for scale in (1, 64):  # a cap may show only in logits larger than these tokens have
         hook = head.register_forward_hook(lambda _, __, logits, scale=scale: logits * scale)
         try:
             if not torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits):

@@ -1,4 +1,4 @@
-"""The embedded base model: a small OPT and its tokeniser, pretrained on the world language in seconds and cached.
+"""The embedded base model: a small OPT and its tokeniser, pretrained in seconds on the world language, then cached.
 
 Shape suffixes: B documents, T tokens, V vocabulary.
 """
@@ -28,7 +28,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import cache_folder
 
 VERSION = 1
-"""Raise it with any change that gives the folder other bytes: the grammar, the tokeniser, the training below."""
+"""To be raised with any change of the folder's bytes: of the grammar, the tokeniser or the training below."""
 
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 _PAD_ID, _END_ID = 0, 1
@@ -37,7 +37,7 @@ _LOCK = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """The base model's sizes and how it is trained."""
+    """The base model's sizes and its training."""
 
     num_layers: int = 2
     width: int = 64
@@ -46,7 +46,7 @@ class Pretraining:
     max_positions: int = 128
     num_steps: int = 500
     batch_size: int = 32
-    """Documents; none is seen twice."""
+    """Documents per step; none is used twice."""
     learning_rate: float = 3e-3
     """At the first step; it falls linearly to 0."""
 
@@ -54,15 +54,18 @@ class Pretraining:
 def base_model_folder(
     config: SyntheticConfig, progress: bool = False, pretraining: Pretraining = Pretraining()
 ) -> Path:
-    """The folder of the base model of `config.seed` and its tokeniser, for `from_pretrained`; made at the first call.
+    """The folder of the embedded base model and its tokeniser, for `from_pretrained`; created at the first call.
 
-    It lies in `$BORA_SWEEP_CACHE`, else `$XDG_CACHE_HOME/bora_sweep`, else `~/.cache/bora_sweep`, whole or not at all,
-    under a name that depends on all that decides its bytes.
+    It is in `$BORA_SWEEP_CACHE`, else `$XDG_CACHE_HOME/bora_sweep`, else `~/.cache/bora_sweep`, and is created whole or
+    not at all. Its name depends on everything that decides its bytes.
 
     Args:
-        config: Its seed fixes the world language and the model; nothing else of it matters here.
-        progress: Show a bar on stderr while the model is trained.
+        config: Only its seed matters here; it fixes the world language and the model.
+        progress: Show a progress bar on stderr while the model is trained.
         pretraining: Sizes and training.
+
+    Raises:
+        InputError: The cache folder cannot be written.
     """
     folder = cache_folder() / f"base-{_key(config.seed, pretraining)}"
     with _LOCK:  # threads share torch's generator and number of threads, which are set below
@@ -73,8 +76,8 @@ def base_model_folder(
 
 def _key(seed: int, pretraining: Pretraining) -> str:
     versions = {"version": VERSION, "torch": torch.__version__, "transformers": transformers.__version__}
-    decides = {**versions, "seed": seed, **asdict(pretraining)}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    inputs = {**versions, "seed": seed, **asdict(pretraining)}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write(folder: Path, config: SyntheticConfig, pretraining: Pretraining, progress: bool) -> None:
@@ -83,8 +86,8 @@ def _write(folder: Path, config: SyntheticConfig, pretraining: Pretraining, prog
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise InputError(
-            f"{folder.parent}: the base model cannot be kept here ({error.strerror}); set BORA_SWEEP_CACHE to a folder "
-            "that you may write to"
+            f"{folder.parent}: the base model cannot be saved here ({error.strerror}); set BORA_SWEEP_CACHE to a "
+            "folder that you may write to"
         ) from None
     try:
         tokenizer = build_tokenizer()
@@ -93,14 +96,14 @@ def _write(folder: Path, config: SyntheticConfig, pretraining: Pretraining, prog
         try:
             part.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was first, with the same bytes
+            if not folder.exists():  # if it exists, another process has written the same bytes first
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word and full stop; `</s>` starts a text, as with OPT, and is its end token too."""
+    """A tokeniser with one token for each word and full stop; as in OPT, `</s>` both starts and ends a text."""
     symbols = [_PAD, _END, _UNKNOWN, *VOCABULARY]
     ids = {symbol: i for i, symbol in enumerate(symbols)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=_UNKNOWN))
@@ -115,9 +118,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def pretrain(
     config: SyntheticConfig, tokenizer: PreTrainedTokenizerFast, pretraining: Pretraining, progress: bool = False
 ) -> OPTForCausalLM:
-    """A new OPT trained on `num_steps * batch_size` world documents: AdamW, the learning rate falling linearly to 0.
+    """A new OPT, trained on `num_steps * batch_size` world documents by AdamW with a linear schedule to 0.
 
-    The caller's generator and number of threads are left as they were.
+    The caller's random generator and number of threads are not changed.
+
+    Args:
+        config: Its seed fixes the documents and the initial weights.
+        tokenizer: From `build_tokenizer`.
+        pretraining: Sizes and training.
+        progress: Show a progress bar on stderr.
     """
     texts = world_documents(config, pretraining.num_steps * pretraining.batch_size)
     with _reproducible(config.seed):
@@ -136,10 +145,21 @@ def pretrain(
 
 
 def score(model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[torch.Tensor, int]:
-    """Summed nats of the texts and their number of scored tokens, end tokens included, start tokens and padding not."""
+    """The negative log likelihood of texts, and the number of scored tokens.
+
+    End tokens are scored; start tokens and padding are not.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokeniser.
+        texts: Texts without end tokens.
+
+    Returns:
+        A scalar in nats, and a count.
+    """
     rows = [torch.tensor([*ids, _END_ID]) for ids in tokenizer(texts)["input_ids"]]
     tokens_BT = pad_sequence(rows, batch_first=True, padding_value=_PAD_ID)
-    logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits  # padding on the right, which no earlier token sees
+    logits_BTV = model(input_ids=tokens_BT[:, :-1]).logits  # no token depends on padding to its right
     targets_BT = tokens_BT[:, 1:]
     nll_nats = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=_PAD_ID, reduction="sum")
     return nll_nats, int(torch.count_nonzero(targets_BT != _PAD_ID))
@@ -164,7 +184,7 @@ def _opt_config(tokenizer: PreTrainedTokenizerFast, pretraining: Pretraining) ->
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """A seeded generator and one thread: sums run in the same order wherever they run."""
+    """Within, the generator is seeded and one thread computes, so that sums always run in the same order."""
     num_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)

@@ -1,6 +1,6 @@
-"""Full models: the base with one adapter worked into its weights, for programs that know no adapters.
+"""Full models: the base with one adapter merged into its weights, for programs that cannot load adapters.
 
-Shapes: T tokens, V vocabulary, I in, O out, P parameters of the adapter.
+Shapes: T tokens, V vocabulary, I in, O out, P parameters of one adapter.
 """
 
 from pathlib import Path
@@ -13,61 +13,82 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.lora import Site, weight_OI
+from bora_sweep.model.trial_logits import vocabulary_size
 
-TRIED_TOKENS = 16  # fewer where the model has fewer positions
+CHECKED_TOKENS = 16  # fewer if the model has fewer positions
 INSTEAD = "export adapters, without --merge"
 
 
 def write_full(folder: Path, base: PreTrainedModel, layout: Layout, theta_P: Tensor) -> float:
-    """Write what `AutoModelForCausalLM.from_pretrained(folder)` loads, and load it; `base` stays as it is.
+    """Write a full model for `AutoModelForCausalLM.from_pretrained(folder)`, and check it by loading it.
+
+    Args:
+        folder: A new folder.
+        base: The base model, which stays unchanged.
+        layout: The adapter's layout.
+        theta_P: The adapter.
 
     Returns:
-        How far rounding to the base's precision moved the logits, as a share of what the adapter does.
+        The change of the logits by rounding the merged weights to the base's precision, relative to the change by the
+        adapter.
 
     Raises:
-        InputError: As in `merged_weights`, or what is loaded is not the base with the adapter.
+        InputError: As in `merged_weights`, or the loaded model differs from the base with the adapter.
     """
     weights = {**base.state_dict(), **merged_weights(base, layout, theta_P)}
-    base.save_pretrained(folder, state_dict=dict(weights))  # which it empties
+    base.save_pretrained(folder, state_dict=dict(weights))  # a copy, because it empties the dictionary
     loaded = type(base).from_pretrained(folder, dtype=base.dtype, use_safetensors=True).eval()
-    found = loaded.state_dict()
-    for name in weights.keys() | found.keys():
-        if name not in weights or name not in found or not torch.equal(weights[name].cpu(), found[name]):
+    loaded_weights = loaded.state_dict()
+    for name in weights.keys() | loaded_weights.keys():
+        is_in_both = name in weights and name in loaded_weights
+        if not is_in_both or not torch.equal(weights[name].cpu(), loaded_weights[name]):
             raise InputError(f"--merge: {name} would not load as it was merged; {INSTEAD}")
-    return _rounded_away(base, layout, theta_P, loaded)
+    return _rounding_error(base, layout, theta_P, loaded)
 
 
 @torch.no_grad()
-def _rounded_away(base: PreTrainedModel, layout: Layout, theta_P: Tensor, merged: PreTrainedModel) -> float:
-    """As above. Refuse a model that gives most of a few tokens other logits than the base with the adapter.
+def _rounding_error(base: PreTrainedModel, layout: Layout, theta_P: Tensor, merged: PreTrainedModel) -> float:
+    """The median over a few tokens of the merged model's error in the logits, relative to the adapter's effect.
 
-    Not all: where rounding has a router choose another expert, a token's logits jump.
+    A median, because a token's logits jump if rounding makes a router choose another expert.
+
+    Raises:
+        InputError: Most tokens have other logits than the base with the adapter.
     """
-    vocabulary = int(base.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    positions = getattr(base.config, "max_position_embeddings", None) or -1  # -1: without end
-    length = min(TRIED_TOKENS, positions) if positions > 0 else TRIED_TOKENS
-    tokens_1T = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0))
+    positions = getattr(base.config, "max_position_embeddings", None) or -1  # -1: no limit
+    length = min(CHECKED_TOKENS, positions) if positions > 0 else CHECKED_TOKENS
+    tokens_1T = torch.randint(vocabulary_size(base), (1, length), generator=torch.Generator().manual_seed(0))
     adapted = AdaptedModel(base, layout)
     expected_TV = adapted(tokens_1T, theta_P[None])[0]
-    adapted.detach()
+    adapted.remove_hooks()
     bare_TV, merged_TV = (model(input_ids=tokens_1T, use_cache=False).logits[0] for model in (base, merged))
-    apart_T = (merged_TV - expected_TV).float().norm(dim=-1)
-    apart = (apart_T / expected_TV.float().norm(dim=-1)).median().item()
-    if not apart <= torch.finfo(base.dtype).eps ** 0.5:
-        raise InputError(f"--merge: the merged model's logits are off by {apart:.1%} from the adapter's; {INSTEAD}")
+    error_T = (merged_TV - expected_TV).float().norm(dim=-1)
+    relative_error = (error_T / expected_TV.float().norm(dim=-1)).median().item()
+    if not relative_error <= torch.finfo(base.dtype).eps ** 0.5:
+        raise InputError(
+            f"--merge: the merged model's logits are off by {relative_error:.1%} from the adapter's; {INSTEAD}"
+        )
     effect_T = (bare_TV - expected_TV).float().norm(dim=-1)
-    return (apart_T / effect_T.clamp(min=torch.finfo(torch.float32).tiny)).median().item()
+    return (error_T / effect_T.clamp(min=torch.finfo(torch.float32).tiny)).median().item()
 
 
 @torch.no_grad()
 def merged_weights(base: PreTrainedModel, layout: Layout, theta_P: Tensor) -> dict[str, Tensor]:
-    """Each adapted module's weight with the adapter in it, by the parameter's name, in the base's precision.
+    """The weight of each adapted module with the adapter merged into it.
 
-    Whatever the variant, an adapted module is linear but for its bias: its weight is what it makes of unit vectors.
+    With any variant an adapted module is linear, except for its bias: its outputs for unit vectors are its weight.
+
+    Args:
+        base: The base model, with its weights.
+        layout: The adapter's layout.
+        theta_P: The adapter.
+
+    Returns:
+        The weights by the parameters' names, in the base's precision.
 
     Raises:
-        InputError: The base has weights that are not plain numbers, or an adapter besides; or an adapted weight is
-            another module's too, which would change with it.
+        InputError: The base is quantised or already has an adapter; or an adapted module shares its weight with another
+            module, which would change too.
     """
     _refuse_unplain(base)
     merged = {}
@@ -91,9 +112,9 @@ def _refuse_unplain(base: PreTrainedModel) -> None:
 
 
 def _refuse_shared(base: PreTrainedModel, site: Site) -> None:
-    own, weight = f"{site.name}.weight", base.get_submodule(site.name).weight
+    weight_name, weight = f"{site.name}.weight", base.get_submodule(site.name).weight
     for name, parameter in base.named_parameters(remove_duplicate=False):
-        if parameter is weight and name != own:
+        if parameter is weight and name != weight_name:
             raise InputError(
                 f"--merge: {site.name} shares its weight with {name}, which the adapter leaves as it is; {INSTEAD}"
             )

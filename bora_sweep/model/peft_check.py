@@ -1,7 +1,7 @@
-"""What PEFT makes of adapters that are written for it, tried on a base without weights: it would not say.
+"""Checks that PEFT loads adapters as they were fitted, by loading them onto a base without weights.
 
-PEFT goes by names. In models with routed experts it takes some dense layers' for the experts' and drops their adapters
-with a mere warning; some modules it refuses. Which ones is a matter of its version, so they are found by trying.
+PEFT finds modules by name. In models with routed experts it mistakes some dense layers for experts, and drops their
+adapters with only a warning; other modules it refuses. Which ones depends on its version, so each export is tried.
 
 Shapes: P parameters of one adapter.
 """
@@ -22,17 +22,19 @@ from transformers.utils import logging
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, Part, layout_of_sites
+from bora_sweep.model.linear_modules import last_name
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_io import PEFT_NAMES, named_parts, peft_config, peft_key
+from bora_sweep.model.peft_config import PEFT_NAMES, peft_config, peft_key
+from bora_sweep.model.peft_io import named_parts
 
-TRIED = "tried"  # the adapter's name in PEFT
+ADAPTER_NAME = "checked"  # in PEFT
 
 
 def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -> frozenset[str]:
-    """The sites that PEFT adapts only if it is told of their weights (`target_parameters`): in most models none.
+    """The sites that PEFT adapts only if it is given their weights (`target_parameters`); in most models none.
 
     Args:
-        base: Of which the modules alone are looked at.
+        base: The base model, whose weights may be absent.
         layout: Where it has adapters.
         config: Their rank, alpha and variant.
 
@@ -40,46 +42,52 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
         Names of sites, for `write_adapter`.
 
     Raises:
-        InputError: PEFT would not load this layout's adapters as they are, either way; or DoRA on a quantised base.
+        InputError: PEFT does not load this layout's adapters unchanged, either way; or DoRA on a quantised base.
     """
     if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
         raise InputError(
             "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora "
             "or model.name to a base that is not quantised"
         )
-    if config.variant == "mora" or _trouble(base, layout, config) is None:
+    if config.variant == "mora" or _load_error(base, layout, config) is None:
         return frozenset()
-    alike: dict[str, list[Site]] = {}  # by their last name
+    sites_of: dict[str, list[Site]] = {}  # by the last part of their names
     for site in layout.sites:
-        alike.setdefault(site.name.rpartition(".")[2], []).append(site)
-    alone = {last: layout_of_sites(sites, config) for last, sites in alike.items()}
-    awkward = [last for last, part in alone.items() if _trouble(base, part, config) is not None]
-    by_weight = frozenset(site.name for last in awkward for site in alike[last])
-    reason = _trouble(base, layout, config, by_weight)
-    if reason is None:
+        sites_of.setdefault(last_name(site.name), []).append(site)
+    layout_of = {name: layout_of_sites(sites, config) for name, sites in sites_of.items()}
+    failing = [name for name, part in layout_of.items() if _load_error(base, part, config) is not None]
+    by_weight = frozenset(site.name for name in failing for site in sites_of[name])
+    error = _load_error(base, layout, config, by_weight)
+    if error is None:
         return by_weight
-    refused = [last for last in awkward if _trouble(base, alone[last], config, by_weight) is not None] or list(alike)
-    others = [last for last in alike if last not in refused]
-    plain = replace(config, variant="lora")
+    refused = [name for name in failing if _load_error(base, layout_of[name], config, by_weight) is not None]
+    refused = refused or list(sites_of)
+    others = [name for name in sites_of if name not in refused]
     mends = [f"set lora.target_modules=[{','.join(others)}]"] if others else []
-    mends += (
-        ["lora.variant=lora"] if _trouble(base, layout_of_sites(layout.sites, plain), plain, by_weight) is None else []
-    )
+    plain = replace(config, variant="lora")
+    if _load_error(base, layout_of_sites(layout.sites, plain), plain, by_weight) is None:
+        mends.append("lora.variant=lora")
     raise InputError(
         f"lora.target_modules: an export could not be used, as PEFT loads no {config.variant} adapter of "
-        f"{', '.join(refused)} in a {base.config.model_type} model ({reason}); {' or '.join(mends) or 'name others'}"
+        f"{', '.join(refused)} in a {base.config.model_type} model ({error}); {' or '.join(mends) or 'name others'}"
     )
 
 
-def refuse_unlike(base: PreTrainedModel, folder: Path, layout: Layout, theta_P: Tensor) -> None:
-    """Refuse a PEFT folder unless PEFT loads all of theta_P from it, each part to its own module, and nothing else.
+def check_peft_folder(base: PreTrainedModel, folder: Path, layout: Layout, theta_P: Tensor) -> None:
+    """Check that PEFT loads exactly theta_P from a folder, each part into its own module.
+
+    Args:
+        base: The base model, whose weights may be absent.
+        folder: What `write_adapter` wrote.
+        layout: The adapter's layout.
+        theta_P: The adapter.
 
     Raises:
-        InputError: It does not; which module, and what of it.
+        InputError: PEFT loads something else; the message names a module.
     """
-    with _quiet():
+    with _no_warnings():
         model = PeftModel.from_pretrained(
-            _without_memory(base, theta_P.dtype), str(folder), adapter_name=TRIED, low_cpu_mem_usage=True
+            _with_zero_weights(base, theta_P.dtype), str(folder), adapter_name=ADAPTER_NAME, low_cpu_mem_usage=True
         )
     loaded, expected = _adapter_of(model), {_loaded_key(p): t for p, t in named_parts(layout, theta_P)}
     for key, part in expected.items():
@@ -89,35 +97,37 @@ def refuse_unlike(base: PreTrainedModel, folder: Path, layout: Layout, theta_P: 
         raise InputError(f"{folder}: PEFT would make up {min(more)}, which was not fitted; nothing is exported")
 
 
-def _trouble(base: PreTrainedModel, layout: Layout, config: LoraConfig, by_weight: Collection[str] = ()) -> str | None:
-    """Why PEFT would not load adapters of `layout` as they are; None: it would."""
-    nothing = torch.zeros(())
-    zeros = {peft_key(part): nothing.expand(part.shape) for part in layout.parts}
+def _load_error(
+    base: PreTrainedModel, layout: Layout, config: LoraConfig, by_weight: Collection[str] = ()
+) -> str | None:
+    """Why PEFT does not load adapters of `layout` unchanged; None if it does."""
+    zero = torch.zeros(())
+    zeros = {peft_key(part): zero.expand(part.shape) for part in layout.parts}
     expected = {_loaded_key(part): part.shape for part in layout.parts}
     try:
-        with _quiet():
-            described = peft_config(layout, config, None, by_weight)
-            model = get_peft_model(_without_memory(base), described, adapter_name=TRIED, low_cpu_mem_usage=True)
-            set_peft_model_state_dict(model, zeros, adapter_name=TRIED, low_cpu_mem_usage=True)
+        with _no_warnings():
+            description, empty = peft_config(layout, config, None, by_weight), _with_zero_weights(base)
+            model = get_peft_model(empty, description, adapter_name=ADAPTER_NAME, low_cpu_mem_usage=True)
+            set_peft_model_state_dict(model, zeros, adapter_name=ADAPTER_NAME, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, KeyError, NotImplementedError, AttributeError) as error:
         return one_line(error, limit=200)
-    # What PEFT made and did not load stays without memory.
+    # A part that PEFT created but did not load is still on the meta device.
     loaded = {key: tuple(part.shape) for key, part in _adapter_of(model).items() if not part.is_meta}
     different = sorted(loaded.items() ^ expected.items())
     return f"it drops or adds {different[0][0]}, and {len(different) - 1} more" if different else None
 
 
 def _adapter_of(model: PeftModel) -> dict[str, Tensor]:
-    return {key: part for key, part in model.state_dict().items() if f".{TRIED}." in key}
+    return {key: part for key, part in model.state_dict().items() if f".{ADAPTER_NAME}." in key}
 
 
 def _loaded_key(part: Part) -> str:
-    """Its name in a model that PEFT has loaded it into."""
-    return f"base_model.model.{part.site.name}.{PEFT_NAMES[part.kind].removesuffix('.weight')}.{TRIED}.weight"
+    """The name of a part in a model that PEFT has loaded it into."""
+    return f"base_model.model.{part.site.name}.{PEFT_NAMES[part.kind].removesuffix('.weight')}.{ADAPTER_NAME}.weight"
 
 
-def _without_memory(base: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model of the same modules, each of its weights zeros that are kept as one number."""
+def _with_zero_weights(base: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of the same modules, whose weights are zeros that need the memory of one number each."""
     with torch.device("meta"):
         empty = type(base)(copy.deepcopy(base.config))
     zero = torch.zeros((), dtype=dtype)
@@ -128,8 +138,8 @@ def _without_memory(base: PreTrainedModel, dtype: torch.dtype = torch.float32) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, neither PEFT nor transformers speaks of what is only tried."""
+def _no_warnings() -> Iterator[None]:
+    """Within, PEFT and transformers print no warnings about a model that is only tried."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

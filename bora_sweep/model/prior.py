@@ -1,6 +1,6 @@
-"""The hierarchical prior, Eq. 5, on whole banks, and the two coordinate systems of the same posterior.
+"""The prior that ties the tasks' adapters to Theta, on whole banks, and the precisions of groups of parameters.
 
-Shapes: K adapters (one per task), P parameters of one adapter, B rows.
+Shapes: K adapters (one per task), P parameters of one adapter, t tensors of an adapter, G groups of parameters.
 """
 
 import math
@@ -15,45 +15,77 @@ from bora_sweep.model.layout import Layout
 
 
 def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> Tensor:
-    """sum_k log N(theta_k; Theta, I/tau), Eq. 5, in nats, without the constant K P/2 log(tau / 2 pi).
+    """sum_k log N(theta_k; Theta, I/tau), Eq. 5 of Eide & Frigessi 2025, without its constant K P/2 log(tau / 2 pi).
 
-    With tau_P each coordinate has a precision of its own. At tau = 0 the prior is flat: 0 everywhere.
+    Args:
+        theta_KP: The tasks' adapters; or their deviations from Theta, with `mean_P` 0.
+        mean_P: Theta.
+        tau: The precision, one for all coordinates or one for each, tau_P; 0 <= tau < inf. At 0 the prior is flat.
+
+    Returns:
+        A scalar in nats.
     """
     return -0.5 * (tau * (theta_KP - mean_P).square()).sum()
 
 
-def tensor_norms(theta_KP: Tensor, mean_P: Tensor | float, sizes: Sequence[int]) -> Tensor:
-    """||theta_kt - Theta_t||_2 for each task and tensor t, those whose parameters lie end to end in P; shape K x t."""
-    parts = (theta_KP - mean_P).split(list(sizes), dim=-1)
-    return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
+def tensor_norm_penalty(delta_KP: Tensor, tau: float, tensor_sizes: Sequence[int]) -> Tensor:
+    """tau sum_k sum_t ||delta_kt||_2, the unsquared distances of the published code (`prior.penalty=tensor_norm`).
+
+    Args:
+        delta_KP: theta_k - Theta of each task.
+        tau: The penalty's weight.
+        tensor_sizes: Parameters of each tensor t, in their order along P.
+
+    Returns:
+        A scalar.
+    """
+    return tau * _norm_of_each_tensor(delta_KP, tensor_sizes).sum()
 
 
-def tensor_norm_gradient(delta_KP: Tensor, tau: float, sizes: Sequence[int]) -> Tensor:
-    """That of tau times the sum of `tensor_norms` at theta - Theta: tau along each tensor's own direction, 0 at 0."""
-    norm_Kt = tensor_norms(delta_KP, 0.0, sizes)
-    inverse_Kt = torch.where(norm_Kt > 0, tau / norm_Kt, 0.0)
-    return delta_KP * inverse_Kt.repeat_interleave(torch.tensor(sizes, device=delta_KP.device), dim=-1)
+def tensor_norm_penalty_gradient(delta_KP: Tensor, tau: float, tensor_sizes: Sequence[int]) -> Tensor:
+    """The gradient of `tensor_norm_penalty`: tau delta_kt / ||delta_kt|| for each tensor, 0 where delta_kt = 0.
+
+    Arguments as in `tensor_norm_penalty`.
+    """
+    norm_Kt = _norm_of_each_tensor(delta_KP, tensor_sizes)
+    factor_Kt = torch.where(norm_Kt > 0, tau / norm_Kt, 0.0)
+    return delta_KP * factor_Kt.repeat_interleave(torch.tensor(tensor_sizes, device=delta_KP.device), dim=-1)
+
+
+def _norm_of_each_tensor(delta_KP: Tensor, tensor_sizes: Sequence[int]) -> Tensor:
+    """||delta_kt||_2 for each task and tensor, norm_Kt."""
+    tensors = delta_KP.split(list(tensor_sizes), dim=-1)
+    return torch.stack([torch.linalg.vector_norm(tensor, dim=-1) for tensor in tensors], dim=-1)
 
 
 def distance_to_global(theta_KP: Tensor, mean_P: Tensor) -> Tensor:
-    """||theta_k - Theta||_2 for each task, the ordinate of the paper's Figure 4; shape K."""
+    """||theta_k - Theta||_2 for each task, shape K; the vertical axis of Figure 4 in Eide & Frigessi 2025."""
     return torch.linalg.vector_norm(theta_KP - mean_P, dim=-1)
 
 
 def refuse_unknown_groups(prior: PriorConfig, layout: Layout) -> list[str]:
-    """The groups of parameters that have a tau of their own; none where one tau serves all.
+    """Names of the groups of parameters with their own tau; empty if all parameters share one tau.
 
     Raises:
         InputError: `prior.group_scales` names a group that has no parameters.
     """
-    names = [] if prior.groups == "all" else layout.group_of(prior.groups)[0]
+    names = [] if prior.groups == "all" else layout.parameter_groups(prior.groups)[0]
     if unknown := sorted(prior.group_scales.keys() - set(names)):
         raise InputError(f"prior.group_scales={unknown}: no parameter is in such a group; there are {', '.join(names)}")
     return names
 
 
 def group_precisions(prior: PriorConfig, layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """tau_P where groups of parameters have a tau of their own, `prior.groups`; None where one tau serves all.
+    """The precision of each coordinate, if groups of parameters have their own tau (`prior.groups`).
+
+    Args:
+        prior: tau, the kind of groups and their scales.
+        layout: The parameters of an adapter.
+        device: Where the result is used.
+        dtype: Its precision.
+
+    Returns:
+        tau_P; None if all parameters share one tau, or no prior acts (tau = 0 or inf).
 
     Raises:
         InputError: As in `refuse_unknown_groups`.
@@ -62,4 +94,4 @@ def group_precisions(prior: PriorConfig, layout: Layout, device: torch.device, d
     if prior.groups == "all" or prior.tau in (0, math.inf):
         return None
     tau_G = prior.tau * torch.tensor([prior.group_scales.get(name, 1.0) for name in names], device=device, dtype=dtype)
-    return tau_G[layout.group_of(prior.groups)[1].to(device)]
+    return tau_G[layout.parameter_groups(prior.groups)[1].to(device)]

@@ -1,4 +1,4 @@
-"""Tables, figures and a page, made from a run's Parquet alone."""
+"""Tables, figures and a page, made from a run's Parquet files alone."""
 
 # ruff: noqa: E402
 from bora_sweep.process import import_matplotlib
@@ -7,15 +7,16 @@ import_matplotlib()  # before a module of ours does
 
 from bora_sweep.report.report import Report
 from bora_sweep.report.stats.analysis import Analysis, analyse
-from bora_sweep.report.stats.bootstrap import Bootstrap, Contrast, Interval, paired_bootstrap, task_contrasts
-from bora_sweep.report.stats.documents import Documents, align_documents
+from bora_sweep.report.stats.bootstrap import Bootstrap, paired_bootstrap, task_contrasts
+from bora_sweep.report.stats.document_scores import DocumentScores, align_documents
+from bora_sweep.report.stats.interval import Contrast, Interval
 from bora_sweep.report.write import write_report
 
 __all__ = [
     "Analysis",
     "Bootstrap",
     "Contrast",
-    "Documents",
+    "DocumentScores",
     "Interval",
     "Report",
     "align_documents",

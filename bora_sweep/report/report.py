@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bora_sweep.report import frames
 from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.stats.analysis import Analysis, analyse
-from bora_sweep.report.stats.summary import Summary, summarise
-from bora_sweep.report.text import tables
+from bora_sweep.report.stats.method_comparison import compare_methods
+from bora_sweep.report.stats.pool_trials import summarise
+from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.answer import answer
-from bora_sweep.report.text.captions import illustrate
-from bora_sweep.report.text.methods import compare_methods, method_numbers
+from bora_sweep.report.text.captions import captioned_figures
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.storage import Folder
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """What a run, or several read as one, has found; also of a run that is not finished.
+    """The results of a run, or of several read as one; also of a run that is not finished.
 
-    Each part is computed when it is first asked for. Differences and intervals are fractions: 0.05 is 5%; intervals
-    hold 95%, by a bootstrap over documents that is paired between trials. tau was chosen on validation, test is only
-    reported.
+    Each part is computed when it is first used. Differences and their intervals are fractions: 0.05 is 5%. Intervals
+    are 95%, by a bootstrap over documents that is paired between trials. Validation chose tau; test is only reported.
 
     Args:
         run: A run's folder (also `s3://…`, `gs://…`), a list of them, or `Results`.
@@ -46,33 +46,33 @@ class Report:
 
     @cached_property
     def analysis(self) -> Analysis:
-        """Every estimate with its interval, the choice of tau, verdicts by task, trends."""
+        """Every estimate with its interval, the choice of tau, each task's verdicts, trends."""
         return analyse(self.summary)
 
     @cached_property
     def answer(self) -> str:
-        """The sentence that the report begins with, as Markdown."""
+        """The first sentence of the report, as Markdown."""
         return answer(self.analysis)
 
     @cached_property
     def overall(self) -> pd.DataFrame:
         """Table 1: a row for each tau; perplexities, and the difference of test perplexity to the best, a fraction."""
-        return tables.overall_numbers(self.analysis)
+        return frames.overall_frame(self.analysis)
 
     @cached_property
     def by_task(self) -> pd.DataFrame:
         """Table A.1: a row for each task, test perplexity at each tau."""
-        return tables.task_numbers(self.analysis)
+        return frames.task_frame(self.analysis)
 
     @cached_property
     def improvements(self) -> pd.DataFrame:
         """Figure 3: how far each task's test perplexity lies below a reference's, a fraction, with `low` and `high`."""
-        return tables.gain_numbers(self.analysis.task_gains)
+        return frames.gain_frame(self.analysis.task_gains)
 
     @cached_property
     def methods(self) -> pd.DataFrame:
-        """A row for each method that was compared; empty where there is BoRA alone."""
-        return method_numbers(self.summary, self.analysis.bootstrap, compare_methods(self.summary))
+        """A row for each method; empty where only fits over tau were made."""
+        return frames.method_frame(self.summary, self.analysis.bootstrap, compare_methods(self.summary))
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -82,11 +82,10 @@ class Report:
     @cached_property
     def figures(self) -> "dict[str, Figure]":
         """The report's figures by the names of their files; those that the results do not hold are left out."""
-        shown = illustrate(self.analysis)
-        return {one.name: draw(one.data) for one in shown if one.data is not None}
+        return {shown.name: draw(shown.data) for shown in captioned_figures(self.analysis) if shown.data is not None}
 
     def write(self) -> Path | Folder:
-        """Write `report/` in the (first) run's folder; returns the page, as `bora-sweep report` does."""
+        """Write `report/` in the (first) run's folder; returns the path of `report.md`, as `bora-sweep report` does."""
         return write_report(list(self.results.trials["run"].unique()))
 
     def _repr_markdown_(self) -> str:

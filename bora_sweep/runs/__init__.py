@@ -1,1 +1,1 @@
-"""A run's folder: where it is stored, what was asked for in it, who works on it, and its results."""
+"""A run's folder: its storage, its configuration, the lock of the process that works on it, and its results."""

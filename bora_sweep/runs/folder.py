@@ -1,4 +1,4 @@
-"""A run's folder: where it is, what was asked for in it, and who works on it."""
+"""The folder of a run and the configuration in it: begin a new run, or reopen one."""
 
 import shlex
 import tempfile
@@ -7,71 +7,74 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bora_sweep.config import Config, Setting, load_config, with_values
+from bora_sweep.config import Config, Setting, flatten, load_config, with_values
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_local, write_bytes
 
 FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.checkpoint_minutes")
-HOME = Path("runs")
+"""Beginnings of the keys that may change when a run is resumed."""
+RUNS = Path("runs")
+"""Folder of the runs whose `output` is left out."""
 
 
 def new_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
-    """The configuration that `settings` ask for, and the folder of a run that is not there yet.
+    """The configuration that `settings` ask for, and the folder of a run that does not exist yet.
 
     Raises:
-        InputError: The settings are wrong, or the folder holds a run or cannot be made.
+        InputError: The settings are wrong, the folder holds a run already, or it cannot be made.
     """
-    config = _absolute(load_config(settings))
-    run = folder_at(config.output or HOME / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{command}")
-    _refuse_no_folder(run)
+    config = _with_absolute_paths(load_config(settings))
+    run = folder_at(config.output or RUNS / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{command}")
+    _check_writable(run)
     if exists(run / "config.yaml"):
         again = f"bora-sweep {command} --resume output={shlex.quote(str(run))}"
-        raise InputError(f"output={run}: holds a run already; go on with it by {again}, or give another output")
+        raise InputError(f"output={run}: holds a run already; resume it by {again}, or give another output")
     return config, run
 
 
-def _refuse_no_folder(run: Folder) -> None:
-    """Refuse, before any long work, a folder that cannot be made or written in."""
+def _check_writable(run: Folder) -> None:
+    """Refuse, before any long work, a local folder that cannot be made or written to."""
     if not isinstance(run, Path):
         return
     try:
-        there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=there):
+        existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InputError(
-            f"output={run}: cannot be made or written in ({error.strerror}); give another output"
+            f"output={run}: cannot be made or written to ({error.strerror}); give another output"
         ) from None
 
 
 def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
-    """The configuration of a run that was begun, with what may change on the way, and its folder.
+    """The configuration of a run that was begun, updated with `settings`, and the run's folder.
+
+    Without `output` it is the newest run of `command` in `RUNS`.
 
     Raises:
         InputError: There is no such run, or the settings would change what its results mean.
     """
-    asked = load_config(settings).output
-    found = sorted(HOME.glob(f"????-??-??T??-??-??-{command}/config.yaml"))
-    if asked is None and not found:
-        raise InputError(f"--resume: no run of `{command}` in {HOME}/; name its folder with output=…")
-    run = folder_at(asked) if asked is not None else found[-1].parent
+    output = load_config(settings).output
+    dated = sorted(RUNS.glob(f"????-??-??T??-??-??-{command}/config.yaml"))
+    if output is None and not dated:
+        raise InputError(f"--resume: no run of `{command}` in {RUNS}/; name its folder with output=…")
+    run = folder_at(output) if output is not None else dated[-1].parent
     if not exists(run / "config.yaml"):
-        raise InputError(f"output={run}: no config.yaml there, so no run to go on with; drop --resume to begin one")
+        raise InputError(f"output={run}: no config.yaml there, so no run to resume; drop --resume to begin one")
     before = config_of(run)
-    config = _absolute(load_config(settings, base=before))
-    for key, value in _flat(config.to_dict()).items():
-        if value != _flat(before.to_dict())[key] and not key.startswith(FREE_ON_RESUME):
-            raise InputError(
-                f"{key}={value}: the run was begun with {_flat(before.to_dict())[key]}; give another output for this"
-            )
+    config = _with_absolute_paths(load_config(settings, base=before))
+    values_before = flatten(before.to_dict())
+    for key, value in flatten(config.to_dict()).items():
+        if value != values_before[key] and not key.startswith(FREE_ON_RESUME):
+            raise InputError(f"{key}={value}: the run was begun with {values_before[key]}; give another output")
     return config, run
 
 
 def config_of(run: Folder) -> Config:
-    """What the run was begun with.
+    """The configuration that the run was begun with.
 
     Raises:
-        InputError: `config.yaml` is not there, is damaged, or has keys that this version does not know.
+        InputError: There is no `config.yaml`, it is damaged, or it has keys that this version does not know.
     """
     path = run / "config.yaml"
 
@@ -81,8 +84,8 @@ def config_of(run: Folder) -> Config:
         try:
             return load_config([file])
         except InputError as error:
-            said = str(error).replace(str(file), str(path))
-            raise InputError(f"{said}; the file is as another version of bora_sweep wrote it, or was changed") from None
+            message = str(error).replace(str(file), str(path))
+            raise InputError(f"{message}; another version of bora_sweep wrote the file, or it was edited") from None
 
     try:
         return read_local(path, read)
@@ -91,12 +94,12 @@ def config_of(run: Folder) -> Config:
 
 
 def create_run(config: Config, run: Folder) -> None:
-    """Make the folder and write the resolved configuration, whole or not at all."""
+    """Make the folder and write the resolved configuration, atomically."""
     write_bytes(run / "config.yaml", config.to_yaml().encode())
 
 
-def _absolute(config: Config) -> Config:
-    """Local paths made absolute, so that a resume or a worker elsewhere finds them from any folder."""
+def _with_absolute_paths(config: Config) -> Config:
+    """Local paths made absolute, so that a worker or a later resume finds them from any working folder."""
     changes: dict[str, Any] = {}
     if config.data.path is not None and (config.data.kind != "hub" or Path(config.data.path).exists()):
         changes["data"] = {"path": str(Path(config.data.path).absolute())}
@@ -108,11 +111,3 @@ def _absolute(config: Config) -> Config:
     if config.init_from is not None:
         changes["init_from"] = str(Path(config.init_from).absolute())
     return with_values(config, **changes)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"prior": {"tau": 1.0}}` as `{"prior.tau": 1.0}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

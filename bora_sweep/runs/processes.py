@@ -1,4 +1,8 @@
-"""Which process is meant, and whether it lives: its number alone is given to others, and means nothing elsewhere."""
+"""Recognise a process again, and tell whether it still runs.
+
+A process number alone is not enough: the system gives it to other processes later, and another machine or container
+has its own numbers.
+"""
 
 import fcntl
 import os
@@ -10,36 +14,39 @@ from typing import Any
 
 import psutil
 
-BOOT, PIDS = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-SAME_START = 2.0
-"""Seconds; the clock that starts are read from is set in whole ones."""
+BOOT_ID, PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+START_TOLERANCE = 2.0
+"""Seconds. The clock that start times are read from counts whole ones."""
 
 
 def this_process() -> dict[str, Any]:
-    """This process, as JSON: its number, when it started, and where such numbers are given."""
-    return {**_place(), "pid": os.getpid(), "started": _started(os.getpid())}
+    """What identifies this process, as JSON: its number, its start time, and the machine."""
+    return {**_machine(), "pid": os.getpid(), "started": _start_time(os.getpid())}
 
 
-def is_here(told: Mapping[str, Any]) -> bool:
-    """Whether the number of a process told by `this_process` is one of this machine, since it was booted last, and of
-    this container; what an older release did not tell is taken to be so."""
-    return told["host"] == socket.gethostname() and all(
-        told.get(key, value) == value for key, value in _place().items()
+def is_local(process: Mapping[str, Any]) -> bool:
+    """Whether the process is of this machine since its last boot, and of this container.
+
+    Args:
+        process: As `this_process` gives it. An older release wrote fewer keys; a missing one counts as equal.
+    """
+    return process["host"] == socket.gethostname() and all(
+        process.get(key, value) == value for key, value in _machine().items()
     )
 
 
-def is_same_kernel(told: Mapping[str, Any]) -> bool:
-    """Whether it ran on this machine since that was booted last, in whichever container."""
-    return told.get("boot") is not None and told["boot"] == _place()["boot"]
+def is_same_boot(process: Mapping[str, Any]) -> bool:
+    """Whether the process is of this machine since its last boot, in any container."""
+    return process.get("boot") is not None and process["boot"] == _machine()["boot"]
 
 
-def lives(told: Mapping[str, Any]) -> bool:
-    """Whether a process that `is_here` has not ended.
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process that `is_local` has not ended.
 
-    Its number may have gone to another since, which started at another time; so it has where it is this process's own
-    and nothing was told of the start, as an older release did.
+    A process with its number but another start time is a different one. An older release wrote no start time; its
+    process cannot be this one, so this process's own number counts as a different process too.
     """
-    pid, started = int(told["pid"]), told.get("started")
+    pid, started = int(process["pid"]), process.get("started")
     if pid <= 0 or (started is None and pid == os.getpid()):
         return False
     try:
@@ -49,22 +56,23 @@ def lives(told: Mapping[str, Any]) -> bool:
     except PermissionError:
         pass  # another user's
     try:
-        ended = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        return not ended and (started is None or abs(_started(pid) - float(started)) < SAME_START)
+        is_zombie = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return not is_zombie and (started is None or abs(_start_time(pid) - float(started)) < START_TOLERANCE)
     except psutil.Error:
-        return True  # it is there, and what it is may not be seen
+        return True  # it exists, but this user may not look at it
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Within, the folder is this process's alone among all of this machine's, as far as they ask; the system lets go of
-    it when the process ends, however that may be.
+def lock_folder(folder: Path) -> Iterator[bool]:
+    """Lock the folder against every other process of this machine that also locks it.
+
+    The system releases the lock when the process ends, however it ends.
 
     Yields:
-        Whether this file system can lock.
+        Whether the file system supports locks.
 
     Raises:
-        BlockingIOError: Another process has it.
+        BlockingIOError: Another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -79,20 +87,20 @@ def _lock(handle: int) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # some network file systems cannot
+    except OSError:  # some network file systems have no locks
         return False
     return True
 
 
-def _place() -> dict[str, Any]:
-    """Where processes have their numbers from: the host, its last boot, and within it the container."""
-    boot = BOOT.read_text().strip() if BOOT.is_file() else None
+def _machine() -> dict[str, Any]:
+    """What process numbers belong to: the host, its last boot, and the container (PID namespace)."""
+    boot = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else None
     pids = None
     with suppress(OSError):
-        pids = os.readlink(PIDS)
+        pids = os.readlink(PID_NAMESPACE)
     return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
-def _started(pid: int) -> float:
-    """Seconds after the machine's boot; the time of day may be set anew."""
+def _start_time(pid: int) -> float:
+    """Seconds from the machine's boot to the start of the process; the time of day may be changed."""
     return psutil.Process(pid).create_time() - psutil.boot_time()

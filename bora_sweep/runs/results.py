@@ -1,7 +1,7 @@
-"""The results of a run: four Parquet tables, one file per trial in each, written whole or not at all.
+"""The results of a run: four Parquet tables with one file per trial, each written atomically.
 
-`RUN/results/{trials,task_scores,curves,document_scores}/TRIAL.parquet`: plain Parquet with plain types, so that
-`pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
+The files are `RUN/results/{trials,task_scores,curves,document_scores}/TRIAL.parquet`. They are plain Parquet with plain
+types: `pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
 """
 
 import math
@@ -18,10 +18,10 @@ from bora_sweep.errors import InputError, one_line
 from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes
 
 FORMAT = 1
-"""Of the tables; a release that gives a column another meaning raises it. Files without it are of before it."""
+"""Version of the tables. A release that changes the meaning of a column raises it. Older files have none."""
 FORMAT_KEY = b"bora_sweep_format"
 
-_OURS = re.compile(r"[\w=+-][\w=+.-]*\.parquet")  # names that a trial's files have; copies have spaces or brackets
+_TRIAL_FILE = re.compile(r"[\w=+-][\w=+.-]*\.parquet")  # copies that a system makes have spaces or brackets
 _SCORES = [("nll_nats", pa.float64()), ("num_tokens", pa.int64()), ("perplexity", pa.float64())]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -111,7 +111,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of one run or of several, in the columns of `SCHEMAS` and `run`, the run's folder."""
+    """The four tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
 
     trials: pd.DataFrame
     task_scores: pd.DataFrame
@@ -120,13 +120,20 @@ class Results:
 
 
 def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
-    """Replace `trial_id`'s file in `table`, atomically; columns that `rows` lacks are null."""
+    """Write one trial's rows of a table, in place of those that are there.
+
+    Args:
+        run: The run's folder.
+        table: A name in `SCHEMAS`.
+        trial_id: The trial.
+        rows: The rows; columns that they lack are null.
+    """
     schema = SCHEMAS[table]
     frame = pd.DataFrame(rows).assign(trial_id=trial_id)
     columns = [_column(frame, name, kind) for name, kind in zip(schema.names, schema.types, strict=True)]
-    made = pa.Table.from_arrays(columns, schema=schema.with_metadata({FORMAT_KEY: str(FORMAT)}))
-    # Readers of a folder of Parquet skip names that begin with a dot, as a file's does until it is whole.
-    atomic_write(run / "results" / table / f"{trial_id}.parquet", lambda file: pq.write_table(made, file))
+    arrow = pa.Table.from_arrays(columns, schema=schema.with_metadata({FORMAT_KEY: str(FORMAT)}))
+    # A file's name begins with a dot until it is complete, and readers of a folder of Parquet skip such names.
+    atomic_write(run / "results" / table / f"{trial_id}.parquet", lambda file: pq.write_table(arrow, file))
 
 
 def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
@@ -134,7 +141,7 @@ def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
 
 
 def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
-    """`trial_id`'s row of `trials`, None where it has none yet."""
+    """The trial's row of `trials`; None where it has none yet."""
     try:
         return _read_file(run / "results" / "trials" / f"{trial_id}.parquet", "trials").to_pylist()[0]
     except FileNotFoundError:
@@ -142,28 +149,28 @@ def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
 
 
 def trial_rows(run: Folder, trial_id: str | None = None) -> list[dict[str, Any]]:
-    """The rows of `trials`, by trial; those of `trial_id` and of the path that it heads, where it is given."""
+    """The rows of `trials`, sorted by trial; with `trial_id` those of that trial and of the path that it begins."""
     pattern = "*.parquet" if trial_id is None else f"{trial_id}.*parquet"
-    return [row for found in _tables(run, "trials", pattern) for row in found.to_pylist()]
+    return [row for table in _tables(run, "trials", pattern) for row in table.to_pylist()]
 
 
 def read_results(run: str | Folder | list[str | Folder]) -> Results:
-    """The tables of a run, or of several below one another.
+    """The tables of a run, or of several runs stacked.
 
     Args:
         run: A run's folder, or a list of them; also `s3://…` and `gs://…`.
 
     Raises:
-        InputError: The folder is not a run's or is given twice, no trial has written a result yet, or a file is damaged
-            or of a newer version.
+        InputError: A folder is not a run's or is given twice, no trial has begun yet, or a file is damaged or written
+            by a newer version.
     """
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
     for place, path in enumerate(runs):
         if path.absolute() in [other.absolute() for other in runs[:place]]:
-            raise InputError(f"{path}: is given twice, and its documents would count twice; keep one")
+            raise InputError(f"{path}: is given twice, so its documents would count twice; keep one")
         refuse_no_run(path)
         if next(_tables(path, "trials"), None) is None:
-            raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` says how it stands")
+            raise InputError(f"{path}: no trial has begun yet; `bora-sweep status {path}` shows the progress")
     return Results(**{table: pd.concat([_read(path, table) for path in runs], ignore_index=True) for table in SCHEMAS})
 
 
@@ -174,7 +181,7 @@ def refuse_no_run(path: Folder) -> None:
         InputError: It holds neither.
     """
     if not (exists(path / "config.yaml") or exists(path / "results" / "trials")):
-        why = "" if exists(path) else ", for nothing is there"
+        why = "" if exists(path) else ", there is nothing"
         raise InputError(
             f"{path}: not a run's folder{why}; give the folder that `bora-sweep fit` or `bora-sweep sweep` wrote"
         )
@@ -187,16 +194,16 @@ def _read(run: Folder, table: str) -> pd.DataFrame:
 
 
 def _tables(run: Folder, table: str, pattern: str = "*.parquet") -> Iterator[pa.Table]:
-    """What `write_table` wrote, each file named by its trial; copies, and what systems leave, are passed over."""
+    """The tables that `write_table` wrote, one per trial. Other files, such as copies, are skipped."""
     for file in list_files(run / "results" / table, pattern):
-        if _OURS.fullmatch(file.name):
-            found = _read_file(file, table)
-            if len(found) and found["trial_id"][0].as_py() == file.name.removesuffix(".parquet"):
-                yield found
+        if _TRIAL_FILE.fullmatch(file.name):
+            rows = _read_file(file, table)
+            if len(rows) and rows["trial_id"][0].as_py() == file.name.removesuffix(".parquet"):
+                yield rows
 
 
 def _read_file(file: Folder, table: str) -> pa.Table:
-    """In the columns of `SCHEMAS`: those that an older version did not write are null."""
+    """One file in the columns of `SCHEMAS`; columns that an older version did not write are null."""
     content = read_bytes(file)
     try:
         opened = pq.ParquetFile(pa.BufferReader(content))
@@ -206,20 +213,20 @@ def _read_file(file: Folder, table: str) -> pa.Table:
                 f"{file}: written by a newer bora_sweep (results format {written}, this one reads up to {FORMAT}); "
                 "install the version that its `versions` column names"
             )
-        found = opened.read()
+        rows = opened.read()
         columns = [
-            found[name].cast(kind) if name in found.column_names else pa.nulls(len(found), kind)
+            rows[name].cast(kind) if name in rows.column_names else pa.nulls(len(rows), kind)
             for name, kind in zip(SCHEMAS[table].names, SCHEMAS[table].types, strict=True)
         ]
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{file}: damaged ({one_line(error, limit=200)}); remove it, and --resume makes it anew"
+            f"{file}: damaged ({one_line(error, limit=200)}); remove it, and --resume makes it again"
         ) from None
     return pa.Table.from_arrays(columns, schema=SCHEMAS[table])
 
 
 def objective(row: dict[str, Any]) -> float:
-    """What a search minimises: validation nats per token of a row of `trials`; NaN where it has none."""
+    """The value that a search minimises: validation nats per token of a row of `trials`; NaN without tokens."""
     tokens = row["validation_num_tokens"]
     return row["validation_nll_nats"] / tokens if tokens else math.nan
 

@@ -1,4 +1,4 @@
-"""A trial's adapters as folders that others load: PEFT adapters or full models, each with its model card."""
+"""Exports a trial's adapters as folders for other programs: PEFT adapters or full models, each with a model card."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from bora_sweep.data.tokens import tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.full_model import write_full
-from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
+from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
-from bora_sweep.serve.model_card import Exported, Framed, card
-from bora_sweep.trials.fingerprints import refuse_other_model
+from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
+from bora_sweep.trials.fingerprints import check_base_model
 
 
 def export(
@@ -34,64 +34,61 @@ def export(
     *,
     merge: bool = False,
 ) -> dict[str, str]:
-    """Write Theta and the tasks' adapters of a trial below `out`, each in a folder of its own with a README.md.
+    """Write Theta and the tasks' adapters of a trial below `out`, each in its own folder with a model card.
 
-    Beside them the fingerprints of the run's documents, all of them, for what goes on from here to know its splits.
+    The fingerprints of the run's documents are written too, so that later fits with these adapters know the splits.
 
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
-        out: The folder; new or empty.
-        trial: The ID of a finished one; `best`: the MAP fit of the lowest validation perplexity.
-        tasks: Names; left out: all.
-        merge: Full models, the base with the adapter in its weights, and the tokenizer.
+        out: A new or empty folder.
+        trial: The ID of a finished trial; `best`: the MAP fit with the lowest validation perplexity.
+        tasks: Names of tasks; None: all.
+        merge: Write full models, the base with the adapter merged into its weights, with the tokenizer.
 
     Returns:
-        The folder of each task, as in `tasks.json`, which is written last: what has one is whole.
+        The folder name of each task, as in `tasks.json`. That file is written last: an export that has it is complete.
 
     Raises:
-        InputError: There is no such trial or task, `out` holds something or is an address, the base cannot be loaded or
-            merged or is another than the run's, or what is written does not load as what was fitted; nothing is left
-            of it then.
+        InputError: There is no such trial or task; `out` is not empty, or is an address; the base cannot be loaded or
+            merged, or is not the run's; or what was written does not load unchanged. Then nothing of it is left.
     """
     run, out = folder_at(run), Path(local_path(str(out)))
-    trained = load_trial(run, trial)
-    trained.refuse_unknown(tasks or ())
+    loaded = load_trial(run, trial)
+    loaded.refuse_unknown_tasks(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
-    names = {
-        task: name for task, name in folder_names(list(trained.theta_of)).items() if tasks is None or task in tasks
-    }
-    refuse_other_model(run, trained.config.model, trained.config.data)
-    tokenizer = load_tokenizer(trained.config.model, trained.config.data)
-    write = _full_models(trained, tokenizer) if merge else _adapters(trained)
-    record = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None
+    names = {task: name for task, name in folder_names(list(loaded.theta_of)).items() if tasks is None or task in tasks}
+    check_base_model(run, loaded.config.model, loaded.config.data)
+    tokenizer = load_tokenizer(loaded.config.model, loaded.config.data)
+    write = _full_model_writer(loaded, tokenizer) if merge else _adapter_writer(loaded)
+    documents = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None
     try:
         for task, name in [(None, GLOBAL), *names.items()]:
-            rounded_away = write(out / name, trained.mean_P if task is None else trained.theta_of[task])
-            about = _card(trained, task, name, _framed(trained, task, tokenizer), rounded_away)
-            (out / name / "README.md").write_text(about, encoding="utf-8")
-            if merge and record is not None:  # a full model goes its own ways
-                (out / name / DOCUMENTS).write_bytes(record)
+            rounding_error = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
+            card = _card(loaded, tokenizer, task=task, folder=name, rounding_error=rounding_error)
+            (out / name / "README.md").write_text(card, encoding="utf-8")
+            if merge and documents is not None:  # each full model is used on its own
+                (out / name / DOCUMENTS).write_bytes(documents)
     except BaseException:
         for name in (GLOBAL, *names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
-    if record is not None:
-        (out / DOCUMENTS).write_bytes(record)
+    if documents is not None:
+        (out / DOCUMENTS).write_bytes(documents)
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     return names
 
 
-def _adapters(trained: LoadedTrial) -> Callable[[Path, Tensor], None]:
-    """What writes an adapter into a folder, and tries whether PEFT loads it from there as it is.
+def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
+    """A function that writes an adapter into a folder, and checks that PEFT loads it unchanged.
 
     Raises:
-        InputError: PEFT would not load this run's adapters.
+        InputError: PEFT cannot load this run's adapters.
     """
-    model, layout, lora = trained.config.model, trained.layout, trained.lora
+    model, layout, lora = loaded.config.model, loaded.layout, loaded.lora
     if lora.variant == "mora":  # PEFT has none
         return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
-    base = empty_base(model, trained.config.data)
+    base = empty_base(model, loaded.config.data)
     try:
         by_weight = sites_by_weight(base, layout, lora)
     except InputError as error:
@@ -99,36 +96,55 @@ def _adapters(trained: LoadedTrial) -> Callable[[Path, Tensor], None]:
 
     def write(folder: Path, theta_P: Tensor) -> None:
         write_adapter(folder, layout, theta_P, lora, model.name, by_weight)
-        refuse_unlike(base, folder, layout, theta_P)
+        check_peft_folder(base, folder, layout, theta_P)
 
     return write
 
 
-def _full_models(trained: LoadedTrial, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
-    """What writes a full model and the tokenizer into a folder; it tells what rounding took of the adapter."""
-    base = load_base(trained.config.model, trained.config.data)
+def _full_model_writer(loaded: LoadedTrial, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
+    """A function that writes a full model and the tokenizer into a folder; it returns what `write_full` does."""
+    base = load_base(loaded.config.model, loaded.config.data)
 
     def write(folder: Path, theta_P: Tensor) -> float:
-        rounded_away = write_full(folder, base, trained.layout, theta_P)
+        rounding_error = write_full(folder, base, loaded.layout, theta_P)
         tokenizer.save_pretrained(folder)
-        return rounded_away
+        return rounding_error
 
     return write
 
 
-def _card(trained: LoadedTrial, task: str | None, folder: str, framed: Framed, rounded_away: float | None) -> str:
-    data = trained.config.data
-    corpus = "the embedded corpus" if data.path is None else Path(data.path).name
-    return card(Exported(trained.row, task, folder, corpus, trained.config, framed, rounded_away), trained.results)
+def _card(
+    loaded: LoadedTrial,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: str | None,
+    folder: str,
+    rounding_error: float | None,
+) -> str:
+    data = loaded.config.data
+    exported = ExportedFolder(
+        row=loaded.row,
+        task=task,
+        folder=folder,
+        corpus="the embedded corpus" if data.path is None else Path(data.path).name,
+        config=loaded.config,
+        text_format=_text_format(loaded, task, tokenizer),
+        rounding_error=rounding_error,
+    )
+    return model_card(exported, loaded.results)
 
 
-def _framed(trained: LoadedTrial, task: str | None, tokenizer: PreTrainedTokenizerBase) -> Framed:
-    """What stands around a text of the task, as fits had it; for Theta, of the first task."""
-    data, task = trained.config.data, task or next(iter(trained.theta_of))
+def _text_format(loaded: LoadedTrial, task: str | None, tokenizer: PreTrainedTokenizerBase) -> TextFormat:
+    """How fits score a text of the task; for Theta, of the first task."""
+    data, task = loaded.config.data, task or next(iter(loaded.theta_of))
     row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}
-    bare = tokenize_for(trained.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
-    start = bare.tokens[: len(bare.tokens) - bare.num_tokens("test")].tolist()
+    empty = tokenize_for(loaded.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
     until = until_text(data.template)
-    before, after = fill(until, {"task": task, "text": ""}), fill(data.template[len(until) :], {"task": task})
-    by_task = "{task}" in f"{data.prompt}{data.template}"
-    return Framed(task, by_task, start, before, after, str(tokenizer.convert_ids_to_tokens(bare.padding)))
+    return TextFormat(
+        task=task,
+        depends_on_task="{task}" in f"{data.prompt}{data.template}",
+        start_tokens=empty.tokens[: len(empty.tokens) - empty.num_tokens("test")].tolist(),
+        before=fill(until, {"task": task, "text": ""}),
+        after=fill(data.template[len(until) :], {"task": task}),
+        end_token=str(tokenizer.convert_ids_to_tokens(empty.padding)),
+    )

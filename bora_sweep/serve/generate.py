@@ -1,4 +1,4 @@
-"""Text from a trial's adapters: the same prompt and the same draws under the base, under Theta and under each task.
+"""Generates text with a trial's adapters: one prompt and one seed for the base model, Theta and each task.
 
 Shapes: T tokens, P parameters of one adapter.
 """
@@ -20,18 +20,18 @@ from bora_sweep.model.peft_io import GLOBAL
 from bora_sweep.runs.storage import Folder
 from bora_sweep.serve.load import load_trial
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.trials.fingerprints import refuse_other_model
+from bora_sweep.trials.fingerprints import check_base_model
 
-BASE = "base model"
+BASE_NAME = "base model"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: from the model's own probabilities to the power of 1 / temperature."""
+    """How tokens are sampled: from the model's probabilities to the power of 1 / temperature."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
-    """0: the likeliest token each time."""
+    """0: always the most likely token."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,93 +46,94 @@ class Sampling:
 def generate(
     run: Folder, prompt: str, tasks: Sequence[str], trial: str = "best", sampling: Sampling | None = None
 ) -> list[tuple[str, str]]:
-    """How the base model, then Theta, then each of `tasks` goes on from `prompt`.
+    """Continuations of `prompt` by the base model, Theta and each of `tasks`.
 
-    The prompt follows the start symbol as a document does in training, or what `data.prompt` and `data.template` put
-    before the task's documents; before the base and Theta, that of the first task. One base is in memory; each text is
-    drawn with the same seed, so that it does not depend on which others are asked for.
+    The prompt stands where a document's text does in training: after the start symbol, or after what `data.prompt` and
+    `data.template` put before the task's texts. The base and Theta get those of the first task. Each text is sampled
+    with the same seed, so that it does not depend on the other tasks.
 
     Args:
         run: The run's folder.
         prompt: How the text begins; may be empty.
-        tasks: Names.
+        tasks: Names of tasks, at least one.
         trial: As in `load_trial`.
-        sampling: How tokens are drawn; left out: the defaults.
+        sampling: How tokens are sampled; None: the defaults.
 
     Returns:
-        (name, text) of each, the prompt left out; the first two are `base model` and `_global`.
+        (name, text) of each, without the prompt; the first two names are `base model` and `_global`.
 
     Raises:
-        InputError: There is no such trial or task, the base cannot be loaded, is another than the run's, or has too few
+        InputError: There is no such trial or task; or the base cannot be loaded, is not the run's, or has too few
             positions.
     """
-    trained = load_trial(run, trial)
-    trained.refuse_unknown(tasks)
-    model, data = trained.config.model, trained.config.data
+    loaded = load_trial(run, trial)
+    loaded.refuse_unknown_tasks(tasks)
+    model, data = loaded.config.model, loaded.config.data
     sampling = sampling or Sampling()
-    refuse_other_model(run, model, data)
+    check_base_model(run, model, data)
     tokenizer = load_tokenizer(model, data)
     encoder, (_, end) = Encoder(tokenizer), boundary_tokens(tokenizer)
-    opening_of = {task: _opening(encoder, data, task, prompt) for task in tasks}
-    longest = max(map(len, opening_of.values()))
+    prompt_of = {task: _prompt_tokens(encoder, data, task, prompt) for task in tasks}
+    longest = max(map(len, prompt_of.values()))
     base = load_base(model, data)
-    adapted = AdaptedModel(base.to(make_accelerator(trained.config).device), trained.layout)
+    adapted = AdaptedModel(base.to(make_accelerator(loaded.config).device), loaded.layout)
     if problem := too_long(base, longest + sampling.max_new_tokens):
         raise InputError(
             f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; shorten either"
         )
-    base.generation_config = _plain(sampling, end)
+    base.generation_config = _generation_config(sampling, end)
+    adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.theta_of[task]) for task in tasks)]
     texts = []
-    for name, theta_P in [(BASE, None), (GLOBAL, trained.mean_P), *((task, trained.theta_of[task]) for task in tasks)]:
-        opening_T = opening_of.get(name, opening_of[tasks[0]])
-        with nullcontext() if theta_P is None else adapted.attached(theta_P.to(base.device)):
-            whole_T = _draw(base, opening_T, sampling.seed)
-        texts.append((name, _continuation(tokenizer, opening_T, whole_T)))
+    for name, theta_P in adapters:
+        prompt_T = prompt_of.get(name, prompt_of[tasks[0]])
+        with nullcontext() if theta_P is None else adapted.with_adapter(theta_P.to(base.device)):
+            tokens_T = _sample(base, prompt_T, sampling.seed)
+        texts.append((name, _continuation(tokenizer, prompt_T, tokens_T)))
     return texts
 
 
-def _opening(encoder: Encoder, data: DataConfig, task: str, prompt: str) -> list[int]:
-    """The tokens that a task's text begins with, `prompt` the last of them; what `prompt` says is text."""
+def _prompt_tokens(encoder: Encoder, data: DataConfig, task: str, prompt: str) -> list[int]:
+    """The tokens that a task's text begins with, ending with `prompt`, whose special tokens count as plain text."""
     (body,) = encoder.encode(until_text(data.template), [{"task": task, "text": prompt}])
     if data.prompt is None:
         return [*boundary_tokens(encoder.tokenizer)[0], *body]
     return [*encoder.encode(data.prompt, [{"task": task}])[0], *body]
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, opening_T: list[int], whole_T: list[int]) -> str:
-    """The text of what follows the opening; by itself it would lose a first space."""
-    opening, whole, alone = (
-        str(tokenizer.decode(tokens_T, skip_special_tokens=True))
-        for tokens_T in (opening_T, whole_T, whole_T[len(opening_T) :])
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt_T: list[int], tokens_T: list[int]) -> str:
+    """The text that follows the prompt; decoded together with the prompt if possible, so no first space is lost."""
+    prompt, whole, alone = (
+        str(tokenizer.decode(part_T, skip_special_tokens=True))
+        for part_T in (prompt_T, tokens_T, tokens_T[len(prompt_T) :])
     )
-    return whole.removeprefix(opening) if whole.startswith(opening) else alone
+    return whole.removeprefix(prompt) if whole.startswith(prompt) else alone
 
 
-def _plain(sampling: Sampling, end: int) -> GenerationConfig:
-    """The model's own probabilities, whatever its authors set for chats."""
-    drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
+def _generation_config(sampling: Sampling, end: int) -> GenerationConfig:
+    """Sampling from the model's own probabilities, without the settings that its authors chose for chats."""
+    options = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampling.temperature > 0 else {}
     return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens, do_sample=bool(drawn), eos_token_id=end, pad_token_id=end, **drawn
+        max_new_tokens=sampling.max_new_tokens, do_sample=bool(options), eos_token_id=end, pad_token_id=end, **options
     )
 
 
-def _draw(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
-    """The prompt's tokens and those that follow."""
+def _sample(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
+    """The prompt's tokens followed by sampled ones."""
     tokens_1T = torch.tensor([prompt_T], device=base.device)
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
-            found_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
+            tokens_1T = base.generate(tokens_1T, attention_mask=torch.ones_like(tokens_1T))  # type: ignore[operator]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # each architecture has its own
+        except Exception as error:  # any model's code
             raise InputError(
                 f"model.name={base.config.name_or_path}: transformers draws no text from a {type(base).__name__} "
                 f"({one_line(error, limit=200)}); its scores are in the results"
             ) from error
-    return found_1T[0].tolist()
+    return tokens_1T[0].tolist()
 
 
 def visible(text: str) -> str:
-    """With control characters spelt out, as `\\x1b`: neither a model nor a task's name commands the terminal."""
+    """The text with control characters as escapes such as `\\x1b`, so that none of them reaches the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""A trial that has finished, read back from its run's folder to be used elsewhere.
+"""Loads a finished trial from its run's folder, for export and generation.
 
 Shapes: K tasks, P parameters of one adapter.
 """
@@ -21,25 +21,28 @@ from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
 
 @dataclass(frozen=True)
 class LoadedTrial:
-    """One trial's adapters, and what made them."""
+    """The adapters of one finished trial, with its configuration and the run's results."""
 
     row: dict[str, Any]
-    """Of `trials`."""
+    """The trial's row of `trials`."""
     config: Config
+    """The trial's configuration."""
     lora: LoraConfig
+    """Rank, alpha and variant of its adapters."""
     layout: Layout
+    """Where the adapters' parts are."""
     mean_P: Tensor
     """Theta."""
     theta_of: dict[str, Tensor]
     """Each task's adapter, theta_P."""
     results: Results
-    """Of the whole run."""
+    """The results of the whole run."""
 
-    def refuse_unknown(self, tasks: Sequence[str]) -> None:
+    def refuse_unknown_tasks(self, tasks: Sequence[str]) -> None:
         """Refuse names that are no tasks of the run.
 
         Raises:
-            InputError: There is one.
+            InputError: There is such a name.
         """
         for task in tasks:
             if task not in self.theta_of:
@@ -47,48 +50,48 @@ class LoadedTrial:
                 raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
 
 
-def load_trial(run: Folder, asked: str = "best") -> LoadedTrial:
-    """The trial `asked` for; `best`: the MAP fit of the lowest validation perplexity.
+def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
+    """Load a trial by its ID; `best` is the MAP fit with the lowest validation perplexity.
 
     Raises:
-        InputError: There is no such run or trial, or it has not finished.
+        InputError: There is no such run or trial, or the trial has not finished.
     """
     results = read_results(run)
-    row = _finished(results, run, asked)
+    row = _finished_row(results, run, trial)
     folder = run / "trials" / row["trial_id"]
     try:
-        tensors, about = load_adapters(folder)
+        tensors, description = load_adapters(folder)
     except FileNotFoundError:
         raise InputError(
             f"{folder}: has no {ADAPTERS}, though results/trials says that the trial finished; copy the run's folder "
             "as a whole"
         ) from None
     try:
-        lora = LoraConfig(**about["lora"])
-        layout = layout_of_sites([Site(**site) for site in about["sites"]], lora)
-        theta_of = dict(zip(about["tasks"], tensors["theta_KP"], strict=True))
+        lora = LoraConfig(**description["lora"])
+        layout = layout_of_sites([Site(**site) for site in description["sites"]], lora)
+        theta_of = dict(zip(description["tasks"], tensors["theta_KP"], strict=True))
         return LoadedTrial(row, _config_of(row), lora, layout, tensors["mean_P"], theta_of, results)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{folder}: as another version of bora_sweep wrote it ({one_line(error, limit=200)}); install the one that "
+            f"{folder}: written by another version of bora_sweep ({one_line(error, limit=200)}); install the one that "
             f"`versions` in results/trials names, {row['versions']}"
         ) from None
 
 
 def _config_of(row: dict[str, Any]) -> Config:
-    """What the trial was fitted with."""
+    """The configuration in a row of `trials`."""
     if not isinstance(row["config_json"], str):
-        raise ValueError("config_json is not there")
+        raise ValueError("config_json is missing")
     return read_config(row["config_json"])
 
 
-def _finished(results: Results, run: Folder, asked: str) -> dict[str, Any]:
-    """Its row of `trials`."""
+def _finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
+    """The row of `trials` of a finished trial, by its ID or `best`."""
     rows = results.trials.to_dict("records")
     finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
-    fits = [row for row in finished.values() if row["method"] == "map"]
-    if asked == "best" and fits:
-        return min(fits, key=lambda row: row["validation_perplexity"])
-    if asked not in finished:
-        raise InputError(f"--trial {asked}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
-    return finished[asked]
+    map_fits = [row for row in finished.values() if row["method"] == "map"]
+    if trial == "best" and map_fits:
+        return min(map_fits, key=lambda row: row["validation_perplexity"])
+    if trial not in finished:
+        raise InputError(f"--trial {trial}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
+    return finished[trial]

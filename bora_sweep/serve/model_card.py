@@ -1,6 +1,6 @@
-"""The model card of an exported adapter: YAML that the Hugging Face hub reads, what was fitted, how well, how to load.
+"""The model card of an export: YAML for the Hugging Face hub, what was fitted, its perplexity, and how to load it.
 
-A name from the data never acts as markup.
+Names from the data are escaped: they never act as markup.
 """
 
 import math
@@ -17,27 +17,28 @@ from bora_sweep.report.text.formats import Table, markdown_table, markdown_text,
 from bora_sweep.runs.results import Results, perplexity
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-TOLD = 0.01  # of what the adapter does, lost by merging
-ENDS = {0.0: "one model per task", math.inf: "one model for all"}
+LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
+LIMITS = {0.0: "one model per task", math.inf: "one model for all"}
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What a card tells of, beside scores."""
+@dataclass(frozen=True, kw_only=True)
+class ExportedFolder:
+    """One exported adapter or full model, as its card describes it."""
 
     row: dict[str, Any]
-    """The trial's, of `trials`."""
+    """The trial's row of `trials`."""
     task: str | None
     """None: the global adapter."""
     folder: str
+    """The folder's name."""
     corpus: str
     """The data set's name."""
     config: Config
-    """What the trial was fitted with."""
-    framed: "Framed"
-    rounded_away: float | None
-    """Of a full model, the base with the adapter merged into it: how far rounding moved its logits, as a share of what
-    the adapter does. None: an adapter alone."""
+    """The trial's configuration."""
+    text_format: "TextFormat"
+    rounding_error: float | None
+    """Of a full model: the change of the logits by rounding the merged weights, relative to the change by the adapter.
+    None: an adapter alone."""
 
     @property
     def base(self) -> str | None:
@@ -46,96 +47,95 @@ class Exported:
 
     @property
     def is_full(self) -> bool:
-        """A full model."""
-        return self.rounded_away is not None
+        """Whether it is a full model."""
+        return self.rounding_error is not None
 
     @property
     def has_code(self) -> bool:
-        """Whether transformers and PEFT load it: they have no MoRA."""
+        """Whether transformers or PEFT can load it; they have no MoRA."""
         return self.is_full or self.row["lora_variant"] != "mora"
 
 
-@dataclass(frozen=True)
-class Framed:
-    """What stands around a document's text when it is scored."""
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How a document's text is put into the sequence of tokens that is scored."""
 
     task: str
-    """The document's."""
-    by_task: bool
-    """Whether it is another for each task."""
-    start: list[int]
-    """Tokens before it, unscored."""
+    """The document's task."""
+    depends_on_task: bool
+    """Whether the format differs between tasks."""
+    start_tokens: list[int]
+    """Unscored tokens before the document."""
     before: str
-    """The template's words before the text."""
+    """The template's text before the document's text."""
     after: str
-    """Those after it."""
-    end: str
-    """The end token."""
+    """The template's text after it."""
+    end_token: str
 
 
-def card(about: Exported, results: Results) -> str:
+def model_card(exported: ExportedFolder, results: Results) -> str:
     """The card as Markdown."""
-    name = "all tasks (Θ)" if about.task is None else markdown_text(about.task)
-    kind = "Language model" if about.is_full else "Adapter"
+    name = "all tasks (Θ)" if exported.task is None else markdown_text(exported.task)
+    kind = "Language model" if exported.is_full else "Adapter"
     parts = [
-        f"---\n{_front_matter(about)}---",
+        f"---\n{_front_matter(exported)}---",
         f"# {kind} for {name}",
-        _introduction(about),
-        markdown_table(_facts(about, results)),
+        _introduction(exported),
+        markdown_table(_facts(exported, results)),
         "## Perplexity",
-        markdown_table(_scores(about, results)),
-        _caption(about),
+        markdown_table(_perplexity_table(exported, results)),
+        _caption(exported),
         "## Use",
         "From the folder that holds this one:",
-        f"```python\n{_snippet(about)}\n```",
-        *(_how_scored(about) if about.has_code else []),
+        f"```python\n{_snippet(exported)}\n```",
+        *(_how_scored(exported) if exported.has_code else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(about: Exported) -> str:
+def _front_matter(exported: ExportedFolder) -> str:
     front: dict[str, Any] = {}
-    if about.base is not None and HUB_NAME.fullmatch(about.base):  # the hub refuses a card that names a local folder
-        front |= {"base_model": about.base, "base_model_relation": "finetune" if about.is_full else "adapter"}
-    if about.has_code:
-        front["library_name"] = "transformers" if about.is_full else "peft"
-    front |= {"pipeline_tag": "text-generation", "tags": ["bora", about.row["lora_variant"]]}
+    if exported.base is not None and HUB_NAME.fullmatch(exported.base):  # the hub refuses the name of a local folder
+        front |= {"base_model": exported.base, "base_model_relation": "finetune" if exported.is_full else "adapter"}
+    if exported.has_code:
+        front["library_name"] = "transformers" if exported.is_full else "peft"
+    front |= {"pipeline_tag": "text-generation", "tags": ["bora", exported.row["lora_variant"]]}
     return yaml.safe_dump(front, sort_keys=False)
 
 
-def _introduction(about: Exported) -> str:
-    which = "This is Θ, for a task that the fit has not seen." if about.task is None else "This is one task's θ."
+def _introduction(exported: ExportedFolder) -> str:
+    which = "This is Θ, for a task that the fit has not seen." if exported.task is None else "This is one task's θ."
     return (
         "Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to a common one, Θ, by the "
         f"prior θ ∼ N(Θ, I/τ) (BoRA, Eide & Frigessi 2025). {which}"
     )
 
 
-def _facts(about: Exported, results: Results) -> Table:
-    row = about.row
+def _facts(exported: ExportedFolder, results: Results) -> Table:
+    row = exported.row
     rows = [
-        ["Base model", about.base or "the embedded one of bora_sweep"],
-        ["Data", about.corpus],
+        ["Base model", exported.base or "the embedded one of bora_sweep"],
+        ["Data", exported.corpus],
         ["Method", row["method"]],
         ["τ", _tau(row)],
         ["Adapter", f"{row['lora_variant']}, rank {row['lora_rank']}, alpha {row['lora_alpha']:g}"],
     ]
     for split, purpose in (("train", "train on"), ("validation", "validate"), ("test", "test")):
-        own = _of_split(about, results, row["trial_id"], split)
-        documents, tokens = int(np.sum(own["num_documents"])), int(np.sum(own["num_tokens"]))
+        scores = _task_scores(exported, results, row["trial_id"], split)
+        documents, tokens = int(np.sum(scores["num_documents"])), int(np.sum(scores["num_tokens"]))
         rows.append([f"Documents to {purpose}", f"{documents:,} ({tokens:,} tokens)"])
     return Table(["", ""], rows)
 
 
-def _scores(about: Exported, results: Results) -> Table:
-    """Of this task, or of all tasks under the adapters of each, beside the ends of the prior where the run has them."""
-    row, own = about.row, "each task's own adapter" if about.task is None else "this adapter"
-    end = f", {ENDS[row['tau']]}" if row["method"] == "map" and row["tau"] in ENDS else ""
-    rows = [[f"{own} (τ = {_tau(row)}{end})", *_perplexities(about, results, row["trial_id"])]]
-    for tau, name in ENDS.items():
-        other = _reference(results.trials, row, tau)
-        if other not in (None, row["trial_id"]):
-            rows.append([f"{name} (τ = {tau_text(tau)})", *_perplexities(about, results, other)])
+def _perplexity_table(exported: ExportedFolder, results: Results) -> Table:
+    """Perplexities of this task, or of all tasks with their own adapters; and those of the fits at tau = 0 and inf."""
+    row, name = exported.row, "each task's own adapter" if exported.task is None else "this adapter"
+    limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and row["tau"] in LIMITS else ""
+    rows = [[f"{name} (τ = {_tau(row)}{limit})", *_perplexities(exported, results, row["trial_id"])]]
+    for tau, name in LIMITS.items():
+        trial_id = _limit_trial(results.trials, row, tau)
+        if trial_id not in (None, row["trial_id"]):
+            rows.append([f"{name} (τ = {tau_text(tau)})", *_perplexities(exported, results, trial_id)])
     return Table(["model", "validation", "test"], rows)
 
 
@@ -143,79 +143,80 @@ def _tau(row: dict[str, Any]) -> str:
     return "none" if math.isnan(row["tau"]) else tau_text(row["tau"])
 
 
-def _reference(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str | None:
-    """The finished MAP fit at `tau` of the same adapters and seed; of several the best on validation."""
+def _limit_trial(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str | None:
+    """The ID of the finished MAP fit at `tau` with the same adapters and seed; of several, the best on validation."""
     wanted = {"status": "finished", "method": "map", "tau": tau}
     wanted |= {name: row[name] for name in ("lora_rank", "lora_variant", "seed")}
-    alike = [other for other in trials.to_dict("records") if all(other[k] == value for k, value in wanted.items())]
-    return min(alike, key=lambda other: other["validation_perplexity"])["trial_id"] if alike else None
+    fits = [fit for fit in trials.to_dict("records") if all(fit[name] == value for name, value in wanted.items())]
+    return min(fits, key=lambda fit: fit["validation_perplexity"])["trial_id"] if fits else None
 
 
-def _perplexities(about: Exported, results: Results, trial_id: str) -> list[str]:
-    parts = [_of_split(about, results, trial_id, split) for split in ("validation", "test")]
-    return [perplexity_text(perplexity(np.sum(part["nll_nats"]), np.sum(part["num_tokens"]))) for part in parts]
+def _perplexities(exported: ExportedFolder, results: Results, trial_id: str) -> list[str]:
+    """The trial's perplexities on validation and test, as text."""
+    splits = [_task_scores(exported, results, trial_id, split) for split in ("validation", "test")]
+    return [perplexity_text(perplexity(np.sum(rows["nll_nats"]), np.sum(rows["num_tokens"]))) for rows in splits]
 
 
-def _of_split(about: Exported, results: Results, trial_id: str, split: str) -> pd.DataFrame:
-    """The trial's rows of `task_scores`: this task's, or all."""
+def _task_scores(exported: ExportedFolder, results: Results, trial_id: str, split: str) -> pd.DataFrame:
+    """The trial's rows of `task_scores` for a split: this task's, or all tasks'."""
     scores = results.task_scores
     chosen = (scores["trial_id"] == trial_id) & (scores["split"] == split)
-    return scores.loc[chosen if about.task is None else chosen & (scores["task"] == about.task)]
+    return scores.loc[chosen if exported.task is None else chosen & (scores["task"] == exported.task)]
 
 
-def _caption(about: Exported) -> str:
+def _caption(exported: ExportedFolder) -> str:
     scored = (
         "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."
-        if about.task is None
+        if exported.task is None
         else "Over this task's documents."
     )
-    return f"{scored} Validation chose the epoch, and τ where it was searched; test was only scored."
+    return f"{scored} Validation chose the epoch, and τ if it was searched; test was only scored."
 
 
-def _snippet(about: Exported) -> str:
-    if not about.has_code:
+def _snippet(exported: ExportedFolder) -> str:
+    if not exported.has_code:
         return (
             "from safetensors.torch import load_file\n\n"
-            f'M_of = load_file({about.folder!a} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
+            f'M_of = load_file({exported.folder!a} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
             "docs/adapters.md of bora_sweep says how M acts"
         )
-    name = ascii(about.folder) if about.is_full else "BASE" if about.base is None else ascii(about.base)
-    model = about.config.model
+    name = ascii(exported.folder) if exported.is_full else "BASE" if exported.base is None else ascii(exported.base)
+    model, text_format = exported.config.model, exported.text_format
     code = ", trust_remote_code=True" if model.trust_remote_code else ""
     loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{code})"
-    before = f"{about.framed.before!a} + " if about.framed.before else ""
-    one_of = f", here one of {about.framed.task!a}" if about.task is None and about.framed.by_task else ""
+    before = f"{text_format.before!a} + " if text_format.before else ""
+    one_of = f", here one of {text_format.task!a}" if exported.task is None and text_format.depends_on_task else ""
     lines = [
         "import torch",
-        *([] if about.is_full else ["from peft import PeftModel"]),
+        *([] if exported.is_full else ["from peft import PeftModel"]),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f"model = {loaded}",
         f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
-        *([] if about.is_full else [f"model = PeftModel.from_pretrained(model, {about.folder!a})"]),
+        *([] if exported.is_full else [f"model = PeftModel.from_pretrained(model, {exported.folder!a})"]),
         "",
-        f"start = {about.framed.start}  # what a document begins with{one_of}",
+        f"start = {text_format.start_tokens}  # what a document begins with{one_of}",
         f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
         "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))",
     ]
     return "\n".join(lines)
 
 
-def _how_scored(about: Exported) -> list[str]:
-    """What the perplexities are of."""
-    framed, config = about.framed, about.config
-    around = [f"“{framed.before}”" if framed.before else "", "text", f"“{framed.after}”" if framed.after else ""]
-    parts = [markdown_text(part) for part in [*around, framed.end] if part]
+def _how_scored(exported: ExportedFolder) -> list[str]:
+    """What the perplexities are computed on."""
+    text_format, config = exported.text_format, exported.config
+    before, after = (f"“{text}”" if text else "" for text in (text_format.before, text_format.after))
+    parts = [markdown_text(part) for part in (before, "text", after, text_format.end_token) if part]
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
-        f"Scored is what follows `start`: {', '.join(parts)}; {config.model.max_tokens} tokens of a document at most, "
+        f"What follows `start` is scored: {', '.join(parts)}; at most {config.model.max_tokens} tokens of a document, "
         f"with weights in {config.model.dtype}{mixed}.",
-        *([] if (about.rounded_away or 0) < TOLD else [_how_rounded(about)]),
+        *([] if (exported.rounding_error or 0) < LARGE_ROUNDING_ERROR else [_how_rounded(exported)]),
     ]
 
 
-def _how_rounded(about: Exported) -> str:
+def _how_rounded(exported: ExportedFolder) -> str:
     return (
-        f"That was with the adapter beside the weights. Merged into them it is rounded to {about.config.model.dtype}, "
-        f"which moves logits by {about.rounded_away:.0%} of what the adapter does."
+        "The adapter was scored apart from the weights. Merged into them it is rounded to "
+        f"{exported.config.model.dtype}, which changes logits by {exported.rounding_error:.0%} of the adapter's effect."
     )

@@ -1,7 +1,7 @@
-"""A trial's files: checkpoints while it runs, `TRIAL/checkpoint-000000007.safetensors`, and the adapters that remain.
+"""A trial's files: checkpoints while it runs, `TRIAL/checkpoint-000000007.safetensors`, then its adapters.
 
-Each is one file of tensors with JSON in its header, and a checksum over both: what does not match it is not believed.
-Nothing is pickled.
+Each is one file of tensors with JSON in its header and a checksum over both. A file that does not match its checksum is
+refused. Nothing is pickled.
 """
 
 import json
@@ -19,30 +19,38 @@ from bora_sweep.runs.storage import Folder, atomic_write, list_files, read_bytes
 ADAPTERS = "adapters.safetensors"
 KILLS = "killed-for-memory"
 FORMAT = 2
-"""Of the checkpoints; a release that holds other things in them raises it."""
-KEPT = 2  # checkpoints of a trial: the newest, and the one before should that be damaged
+"""The format of checkpoints; a release that stores other things in them raises it."""
+KEPT = 2  # checkpoints of a trial: the newest, and one more in case it is damaged
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class DamagedError(InputError):
-    """A file is not what was written."""
+    """A file's content does not match its checksum."""
 
 
 def save_checkpoint(trial: Folder, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write the checkpoint of `step`, and drop all but the one before it."""
+    """Write the checkpoint of `step`, and remove all but the one before it.
+
+    Args:
+        trial: The trial's folder.
+        step: Optimiser steps made so far.
+        tensors: Parameters and moments.
+        state: All else, as JSON.
+    """
     _save(trial / f"checkpoint-{step:09d}.safetensors", tensors, state)
     for older in _checkpoints(trial)[:-KEPT]:
         remove(older)
 
 
 def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """Tensors and state of the newest checkpoint that is whole, and what was wrong with newer ones.
+    """Read the newest undamaged checkpoint.
 
-    None where there is none at all.
+    Returns:
+        Its tensors, its state, and a note for each newer one that is damaged; None without any.
 
     Raises:
-        InputError: It was written by a release that holds other things in its checkpoints.
+        InputError: It was written in another format.
     """
     damage: list[str] = []
     for file in reversed(_checkpoints(trial)):
@@ -61,34 +69,34 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
 
 
 def save_adapters(trial: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write the fit's adapters, with `about` them as JSON in the file's header."""
+    """Write the fit's adapters, with `about` as JSON in the file's header."""
     _save(trial / ADAPTERS, tensors, about)
 
 
 def load_adapters(trial: Folder) -> Content:
-    """What `save_adapters` wrote.
+    """Read what `save_adapters` wrote.
 
     Raises:
-        FileNotFoundError: It has written none.
-        DamagedError: The file is not what was written.
+        FileNotFoundError: There are no adapters yet.
+        DamagedError: The file does not match its checksum.
     """
     tensors, about, _ = read_local(trial / ADAPTERS, _load)
     return tensors, about
 
 
 def drop_checkpoints(trial: Folder) -> None:
-    """Remove what only a resume would need."""
+    """Remove the files that only a resume needs."""
     for leftover in [*_checkpoints(trial), *list_files(trial, ".*.safetensors.*.part"), trial / KILLS]:
         remove(leftover)
 
 
 def record_oom(trial: Folder) -> None:
-    """That the process of the trial was killed for the memory that it took, of which it could not speak itself."""
+    """Record that the trial's process was killed for its memory, which it cannot do itself."""
     write_bytes(trial / KILLS, str(num_recorded_ooms(trial) + 1).encode())
 
 
 def num_recorded_ooms(trial: Folder) -> int:
-    """How often that was so."""
+    """How often the trial's process was killed for its memory."""
     try:
         return int(read_bytes(trial / KILLS))
     except FileNotFoundError:
@@ -107,7 +115,7 @@ def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> No
 
 
 def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
-    """Tensors, JSON, and the format, which files of before there was another do not say."""
+    """Tensors, JSON, and the format; the first format did not name itself."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}

@@ -1,4 +1,4 @@
-"""What a fit's tensors are, by name: a checkpoint's rows by task, its columns by module, its moments by bank.
+"""The names of a checkpoint's tensors: rows by task, columns by module, moments by bank.
 
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
@@ -16,44 +16,46 @@ MOMENT = "optimizer."
 
 
 def names_of(layout: Layout, tasks: Sequence[str]) -> dict[str, Any]:
-    """Of the rows and columns of theta_KP, as JSON."""
+    """The names of the rows and columns of theta_KP, as JSON."""
     return {"tasks": list(tasks), "parts": [[part.site.name, part.kind, list(part.shape)] for part in layout.parts]}
 
 
-def task_order(told: Mapping[str, Any], layout: Layout, tasks: Sequence[str], source: str) -> list[int]:
-    """The row of each of `tasks` in what `told`, of `names_of`, is about.
+def task_order(written: Mapping[str, Any], layout: Layout, tasks: Sequence[str], source: str) -> list[int]:
+    """The row of each task in a file that was written with the names `written`.
 
     Args:
-        told: Names that were written.
-        layout: What the parameters are now.
+        written: Of `names_of`, from the file.
+        layout: The parameters now.
         tasks: The tasks now.
-        source: What was read, for the message.
+        source: The file, for the message.
 
     Raises:
-        InputError: It is of other tasks, or of other modules, or of these in another order.
+        InputError: The file has other tasks, other modules, or modules in another order.
     """
-    own = names_of(layout, tasks)
-    if different := sorted({*told["tasks"]} ^ {*own["tasks"]}):
-        lacks = "lacks" if different[0] in own["tasks"] else "has"
+    now = names_of(layout, tasks)
+    if different := sorted({*written["tasks"]} ^ {*now["tasks"]}):
+        lacks = "lacks" if different[0] in now["tasks"] else "has"
         raise InputError(
-            f"{source}: is of other tasks, it {lacks} {different[0]!r}, and {len(different) - 1} more do not match; "
+            f"{source}: has other tasks: it {lacks} {different[0]!r}, and {len(different) - 1} more do not match; "
             "put back the data that it was fitted on, or begin a run of its own"
         )
-    if told["parts"] != own["parts"]:
+    if written["parts"] != now["parts"]:
         parts = [
-            part for part in (*told["parts"], *own["parts"]) if part not in told["parts"] or part not in own["parts"]
+            part
+            for part in (*written["parts"], *now["parts"])
+            if part not in written["parts"] or part not in now["parts"]
         ]
         which = f", such as {parts[0][0]} ({parts[0][1]}, {parts[0][2]})" if parts else " in another order"
         raise InputError(
-            f"{source}: is of adapters of other modules{which}; put back the model that it was fitted on, or begin a "
+            f"{source}: has adapters of other modules{which}; put back the model that it was fitted on, or begin a "
             "run of its own"
         )
-    row_of = {task: row for row, task in enumerate(told["tasks"])}
+    row_of = {task: row for row, task in enumerate(written["tasks"])}
     return [row_of[task] for task in tasks]
 
 
 def moments(optimizer: Optimizer, banks: nn.Module) -> dict[str, Tensor]:
-    """What the optimiser holds of each bank, as `optimizer.BANK.NAME`."""
+    """The optimiser's moments of each bank, as `optimizer.BANK.NAME`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{MOMENT}{bank}.{name}": value
@@ -63,17 +65,17 @@ def moments(optimizer: Optimizer, banks: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: Optimizer, banks: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give them back to it."""
-    held: dict[str, dict[str, Tensor]] = {}
+    """Load what `moments` gave into the optimiser."""
+    of_bank: dict[str, dict[str, Tensor]] = {}
     for key in (key for key in tensors if key.startswith(MOMENT)):
         bank, name = key.removeprefix(MOMENT).split(".")
-        held.setdefault(bank, {})[name] = tensors[key]
-    state = {index: held[bank] for index, bank in _indices(optimizer, banks) if bank in held}
+        of_bank.setdefault(bank, {})[name] = tensors[key]
+    state = {index: of_bank[bank] for index, bank in _indices(optimizer, banks) if bank in of_bank}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _indices(optimizer: Optimizer, banks: nn.Module) -> Iterator[tuple[int, str]]:
-    """The number that the optimiser's state has for each bank, and the bank's name."""
+    """The index of each bank in the optimiser's state, and the bank's name."""
     name_of = {id(bank): name for name, bank in banks.named_parameters()}
-    own = (bank for group in optimizer.param_groups for bank in group["params"])
-    return enumerate(name_of[id(bank)] for bank in own)
+    in_order = (bank for group in optimizer.param_groups for bank in group["params"])
+    return enumerate(name_of[id(bank)] for bank in in_order)

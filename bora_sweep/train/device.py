@@ -1,4 +1,4 @@
-"""The device of a fit, by way of Accelerate, and what it tells about itself."""
+"""The device of a fit, through Accelerate: how it is set up, its name, its peak memory."""
 
 import ctypes
 import os
@@ -18,16 +18,16 @@ from bora_sweep.errors import InputError
 from bora_sweep.train.distributed import process_group
 
 PASS_TOKENS = {"cuda": 5_000}
-"""Tokens that take a device as long as the fixed cost of a forward and backward pass; a CPU is asked otherwise, by
-`bora_sweep.data.tokens.SMALLEST_PART`. On an H200 a pass keeps the host busy for 70 ms whatever its rows, as long as
-5,000 tokens of Llama 3.2 1B or 16,000 of opt-350m take the GPU (benchmarks/results/first_gpu_run.md)."""
+"""Tokens whose work takes a device as long as the fixed cost of one more forward and backward pass. For a CPU,
+`bora_sweep.data.batches.MIN_PASS_ROWS` decides instead. On an H200 each pass keeps the host busy for 70 ms. In that
+time the GPU does 5,000 tokens of Llama 3.2 1B, or 16,000 of opt-350m (benchmarks/results/first_gpu_run.md)."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for one fit, or for this process's part of one.
+    """A new Accelerator for a fit.
 
-    Accelerate keeps its state for the life of a process and refuses another precision or device; a worker process runs
-    many fits, so the state is dropped before each. The processes of a fit stay together from one to the next.
+    Accelerate keeps its state for the life of a process, and then refuses another precision or device. A worker process
+    runs many fits, so the state is dropped before each. The process group stays from one fit to the next.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
     with _unlaunched():
@@ -41,11 +41,11 @@ def make_accelerator(config: Config) -> Accelerator:
 
 @contextmanager
 def _unlaunched() -> Iterator[None]:
-    """Within, Accelerate finds nothing in the environment that would change the fit.
+    """Within, variables that would make Accelerate change the fit are hidden from it.
 
-    `ACCELERATE_*` would set the device, divide losses, or add plugins: settings of a fit are in its configuration. And
-    by what a launcher, of this process or of one that started it, has left there Accelerate would wait for others,
-    though the fit has no other process, or those of a sweep.
+    `ACCELERATE_*` sets the device, divides losses or adds plugins; a fit's settings are in its configuration. The
+    variables of a launcher would make Accelerate wait for other processes, though the fit has none, or has those of
+    its own trial.
     """
     hidden = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     if process_group.count() == 1 or os.environ.get("WORLD_SIZE") != str(process_group.count()):
@@ -61,10 +61,11 @@ def _unlaunched() -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one, where it is glibc.
+    """Make glibc keep the memory that a step frees for the next step.
 
-    By itself it gives large blocks back to the system, and each step maps its activations anew, page by page. Now
-    blocks of up to 32 MB, the most that can be said, come from a heap, of which up to 2 GB stay when they are free.
+    By default glibc returns large blocks to the system, and each step maps its activations again, page by page. With
+    these options, blocks of up to 32 MB (the highest that it takes) come from the heap, and up to 2 GB of free heap
+    stay with the process.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if set_option is not None:
@@ -74,7 +75,7 @@ def keep_freed_memory() -> None:
 
 
 def refuse_other_count(config: Config) -> None:
-    """Refuse a fit for which another number of processes was started than it asks for.
+    """Refuse a fit whose number of processes is not the one that it asks for.
 
     Raises:
         InputError: The two numbers differ.

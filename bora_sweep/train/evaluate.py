@@ -1,6 +1,6 @@
 """Scores of documents under the current adapters of one fit or of several.
 
-Shapes: S fits, B rows, N documents.
+Shapes: S fits, B rows, T tokens, N documents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bora_sweep.data.batches import TaskBatch, collate, longest_of, scoring_batches
+from bora_sweep.data.batches import TaskBatch, scoring_batches
 from bora_sweep.errors import one_line
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.train.distributed.process_group import sum_, sync_errors
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
 
 HOST_FULL = "DefaultCPUAllocator"
-"""Who speaks where torch gets no memory of the host's: a plain RuntimeError, of no class of its own."""
+"""In torch's error where the host's memory runs out, a RuntimeError of no class of its own."""
 
 
 def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -29,34 +31,35 @@ def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, T
     return tokens_BT, length_B, task_B, given_B
 
 
-def score(trainers: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """Nats of each row under each fit in one forward pass, nll_SB; and task_B, places in the banks."""
-    accelerator = trainers[0].accelerator
-    tokens_BT, length_B, task_B, given_B = to_device(trainers[0].share.placed(batch), accelerator.device)
-    likelihood = Likelihood(trainers[0].adapted, [trainer.hierarchy for trainer in trainers])
-    with accelerator.autocast():
+def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Nats of each row under each fit in one forward pass, nll_SB, Eq. 4; and task_B, rows of the fits' banks."""
+    tokens_BT, length_B, task_B, given_B = to_device(pack.shard.localize(batch), pack.accelerator.device)
+    likelihood = Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
+    with pack.accelerator.autocast():
         return likelihood(tokens_BT, length_B, task_B, given_B, batch.scores_padding), task_B
 
 
-def retry_on_oom(trainers: Sequence[Trainer], work: Callable[[], T]) -> T:
-    """`work`, with half as many documents in a forward pass each time that a device's memory does not hold them.
+def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> T:
+    """Run `work`; after each out-of-memory error, run it again with half as many documents in a forward pass.
 
-    A GPU's, or the host's where that says so: a process may be killed for the host's memory instead.
+    The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead.
     """
     while True:
         try:
             return sync_errors(lambda: as_torch_oom(work))
         except torch.OutOfMemoryError:
-            if trainers[0].micro_batch_size == 1:
+            if pack.rows == 1:
                 raise
-        for trainer in trainers:
-            trainer.halve_micro_batch()
-        if trainers[0].accelerator.device.type == "cuda":
+        before, pack.memory_rows = pack.rows, pack.rows // 2
+        for fit in fits:
+            fit.note_fewer_rows("out of memory", before, pack.rows)
+            fit.hierarchy.zero_grad(set_to_none=False)
+        if pack.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def as_torch_oom(work: Callable[[], T]) -> T:
-    """`work`; a host without memory is the error that a GPU without memory is."""
+    """Run `work`; raise a host's out-of-memory error as `torch.OutOfMemoryError`, as for a device."""
     try:
         return work()
     except torch.OutOfMemoryError:
@@ -68,45 +71,41 @@ def as_torch_oom(work: Callable[[], T]) -> T:
 
 
 def score_documents(
-    trainers: Sequence[Trainer],
+    pack: Pack,
+    fits: Sequence[Trainer],
     split: str,
     check_stop: Callable[[], None] = lambda: None,
-    padded: Sequence[np.ndarray] | None = None,
+    make_batches: MakeBatches = scoring_batches,
 ) -> np.ndarray:
-    """Nats of each document of `split` under each fit, nll_SN, in the corpus's order, float64.
+    """Nats of each document of a split under each fit.
 
-    No padding is counted, but where `padded` gives the split in batches, to the longest of which rows are filled.
-    `check_stop` is called after each batch.
+    Args:
+        pack: What the fits share.
+        fits: The fits.
+        split: "train", "validation" or "test".
+        check_stop: Called after each batch.
+        make_batches: Makes the batches. A batch may say that its padding is scored.
+
+    Returns:
+        nll_SN in float64, in the corpus's order.
     """
-    document_N = trainers[0].corpus.split(split)
-    own_N = trainers[0].share.documents(document_N)
+    document_N = pack.corpus.split(split)
+    local_N = pack.shard.documents(document_N)
 
     def batches() -> Iterator[TaskBatch]:
-        size = trainers[0].scoring_batch_size
-        limits = trainers[0].length_limits
-        return (
-            scoring_batches(trainers[0].corpus, own_N, size, limits) if padded is None else _filled(trainers[0], padded)
-        )
+        return make_batches(pack.corpus, local_N, pack.scoring_rows, pack.length_limits)
 
-    nll_SN = retry_on_oom(trainers, lambda: _score_documents(trainers, batches(), check_stop))
+    nll_SN = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
     return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
 
 
-def _filled(trainer: Trainer, batches: Sequence[np.ndarray]) -> Iterator[TaskBatch]:
-    """Each batch as forward passes whose rows are all as long as the longest of the batch."""
-    for document_B in batches:
-        width, size = longest_of(trainer.corpus, document_B), trainer.scoring_batch_size
-        for i in range(0, len(document_B), size):
-            yield collate(trainer.corpus, document_B[i : i + size], width)
-
-
 @torch.no_grad()
-def _score_documents(
-    trainers: Sequence[Trainer], batches: Iterator[TaskBatch], check_stop: Callable[[], None]
+def _score_batches(
+    pack: Pack, fits: Sequence[Trainer], batches: Iterator[TaskBatch], check_stop: Callable[[], None]
 ) -> np.ndarray:
-    """nll_SN over the whole corpus, 0 elsewhere."""
-    nll_SN = np.zeros((len(trainers), len(trainers[0].corpus.documents)))
+    """nll_SN over the whole corpus, 0 for documents of no batch."""
+    nll_SN = np.zeros((len(fits), len(pack.corpus.documents)))
     for batch in batches:
-        nll_SN[:, batch.document_B] = score(trainers, batch)[0].double().cpu().numpy()
+        nll_SN[:, batch.document_B] = score(pack, fits, batch)[0].double().cpu().numpy()
         check_stop()
     return nll_SN

@@ -17,9 +17,9 @@ from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
 
 BLOCK = {"cpu": 1 << 17}
-"""Numbers of a bank that a step takes at a time: on a CPU all its passes over them find them in the cache."""
+"""Numbers of a bank that a step takes at a time, so that on a CPU they stay in the cache."""
 BLOCK_ELSEWHERE = 1 << 26
-"""On a GPU enough to fill it, and few enough that what a step makes is small beside the bank."""
+"""On a GPU enough to fill it, and few enough that temporaries are small beside the bank."""
 
 
 class ProximalAdam(torch.optim.Optimizer):
@@ -67,29 +67,6 @@ class ProximalAdam(torch.optim.Optimizer):
                 theta.mul_(metric / (metric + lr * group["prior_precision"]))
 
 
-class RowwiseAdam(ProximalAdam):
-    """Adam in which a task without a gradient stands still: its moments and its count of steps too.
-
-    What AdamW does with one parameter for each task, where a task that has no document in a batch is given no gradient.
-    There is no prior in it.
-    """
-
-    def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
-        state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
-            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
-        moved = gradient.any(dim=-1).nonzero().squeeze(-1)
-        g = gradient[moved]
-        step_M1 = state["steps"][moved].double() + 1
-        moment = state["exp_avg"][moved].lerp_(g, 1 - beta1)
-        square = state["exp_avg_sq"][moved].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        metric = (square / (1 - beta2**step_M1).to(g.dtype)).sqrt_().add_(group["eps"])
-        lr = group["lr"] * group["rate"]
-        bank[moved] -= lr / (1 - beta1**step_M1).to(g.dtype) * moment / metric
-        state["steps"][moved], state["exp_avg"][moved], state["exp_avg_sq"][moved] = step_M1.float(), moment, square
-
-
 def _any(value: float | Tensor) -> bool:
     return isinstance(value, Tensor) or value != 0
 
@@ -99,12 +76,19 @@ def make_optimizer(
     lr: float,
     solver: Solver,
     num_tokens: int,
+    *,
     rate: float | Tensor = 1.0,
-    rowwise: bool = False,
+    kind: type[ProximalAdam] = ProximalAdam,
 ) -> ProximalAdam:
-    """Over the banks of `hierarchy` that move; with `proximal` the prior acts in the step on the deviations.
+    """An optimiser of the banks that move. With the solver `proximal` the prior acts in its step on the deviations.
 
-    `rowwise`: a `RowwiseAdam`.
+    Args:
+        hierarchy: Theta and the tasks.
+        lr: The learning rate.
+        solver: Where the prior acts.
+        num_tokens: N, by which the objective is divided.
+        rate: A factor on the learning rate, one or rate_P.
+        kind: The optimiser's class.
     """
     precision = hierarchy.precision / num_tokens if solver == "proximal" and hierarchy.is_tied else 0.0
     groups = [
@@ -112,7 +96,7 @@ def make_optimizer(
         for bank in (hierarchy.mean_P, hierarchy.task_KP)
         if bank is not None and bank.requires_grad
     ]
-    return (RowwiseAdam if rowwise else ProximalAdam)(groups, lr=lr)
+    return kind(groups, lr=lr)
 
 
 def map_step(
@@ -120,10 +104,11 @@ def map_step(
     optimizer: torch.optim.Optimizer,
     solver: Solver,
     num_tokens: int,
+    *,
     max_norm: float | None = None,
     global_update: GlobalUpdate = "gradient",
 ) -> None:
-    """One step on Eq. 6, where the banks hold the likelihood's gradient per scored token; clears the gradients.
+    """One step on the MAP objective from the likelihood's gradient per scored token in the banks; clears the gradients.
 
     Args:
         hierarchy: Theta and the tasks.
@@ -146,7 +131,7 @@ def map_step(
 
 
 def clip_rows_(gradient_KP: Tensor, max_norm: float) -> None:
-    """Scale each row whose norm exceeds `max_norm` down to it, in place; rows do not see one another."""
+    """Clip each row's norm to `max_norm`, in place, on its own."""
     norm_K = torch.linalg.vector_norm(gradient_KP, dim=-1, keepdim=True)
     gradient_KP.mul_((max_norm / norm_K).clamp_(max=1.0))
 
@@ -155,17 +140,17 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 def learning_rates(config: Config, layout: Layout) -> Tensor:
-    """What the learning rate is multiplied by, for each parameter or all; LoRA+ (Hayou et al. 2024): B moves faster."""
+    """The factor on the learning rate: rate_P with LoRA+, whose B learns faster (Hayou et al. 2024), else 1."""
     if config.lora.variant != "lora_plus":
         return torch.ones(())
-    names, index_P = layout.group_of("matrix")
+    names, index_P = layout.parameter_groups("matrix")
     return torch.tensor([config.lora.learning_rate_ratio if name == "B" else 1.0 for name in names])[index_P]
 
 
 def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
-    """What a nat of each task counts in the objective, shape K.
+    """The weight of each task's nats in the objective, shape K.
 
-    At tau = 0 each task is a fit of its own, per token of its own: nothing of the others is in its gradient.
+    At tau = 0 each task is a fit of its own, and its objective is per token of its own text.
     """
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
@@ -177,7 +162,7 @@ def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
 
 
 def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
-    """`train.schedule` over the steps that `train.max_epochs` allows."""
+    """The learning rate's schedule, `train.schedule`, over the steps of `train.max_epochs` epochs."""
     batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],

@@ -1,22 +1,24 @@
-"""How a fit stands while it runs, where it begins, and what it leaves.
+"""The state of a fit while it runs, its starting point, and its result.
 
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from bora_sweep.config import Config
 from bora_sweep.model.layout import Layout
+from bora_sweep.runs.storage import Folder
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Sent after each optimiser step."""
+    """What is reported after each optimiser step; nats and tokens are those of its documents."""
 
     epoch: int
     batch: int
@@ -27,79 +29,79 @@ class StepReport:
 
 @dataclass
 class State:
-    """What a checkpoint holds beside tensors, and what is reported after each epoch."""
+    """What a checkpoint holds beside tensors. It is reported after each epoch."""
 
     epoch: int = 0
     step: int = 0
     batch: int = 0
-    """Batches of the epoch after `epoch` that were trained on; the sums of that epoch so far:"""
+    """Batches of the current epoch that were trained on; the next three are the sums of that epoch so far."""
     nats: float = 0.0
     num_tokens: int = 0
     seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
-    """The best epoch of the fit; at tau = 0, where tasks are fits of their own, of each task."""
+    """The best epoch of the fit; at tau = 0 of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
-    """On validation, then."""
+    """The validation nats of those epochs."""
     reported_nats: list[float] = field(default_factory=list)
-    """With `train.reported=best_epochs`: of each task the best epoch's so far, a mean over its tokens and batches."""
+    """With `train.reported=best_epochs`: each task's lowest mean over its tokens and batches so far."""
     reported_perplexity: float = math.inf
-    """Likewise of all tasks: the best epoch's so far, a mean over batches."""
+    """The same for all tasks: the lowest mean over batches so far."""
     train_seconds: float = 0.0
     num_read: int = 0
-    """Tokens of documents that training steps passed through the model, start symbols included."""
+    """Tokens that training steps passed through the model, start symbols included."""
     num_positions: int = 0
     """The same with padding."""
     stopped: str | None = None
-    """Who ended the fit from outside, to be set after an epoch."""
+    """Who ended the fit from outside; set after an epoch."""
     diverged: str | None = None
-    """Where the loss ceased to be finite."""
+    """Where the loss stopped being finite."""
     micro_batch_size: int | None = None
-    """Documents per forward pass, where the device's memory did not hold as many as were asked for."""
+    """Documents per forward pass, where memory did not hold as many as were asked for."""
     notes: list[str] = field(default_factory=list)
-    """What happened on the way that a reader of the results should know."""
+    """Events that a reader of the results should know."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def best_epoch(self) -> int:
-        """The last epoch that is part of the fit."""
+        """The last epoch that is part of the result."""
         return max(self.best_epochs)
 
     @property
     def non_padding_fraction(self) -> float:
-        """Of what training steps passed through the model."""
+        """The share of positions that were not padding."""
         return self.num_read / self.num_positions if self.num_positions else math.nan
 
     def count(self, num_read: int, num_positions: int) -> None:
-        """Note what a training step passed through the model."""
+        """Add the tokens of a step, without and with padding."""
         self.num_read, self.num_positions = self.num_read + num_read, self.num_positions + num_positions
 
     def end_batch(self, nats: float, num_tokens: int, seconds: float) -> None:
-        """Note what a step's documents were worth, and what it took."""
+        """Add the nats, scored tokens and seconds of a step."""
         self.batch, self.nats = self.batch + 1, self.nats + nats
         self.num_tokens, self.seconds = self.num_tokens + num_tokens, self.seconds + seconds
 
     def end_epoch(self) -> None:
-        """After the last batch."""
+        """Count the epoch, and clear its sums."""
         self.epoch, self.train_seconds = self.epoch + 1, self.train_seconds + self.seconds
         self.batch, self.nats, self.num_tokens, self.seconds = 0, 0.0, 0, 0.0
 
     def reorder(self, order: Sequence[int]) -> None:
-        """Where a checkpoint had the tasks in another order: what is told of each, that of `order[k]` for task k."""
+        """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`."""
         for name in ("best_epochs", "best_nll_nats", "reported_nats"):
-            told = getattr(self, name)
-            if len(told) == len(order):
-                setattr(self, name, [told[row] for row in order])
+            values = getattr(self, name)
+            if len(values) == len(order):
+                setattr(self, name, [values[row] for row in order])
         self.notes.append("went on with the tasks in another order")
 
     @property
     def train_tokens(self) -> int:
-        """Scored tokens trained on, each as often as it was seen."""
+        """Scored tokens of all epochs of training."""
         return sum(row["num_tokens"] for row in self.curve if row["split"] == "train")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where another fit ended, and this one begins."""
+    """The adapters of another fit, at which this one begins."""
 
     mean_P: Tensor
     theta_KP: Tensor
@@ -107,12 +109,28 @@ class Start:
     """Whether the fit may end where it begins, should no epoch be better on validation."""
 
 
+def no_op(*_: object) -> None:
+    """The default of callbacks."""
+
+
+@dataclass(frozen=True)
+class FitSpec:
+    """One fit of a pack."""
+
+    config: Config
+    folder: Folder | None = None
+    """The trial's folder: checkpoints are written there, and an interrupted fit resumes from there."""
+    start: Start | None = None
+    on_epoch: Callable[[State], None] = no_op
+    """Called after each epoch."""
+
+
 @dataclass(frozen=True)
 class Reported:
-    """Perplexities as a protocol other than ours would report them; see `bora_sweep.train.methods.published`."""
+    """Perplexities as another protocol reports them; see `bora_sweep.train.methods.published`."""
 
     split: str
-    """On which they were measured."""
+    """The split that they were measured on."""
     perplexity: float
     perplexity_K: np.ndarray
 
@@ -124,20 +142,20 @@ class Fit:
     state: State
     stopped_by: str | None
     nll_nats: dict[str, np.ndarray]
-    """Of each document of "validation" and "test", in the corpus's order."""
+    """For each document of "validation" and "test", in the corpus's order."""
     mean_P: Tensor
     """Theta."""
     theta_KP: Tensor
-    """theta_1..K; at tau = inf all are Theta. Where several processes make the fit, all K in the first alone."""
+    """theta_1..K; at tau = inf all are Theta. With several processes, rank 0 alone has all K."""
     layout: Layout
     peak_memory_bytes: int
     device: str
     std_KP: Tensor | None = None
-    """Of the posterior of theta_1..K, where the method gives one."""
+    """Posterior standard deviations of theta_1..K, where the method gives them."""
     reported: Reported | None = None
-    """Where the protocol reports other numbers than those of `nll_nats`."""
+    """The numbers that the protocol reports, where they are not those of `nll_nats`."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored training tokens over the seconds of the epochs that were trained, validation left out."""
+        """Scored training tokens per second of training, without validation."""
         return self.state.train_tokens / self.state.train_seconds if self.state.train_tokens else math.nan

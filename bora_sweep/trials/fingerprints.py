@@ -1,7 +1,7 @@
-"""What a run stands on, by content: its documents, their tokens, the model's files, the adapters that it began with.
+"""Fingerprints of a run's inputs: its documents, their tokens, the model's files, the adapters of `init_from`.
 
-`RUN/fingerprints.json` has it from when the run was begun. Whatever goes on with the run, or uses what it has fitted,
-refuses what has changed since, be its path the same.
+`RUN/fingerprints.json` holds them from the start of the run. A resume, and all that uses the run's adapters, refuses an
+input whose content has changed since, even at the same path.
 """
 
 import hashlib
@@ -27,31 +27,36 @@ MODEL_FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.py",
 )  # fmt: skip
-"""What decides the logits of a text; how texts are drawn (`generation_config.json`) is not asked."""
+"""The files that decide the logits of a text. `generation_config.json` decides sampling alone."""
 ADAPTER_FILES = ("**/*.safetensors", "**/*.json")
 SHOWN = 5
-"""Names in a message."""
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Digests of contents, SHA-256."""
+    """SHA-256 digests of contents."""
 
     tasks: dict[str, tuple[int, str]]
-    """Of each task, in order: its number of documents, and the digest of their ids, splits and texts."""
+    """For each task, in order: the number of its documents, and the digest of their ids, splits and texts."""
     tokens: str
-    """Of all sequences, and of which of their tokens are scored."""
+    """Of all token sequences, and of which tokens are scored."""
     model: dict[str, str]
-    """Of the base model's files and its tokenizer's, by name."""
+    """Of the files of the base model and its tokenizer, by name."""
     adapters: dict[str, str]
     """Of the files of `init_from`."""
 
 
 def fingerprints_of(config: Config, corpus: Corpus, tokenized: TokenizedCorpus) -> Fingerprints:
-    """All as it is now; about a second for each 2 GB of the model.
+    """The fingerprints of the inputs as they are now. Takes about a second for each 2 GB of the model.
+
+    Args:
+        config: Of the run.
+        corpus: Its text.
+        tokenized: Its tokens.
 
     Raises:
-        InputError: The model's files cannot be had.
+        InputError: The model's files are not there.
     """
     start = Path(config.init_from) if config.init_from is not None else None
     documents_of = dict(iter(corpus.documents.groupby("task", sort=False)))
@@ -64,79 +69,94 @@ def fingerprints_of(config: Config, corpus: Corpus, tokenized: TokenizedCorpus) 
 
 
 def model_fingerprint(model: ModelConfig, data: DataConfig) -> dict[str, str]:
-    """Of each file of the base model and its tokenizer, by name.
+    """The digest of each file of the base model and its tokenizer, by name.
 
     Raises:
-        InputError: They cannot be had.
+        InputError: The files are not there.
     """
     return _files(model_folder(model, data), MODEL_FILES)
 
 
-def write_fingerprints(run: Folder, found: Fingerprints) -> None:
-    """Keep them in the run's folder."""
-    write_bytes(run / FILE, json.dumps(asdict(found), ensure_ascii=False, indent=1).encode(errors="surrogatepass"))
+def write_fingerprints(run: Folder, fingerprints: Fingerprints) -> None:
+    """Write the fingerprints into the run's folder."""
+    write_bytes(
+        run / FILE, json.dumps(asdict(fingerprints), ensure_ascii=False, indent=1).encode(errors="surrogatepass")
+    )
 
 
 def read_fingerprints(run: Folder) -> Fingerprints | None:
-    """Those that the run was begun with; None where an older release began it.
+    """The fingerprints of the run's start; None where an older release began it.
 
     Raises:
         InputError: The file is damaged.
     """
     try:
-        told = json.loads(read_bytes(run / FILE).decode(errors="surrogatepass"))
-        tasks = {task: (int(count), str(digest)) for task, (count, digest) in told["tasks"].items()}
-        return Fingerprints(tasks, str(told["tokens"]), dict(told["model"]), dict(told["adapters"]))
+        stored = json.loads(read_bytes(run / FILE).decode(errors="surrogatepass"))
+        tasks = {task: (int(count), str(digest)) for task, (count, digest) in stored["tasks"].items()}
+        return Fingerprints(tasks, str(stored["tokens"]), dict(stored["model"]), dict(stored["adapters"]))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(
-            f"{run / FILE}: damaged, so it does not tell whether data and model are those that the run was begun with; "
-            "restore it from a copy, or remove it to go on with those that are there"
+            f"{run / FILE}: damaged, so data and model cannot be compared with those of the run's start; restore it "
+            "from a copy, or remove it to go on with the data and model that are there"
         ) from None
 
 
-def refuse_other(run: Folder, config: Config, before: Fingerprints, now: Fingerprints) -> None:
-    """Refuse to go on with a run on other grounds than those that it was begun on.
+def check_unchanged(run: Folder, config: Config, before: Fingerprints, now: Fingerprints) -> None:
+    """Refuse to resume a run whose inputs have changed.
+
+    Args:
+        run: The run's folder, for the message.
+        config: Of the run.
+        before: The fingerprints of its start.
+        now: The fingerprints now.
 
     Raises:
-        InputError: Something has changed; it says what.
+        InputError: An input has changed; the message says which.
     """
     changes = [f"data: {change}" for change in _changed_tasks(before.tasks, now.tasks)]
     changes += _changed_model(before.model, now.model, config.model)
-    if now.adapters:  # where they are gone, a fit that has a checkpoint goes on without them
+    if now.adapters:  # without them, a fit that has a checkpoint can still resume
         changes += [f"init_from={config.init_from}: {c}" for c in _changed_files(before.adapters, now.adapters)]
     if before.tokens != now.tokens and not changes:
-        changes = ["data: the same texts now have other tokens, by another version of bora_sweep or transformers"]
+        changes = [
+            "data: the same texts now have other tokens; another version of bora_sweep or transformers made them"
+        ]
     if changes:
         raise InputError(
-            f"{run}: cannot go on, for what it was begun with has changed. {'; '.join(changes)}. Put back what was "
-            "there, or begin a run of its own with another output"
+            f"{run}: cannot resume, as its inputs have changed. {'; '.join(changes)}. Restore them, or begin a new "
+            "run with another output"
         )
 
 
-def refuse_other_model(run: Folder, model: ModelConfig, data: DataConfig) -> None:
-    """Refuse a base model, or a tokenizer, that is not the one that the run's adapters were fitted on.
+def check_base_model(run: Folder, model: ModelConfig, data: DataConfig) -> None:
+    """Refuse a base model or tokenizer that is not the one that the run's adapters were fitted on.
+
+    Args:
+        run: The run's folder.
+        model: The base model now.
+        data: The corpus, of which the embedded base is made.
 
     Raises:
-        InputError: It has changed, or is another on this machine.
+        InputError: The files differ.
     """
     before = read_fingerprints(run)
     changes = [] if before is None else _changed_model(before.model, model_fingerprint(model, data), model)
     if changes:
         raise InputError(
-            f"{run}: was fitted on another base model than is there now. {'; '.join(changes)}. Put back what was there"
+            f"{run}: was fitted on another base model than the one that is there. {'; '.join(changes)}. Restore it"
         )
 
 
-def _documents(own: pd.DataFrame) -> tuple[int, str]:
-    """Of one task."""
+def _documents(documents: pd.DataFrame) -> tuple[int, str]:
+    """The number and the digest of one task's documents."""
     digest = hashlib.sha256()
-    for row in zip(own["document_id"], own["split"], own["text"], strict=True):
+    for row in zip(documents["document_id"], documents["split"], documents["text"], strict=True):
         for value in row:
             content = str(value).encode(errors="surrogatepass")
             digest.update(len(content).to_bytes(8, "big") + content)
-    return len(own), digest.hexdigest()
+    return len(documents), digest.hexdigest()
 
 
 def _tokens(corpus: TokenizedCorpus) -> str:
@@ -148,7 +168,7 @@ def _tokens(corpus: TokenizedCorpus) -> str:
 
 def _files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return {
             file.relative_to(folder).as_posix(): digest
             for file, digest in zip(files, pool.map(_content, files), strict=True)
@@ -175,9 +195,9 @@ def _changed_tasks(before: dict[str, tuple[int, str]], now: dict[str, tuple[int,
         if count != count_now:
             changes.append(f"task {task!r} has {count_now:,} documents where it had {count:,}")
         elif digest != digest_now:
-            changes.append(f"of task {task!r} texts, ids, splits or their order are others")
+            changes.append(f"task {task!r} has other texts, ids, splits or another order")
     if not changes and list(before) != list(now):
-        changes = ["the tasks stand in another order"]
+        changes = ["the tasks are in another order"]
     return _first(changes)
 
 
@@ -188,7 +208,7 @@ def _changed_model(before: dict[str, str], now: dict[str, str], model: ModelConf
 
 def _changed_files(before: dict[str, str], now: dict[str, str]) -> list[str]:
     how = {
-        file: "is gone" if file not in now else "is new" if file not in before else "has another content"
+        file: "is gone" if file not in now else "is new" if file not in before else "has changed"
         for file in sorted(before.keys() | now.keys())
         if before.get(file) != now.get(file)
     }

@@ -1,4 +1,4 @@
-"""How many fits share a forward pass with profit, measured on the device, the base model and the text at hand."""
+"""How many fits should share a forward pass, measured on the device with the base model and the text."""
 
 import statistics
 import time
@@ -9,15 +9,23 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.fit import step
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.step import step
 
 GAIN = 1.1
-"""How much faster each fit must get where a pack is doubled."""
+"""The speed-up of each fit that doubling a pack must give."""
 
 
 def choose_pack(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, most: int) -> int:
-    """Fits in a pack, at most `most`: doubled while that makes each of them faster by a tenth, and while they fit."""
+    """The number of fits of a pack: doubled while each fit gets faster by a tenth and memory holds them.
+
+    Args:
+        config: Of the fits, but for tau.
+        corpus: The tokenised text.
+        base: The base model.
+        most: The largest number.
+    """
     size, seconds = 1, step_seconds(config, corpus, base, 1)
     while 2 * size <= most:
         try:
@@ -31,25 +39,31 @@ def choose_pack(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, 
 
 
 def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, size: int, repeats: int = 5) -> float:
-    """Median time of a step of `size` fits; the largest batch, which decides whether they fit, goes before."""
+    """The median time of a step of `size` fits, after one of the largest batch, which needs the most memory.
+
+    Args:
+        config: Of the fits, but for tau.
+        corpus: The tokenised text.
+        base: The base model.
+        size: Fits of the pack.
+        repeats: Steps that are timed.
+
+    Raises:
+        torch.OutOfMemoryError: Memory does not hold a single document of each fit.
+    """
     accelerator = make_accelerator(config)
     own = with_values(config, prior={"tau": 100.0}, method="map")
-    trainers = []
-    try:
-        for _ in range(size):
-            trainers.append(make_trainer(own, corpus, base, accelerator))
-        batches = sorted(trainers[0].batches(epoch=1), key=lambda document_B: _padded_tokens(corpus, document_B))
+    with Pack(own, corpus, base, accelerator) as pack:
+        fits = [make_trainer(own, pack) for _ in range(size)]
+        batches = sorted(fits[0].batches(epoch=1), key=lambda document_B: _padded_tokens(corpus, document_B))
         seconds = []
         for number in range(repeats + 1):
             document_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]
             started = time.perf_counter()
-            step(trainers, document_B, len(batches))
+            step(pack, fits, document_B, len(batches))
             _wait(accelerator.device)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
-    finally:
-        for trainer in trainers:
-            trainer.adapted.detach()
 
 
 def _padded_tokens(corpus: TokenizedCorpus, document_B) -> int:

@@ -1,16 +1,18 @@
-"""The path: one fit whose prior is loosened step by step, each value of tau begun where the one above it ended.
+"""The path: fits at falling tau, each begun with the adapters of the value above it.
 
 As with regularisation paths (Friedman, Hastie & Tibshirani 2010): tau = inf is fitted to convergence, then tau falls by
-decades until validation has turned; then the grid is halved around the best value, each new one begun at its neighbour
-above. Early stopping makes the route matter, so the best value is also tried from below, and the better fit is kept.
+decades until validation gets worse. Then the grid is halved around the best value, and each new value begins at its
+neighbour above. With early stopping the result depends on the starting point. So the best value is also fitted from its
+neighbour below, and the better fit is kept.
 
-What is fitted next is a function of the results so far, so a path that was cut off is taken up by walking it again:
-values whose results are in the run's folder are read, not fitted.
+The next value is a function of the results so far. So an interrupted path resumes by walking it again: values whose
+results are in the run's folder are read, not fitted.
 """
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -21,11 +23,12 @@ from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
-from bora_sweep.train.fit import fit, no_op
-from bora_sweep.train.state import Fit, State
-from bora_sweep.trials.trial import Trial, record, run_trial, starting_point
+from bora_sweep.train.fit import fit
+from bora_sweep.train.state import Fit, State, no_op
+from bora_sweep.trials.result import starting_point, write_result
+from bora_sweep.trials.trial import Trial, run_trial
 
-TURNED = 2  # values in a row that are worse than the best below inf, after which tau falls no further
+TURNED = 2  # values worse than the best one above them, after which tau falls no further
 UPWARD = "upward.json"
 
 
@@ -35,6 +38,7 @@ def run_path(
     load_base: Callable[[], PreTrainedModel],
     run: Folder,
     trial_id: str,
+    *,
     on_epoch: Callable[[State], None] = no_op,
     check_stop: Callable[[], None] = no_op,
 ) -> list[dict[str, Any]]:
@@ -43,7 +47,7 @@ def run_path(
     Args:
         config: What is fitted at each value; `prior.tau` does not matter.
         corpus: The tokenised text.
-        load_base: Gives the base model.
+        load_base: Loads the base model.
         run: The run's folder.
         trial_id: Of the fit at tau = inf; the values after it are `trial_id.01`, `trial_id.02`, …
         on_epoch: Called after each epoch of each fit.
@@ -52,7 +56,15 @@ def run_path(
     Returns:
         The rows of the `trials` table, in the order of the fits.
     """
-    path = _Path(config, corpus, load_base, run, trial_id, on_epoch, check_stop)
+    path = _Path(
+        config=config,
+        corpus=corpus,
+        load_base=load_base,
+        run=run,
+        trial_id=trial_id,
+        on_epoch=on_epoch,
+        check_stop=check_stop,
+    )
     path.add(math.inf)
     while len(path.rows) <= config.search.num_trials:
         path.add(next_tau(path.nats_per_token(), config.search.tau_low, config.search.tau_high))
@@ -95,22 +107,19 @@ def _halved(finite: list[float], nats_of: dict[float, float]) -> float:
     return math.sqrt(lower * upper)
 
 
+@dataclass(kw_only=True)
 class _Path:
     """The fits of one path, and how each begins."""
 
-    def __init__(
-        self,
-        config: Config,
-        corpus: TokenizedCorpus,
-        load_base: Callable[[], PreTrainedModel],
-        run: Folder,
-        trial_id: str,
-        on_epoch: Callable[[State], None],
-        check_stop: Callable[[], None],
-    ) -> None:
-        self.config, self.corpus, self.load_base = config, corpus, load_base
-        self.run, self.trial_id, self.on_epoch, self.check_stop = run, trial_id, on_epoch, check_stop
-        self.rows: dict[float, dict[str, Any]] = {}
+    config: Config
+    corpus: TokenizedCorpus
+    load_base: Callable[[], PreTrainedModel]
+    run: Folder
+    trial_id: str
+    on_epoch: Callable[[State], None]
+    check_stop: Callable[[], None]
+    rows: dict[float, dict[str, Any]] = field(default_factory=dict)
+    """Of `trials`, by tau."""
 
     def nats_per_token(self) -> dict[float, float]:
         return {tau: row["validation_nll_nats"] / row["validation_num_tokens"] for tau, row in self.rows.items()}
@@ -147,7 +156,7 @@ class _Path:
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = sum(done.state.best_nll_nats)
         if nll < row["validation_nll_nats"]:
-            row = record(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
+            row = write_result(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
         row = row | spent
         write_table(self.run, "trials", row["trial_id"], [row])
         write_bytes(folder / UPWARD, json.dumps({"started_from": start, "validation_nll_nats": nll}).encode())

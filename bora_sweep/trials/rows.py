@@ -1,4 +1,4 @@
-"""What a fit says of itself in the tables of `bora_sweep.runs.results`."""
+"""A fit's rows in the tables of `bora_sweep.runs.results`."""
 
 import json
 import math
@@ -22,14 +22,21 @@ PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", 
 
 
 def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
-    """Rows of the `document_scores` table, validation before test."""
+    """The rows of `document_scores`, validation before test."""
     parts = [corpus.documents.iloc[corpus.split(split)].assign(nll_nats=nll) for split, nll in done.nll_nats.items()]
     scores = pd.concat(parts, ignore_index=True)
     return scores.assign(task=np.asarray(corpus.tasks, dtype=object)[scores["task"]])
 
 
 def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, done: Fit) -> pd.DataFrame:
-    """Rows of the `task_scores` table: sums over each task's documents, and the sizes of its training split."""
+    """The rows of `task_scores`: sums over each task's documents, and the sizes of its training split.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        documents: Of `document_scores`.
+        done: The fit.
+    """
     sums = documents.groupby(["task", "split"], as_index=False).agg(
         nll_nats=("nll_nats", "sum"),
         floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
@@ -49,12 +56,12 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
 
 
 def _reported_by_task(corpus: TokenizedCorpus, scores: pd.DataFrame, done: Fit) -> list[float] | None:
-    """Beside the split that it was measured on."""
+    """The reported perplexity of each task, in the rows of the split that it was measured on."""
     if done.reported is None:
         return None
     of_task = dict(zip(corpus.tasks, done.reported.perplexity_K.tolist(), strict=True))
-    here = scores["split"] == done.reported.split
-    return [of_task[task] if it_is else math.nan for task, it_is in zip(scores["task"], here, strict=True)]
+    is_measured = scores["split"] == done.reported.split
+    return [of_task[task] if measured else math.nan for task, measured in zip(scores["task"], is_measured, strict=True)]
 
 
 def _is_trained(config: Config) -> bool:
@@ -66,7 +73,7 @@ def _tau(config: Config) -> float:
 
 
 def initial_row(config: Config) -> dict[str, Any]:
-    """A trial's row of the `trials` table as it begins."""
+    """A trial's row of `trials` as it begins."""
     trained = _is_trained(config)
     return {
         "status": "running",
@@ -114,7 +121,7 @@ def reported_as(config: Config) -> str:
 
 
 def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
-    """What changes in it at the end."""
+    """The columns of a trial's row that its end fills."""
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
         of_split = tasks[tasks["split"] == split]
@@ -137,7 +144,7 @@ def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
 
 
 def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]:
-    """What it takes to use the adapters elsewhere."""
+    """What a reader of the adapters needs: tasks, base model, LoRA settings, adapted modules."""
     return {
         "tasks": corpus.tasks,
         "model": config.model.name,

@@ -1,8 +1,8 @@
-"""A trial's curves in a tracker, through Accelerate: for each trial a run of the tracker's, named by the trial's id.
+"""A trial's curves in an experiment tracker, through Accelerate: one tracker run for each trial, named by its id.
 
-An Accelerator has its trackers to itself and lasts as long as its process, but a warm worker fits one trial after
-another, and a pack several at once. So each trial has a tracker of its own, opened when there is an epoch to show and
-closed at its end. What it shows are the rows of `curves`; one that is taken up again goes on, and repeats nothing.
+An Accelerator's trackers last as long as its process. But a warm worker fits one trial after another, and a pack
+several at once. So each trial has a tracker of its own, opened at its first epoch and closed at its end. It logs the
+rows of `curves`. A trial that resumes goes on, and logs no epoch twice.
 """
 
 import hashlib
@@ -13,17 +13,20 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import tracking
 
-from bora_sweep.config import Config
-from bora_sweep.errors import one_line, redact
+from bora_sweep.config import Config, flatten
+from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.runs.results import perplexity
 from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
 
 FOLDER = "tracking"
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
+"""Packages of each tracker, of which one must be installed."""
 
 Row = dict[str, Any]
 
@@ -39,7 +42,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Shows a trial's curves as `config.tracking` says, or does nothing; a tracker that fails ends no fit.
+    """Logs a trial's curves to the tracker `config.tracking`, if any. A tracker that fails does not end the fit.
 
     Args:
         config: The trial's.
@@ -53,7 +56,7 @@ class Tracker:
         self.sink: Sink | None = None
 
     def write(self, curve: Sequence[Row]) -> str | None:
-        """Show the epochs of `curve` that were not shown yet; returns what went wrong, the first time it does."""
+        """Log the new epochs of `curve`. Returns the error, the first time that there is one."""
         if not self.is_on:
             return None
         try:
@@ -77,7 +80,7 @@ class Tracker:
 
 
 def scalars(curve: Sequence[Row]) -> dict[int, dict[str, float]]:
-    """What is shown of each epoch: nats per scored token and perplexity of both splits, log prior, learning rate."""
+    """The logged values of each epoch: nats per token and perplexity of both splits, log prior, learning rate."""
     shown: dict[int, dict[str, float]] = {}
     for row in curve:
         values, tokens = shown.setdefault(row["epoch"], {}), row["num_tokens"]
@@ -140,7 +143,7 @@ class _MLflow:
         try:
             if self.run_id is None:
                 self.run_id = tracker.tracker.info.run_id
-                tracker.store_init_configuration(_flat(self.config))
+                tracker.store_init_configuration(_without_secrets(self.config))
             for epoch, values in new.items():
                 tracker.log(values, step=epoch)
         finally:
@@ -171,7 +174,7 @@ class _WandB:
             reinit="create_new",  # beside the runs of the pack's other trials
             mode=os.environ.get("WANDB_MODE", "offline"),
             dir=str(place),
-            config=_flat(config),
+            config=_without_secrets(config),
         )
         self.tracker.start()
 
@@ -192,19 +195,25 @@ SINKS: dict[str, Callable[[Config, Folder, str], Sink]] = {
 }
 
 
+def check_tracker(name: str, run: Folder) -> None:
+    """Refuse a tracker that is not installed, or that cannot write where the run is.
+
+    Raises:
+        InputError: It is one of these.
+    """
+    if not any(map(find_spec, PACKAGES[name])):
+        raise InputError(f"tracking={name}: is not installed; pip install 'bora-sweep[{name}]', or drop it")
+    if isinstance(run, Path) or name == "wandb" or (name == "mlflow" and "MLFLOW_TRACKING_URI" in os.environ):
+        return
+    mend = "set MLFLOW_TRACKING_URI" if name == "mlflow" else "set tracking=mlflow or wandb"
+    raise InputError(f"tracking={name}: writes to local folders only, and output={run} is remote; {mend}, or drop it")
+
+
 def _plain(run: Folder) -> str:
     """The run folder's name, which MLflow puts into a query."""
     return re.sub(r"[^\w.-]", "_", run.absolute().name) or "run"
 
 
-def _flat(config: Config) -> dict[str, str]:
-    """`{"prior.tau": "100.0"}`, without secrets."""
-
-    def walk(values: dict[str, Any], prefix: str) -> dict[str, str]:
-        flat: dict[str, str] = {}
-        for name, value in values.items():
-            own = f"{prefix}{name}"
-            flat |= walk(value, f"{own}.") if isinstance(value, dict) else {own: redact(str(value))}
-        return flat
-
-    return walk(config.to_dict(), "")
+def _without_secrets(config: Config) -> dict[str, str]:
+    """The configuration as `{"prior.tau": "100.0"}`, without secrets."""
+    return {key: redact(str(value)) for key, value in flatten(config.to_dict()).items()}

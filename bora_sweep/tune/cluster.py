@@ -1,30 +1,38 @@
-"""The Ray that a sweep runs on: started on this machine or connected to, and what of it a trial reserves."""
+"""The Ray cluster that a sweep runs on, and what a trial reserves of it."""
 
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import ray
 
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.tune.ray_folder import keep_secret, ray_folder, refuse_shadows
+from bora_sweep.tune.ray_folder import ensure_auth_token, ray_folder, refuse_shadowing_files
 
-KNOCK_SECONDS = 20.0  # for an answer at `ray.address`
+CONNECT_SECONDS = 20.0
+"""For an answer at `ray.address`."""
 
 
 @contextmanager
-def _ray(config: Config):
-    """A Ray for the sweep: the cluster at `ray.address`, else a private one that ends with it."""
+def ray_cluster(config: Config) -> Iterator[None]:
+    """Within, Ray is connected: to the cluster at `ray.address`, else to a new local one that ends with the context.
+
+    A Ray that is connected already is used as it is.
+
+    Raises:
+        InputError: Ray does not start, nothing answers at `ray.address`, or a file hides a module from Ray's workers.
+    """
     if ray.is_initialized():
         yield
         return
-    refuse_shadows()
+    refuse_shadowing_files()
     with ExitStack() as stack:
         folder = None if config.ray.address is not None else stack.enter_context(ray_folder())
         stack.callback(ray.shutdown)
-        umask = os.umask(0o077)  # Ray writes its token file readable to all otherwise
+        umask = os.umask(0o077)  # otherwise Ray's token file is readable for all
         try:
             _start(folder) if folder is not None else _connect(str(config.ray.address))
         finally:
@@ -33,7 +41,7 @@ def _ray(config: Config):
 
 
 def _start(folder: str) -> None:
-    keep_secret()
+    ensure_auth_token()
     try:
         ray.init(
             "local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL, _temp_dir=folder
@@ -46,7 +54,7 @@ def _start(folder: str) -> None:
 
 
 def _connect(address: str) -> None:
-    _refuse_silent(address)
+    refuse_unreachable(address)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, ValueError) as error:
@@ -56,8 +64,8 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _refuse_silent(address: str) -> None:
-    """Refuse an address at which nothing listens: Ray would ask it again for a quarter of an hour.
+def refuse_unreachable(address: str) -> None:
+    """Refuse a `host:port` at which nothing listens: Ray would try it again for a quarter of an hour.
 
     Raises:
         InputError: Nothing listens there.
@@ -66,15 +74,15 @@ def _refuse_silent(address: str) -> None:
     if not (host and port.isdigit() and "/" not in host):
         return
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise InputError(
             f"ray.address={address}: nothing listens there ({error}); is that Ray up, and reached from here?"
         ) from error
 
 
-def _resources(config: Config) -> dict[str, float]:
-    """What one process of a trial reserves."""
+def process_resources(config: Config) -> dict[str, float]:
+    """What one process of a trial reserves, by Ray's names; by default a whole GPU where the cluster has any."""
     gpus = config.ray.gpus_per_trial
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
@@ -82,28 +90,31 @@ def _resources(config: Config) -> dict[str, float]:
 
 
 def num_concurrent(config: Config, resources: dict[str, float]) -> int:
-    """Trials that run at once.
+    """Number of trials that run at once.
+
+    Args:
+        config: `ray.max_concurrent` is the number, where it is set; `ray.workers_per_trial` are a trial's processes.
+        resources: What one process of a trial reserves.
 
     Raises:
-        InputError: The nodes that are there can never hold a single one, and none is said to come: Tune would wait for
-            ever.
+        InputError: No trial fits on the nodes that are there, and `ray.max_concurrent` does not promise more: Tune
+            would wait for ever.
     """
-    workers = config.ray.workers_per_trial
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    max_concurrent, address = config.ray.max_concurrent, config.ray.address
     needed = {name: amount for name, amount in resources.items() if amount > 0}
-    processes = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
-    room = processes // workers
-    if room:
-        return config.ray.max_concurrent or room
-    if config.ray.address is not None and config.ray.max_concurrent is not None:
-        return config.ray.max_concurrent
-    asked = ", ".join(f"ray.{name.lower()}s_per_trial={amount:g}" for name, amount in needed.items())
-    if workers > 1:
-        asked = f"ray.workers_per_trial={workers}, {asked}"
-    most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
-    if config.ray.address is None:
-        raise InputError(f"{asked}: this machine has {most}; lower what it lacks")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_processes = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
+    if num_trials := num_processes // config.ray.workers_per_trial:
+        return max_concurrent or num_trials
+    if address is not None and max_concurrent is not None:
+        return max_concurrent
+    settings = [f"ray.{name.lower()}s_per_trial={amount:g}" for name, amount in needed.items()]
+    if config.ray.workers_per_trial > 1:
+        settings.insert(0, f"ray.workers_per_trial={config.ray.workers_per_trial}")
+    largest = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
+    if address is None:
+        raise InputError(f"{', '.join(settings)}: this machine has {largest}; lower what it lacks")
     raise InputError(
-        f"{asked}: no node at ray.address={config.ray.address} holds that, the most there is {most}; lower what it "
-        "lacks, or, where an autoscaler will start such nodes, say by ray.max_concurrent how many trials run at once"
+        f"{', '.join(settings)}: no node at ray.address={address} has so much, the most is {largest}; lower what it "
+        "lacks; or, where an autoscaler will start larger nodes, set ray.max_concurrent to the trials that run at once"
     )

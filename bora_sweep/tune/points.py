@@ -1,4 +1,4 @@
-"""The fits of a sweep: the baselines, the values that the user lists, those that the search chooses."""
+"""The fits of a sweep: the baselines, the values that the user lists, the values that the search chooses."""
 
 import json
 import math
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bora_sweep.config import Config, with_values
+
+ENDED = ("finished", "failed")
+"""Statuses in `trials` of fits that are over."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +19,17 @@ class Point:
     tau: float
     lr_per_tau: float | None = None
     method: str = "map"
-    """That of the trial, or `path`."""
+    """The trial's method, or `path`."""
     rank: int | None = None
-    """Where it is not the sweep's own."""
-    after: int | None = None
-    """The point whose adapters it begins with."""
+    """None: the sweep's own rank."""
+    start_from: int | None = None
+    """Number of the point whose adapters the fit starts from."""
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
 
     @property
-    def is_last(self) -> bool:
-        """Whether it needs the best tau, and so waits for all others."""
+    def needs_best_tau(self) -> bool:
+        """Whether it takes the best tau of all other points, and so waits for them."""
         return self.method in ("pfedme", "vi")
 
 
@@ -36,8 +39,8 @@ def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What an earlier start of the sweep left of a trial."""
+class EarlierTrial:
+    """What an earlier start of the sweep wrote of a trial."""
 
     point: Point
     finished: bool
@@ -68,41 +71,42 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
 
 
-def fixed_points(config: Config) -> list[Point]:
+def preset_points(config: Config) -> list[Point]:
     """The baselines, the shared models of other ranks, then the user's own values that are not among them.
 
-    In mode `path` a shared model is the head of a path.
+    In mode `path` a path starts at each shared model.
     """
     search = config.search
-    ordered = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
-    if "zero_shot" in ordered:  # first: it is there at once
-        ordered = ["zero_shot", *(name for name in ordered if name != "zero_shot")]
-    place = {name: number for number, name in enumerate(ordered)}
-    head = "path" if search.mode == "path" else "map"
-    points = [_baseline(name, place, head) for name in ordered]
-    others = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
-    points += [Point(len(points) + i, math.inf, method=head, rank=rank) for i, rank in enumerate(others)]
-    listed = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
-    return points + [Point(len(points) + i, tau) for i, tau in enumerate(listed)]
+    names = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
+    if "zero_shot" in names:  # first, because it has a result at once
+        names = ["zero_shot", *(name for name in names if name != "zero_shot")]
+    numbers = {name: number for number, name in enumerate(names)}
+    shared_method = "path" if search.mode == "path" else "map"
+    points = [_baseline(name, numbers, shared_method) for name in names]
+    other_ranks = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
+    points += [Point(len(points) + i, math.inf, method=shared_method, rank=rank) for i, rank in enumerate(other_ranks)]
+    taus = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
+    return points + [Point(len(points) + i, tau) for i, tau in enumerate(taus)]
 
 
-def _baseline(name: str, place: dict[str, int], head: str) -> Point:
-    number = place[name]
+def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
+    number = numbers[name]
     match name:
         case "independent":
             return Point(number, 0.0)
         case "shared":
-            return Point(number, math.inf, method=head)
+            return Point(number, math.inf, method=shared_method)
         case "fine_tuned":
-            return Point(number, 0.0, method=name, after=place["shared"])
+            return Point(number, 0.0, method=name, start_from=numbers["shared"])
         case "average" | "ties" | "dare":
-            return Point(number, math.inf, method=name, after=place["independent"])
-        case _:  # zero_shot; and pfedme and vi, whose tau is known when the search has ended
+            return Point(number, math.inf, method=name, start_from=numbers["independent"])
+        case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
             return Point(number, math.inf, method=name)
 
 
 def num_trials(config: Config) -> int:
-    """Fits of the whole sweep."""
-    fixed, search = fixed_points(config), config.search
-    chosen = search.num_trials * (sum(p.method == "path" for p in fixed) if search.mode == "path" else 1)
-    return (len(fixed) + chosen) * search.seeds
+    """Number of fits in the whole sweep."""
+    preset, search = preset_points(config), config.search
+    num_paths = sum(point.method == "path" for point in preset)
+    num_chosen = search.num_trials * (num_paths if search.mode == "path" else 1)
+    return (len(preset) + num_chosen) * search.seeds

@@ -1,7 +1,7 @@
 """The search as an Optuna study in the run's folder, for optuna-dashboard: written from the trials' rows, never read.
 
-What is true of a run is in its Parquet. A sweep that is taken up again makes the file anew from there, so that it holds
-each trial once, whatever became of the process that wrote it before.
+The run's Parquet is its only state. A sweep that is resumed makes the file anew from there, so it holds each trial
+once, whatever happened to the process that wrote it before.
 """
 
 import json
@@ -23,7 +23,7 @@ from bora_sweep.config import Config
 from bora_sweep.errors import one_line
 from bora_sweep.runs.results import objective
 from bora_sweep.runs.storage import Folder, remove, write_bytes
-from bora_sweep.tune.search import SCALE, search_space
+from bora_sweep.tune.search_space import is_within, params_in, search_space
 
 JOURNAL, STUDY = "optuna/journal.log", "tau"
 STATES = {"finished": TrialState.COMPLETE, "failed": TrialState.FAIL, "running": TrialState.RUNNING}
@@ -32,27 +32,27 @@ log = logging.getLogger(__name__)
 
 
 class StudyMirror(tune.Callback):
-    """Keeps `RUN/optuna/journal.log` as the rows of a sweep's trials are; a new one at each start of the sweep.
+    """Writes the rows of a sweep's trials to `RUN/optuna/journal.log`; a new file at each start of the sweep.
 
-    A trial of the study is a MAP fit of the sweep's own rank that lies within the bounds of the search: its value is
-    validation nats per token, its attributes are the trial's id and seed. In an object store, which has no file that
-    grows, the journal is put anew as a whole whenever a trial ended.
+    A trial of the study is a MAP fit of the sweep's own rank that lies within the bounds of the search. Its value is
+    validation nats per token; its attributes are the trial's id and seed. No file grows in an object store: there the
+    whole journal is written again whenever a trial starts or ends.
 
     Args:
         run: The run's folder.
         config: What is searched.
         groups: As for `TauSearch`.
-        rows: Of `trials`, by trial; somebody else keeps them up to date.
+        rows: Of `trials`, by trial id; the caller updates them.
     """
 
     def __init__(self, run: Folder, config: Config, groups: Sequence[str], rows: Mapping[str, dict[str, Any]]) -> None:
-        self.place, self.config, self.rows = run / JOURNAL, config, rows
+        self.journal, self.config, self.rows = run / JOURNAL, config, rows
         self.space = search_space(config, groups[1:])
         self.scratch: tempfile.TemporaryDirectory | None = None
         if isinstance(run, Path):
-            remove(self.place)
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            self.file = str(self.place)
+            remove(self.journal)
+            self.journal.parent.mkdir(parents=True, exist_ok=True)
+            self.file = str(self.journal)
         else:
             self.scratch = tempfile.TemporaryDirectory(prefix="bora-sweep-optuna-")
             self.file = str(Path(self.scratch.name) / "journal.log")
@@ -60,20 +60,20 @@ class StudyMirror(tune.Callback):
         self.storage = JournalStorage(JournalFileBackend(self.file, JournalFileOpenLock(self.file)))
         optuna.create_study(storage=self.storage, study_name=STUDY, direction="minimize")
         self.study_id = self.storage.get_study_id_from_name(STUDY)
-        self.held: dict[str, tuple[int, TrialState]] = {}
-        """By the sweep's trial: Optuna's, and its state there."""
+        self.trials: dict[str, tuple[int, TrialState]] = {}
+        """By the sweep's trial id: Optuna's number of the trial, and its state there."""
         self.update(rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as with the view."""
+        """Nothing: Tune pickles its callbacks for a restore that is never made."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A trial began, or began again."""
+        """A trial started, or started again."""
         self.update(self.rows)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:  # noqa: ARG002
-        """A trial reported; on a path, values may have ended since."""
+        """A trial reported; values of a path may have ended since."""
         self.update(self.rows)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -81,76 +81,74 @@ class StudyMirror(tune.Callback):
         self.update(self.rows)
 
     def update(self, rows: Mapping[str, dict[str, Any]], has_ended: bool = False) -> None:
-        """Write what is new in the rows. A study that cannot be written is no reason to end a sweep.
+        """Write what is new in the rows. A study that cannot be written does not end the sweep.
 
         Args:
-            rows: Of `trials`, by trial.
-            has_ended: Whether the sweep has: until then a trial that failed may be taken up again, and counts as
-                running; then what was interrupted counts as failed, for Optuna knows no other word.
+            rows: Of `trials`, by trial id.
+            has_ended: Whether the sweep has ended. Before, a trial that failed may be tried again and counts as
+                running; after, an interrupted one counts as failed, because Optuna has no state for it.
         """
-        before = len(self.held), self._num_ended()
+        before = len(self.trials), self._num_ended()
         try:
             for trial_id in sorted(rows):
-                self._put(rows[trial_id], has_ended)
-            if self.scratch is not None and before != (len(self.held), self._num_ended()):
-                write_bytes(self.place, Path(self.file).read_bytes())
+                self._write(rows[trial_id], has_ended)
+            if self.scratch is not None and before != (len(self.trials), self._num_ended()):
+                write_bytes(self.journal, Path(self.file).read_bytes())
         except Exception as error:
-            log.warning("%s: not kept up to date (%s)", self.place, one_line(error))
+            log.warning("%s: not kept up to date (%s)", self.journal, one_line(error))
 
     def close(self, rows: Sequence[dict[str, Any]]) -> None:
-        """At the end of the sweep, with its rows as they then are."""
+        """Write the rows as they are at the end of the sweep."""
         self.update({row["trial_id"]: row for row in rows}, has_ended=True)
         if self.scratch is not None:
             self.scratch.cleanup()
 
     def _num_ended(self) -> int:
-        return sum(state.is_finished() for _, state in self.held.values())
+        return sum(state.is_finished() for _, state in self.trials.values())
 
-    def _put(self, row: dict[str, Any], has_ended: bool) -> None:
-        """Add a trial, or bring it to its end."""
+    def _write(self, row: dict[str, Any], has_ended: bool) -> None:
+        """Add a trial to the study, or end it there."""
         params = self._params(row)
         state = STATES.get(row["status"], TrialState.FAIL)
         if state == TrialState.COMPLETE and not math.isfinite(objective(row)):
             state = TrialState.FAIL
         if state == TrialState.FAIL and not has_ended:
             state = TrialState.RUNNING
-        number, earlier = self.held.get(row["trial_id"], (None, None))
+        number, earlier = self.trials.get(row["trial_id"], (None, None))
         if params is None or state == earlier or (earlier is not None and earlier.is_finished()):
             return
         values = [objective(row)] if state == TrialState.COMPLETE else None
         if number is None:
-            number = self.storage.create_new_trial(self.study_id, self._frozen(row, params, state, values))
+            number = self.storage.create_new_trial(self.study_id, self._new_trial(row, params, state, values))
         else:
             self.storage.set_trial_state_values(number, state, values)
-        self.held[row["trial_id"]] = number, state
+        self.trials[row["trial_id"]] = number, state
 
     def _params(self, row: dict[str, Any]) -> dict[str, float] | None:
-        """The trial's place in the search's space; None where it has none."""
+        """The trial's place in the search space; None where it has none."""
         if row["method"] != "map" or row["tau"] is None or row["lora_rank"] != self.config.lora.rank:
             return None
-        own = json.loads(row["config_json"])
-        scales = {f"{SCALE}{name}": scale for name, scale in (own["prior"]["group_scales"] or {}).items()}
-        known = {"tau": row["tau"], "lr_per_tau": own["train"]["lr_per_tau"], **scales}
-        params = {name: known.get(name, 1.0) for name in self.space}
-        within = (self.space[name].low <= value <= self.space[name].high for name, value in params.items())
-        return params if all(within) else None
+        config = json.loads(row["config_json"])
+        lr_per_tau, group_scales = config["train"]["lr_per_tau"], config["prior"]["group_scales"]
+        params = params_in(self.space, tau=row["tau"], lr_per_tau=lr_per_tau, group_scales=group_scales)
+        return params if is_within(self.space, params) else None
 
-    def _frozen(
+    def _new_trial(
         self, row: dict[str, Any], params: dict[str, float], state: TrialState, values: list[float] | None
     ) -> FrozenTrial:
-        added = optuna.trial.create_trial(
+        trial = optuna.trial.create_trial(
             state=state,
             values=values,
             params=params,
             distributions=dict[str, Any](self.space),
             user_attrs={"trial_id": row["trial_id"], "seed": row["seed"]},
         )
-        added.datetime_start = _local(row["started_at"]) or added.datetime_start
+        trial.datetime_start = _local_time(row["started_at"]) or trial.datetime_start
         if state.is_finished():
-            added.datetime_complete = _local(row["ended_at"]) or added.datetime_complete
-        return added
+            trial.datetime_complete = _local_time(row["ended_at"]) or trial.datetime_complete
+        return trial
 
 
-def _local(moment: datetime | None) -> datetime | None:
-    """As Optuna has it: this machine's clock, without a zone."""
+def _local_time(moment: datetime | None) -> datetime | None:
+    """In this machine's time zone, without the zone, as Optuna stores it."""
     return None if moment is None else moment.astimezone().replace(tzinfo=None)

@@ -1,12 +1,12 @@
 """The sweep: trials on Ray Tune, results in the run's folder.
 
-Tune places the trials, keeps their workers warm and takes crashed ones up again. What is true of a run is in the run's
-own Parquet and checkpoints alone: nothing of Tune's state is ever read back, so that a resume unpickles nothing.
+Tune places the trials, keeps their workers warm and restarts crashed ones. The run's own Parquet and checkpoints are
+the only state: nothing of Tune's is ever read back, so a resume unpickles nothing.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,117 +22,143 @@ from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
 from bora_sweep.trials.rows import initial_row
-from bora_sweep.tune.cluster import _ray, _resources, num_concurrent
+from bora_sweep.tune.cluster import num_concurrent, process_resources, ray_cluster
 from bora_sweep.tune.live_view import SweepView
-from bora_sweep.tune.points import Known, Point, num_trials, point_of, trial_config
-from bora_sweep.tune.ray_patches import _started_workers, patch_worker_failures
+from bora_sweep.tune.points import ENDED, EarlierTrial, Point, num_trials, point_of, trial_config
+from bora_sweep.tune.ray_patches import patch_worker_failures
 from bora_sweep.tune.scheduler import EarlyStopping
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.study import StudyMirror
-from bora_sweep.tune.watchdog import STOP
-from bora_sweep.tune.worker import measure_pack, tune_trial
-from bora_sweep.tune.worker_group import reserved
+from bora_sweep.tune.watchdog import STOP_FILE
+from bora_sweep.tune.worker import measure_pack, trainable
+from bora_sweep.tune.worker_group import placement_group
 
 
-def tune_run(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], view: SweepView) -> bool:
+def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequence[str], view: SweepView) -> bool:
     """`bora_sweep.tune.run_sweep`, shown by `view`."""
-    _clear(run)
-    with _ray(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
-        resources = _resources(config)
-        specs, workers = num_concurrent(config, resources), config.ray.workers_per_trial
+    _remove_leftovers(run)
+    with ray_cluster(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
+        resources = process_resources(config)
+        at_once = num_concurrent(config, resources)
         config = _with_measured_pack(config, corpus, run, resources)
-        search = TauSearch(config, finished_points(run), specs, groups)
+        search = TauSearch(config, earlier_trials(run), at_once, groups)
         mirror = StudyMirror(run, config, groups, view.rows)
-        umask = os.umask(0)
-        os.umask(umask)
-        place = run.resolve() if isinstance(run, Path) else run
-        shared = {"config": config, "corpus": corpus, "run": str(place), "umask": umask}
+
+        def stop() -> None:
+            search.is_stopping = True
+            write_bytes(run / STOP_FILE, b"")
+            view.print_stopping()
+
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(tune_trial, **shared), reserved(resources, workers)),
+            tune.with_resources(
+                _with_arguments(config, corpus, run), placement_group(resources, config.ray.workers_per_trial)
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=None if config.search.scheduler == "none" else EarlyStopping(config, run),
                 num_samples=-1,
-                max_concurrent_trials=specs,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.ray.max_failures),
-                callbacks=[view, mirror],  # the mirror reads the rows that the view keeps
+                callbacks=[view, mirror],  # in this order: the mirror reads the rows that the view updates
             ),
         )
-
-        def stop() -> None:
-            search.is_stopping = True
-            write_bytes(run / STOP, b"")
-            view.say_stopping()
-
-        try:
-            with defer_signals(stop), _started_workers(), patch_worker_failures(run) as given_up:
-                tuner.fit()
-        finally:
-            _close_running(run)
+        given_up = _fit_all(tuner, run, stop)
     for params, error in given_up:
-        _mark_dead(run, config, params, error)
+        mark_failed(run, config, params, error)
     rows = trial_rows(run)
     mirror.close(rows)
-    ended = sum(row["status"] in ("finished", "failed") for row in rows)
-    return ended == num_trials(config) or (config.search.mode == "path" and _has_failed(rows))
+    num_ended = sum(row["status"] in ENDED for row in rows)
+    return num_ended == num_trials(config) or (config.search.mode == "path" and _path_failed(rows))
 
 
-def _clear(run: Folder) -> None:
-    """Away with what an earlier start left half done: a wish to stop, files that were not whole yet."""
-    remove(run / STOP)
+def _fit_all(tuner: tune.Tuner, run: Folder, stop: Callable[[], None]) -> list[tuple[dict[str, Any], Exception]]:
+    """Run Tune to its end, or until a signal calls `stop`.
+
+    Returns:
+        The fits that Tune gave up, and the error of each.
+    """
+    try:
+        with defer_signals(stop), patch_worker_failures(run) as given_up:
+            tuner.fit()
+    finally:
+        _mark_interrupted(run)
+    return given_up
+
+
+def _with_arguments(config: Config, corpus: TokenizedCorpus, run: Folder) -> Callable[[dict[str, Any]], None]:
+    """The trainable with all arguments but those that the search suggests."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return tune.with_parameters(trainable, config=config, corpus=corpus, run=_address(run), umask=umask)
+
+
+def _with_measured_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
+    """`search.pack` as a number: `auto` is measured where trials run, and written into the run's configuration."""
+    if config.search.pack != "auto":
+        return config
+    measure = ray.remote(measure_pack).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+    pack = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
+    config = with_values(config, search={"pack": pack})
+    create_run(config, run)
+    return config
+
+
+def _address(run: Folder) -> str:
+    """The folder as any process finds it."""
+    return str(run.resolve() if isinstance(run, Path) else run)
+
+
+def _remove_leftovers(run: Folder) -> None:
+    """Remove what an earlier start left: a request to stop, files that were not written whole."""
+    remove(run / STOP_FILE)
     for table in SCHEMAS:
         for part in list_files(run / "results" / table, ".*.parquet.*.part"):
             remove(part)
 
 
-def _has_failed(rows: list[dict[str, Any]]) -> bool:
-    """A path ends with its first value that fails: those after it are never begun."""
-    return any(row["status"] == "failed" for row in rows) and not any(row["status"] == "interrupted" for row in rows)
-
-
-def finished_points(run: Folder) -> dict[str, Known]:
-    """What an earlier start of the sweep left in `run`."""
+def earlier_trials(run: Folder) -> dict[str, EarlierTrial]:
+    """What an earlier start of the sweep wrote in `run`, by trial id; the values within a path are left out."""
     return {
-        row["trial_id"]: Known(point, row["status"] == "finished", objective(row))
+        row["trial_id"]: EarlierTrial(point, row["status"] == "finished", objective(row))
         for row in trial_rows(run)
         if (point := point_of(row)) is not None
     }
 
 
-def _mark_dead(run: Folder, config: Config, params: dict[str, Any], error: Exception) -> None:
-    """Mark a trial as failed whose worker could not: it was killed, maybe before it wrote a first row."""
+def _path_failed(rows: list[dict[str, Any]]) -> bool:
+    """Whether a path failed: it ends with its first value that fails, and never starts those after it."""
+    return any(row["status"] == "failed" for row in rows) and not any(row["status"] == "interrupted" for row in rows)
+
+
+def mark_failed(run: Folder, config: Config, params: dict[str, Any], error: Exception) -> None:
+    """Mark a trial as failed whose worker could not: it was killed, maybe before it wrote a first row.
+
+    Args:
+        run: The run's folder.
+        config: The sweep's configuration.
+        params: The fit as `TauSearch.suggest` returned it.
+        error: The reason, unless the row has one already.
+    """
     row = read_trial_row(run, params["trial_id"])
     if row is None:
-        own = trial_config(config, Point(**params["point"]), params["seed_index"])
-        row = {**initial_row(own), "trial_id": params["trial_id"], "started_from": params["start"]}
+        fit_config = trial_config(config, Point(**params["point"]), params["seed_index"])
+        row = {**initial_row(fit_config), "trial_id": params["trial_id"], "started_from": params["start"]}
     if row["status"] != "finished":
-        _close(run, row, "failed", row.get("error") or one_line(error))
+        _write_end(run, row, "failed", row.get("error") or one_line(error))
 
 
-def _close_running(run: Folder) -> None:
-    """Trials that no worker works on any more."""
+def _mark_interrupted(run: Folder) -> None:
+    """Mark the trials that no worker works on any more."""
     for row in trial_rows(run):
         if row["status"] == "running":
-            _close(run, row, "interrupted", row["error"])
+            _write_end(run, row, "interrupted", row["error"])
 
 
-def _close(run: Folder, row: dict[str, Any], status: str, error: str | None) -> None:
+def _write_end(run: Folder, row: dict[str, Any], status: str, error: str | None) -> None:
     row.update(status=status, error=error, ended_at=datetime.now(UTC))
     write_table(run, "trials", row["trial_id"], [row])
-
-
-def _with_measured_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
-    """`search.pack` as a number: `auto` is measured where trials run, and the run's configuration then says what."""
-    if config.search.pack != "auto":
-        return config
-    measured = ray.remote(measure_pack).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    place = run.resolve() if isinstance(run, Path) else run
-    pack = ray.get(measured.remote(config, corpus, str(place), config.search.num_trials + 1))
-    config = with_values(config, search={"pack": pack})
-    create_run(config, run)
-    return config

@@ -1,4 +1,4 @@
-"""What a worker process listens to while it fits: the wish to stop, and its own watchdog."""
+"""What a worker process checks while it fits: whether the run is to stop, and whether its own fit hangs."""
 
 import math
 import os
@@ -12,47 +12,47 @@ from pathlib import Path
 from bora_sweep.process import Interrupted
 from bora_sweep.runs.storage import Folder
 
-STOP = "stop"
-"""A file in the run's folder: all that works on the run writes a checkpoint and ends."""
-LOOK_SECONDS, LOOK_REMOTE_SECONDS = 0.2, 2.0
+STOP_FILE = "stop"
+"""In the run's folder: every fit of the run writes a checkpoint and ends."""
+POLL_SECONDS, POLL_REMOTE_SECONDS = 0.2, 2.0
 
 
 class StopCheck:
-    """Called between any two steps: tells the watchdog that the fit lives, and the fit that it is to end.
+    """Called between any two steps: ends the fit where the run is to stop, and notes that the fit makes progress.
 
     Args:
-        run: The run's folder, in which a file `stop` means that all shall end.
+        run: The run's folder, in which `STOP_FILE` means that all fits are to end.
     """
 
     def __init__(self, run: Folder) -> None:
-        self.stop, self.looked_at, self.beat_at = run / STOP, -math.inf, time.monotonic()
-        self.pause = LOOK_SECONDS if isinstance(run, Path) else LOOK_REMOTE_SECONDS
+        self.stop_file, self.polled_at, self.called_at = run / STOP_FILE, -math.inf, time.monotonic()
+        self.poll_seconds = POLL_SECONDS if isinstance(run, Path) else POLL_REMOTE_SECONDS
 
     def __call__(self) -> None:
         """Raises `Interrupted` where the run is to stop."""
-        self.beat_at = time.monotonic()
-        if self.beat_at - self.looked_at < self.pause:
+        self.called_at = time.monotonic()
+        if self.called_at - self.polled_at < self.poll_seconds:
             return
-        self.looked_at = self.beat_at
-        if self.is_stopped():
+        self.polled_at = self.called_at
+        if self._stop_requested():
             raise Interrupted
 
-    def is_stopped(self) -> bool:
-        """Whether the file is there; not, where the storage does not answer."""
+    def _stop_requested(self) -> bool:
+        """Whether the file is there; False where the storage does not answer."""
         try:
-            return self.stop.exists()
+            return self.stop_file.exists()
         except Exception:  # each storage has its own for a lost connection; writing results will wait for it
             return False
 
 
 @contextmanager
-def watched(check_stop: StopCheck, timeout: float | None, on_hang: Callable[[str], None]) -> Iterator[None]:
+def watchdog(check_stop: StopCheck, timeout: float | None, on_hang: Callable[[str], None]) -> Iterator[None]:
     """Within, the process ends itself where `check_stop` is not called for `timeout` seconds.
 
     Args:
-        check_stop: What the work calls.
-        timeout: Seconds; None: for ever.
-        on_hang: Called just before, with where the work stands.
+        check_stop: The fit calls it between any two steps.
+        timeout: Seconds; None: no limit.
+        on_hang: Called just before the process ends, with the line of code at which the fit hangs.
     """
     if timeout is None:
         yield
@@ -61,7 +61,7 @@ def watched(check_stop: StopCheck, timeout: float | None, on_hang: Callable[[str
 
     def watch() -> None:
         while not ended.wait(min(1.0, timeout / 4)):
-            if time.monotonic() - check_stop.beat_at > timeout:
+            if time.monotonic() - check_stop.called_at > timeout:
                 frame = sys._current_frames().get(thread_id)
                 place = "" if frame is None else f", at {frame.f_code.co_filename}:{frame.f_lineno}"
                 try:
@@ -69,10 +69,10 @@ def watched(check_stop: StopCheck, timeout: float | None, on_hang: Callable[[str
                 finally:
                     os._exit(1)
 
-    watcher = threading.Thread(target=watch, name="bora-sweep watchdog", daemon=True)
-    watcher.start()
+    thread = threading.Thread(target=watch, name="bora-sweep watchdog", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join()
+        thread.join()

@@ -1,4 +1,4 @@
-"""One trial as Ray Tune runs it: a worker process that fits, reports each epoch, and stays warm for the next."""
+"""One trial as Ray Tune runs it: a worker process fits, reports each epoch, and keeps its base model for the next."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from bora_sweep.process import gc_paused
 
-with gc_paused():  # most of what a worker does before its first trial
+with gc_paused():  # imports take most of a worker's time before its first trial
     import torch
     from ray import tune
     from transformers import PreTrainedModel
@@ -21,58 +21,69 @@ with gc_paused():  # most of what a worker does before its first trial
     from bora_sweep.process import Interrupted
     from bora_sweep.runs.results import objective, read_trial_row, write_table
     from bora_sweep.runs.storage import Folder, exists, folder_at
-    from bora_sweep.train.fit import no_op
-    from bora_sweep.train.state import State
-    from bora_sweep.trials.fingerprints import refuse_other_model
+    from bora_sweep.train.state import State, no_op
+    from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
     from bora_sweep.tune.points import Point, trial_config
-    from bora_sweep.tune.scheduler import VERDICT
-    from bora_sweep.tune.watchdog import StopCheck, watched
-    from bora_sweep.tune.worker_group import run_together
+    from bora_sweep.tune.scheduler import EARLY_STOP_FILE
+    from bora_sweep.tune.watchdog import StopCheck, watchdog
+    from bora_sweep.tune.worker_group import run_in_group
 
-REPORT_SECONDS = 30.0  # between two reports to Tune: a fit waits for each, and the driver shares its machine
+REPORT_SECONDS = 30.0
+"""Between two reports to Tune: a fit waits for each, and the driver shares its machine."""
 
 
-def tune_trial(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
-    """Fit what `params` (of `TauSearch.suggest`) says, and report to Tune on the way and at the end.
+def trainable(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str, umask: int) -> None:
+    """Fit what Tune asks for, and report to it on the way and at the end.
 
-    Fits whose input is wrong cannot succeed by trying again: they are reported without an objective and end there, as
-    do those of a run that is to stop; any other error is raised, so that Tune takes the trial up again from its
-    checkpoints.
+    A fit whose input is wrong cannot succeed at a second try: it is reported without an objective and ends, as does a
+    fit of a run that is to stop. Any other error is raised, and Tune resumes the trial from its checkpoints.
+
+    Args:
+        params: The pack that `TauSearch.suggest` returned.
+        config: The sweep's configuration.
+        corpus: Of all tasks.
+        run: Path or address of the run's folder.
+        umask: The driver's; that of Ray's processes is narrower.
     """
-    os.umask(umask)  # the driver's: Ray's processes have a narrower one
-    place = folder_at(run)
-    check_stop = StopCheck(place)
+    os.umask(umask)
+    folder = folder_at(run)
+    check_stop = StopCheck(folder)
 
-    def note(reason: str) -> None:
+    def record_error(reason: str) -> None:
         for fit in params["fits"]:
-            _note_error(place, fit["trial_id"], reason)
-
-    report = _reporter(config, place, params["fits"][0]["trial_id"])
+            _record_error(folder, fit["trial_id"], reason)
 
     def fit() -> dict[str, dict[str, Any]]:
-        return _fit(params, config, corpus, place, check_stop, report)
+        return fit_trials(params, config, corpus, folder, check_stop=check_stop, on_epoch=report)
 
+    report = _make_report(config, folder, params["fits"][0]["trial_id"])
     try:
-        with watched(check_stop, config.ray.trial_timeout, note):
+        with watchdog(check_stop, config.ray.trial_timeout, record_error):
             check_stop()
-            rows = run_together(config.ray, fit, note, _help_fit, params, config, corpus, run)
+            rows = run_in_group(
+                config.ray.workers_per_trial,
+                first=fit,
+                others=_fit_beside_first,
+                arguments=(params, config, corpus, run),
+                on_lost=record_error,
+            )
     except (InputError, Interrupted):
         rows = {}
     tune.report({"objectives": {trial_id: objective(row) for trial_id, row in rows.items()}})
 
 
-def _help_fit(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str) -> None:
-    """What the other processes of a trial do, if it has any."""
-    place = folder_at(run)
-    with suppress(InputError, Interrupted):  # the first says so
-        _fit(params, config, corpus, place, StopCheck(place), no_op)
+def _fit_beside_first(params: dict[str, Any], config: Config, corpus: TokenizedCorpus, run: str) -> None:
+    """The work of a trial's other processes, if it has any."""
+    folder = folder_at(run)
+    with suppress(InputError, Interrupted):  # the first process reports these
+        fit_trials(params, config, corpus, folder, check_stop=StopCheck(folder), on_epoch=no_op)
 
 
-def _reporter(config: Config, run: Folder, trial_id: str) -> Callable[[State], None]:
-    """Tells Tune how a fit stands: now and then, or after each epoch where a scheduler asks, whose verdict it reads."""
+def _make_report(config: Config, run: Folder, trial_id: str) -> Callable[[State], None]:
+    """A function that reports an epoch to Tune: now and then, or each one where a scheduler may stop the fit."""
     reported_at = time.monotonic()
 
     def report(state: State) -> None:
@@ -82,56 +93,69 @@ def _reporter(config: Config, run: Folder, trial_id: str) -> Callable[[State], N
             return
         tune.report({"epoch": state.epoch, "objective": sum(state.best_nll_nats)})
         reported_at = time.monotonic()
-        if scheduler != "none" and exists(run / "trials" / trial_id / VERDICT):
+        if scheduler != "none" and exists(run / "trials" / trial_id / EARLY_STOP_FILE):
             state.stopped = scheduler
 
     return report
 
 
-def _fit(
+def fit_trials(
     params: dict[str, Any],
     config: Config,
     corpus: TokenizedCorpus,
     run: Folder,
-    check_stop: StopCheck,
+    *,
+    check_stop: Callable[[], None],
     on_epoch: Callable[[State], None],
 ) -> dict[str, dict[str, Any]]:
-    """Each trial's row; of a path that of its best value."""
+    """Fit the trials of a pack, or a path.
+
+    Args:
+        params: The pack that `TauSearch.suggest` returned.
+        config: The sweep's configuration.
+        corpus: Of all tasks.
+        run: The run's folder.
+        check_stop: Called between any two steps.
+        on_epoch: Called after each epoch.
+
+    Returns:
+        Each trial's row of `trials`; of a path the row of its best value.
+    """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
     trials = [
         Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
         for fit in params["fits"]
     ]
 
-    def warm_base() -> PreTrainedModel:
-        return _warm_base(config.model, config.data, str(run))
+    def load() -> PreTrainedModel:
+        return cached_base(config.model, config.data, str(run))
 
     if params["fits"][0]["point"]["method"] != "path":
-        return run_pack(trials, corpus, warm_base, run, on_epoch=on_epoch, check_stop=check_stop)
-    (head,) = trials
-    path = run_path(head.config, corpus, warm_base, run, head.trial_id, on_epoch, check_stop)
-    return {head.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
+        return run_pack(trials, corpus, load, run, on_epoch=on_epoch, check_stop=check_stop)
+    (first,) = trials
+    path = run_path(first.config, corpus, load, run, first.trial_id, on_epoch=on_epoch, check_stop=check_stop)
+    return {first.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
 
 
-def _note_error(run: Folder, trial_id: str, reason: str) -> None:
-    """Say in its row why a trial's worker is about to end, or has."""
+def _record_error(run: Folder, trial_id: str, reason: str) -> None:
+    """Write into a trial's row why its worker is about to end, or has ended."""
     row = read_trial_row(run, trial_id)
     if row is not None and row["status"] in ("running", "failed"):
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
 def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> int:
-    """`search.pack` where it is `auto`, for the place where this runs."""
+    """The number of fits to pack where `search.pack` is `auto`, at most `most`, for the machine that runs this."""
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
-    return choose_pack(config, corpus, _warm_base(config.model, config.data, run), most)
+    return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
 
 
 @lru_cache(maxsize=1)
-def _warm_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
+def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
     """The base model of the run, loaded once per worker process: the trials of a sweep share it.
 
     Raises:
-        InputError: Where this process runs another lies at its path.
+        InputError: Another base model is at its path on this machine.
     """
-    refuse_other_model(folder_at(run), model, data)
+    check_base_model(folder_at(run), model, data)
     return load_base(model, data)

@@ -1,14 +1,14 @@
 """The processes of a trial beside its first, where one fit spans several.
 
-A trial reserves a bundle of resources for each, as one placement group. Tune starts the trial's own process in the
-first bundle; that process starts an actor in each of the others. All meet as the processes of one fit and do the same
-work. The actors stay for the trials that follow in the same process. It owns them: however it ends, Ray ends them too.
+A trial reserves one placement group with a bundle of resources for each process. Tune starts the trial's first process
+in the first bundle, and that process starts an actor in each other bundle. All join one process group and do the same
+work. The actors stay for the next trials of the first process. It owns them: however it ends, Ray ends them too.
 """
 
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -19,130 +19,148 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from bora_sweep.config import RayConfig
 from bora_sweep.errors import one_line
 from bora_sweep.train.distributed import process_group
 
 T = TypeVar("T")
-GRACE = 10.0
-"""Seconds in which the first process should notice by itself that another is lost; one that waits for a GPU cannot."""
+GRACE_SECONDS = 10.0
+"""For the first process to notice by itself that another is lost; it cannot while it waits for a GPU."""
 
 
 class LostProcessError(RuntimeError):
     """A process of the fit died before the fit ended."""
 
 
-def reserved(resources: dict[str, float], count: int) -> tune.PlacementGroupFactory:
-    """What a trial of `count` processes asks for: as near to each other as can be, for they talk at every step."""
-    return tune.PlacementGroupFactory([resources] * count, strategy="PACK")
-
-
-def run_together(
-    config: RayConfig, own: Callable[[], T], on_lost: Callable[[str], None], share: Callable[..., Any], *arguments: Any
-) -> T:
-    """`own` here, and `share(*arguments)` in each other process of the trial.
+def placement_group(resources: dict[str, float], num_processes: int) -> tune.PlacementGroupFactory:
+    """What a trial of `num_processes` reserves: a bundle for each, on as few nodes as possible.
 
     Args:
-        config: Says how many processes there are.
-        own: The work of the first process.
+        resources: Of one process, by Ray's names: `CPU`, `GPU`.
+        num_processes: Of the trial.
+    """
+    return tune.PlacementGroupFactory([resources] * num_processes, strategy="PACK")
+
+
+def run_in_group(
+    num_processes: int,
+    *,
+    first: Callable[[], T],
+    others: Callable[..., Any],
+    arguments: Sequence[Any],
+    on_lost: Callable[[str], None],
+) -> T:
+    """Run `first()` in this process and `others(*arguments)` in each other process of the trial.
+
+    Args:
+        num_processes: Of the trial, this one included.
+        first: The work of this process.
+        others: The work of the other processes, a function of a module.
+        arguments: Of `others`.
         on_lost: Called with the reason before this process gives up because another is lost.
-        share: The work of the others, a function of a module.
-        arguments: What it is given.
+
+    Returns:
+        What `first` returns.
 
     Raises:
         LostProcessError: Another process died.
     """
-    if config.workers_per_trial == 1:
-        return own()
-    return _crew(config.workers_per_trial).run(own, on_lost, share, *arguments)
+    if num_processes == 1:
+        return first()
+    return _worker_group(num_processes).run(first, others, arguments, on_lost)
+
+
+@lru_cache(maxsize=1)
+def _worker_group(num_processes: int) -> "WorkerGroup":
+    """The group of this process; all its trials have the same number of processes."""
+    return WorkerGroup(num_processes)
 
 
 class GroupMember:
-    """An actor: one process of the crew."""
+    """The actor of one process."""
 
     def address(self) -> str:
-        return f"{ray.util.get_node_ip_address()}, process {os.getpid()},"
+        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
-    def meet(self, address: str, port: int, rank: int, count: int) -> None:
-        _talk_by(ray.util.get_node_ip_address())
-        process_group.init_from_store(TCPStore(address, port, count, is_master=False), rank, count)
+    def join(self, host: str, port: int, rank: int, num_processes: int) -> None:
+        _use_interface_of(ray.util.get_node_ip_address())
+        process_group.init_from_store(TCPStore(host, port, num_processes, is_master=False), rank, num_processes)
 
-    def call(self, share: Callable[..., Any], *arguments: Any) -> None:
-        share(*arguments)
+    def call(self, work: Callable[..., Any], *arguments: Any) -> None:
+        work(*arguments)
 
 
 class WorkerGroup:
-    def __init__(self, count: int) -> None:
+    """A process group of this process, as rank 0, and an actor in each other bundle of its trial."""
+
+    def __init__(self, num_processes: int) -> None:
         group = ray.util.get_current_placement_group()
         assert group is not None
         self.members = []
         for rank, bundle in enumerate(group.bundle_specs[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            needed = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
-            self.members.append(ray.remote(GroupMember).options(scheduling_strategy=place, **needed).remote())
+            resources = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
+            self.members.append(ray.remote(GroupMember).options(scheduling_strategy=place, **resources).remote())
         self.addresses = ray.get([member.address.remote() for member in self.members])
-        own = ray.util.get_node_ip_address()
-        listener = socket.create_server((own, 0))  # there alone, where the store itself would listen everywhere
+        host = ray.util.get_node_ip_address()
+        listener = socket.create_server((host, 0))  # the store itself would listen at every address
         port = listener.getsockname()[1]
         self.store = TCPStore(
-            own, port, count, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+            host, port, num_processes, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
-        met = [member.meet.remote(own, port, rank, count) for rank, member in enumerate(self.members, start=1)]
-        _talk_by(own)
-        process_group.init_from_store(self.store, 0, count)
-        ray.get(met)
+        joined = [member.join.remote(host, port, rank, num_processes) for rank, member in enumerate(self.members, 1)]
+        _use_interface_of(host)
+        process_group.init_from_store(self.store, 0, num_processes)
+        ray.get(joined)
 
     def run(
-        self, own: Callable[[], T], on_lost: Callable[[str], None], share: Callable[..., Any], *arguments: Any
+        self,
+        first: Callable[[], T],
+        others: Callable[..., Any],
+        arguments: Sequence[Any],
+        on_lost: Callable[[str], None],
     ) -> T:
-        held = [ray.put(argument) for argument in arguments]
-        works = [member.call.remote(share, *held) for member in self.members]
+        stored = [ray.put(argument) for argument in arguments]
+        calls = [member.call.remote(others, *stored) for member in self.members]
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.is_set():
-                lost = self._lost(works, timeout=1.0)
-                if lost is not None and not ended.wait(GRACE):
+                lost = self._lost(calls, timeout=1.0)
+                if lost is not None and not ended.wait(GRACE_SECONDS):
                     on_lost(lost[0])
                     os._exit(1)
 
-        watcher = threading.Thread(target=watch, name="bora-sweep crew", daemon=True)
-        watcher.start()
+        thread = threading.Thread(target=watch, name="bora-sweep worker group", daemon=True)
+        thread.start()
         try:
-            result = own()
-            ray.get(works)
+            result = first()
+            ray.get(calls)
         except RuntimeError as error:
-            lost = self._lost(works, timeout=GRACE / 2)
+            lost = self._lost(calls, timeout=GRACE_SECONDS / 2)
             if lost is None or not isinstance(lost[1], RayActorError):
                 raise
             on_lost(lost[0])
             raise LostProcessError(lost[0]) from error
         finally:
             ended.set()
-            watcher.join()
+            thread.join()
         return result
 
-    def _lost(self, works: list, timeout: float) -> tuple[str, Exception] | None:
+    def _lost(self, calls: list, timeout: float) -> tuple[str, Exception] | None:
         """Which process failed, and how; None where none has within `timeout` seconds."""
-        for work in ray.wait(works, num_returns=len(works), timeout=timeout)[0]:
+        for call in ray.wait(calls, num_returns=len(calls), timeout=timeout)[0]:
             try:
-                ray.get(work)
+                ray.get(call)
             except Exception as error:
-                place = works.index(work)
+                address = self.addresses[calls.index(call)]
                 how = f"failed: {one_line(error.cause)}" if isinstance(error, RayTaskError) else "died"
-                return f"of {len(works) + 1} processes of the fit that on {self.addresses[place]} {how}", error
+                return f"{address}, one of {len(calls) + 1} processes of the fit, {how}", error
         return None
 
 
-@lru_cache(maxsize=1)
-def _crew(count: int) -> WorkerGroup:
-    """That of this process: its trials all have as many."""
-    return WorkerGroup(count)
-
-
-def _talk_by(address: str) -> None:
-    """Gloo and NCCL would choose an interface by themselves; it is to be that by which Ray's nodes see each other."""
+def _use_interface_of(address: str) -> None:
+    """Have Gloo and NCCL use the network interface by which Ray's nodes see each other, not one of their own choice."""
     for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address == address for found in addresses):
+        if any(entry.address == address for entry in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

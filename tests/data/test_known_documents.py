@@ -21,14 +21,14 @@ from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.known_documents import (
     DOCUMENTS,
     known_splits,
+    make_record,
     read_documents,
-    record_of,
     with_fingerprints,
     write_documents,
 )
 from bora_sweep.data.split import SPLITS, sample_documents, split_documents, split_sizes
 from bora_sweep.errors import InputError
-from bora_sweep.launch import prepare_fit
+from bora_sweep.prepare import prepare_fit
 
 FRACTIONS = (0.5, 0.17, 0.33)
 some_documents = st.lists(
@@ -74,7 +74,7 @@ def test_every_known_document_stays_whatever_the_seed_the_fractions_the_order_an
     kept = random.sample(before, len(before) // 2) + more
     random.shuffle(kept)
     new = frame_of(kept)
-    known = known_splits(new, record_of(old, None))
+    known = known_splits(new, make_record(old, None))
     assert known == [split_of.get(text, near_of.get(" ".join(text.split()))) for text in new["text"]]
     try:
         found = split_documents(new["task"], new["text"], fractions, seed, known)
@@ -107,7 +107,7 @@ def test_new_documents_fill_each_split_up_and_none_beyond_its_size(
 
 def test_a_text_that_was_written_anew_is_known() -> None:
     old = frame_of([("a", "one\ntwo  three"), ("a", "cafe\u0301"), ("a", "x y")])
-    known = record_of(old.assign(split=["test", "train", "test"]), None)
+    known = make_record(old.assign(split=["test", "train", "test"]), None)
     new = frame_of([("a", "one\r\ntwo three\r\n"), ("a", "café"), ("a", "xy")])
     assert known_splits(new, known) == ["test", "train", None]
 
@@ -116,13 +116,13 @@ def test_a_known_text_in_a_new_task_is_where_it_was() -> None:
     old = frame_of([("a", f"text {n}") for n in range(12)])
     old["split"] = split_documents(old["task"], old["text"], FRACTIONS, 0)
     new = frame_of([("b", f"text {n}") for n in range(6, 24)])
-    found = split_documents(new["task"], new["text"], FRACTIONS, 5, known_splits(new, record_of(old, None)))
+    found = split_documents(new["task"], new["text"], FRACTIONS, 5, known_splits(new, make_record(old, None)))
     assert found[:6] == old["split"].tolist()[6:]
 
 
 def test_a_text_of_several_splits_is_trained_on_first_and_its_own_documents_stay() -> None:
     old = frame_of([("a", "same")] * 3 + [("a", "other")]).assign(split=["test", "validation", "train", "test"])
-    known = record_of(old, None)
+    known = make_record(old, None)
     assert known_splits(old, known) == ["test", "validation", "train", "test"]
     assert known_splits(frame_of([("b", "same"), ("b", "other"), ("b", "new")]), known) == ["train", "test", None]
     assert known_splits(frame_of([("b", "same")]), known[known["split"] != "train"]) == ["validation"]
@@ -135,7 +135,7 @@ def test_a_sample_that_is_drawn_again_is_the_same() -> None:
     old = frame_of(rows)
     old["split"] = sample_documents(old["task"], FRACTIONS, 3)
     grown = frame_of([*rows, ("a", "new"), ("b", "newer")])
-    known = known_splits(grown, record_of(old, None))
+    known = known_splits(grown, make_record(old, None))
     assert known[: len(rows)] == old["split"].tolist()
     assert known[len(rows) :] == [None, None]
 
@@ -143,10 +143,10 @@ def test_a_sample_that_is_drawn_again_is_the_same() -> None:
 def test_what_a_run_went_on_from_and_has_not_itself_is_known_to_the_next_too() -> None:
     first = frame_of([("a", f"text {n}") for n in range(20)])
     first["split"] = split_documents(first["task"], first["text"], FRACTIONS, 0)
-    record = record_of(first, None)
+    record = make_record(first, None)
     second = frame_of([("a", f"text {n}") for n in range(15, 40)])
     second["split"] = split_documents(second["task"], second["text"], FRACTIONS, 1, known_splits(second, record))
-    record = record_of(second, record)
+    record = make_record(second, record)
     assert record["carried"].sum() == 15
     assert record["fingerprint"].is_unique
     assert known_splits(first, record) == first["split"].tolist()
@@ -169,7 +169,7 @@ def test_texts_that_differ_in_white_space_alone_share_a_split() -> None:
 def test_a_document_in_two_records_was_trained_on_where_one_says_so(tmp_path: Path) -> None:
     frame = frame_of([("a", f"text {n}") for n in range(9)])
     for name, split in (("one", "test"), ("two", "train")):
-        write_documents(tmp_path / name, record_of(frame.assign(split=split), None))
+        write_documents(tmp_path / name, make_record(frame.assign(split=split), None))
     for order in (("one", "two"), ("two", "one")):
         known = pd.concat([read_documents(tmp_path / name) for name in order], ignore_index=True)
         assert known_splits(frame, known) == ["train"] * 9

@@ -23,7 +23,7 @@ from bora_sweep.data.talk_of_norway import corpus as talk_of_norway
 from bora_sweep.data.talk_of_norway import speeches as speeches_module
 from bora_sweep.data.talk_of_norway.corpus import RULES, select
 from bora_sweep.errors import InputError
-from bora_sweep.report.paper.compare import published
+from bora_sweep.report.paper.compare import published_table
 
 HEADER = [
     "id", "url_rep_id", "rep_id", "rep_first_name", "rep_last_name", "rep_name", "county", "party_id", "party_name",
@@ -210,11 +210,11 @@ def test_max_tasks_keeps_the_order_of_the_selection(tmp_path: Path):
 
 def test_the_papers_sizes_are_what_the_published_selection_and_its_split_imply():
     """As far as it can be told without the corpus: names in order, 201 to 999 speeches, halves and quarters."""
-    sizes = published("task_sizes")
+    sizes = published_table("task_sizes")
     rule = RULES["published_code"]
     assert sizes["task"].tolist() == sorted(sizes["task"])
     assert len(sizes) == rule.most
-    assert set(published("table_a1")["task"]) == set(sizes["task"])
+    assert set(published_table("table_a1")["task"]) == set(sizes["task"])
     assert sizes["task"].str.fullmatch(r"[^\W\d_A-Z]+( [^\W\d_A-Z]+)+").all()  # lower case, no full stops
     total = sizes[["train_docs", "validation_docs", "test_docs"]].sum(axis=1)
     assert ((rule.more_than < total) & (total < rule.fewer_than)).all()
@@ -236,7 +236,7 @@ def test_the_papers_sizes_are_what_the_published_selection_and_its_split_imply()
     [("table_1", "table_1_overall"), ("table_a1", "table_a1_task_perplexity"), ("task_sizes", "task_sizes")],
 )
 def test_the_tables_in_the_package_are_the_papers(ours: str, theirs: str):
-    pd.testing.assert_frame_equal(published(ours), pd.read_csv(SHARED / "paper" / f"{theirs}.csv"))
+    pd.testing.assert_frame_equal(published_table(ours), pd.read_csv(SHARED / "paper" / f"{theirs}.csv"))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_file_that_changed_is_refused_until_its_record_goes(tmp_path: Path):
     ("settings", "says"),
     [
         (["data.source=talk_of_norway"], "data.path"),
-        (["data.source=talk_of_norway", "data.path=x", "data.task_column=party_id"], "knows its own columns"),
+        (["data.source=talk_of_norway", "data.path=x", "data.task_column=party_id"], "has its own columns"),
         (["data.path=x.csv", "data.download=true"], "only data.source=talk_of_norway"),
         (["data.path=x.csv", "data.selection=published_code"], "only data.source=talk_of_norway"),
     ],

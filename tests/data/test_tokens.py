@@ -9,10 +9,18 @@ from conftest import make_corpus, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bora_sweep.data.batches import FILLED, collate, forward_parts, scoring_batches, separate_batches, training_batches
+from bora_sweep.data.batches import (
+    ENOUGH_FILLED,
+    MIN_PASS_ROWS,
+    collate,
+    forward_parts,
+    scoring_batches,
+    separate_batches,
+    training_batches,
+)
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import boundary_tokens
-from bora_sweep.data.tokens import SMALLEST_PART, remarks, tokenize
+from bora_sweep.data.tokens import token_notes, tokenize
 from bora_sweep.errors import InputError
 
 START = END = 2
@@ -81,8 +89,8 @@ def test_the_parts_of_a_step_are_its_documents_with_little_padding_or_few_rows(s
     lengths = [np.diff(corpus.offsets)[part] for part in parts]
     filled = sum(map(sum, lengths)) / max(1, sum(len(own) * max(own) for own in lengths))
     fewest = -(-size // (largest or max(1, size)))
-    assert not parts or filled >= FILLED or len(parts) >= size // SMALLEST_PART
-    assert len(parts) <= max(fewest, size // SMALLEST_PART)
+    assert not parts or filled >= ENOUGH_FILLED or len(parts) >= size // MIN_PASS_ROWS
+    assert len(parts) <= max(fewest, size // MIN_PASS_ROWS)
 
 
 @given(st.integers(1, 60), st.sampled_from([1, 40, 10_000]), st.integers(0, 99))
@@ -98,7 +106,7 @@ def test_where_a_pass_has_a_price_each_cut_of_a_step_is_worth_it(size, pass_toke
     assert whole - positions >= pass_tokens * (len(parts) - 1)
     for own in lengths:  # sorted: what the best further cut of a part would save
         saved = max(place * (own[-1] - own[place - 1]) for place in range(1, len(own))) if len(own) > 1 else 0
-        assert saved < pass_tokens or sum(map(sum, lengths)) >= FILLED * positions
+        assert saved < pass_tokens or sum(map(sum, lengths)) >= ENOUGH_FILLED * positions
 
 
 @pytest.mark.parametrize("size", [16, 100])
@@ -134,6 +142,6 @@ def test_what_is_suspicious_in_tokens_is_said():
     texts = ["w5 w6 w7", "", "w5 w6 w7 w8", "w9 w9 w9"]
     frame = pd.DataFrame({"task": "a", "text": texts, "document_id": list("0123"), "floor_nll_nats": math.nan})
     corpus = Corpus("c", ("a",), frame.assign(split=["train", "train", "test", "validation"]), ())
-    whole, cut = (remarks(tokenize(corpus, tokenizer, most)) for most in (64, 5))
+    whole, cut = (token_notes(tokenize(corpus, tokenizer, most)) for most in (64, 5))
     assert whole == ["1 document of which the tokenizer leaves no token, but for the end"]
     assert cut[1:] == ["1 document of validation and test with the tokens of one that is trained on"]

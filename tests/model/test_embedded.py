@@ -1,3 +1,5 @@
+"""The embedded base model: the same bytes for a seed, made once, with a tokenizer that loses nothing."""
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +48,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_callers_state(monkeypat
     assert other["model.safetensors"] != first["model.safetensors"]
 
 
-def test_the_callers_generator_is_left_as_it_was():
+def test_the_callers_random_state_is_not_changed():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -54,7 +56,7 @@ def test_the_callers_generator_is_left_as_it_was():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_made_once_for_all_speakers_and_again_for_other_sizes(monkeypatch, cache):
+def test_it_is_trained_once_for_all_corpora_of_a_seed_and_again_for_other_sizes(monkeypatch, cache):
     folder = base_model_folder(CONFIG, pretraining=TINY)
     monkeypatch.setattr(embedded, "pretrain", refuse)
     speakers = SyntheticConfig(num_tasks=7, similarity=0.1, shift=0.3, min_documents=9, max_documents=10)
@@ -68,7 +70,7 @@ def test_made_once_for_all_speakers_and_again_for_other_sizes(monkeypatch, cache
     assert [path.name for path in cache.iterdir()] == [folder.name]  # nothing of what failed is left
 
 
-def test_of_two_processes_the_later_one_takes_the_first_ones_folder(monkeypatch, cache):
+def test_of_two_processes_the_second_uses_the_folder_of_the_first(monkeypatch, cache):
     def overtaken(config, tokenizer, pretraining, progress):
         monkeypatch.setattr(embedded, "pretrain", pretrain)
         folder = cache / f"base-{embedded._key(config.seed, pretraining)}"
@@ -101,14 +103,14 @@ def test_cache_folder(monkeypatch, tmp_path, variables, expected):
     assert base_model_folder(CONFIG, pretraining=TINY).parent == tmp_path / expected
 
 
-def test_a_cache_that_cannot_be_written_is_the_users_to_mend(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_input_error(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("BORA_SWEEP_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="BORA_SWEEP_CACHE"):
         base_model_folder(CONFIG, pretraining=TINY)
 
 
-def test_each_word_and_full_stop_is_a_token_and_text_comes_back():
+def test_each_word_and_full_stop_is_a_token_and_decoding_restores_the_text():
     folder = base_model_folder(CONFIG, pretraining=TINY)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>", "<pad>")
@@ -121,7 +123,7 @@ def test_each_word_and_full_stop_is_a_token_and_text_comes_back():
     assert len(tokenizer) == len(VOCABULARY) + 3
 
 
-def test_padding_and_neighbours_change_no_score():
+def test_padding_and_other_rows_change_no_score():
     tokenizer = build_tokenizer()
     model = pretrain(CONFIG, tokenizer, TINY)
     texts = world_documents(CONFIG, 6)

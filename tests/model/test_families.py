@@ -1,7 +1,6 @@
-"""What is adapted is what is exported, whatever the base: PEFT, a row at a time, finds what a batch found here.
+"""An exported adapter has the same loss and gradients in PEFT, one row at a time, as in a batch here, for any base.
 
-Each family is a tiny random model, adapters of several tasks as far from the start as a fit's, and a batch of rows of
-unlike lengths.
+Each case is a tiny random model, trained-looking adapters of several tasks, and a batch of rows of different lengths.
 """
 
 import pytest
@@ -15,19 +14,20 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.full_model import write_full
 from bora_sweep.model.layout import make_layout
-from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
-from bora_sweep.model.peft_io import PEFT_NAMES, read_adapters, write_adapter
+from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
+from bora_sweep.model.peft_config import PEFT_NAMES
+from bora_sweep.model.peft_io import read_adapters, write_adapter
 
 LENGTHS = (11, 7, 9)
 ALWAYS = {("opt", None, "lora"), ("deepseek_v3", "all-linear", "rslora"), ("deepseek_v3", "all-linear", "dora")}
 ALWAYS |= {(family, "all-linear", "lora") for family in ("gpt2", "llama", "deepseek_v3", "qwen3_next")}
-"""What is tried at each run of the tests: (family, targets, variant)."""
+"""The cases of `make test`: (family, targets, variant)."""
 NOT_CAUSAL, NO_DORA = "rows one after another", "no dora adapter of gate_proj, up_proj, down_proj"
 REFUSED = {("xlnet", variant): NOT_CAUSAL for variant in ("lora", "dora")}
 REFUSED |= {(family, "dora"): NO_DORA for family in ("deepseek_v3", "qwen3_next", "qwen3_moe")}
-"""What adapters are not fitted to, and what is said of it."""
+"""The refused cases, and part of the message."""
 WITHOUT_GRADIENTS = {"rwkv"}
-"""Under PEFT, where transformers writes into what a gradient needs."""
+"""Families without gradients in PEFT, because transformers overwrites a tensor that the gradient needs."""
 
 
 def cases():
@@ -39,7 +39,7 @@ def cases():
 
 
 def nll_nats(logits_TV: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
-    """Of all tokens but the first, by a loop of its own."""
+    """The summed loss of all tokens but the first, by a loop."""
     total = torch.zeros((), dtype=torch.float64)
     for place in range(1, len(tokens_T)):
         row = logits_TV[place - 1].double()
@@ -48,7 +48,7 @@ def nll_nats(logits_TV: torch.Tensor, tokens_T: torch.Tensor) -> torch.Tensor:
 
 
 def made(family: str, targets: str | None, variant: str):
-    """A base, where it has adapters, and one for each row, as far from the start as a fit may be."""
+    """A base, its layout, and an adapter for each row, with noise as large as a fit's."""
     base = make_family(family)
     config = LoraConfig(rank=2, alpha=3.0, variant=variant, target_modules=targets)
     layout = make_layout(base, config)
@@ -58,7 +58,7 @@ def made(family: str, targets: str | None, variant: str):
 
 
 @pytest.mark.parametrize(("family", "targets", "variant"), cases())
-def test_peft_scores_and_differentiates_what_was_exported_as_it_was_here(family, targets, variant, tmp_path):
+def test_peft_gives_an_exported_adapter_the_same_loss_and_gradients(family, targets, variant, tmp_path):
     if (family, variant) in REFUSED:
         with pytest.raises(InputError, match=REFUSED[family, variant]):
             made(family, targets, variant)
@@ -70,11 +70,11 @@ def test_peft_scores_and_differentiates_what_was_exported_as_it_was_here(family,
     logits_BTV = adapted(tokens_BT, theta_BP)
     nll_B = torch.stack([nll_nats(logits_BTV[i], tokens_BT[i, :n]) for i, n in enumerate(LENGTHS)])
     nll_B.sum().backward()
-    adapted.detach()
+    adapted.remove_hooks()
 
     for row, theta_P in enumerate(theta_BP.detach()):
         write_adapter(tmp_path / f"task_{row}", layout, theta_P, config, None, by_weight)
-        refuse_unlike(base, tmp_path / f"task_{row}", layout, theta_P)
+        check_peft_folder(base, tmp_path / f"task_{row}", layout, theta_P)
         assert torch.equal(read_adapters(tmp_path / f"task_{row}", layout, config, ["a"])[0], theta_P)
     peft = PeftModel.from_pretrained(make_family(family), tmp_path / "task_0", "task_0", is_trainable=True)
     for row in (1, 2):

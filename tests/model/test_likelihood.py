@@ -1,4 +1,4 @@
-"""Eq. 4: what is summed, and that chunks of it are the whole."""
+"""The negative log likelihood against a loop over tokens, and its chunked form against the plain one."""
 
 import threading
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from bora_sweep.config import LoraConfig
-from bora_sweep.model import likelihood as objective
+from bora_sweep.model import linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import make_layout
@@ -32,7 +32,7 @@ NOT_LINEAR = {
 
 @given(st.integers(1, 4), st.integers(2, 8), st.integers(2, 9), st.integers(0, 10_000))
 @settings(deadline=None)
-def test_nll_is_the_sum_of_log_probabilities_of_the_document_s_own_tokens(rows, longest, vocabulary, seed):
+def test_nll_is_the_sum_of_log_probabilities_of_the_documents_tokens(rows, longest, vocabulary, seed):
     generator = torch.Generator().manual_seed(seed)
     logits_BTV = torch.randn(rows, longest, vocabulary, generator=generator, dtype=torch.float64)
     tokens_BT = torch.randint(vocabulary, (rows, longest), generator=generator)
@@ -52,7 +52,7 @@ def test_bfloat16_logits_are_summed_in_float32():
 
 @given(st.integers(1, 40), st.booleans(), st.integers(1, 16), st.integers(0, 10_000))
 @settings(deadline=None)
-def test_a_loss_in_chunks_is_the_plain_loss_with_its_gradient(positions, with_bias, chunk, seed):
+def test_a_loss_in_chunks_equals_the_plain_loss_and_its_gradient(positions, with_bias, chunk, seed):
     generator = torch.Generator().manual_seed(seed)
     head = nn.Linear(6, 9, bias=with_bias, dtype=torch.float64).requires_grad_(False)
     hidden_MH = torch.randn(positions, 6, generator=generator, dtype=torch.float64).requires_grad_()
@@ -61,7 +61,7 @@ def test_a_loss_in_chunks_is_the_plain_loss_with_its_gradient(positions, with_bi
     plain_M = F.cross_entropy(head(hidden_MH), target_M, reduction="none")
     (expected_MH,) = torch.autograd.grad((weight_M * plain_M).sum(), hidden_MH)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(objective.CHUNK, "cpu", chunk)
+        patch.setitem(linear_cross_entropy.CHUNK, "cpu", chunk)
         chunked_M = linear_nll(hidden_MH, head, target_M)
     (gradient_MH,) = torch.autograd.grad((weight_M * chunked_M).sum(), hidden_MH)
     torch.testing.assert_close(chunked_M, plain_M, rtol=1e-12, atol=1e-12)
@@ -84,9 +84,9 @@ def test_a_loss_in_chunks_takes_bfloat16_and_sums_in_float32():
 
 
 @pytest.mark.parametrize("first", [(9, 20, torch.float64), (4, 12, torch.float64), (9, 12, torch.float32)])
-def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
-    """Of a head with another vocabulary, of fewer positions, of another precision; and the same again has the same."""
-    monkeypatch.setattr(objective, "_kept", threading.local())
+def test_the_memory_of_one_loss_is_reused_by_the_next(first, monkeypatch):
+    """After a head with another vocabulary, fewer positions or another precision; and equal requests share memory."""
+    monkeypatch.setattr(linear_cross_entropy, "_reused", threading.local())
     wanted = (9, 12, torch.float64)
     for rows, columns, dtype in (first, wanted):
         space_CV = workspace(rows, columns, dtype, torch.device("cpu"))
@@ -94,10 +94,10 @@ def test_the_memory_of_one_loss_serves_the_next(first, monkeypatch):
     assert workspace(*wanted, torch.device("cpu")).data_ptr() == space_CV.data_ptr()
 
 
-def test_rows_of_a_start_symbol_alone_have_a_loss_of_nothing():
+def test_rows_with_only_a_start_symbol_have_no_loss():
     base = make_base("opt")
     layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
-    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 2, 10.0, "noncentered")
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=2, tau=10.0, parametrization="noncentered")
     likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
     (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([1, 1]), torch.tensor([0, 1]))
     nll_B.sum().backward()
@@ -106,8 +106,8 @@ def test_rows_of_a_start_symbol_alone_have_a_loss_of_nothing():
 
 
 @pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 102.0, 104.0, 500.0, 1e6])
-def test_a_token_s_nats_have_no_bound_where_its_probability_has(nats):
-    """float32 ends at 1e-38, and goes on with fewer digits to 1e-45."""
+def test_nats_are_exact_where_the_probability_underflows(nats):
+    """float32 has full precision down to 1e-38, and fewer digits down to 1e-45."""
     head = nn.Linear(2, 3, bias=True).requires_grad_(False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]))
@@ -124,18 +124,18 @@ def test_a_token_s_nats_have_no_bound_where_its_probability_has(nats):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NOT_LINEAR])
-def test_the_likelihood_is_that_of_the_base_s_own_logits(family):
-    """Where the head is all that makes the logits, and where they are capped or scaled after it."""
+def test_the_likelihood_equals_that_of_the_bases_own_logits(family):
+    """Both where a linear head alone makes the logits, and where they are capped or scaled after it."""
     torch.manual_seed(0)
     base = make_base(family) if family in FAMILIES else NOT_LINEAR[family]().double()
     layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
-    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), 3, 10.0, "noncentered")
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=3, tau=10.0, parametrization="noncentered")
     nn.init.normal_(hierarchy.task_KP, std=0.3)
     nn.init.normal_(hierarchy.mean_P, std=0.3)
     adapted = AdaptedModel(base, layout)
     tokens_BT = torch.randint(VOCABULARY, (5, 9))
     length_B, task_B = torch.tensor([9, 2, 5, 7, 9]), torch.tensor([0, 1, 2, 2, 0])
-    plain_B = nll_nats(adapted(tokens_BT, hierarchy.rows(task_B)), tokens_BT, length_B)
+    plain_B = nll_nats(adapted(tokens_BT, hierarchy.theta_BP(task_B)), tokens_BT, length_B)
     expected = torch.autograd.grad(plain_B.sum(), list(hierarchy.parameters()))
     nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, length_B, task_B)[0]
     gradients = torch.autograd.grad(nll_B.sum(), list(hierarchy.parameters()))

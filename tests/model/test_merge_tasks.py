@@ -19,7 +19,7 @@ def layout() -> Layout:
 
 
 @pytest.mark.parametrize(("method", "theirs", "weight"), [("average", "linear", 1 / 9), ("ties", "ties", 1.0)])
-def test_it_is_pefts_merge(layout, method, theirs, weight):
+def test_a_merge_equals_that_of_peft(layout, method, theirs, weight):
     theta_KP = torch.randn(3, layout.num_parameters, dtype=torch.float64)
     config = PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     peft = get_peft_model(copy.deepcopy(make_base()), config, adapter_name="0").to(torch.float64)
@@ -48,7 +48,7 @@ def test_dare_keeps_the_mean_in_expectation_and_follows_its_seed(layout):
 
 
 @pytest.mark.parametrize("method", sorted(MERGES))
-def test_the_callers_generator_is_left_alone(layout, method):
+def test_the_callers_random_state_is_not_changed(layout, method):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""What could not be used once it is exported is refused: before a fit where it shows then, else with nothing left."""
+"""An adapter that PEFT would not load unchanged is refused: before the fit if possible, else without leaving files."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from bora_sweep.model import full_model as full
 from bora_sweep.model.full_model import merged_weights, write_full
 from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_check import refuse_unlike, sites_by_weight
+from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_io import WEIGHTS, read_adapters, write_adapter
 from bora_sweep.serve import export as folders
 
@@ -28,24 +28,24 @@ def made(base, config: LoraConfig = LORA):
     return layout, layout.initial(base, 0) + 0.1 * torch.randn(layout.num_parameters)
 
 
-def test_sites_are_told_by_their_weights_only_where_peft_takes_them_for_others():
+def test_target_parameters_are_used_only_where_peft_mistakes_a_module():
     base = make_family("deepseek_v3")
     layout, _ = made(base)
-    told = sites_by_weight(base, layout, LORA)
-    assert {name.rpartition(".")[2] for name in told} == {"gate_proj", "up_proj", "down_proj"}
+    by_weight = sites_by_weight(base, layout, LORA)
+    assert {name.rpartition(".")[2] for name in by_weight} == {"gate_proj", "up_proj", "down_proj"}
     llama = make_base("llama")
     assert sites_by_weight(llama, make_layout(llama, LORA), LORA) == frozenset()
 
 
 @pytest.mark.parametrize("targets", [["gate_proj"], ["gate_proj", "up_proj"], ["down_proj", "o_proj"]])
-def test_some_of_the_names_that_peft_rewrites_are_exported_too(targets, tmp_path):
+def test_modules_whose_names_peft_rewrites_can_be_exported(targets, tmp_path):
     base, config = make_family("deepseek_v3"), replace(LORA, target_modules=targets)
     layout, theta_P = made(base, config)
     write_adapter(tmp_path / "a", layout, theta_P, config, None, sites_by_weight(base, layout, config))
-    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+    check_peft_folder(base, tmp_path / "a", layout, theta_P)
 
 
-def test_what_peft_would_not_load_is_refused_with_targets_that_it_does():
+def test_what_peft_does_not_load_is_refused_and_the_message_names_targets_that_it_loads():
     base, config = make_family("deepseek_v3"), replace(LORA, variant="dora")
     with pytest.raises(InputError, match=r"no dora adapter of gate_proj, up_proj, down_proj .* or lora.variant=lora$"):
         sites_by_weight(base, make_layout(base, config), config)
@@ -81,14 +81,14 @@ def _changed(change):
         (_changed(lambda named, key: named.pop(key)), "otherwise than it was fitted"),
     ],
 )
-def test_a_folder_that_peft_would_load_otherwise_is_refused(spoil, says, tmp_path):
+def test_a_folder_that_peft_loads_differently_is_refused(spoil, says, tmp_path):
     base = make_family("deepseek_v3")
     layout, theta_P = made(base)
     write_adapter(tmp_path / "a", layout, theta_P, LORA, None, sites_by_weight(base, layout, LORA))
-    refuse_unlike(base, tmp_path / "a", layout, theta_P)
+    check_peft_folder(base, tmp_path / "a", layout, theta_P)
     spoil(tmp_path / "a", layout, theta_P)
     with pytest.raises(InputError, match=says):
-        refuse_unlike(base, tmp_path / "a", layout, theta_P)
+        check_peft_folder(base, tmp_path / "a", layout, theta_P)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def experts(tmp_path_factory):
     return folder, settings
 
 
-def test_an_export_of_adapters_beside_experts_is_loaded_and_begun_with(experts, tmp_path):
+def test_an_export_of_a_model_with_experts_loads_and_starts_a_fit(experts, tmp_path):
     folder, settings = experts
     assert main(["export", str(folder / "run"), str(tmp_path / "out")]) == 0
     described = json.loads((tmp_path / "out" / "ann" / "adapter_config.json").read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def test_an_export_of_adapters_beside_experts_is_loaded_and_begun_with(experts, 
 
 
 @pytest.mark.parametrize("merge", [[], ["--merge"]])
-def test_an_export_that_does_not_load_leaves_nothing(merge, experts, tmp_path, monkeypatch, capsys):
+def test_an_export_that_does_not_load_leaves_no_files(merge, experts, tmp_path, monkeypatch, capsys):
     folder, _ = experts
     monkeypatch.setattr(folders, "sites_by_weight", lambda *_: frozenset())
     monkeypatch.setattr(full, "merged_weights", lambda *_: {})
@@ -123,14 +123,14 @@ def test_an_export_that_does_not_load_leaves_nothing(merge, experts, tmp_path, m
     assert not any((tmp_path / "out").iterdir())
 
 
-def test_a_fit_whose_export_could_not_be_used_is_refused_before_it_begins(experts, tmp_path, capsys):
+def test_a_fit_whose_export_peft_could_not_load_is_refused_at_the_start(experts, tmp_path, capsys):
     _, settings = experts
     assert main(["fit", *settings, "lora.variant=dora", f"output={tmp_path / 'run'}"]) == 2
     assert "an export could not be used" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_dora_on_a_quantised_base_is_refused_before_the_fit_begins(experts, tmp_path, capsys):
+def test_dora_on_a_quantised_base_is_refused_at_the_start(experts, tmp_path, capsys):
     _, settings = experts
     make_base("opt", dtype=torch.float32).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
@@ -163,7 +163,7 @@ def _tied(base) -> None:
         (_tied, "layers.0.fc1 shares its weight with model.decoder.layers.1.fc1.weight"),
     ],
 )
-def test_a_base_whose_weights_hold_no_adapter_is_not_merged(spoil, says):
+def test_a_base_that_cannot_be_merged_is_refused(spoil, says):
     base = make_base("opt", dtype=torch.float32)
     layout, theta_P = made(base)
     spoil(base)
@@ -171,8 +171,8 @@ def test_a_base_whose_weights_hold_no_adapter_is_not_merged(spoil, says):
         merged_weights(base, layout, theta_P)
 
 
-def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_path):
-    """Jamba takes the weight of dt_proj without calling it: merged it acts, as an adapter it does not."""
+def test_a_full_model_with_other_logits_than_its_adapter_is_refused(tmp_path):
+    """Jamba uses the weight of dt_proj without calling it: a merged adapter has an effect, a separate one has none."""
     base = make_family("jamba")
     module = base.get_submodule("model.layers.0.mamba.dt_proj")
     layout = layout_of_sites(
@@ -182,7 +182,7 @@ def test_a_full_model_that_says_something_else_than_its_adapter_is_refused(tmp_p
         write_full(tmp_path / "full", base, layout, layout.initial(base, 0) + torch.randn(layout.num_parameters))
 
 
-def test_what_rounding_takes_of_an_adapter_is_told(tmp_path):
+def test_the_rounding_error_of_a_merge_is_returned(tmp_path):
     lost_of = {}
     for dtype in (torch.float32, torch.bfloat16):
         base = make_base("llama", dtype=dtype)
@@ -191,7 +191,7 @@ def test_what_rounding_takes_of_an_adapter_is_told(tmp_path):
     assert lost_of[torch.float32] < 0.01 < 0.1 < lost_of[torch.bfloat16]
 
 
-def test_a_full_model_that_loads_otherwise_than_it_was_merged_is_refused(tmp_path, monkeypatch):
+def test_a_full_model_that_does_not_load_as_merged_is_refused(tmp_path, monkeypatch):
     base = make_base("opt", dtype=torch.float32)
     layout, theta_P = made(base)
     monkeypatch.setattr(base, "save_pretrained", lambda folder, **_: type(base).save_pretrained(base, folder))
@@ -210,7 +210,7 @@ def test_a_full_model_that_loads_otherwise_than_it_was_merged_is_refused(tmp_pat
         ("models/opt-350m", "opt-350m-chat", True),
     ],
 )
-def test_an_adapter_of_another_base_is_not_begun_with(found, base, is_refused, tmp_path):
+def test_a_fit_does_not_start_from_an_adapter_of_another_base(found, base, is_refused, tmp_path):
     layout, theta_P = made(make_base("opt"))
     write_adapter(tmp_path / "a", layout, theta_P, LORA, found)
     if is_refused:
@@ -220,7 +220,7 @@ def test_an_adapter_of_another_base_is_not_begun_with(found, base, is_refused, t
         assert torch.equal(read_adapters(tmp_path / "a", layout, LORA, ["a"], base)[0], theta_P)
 
 
-def test_what_is_no_plain_adapter_is_not_begun_with(tmp_path):
+def test_a_fit_does_not_start_from_mora_nan_or_transposed_target_parameters(tmp_path):
     base, mora = make_base("gpt2"), LoraConfig(rank=2, variant="mora")
     layout, theta_P = made(base)
     mora_layout = make_layout(base, mora)

@@ -1,4 +1,4 @@
-"""Folders load into PEFT and give the logits that the adapters gave here; what PEFT writes can be begun with."""
+"""PEFT loads written folders and gives the same logits; a fit can start from what PEFT writes."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def made(base, config: LoraConfig, tasks: list[str], dtype: torch.dtype = torch.
 
 
 def written(out, base, config: LoraConfig, tasks: list[str], with_global: bool = True):
-    """The same, written as an export writes them."""
+    """A layout and random adapters of the tasks, written like an export."""
     layout, theta_KP = made(base, config, tasks)
     names = folder_names(tasks)
     for task, theta_P in zip(tasks, theta_KP, strict=True):
@@ -49,7 +49,7 @@ def written(out, base, config: LoraConfig, tasks: list[str], with_global: bool =
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_peft_reads_what_is_written(family, variant, dtype, tolerance, tmp_path):
+def test_peft_loads_a_written_adapter_with_the_same_logits(family, variant, dtype, tolerance, tmp_path):
     base = make_base(family, dtype=dtype)
     config = LoraConfig(variant=variant, rank=3, alpha=5.0, target_modules="all-linear")
     layout, (theta_P,) = made(base, config, ["a"], dtype)
@@ -62,7 +62,7 @@ def test_peft_reads_what_is_written(family, variant, dtype, tolerance, tmp_path)
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "mora"])
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_a_full_model_has_the_logits_of_its_adapter_and_leaves_the_base(family, variant, tmp_path):
+def test_a_full_model_has_the_logits_of_its_adapter_and_the_base_is_unchanged(family, variant, tmp_path):
     base = make_base(family, dtype=torch.float32)
     config = LoraConfig(variant=variant, rank=2, target_modules="all-linear")
     layout, (theta_P,) = made(base, config, ["a"])
@@ -76,14 +76,14 @@ def test_a_full_model_has_the_logits_of_its_adapter_and_leaves_the_base(family, 
     assert not torch.allclose(expected, before, atol=1e-2)
 
 
-def test_a_head_that_is_also_the_embeddings_is_not_merged():
+def test_a_head_tied_to_the_embeddings_is_not_merged():
     base = make_base("opt")
     layout, (theta_P,) = made(base, LoraConfig(rank=2, target_modules=["q_proj", "lm_head"]), ["a"], torch.float64)
     with pytest.raises(InputError, match="lm_head shares its weight"):
         merged_weights(base, layout, theta_P)
 
 
-def test_peft_would_have_written_the_same_names(tmp_path):
+def test_the_names_are_those_that_peft_writes(tmp_path):
     base, config = make_base("gpt2"), LoraConfig(variant="dora", rank=2)
     layout, (theta_P,) = made(base, config, ["a"], torch.float64)
     write_adapter(tmp_path / "ours", layout, theta_P, config, None)
@@ -92,7 +92,7 @@ def test_peft_would_have_written_the_same_names(tmp_path):
     assert {name: part.shape for name, part in ours.items()} == {name: part.shape for name, part in theirs.items()}
 
 
-def test_mora_is_written_as_what_it_is(tmp_path):
+def test_mora_has_its_own_format(tmp_path):
     base, config = make_base("llama"), LoraConfig(variant="mora", rank=2)
     layout, (theta_P,) = made(base, config, ["a"], torch.float64)
     write_adapter(tmp_path / "a", layout, theta_P, config, None)
@@ -120,7 +120,7 @@ def test_folder_names_are_safe_and_unique_on_any_file_system(tasks):
         assert name.split(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT9"}
 
 
-def test_plain_names_stay_as_they_are():
+def test_plain_names_do_not_change():
     assert folder_names(["romeo", "Åse", "_global", "Ann", "ann"]) == {
         "romeo": "romeo",
         "Åse": "Åse",
@@ -132,7 +132,7 @@ def test_plain_names_stay_as_they_are():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_what_is_written_reads_back_to_the_bit(family, variant, tmp_path):
+def test_written_adapters_are_read_back_bit_for_bit(family, variant, tmp_path):
     base, config = make_base(family), LoraConfig(variant=variant, rank=2)
     layout, theta_KP = written(tmp_path, base, config, HOSTILE)
     mean_P, read_KP = read_adapters(tmp_path, layout, config, HOSTILE[::-1])
@@ -140,7 +140,7 @@ def test_what_is_written_reads_back_to_the_bit(family, variant, tmp_path):
     assert torch.equal(read_KP, theta_KP.flip(0))
 
 
-def test_where_a_fit_begins_that_lacks_some_of_it(tmp_path):
+def test_missing_adapters_start_at_theta_and_missing_theta_at_the_mean(tmp_path):
     base, config = make_base("opt"), LoraConfig(rank=2)
     layout, theta_KP = written(tmp_path, base, config, ["a", "b"], with_global=False)
     mean_P, read_KP = read_adapters(tmp_path, layout, config, ["b", "new"])
@@ -151,7 +151,7 @@ def test_where_a_fit_begins_that_lacks_some_of_it(tmp_path):
     assert torch.equal(both_KP, theta_KP[0].expand(2, -1))
 
 
-def test_a_peft_adapter_made_elsewhere_can_be_begun_with(tmp_path):
+def test_a_fit_can_start_from_an_adapter_that_peft_wrote(tmp_path):
     base, config = make_base("gpt2", dtype=torch.float32), LoraConfig(variant="rslora", rank=3, alpha=7)
     there = PeftConfig(r=3, lora_alpha=7, use_rslora=True, lora_dropout=0.1, init_lora_weights=False)
     peft = get_peft_model(make_base("gpt2", dtype=torch.float32), there).eval()
@@ -215,7 +215,7 @@ def _other_shape(folder) -> None:
         (_other_shape, r"has shape \(2, 1\) where the model needs \(2, 16\)"),
     ],
 )
-def test_a_folder_that_holds_no_adapter_is_refused(spoil, says, tmp_path):
+def test_a_folder_without_a_valid_adapter_is_refused(spoil, says, tmp_path):
     base, config = make_base("opt"), LoraConfig(**ASKED)
     layout, _ = written(tmp_path / "out", base, config, ["a"], with_global=False)
     spoil(tmp_path / "out")

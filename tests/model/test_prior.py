@@ -1,4 +1,4 @@
-"""Eq. 5 against torch.distributions, and the two coordinate systems against each other."""
+"""The log prior against torch.distributions, and the two coordinate systems against each other."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_log_prior_is_the_normal_density_without_its_constant(num_tasks, size, t
 
 
 @given(tasks, sizes, taus)
-def test_its_gradients_pull_each_task_to_theta_and_theta_to_their_sum(num_tasks, size, tau):
+def test_its_gradient_pulls_each_task_to_theta_and_theta_to_the_tasks(num_tasks, size, tau):
     theta_KP, mean_P = draw(num_tasks, size).requires_grad_(), draw(size).requires_grad_()
     log_prior(theta_KP, mean_P, tau).backward()
     pull_KP = -tau * (theta_KP - mean_P).detach()
@@ -43,14 +43,16 @@ def test_distance_is_the_root_of_the_squared_sum():
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1e4])
-def test_both_coordinates_hold_the_same_model(tau):
+def test_both_coordinates_represent_the_same_model(tau):
     initial_P, delta_KP = draw(6), draw(3, 6)
-    noncentered, centered = (Hierarchy(initial_P, 3, tau, kind) for kind in ("noncentered", "centered"))
+    noncentered, centered = (
+        Hierarchy(initial_P, num_tasks=3, tau=tau, parametrization=kind) for kind in ("noncentered", "centered")
+    )
     with torch.no_grad():
         noncentered.task_KP.add_(delta_KP)
         centered.task_KP.add_(delta_KP)
     task_B = torch.tensor([1, 1, 2, 0])
-    torch.testing.assert_close(noncentered.rows(task_B), centered.rows(task_B))
+    torch.testing.assert_close(noncentered.theta_BP(task_B), centered.theta_BP(task_B))
     torch.testing.assert_close(noncentered.theta_KP(), centered.theta_KP())
     torch.testing.assert_close(noncentered.log_prior(), centered.log_prior())
 
@@ -58,22 +60,25 @@ def test_both_coordinates_hold_the_same_model(tau):
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
 def test_limits_are_exact(kind):
     initial_P = draw(6)
-    independent, shared = Hierarchy(initial_P, 3, 0.0, kind), Hierarchy(initial_P, 3, math.inf, kind)
+    independent, shared = (Hierarchy(initial_P, num_tasks=3, tau=tau, parametrization=kind) for tau in (0.0, math.inf))
     assert not independent.mean_P.requires_grad
     assert [name for name, _ in shared.named_parameters()] == ["mean_P"]
-    assert shared.rows(torch.tensor([0, 2])).shape == (1, 6)
+    assert shared.theta_BP(torch.tensor([0, 2])).shape == (1, 6)
     assert independent.log_prior() == shared.log_prior() == 0
 
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
-@pytest.mark.parametrize("own", [False, True], ids=["one tau", "a tau for each coordinate"])
-def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
-    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if own else None
-    hierarchy, twin = (Hierarchy(torch.zeros(6, dtype=torch.float64), 3, 2.5, kind, tau_P) for _ in range(2))
+@pytest.mark.parametrize("has_tau_P", [False, True], ids=["one tau", "a tau for each coordinate"])
+def test_the_closed_form_gradient_equals_that_of_the_density(kind, has_tau_P):
+    tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if has_tau_P else None
+    hierarchy, twin = (
+        Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, tau_P=tau_P)
+        for _ in range(2)
+    )
     mean_P, theta_KP, task_B = draw(6), draw(3, 6), torch.tensor([0, 1, 2, 2])
     for model in (hierarchy, twin):
-        model.start_from_(mean_P, theta_KP)
-        model.rows(task_B).sin().sum().backward()
+        model.set_adapters_(mean_P, theta_KP)
+        model.theta_BP(task_B).sin().sum().backward()
     hierarchy.add_prior_gradient_(num_tokens=7)
     deviations = twin.task_KP - twin.mean_P if kind == "centered" else twin.task_KP
     (-log_prior(deviations, 0.0, 2.5 if tau_P is None else tau_P) / 7).backward()
@@ -82,9 +87,9 @@ def test_the_priors_gradient_in_closed_form_is_that_of_its_density(kind, own):
 
 
 @pytest.mark.parametrize("kind", ["noncentered", "centered"])
-def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
-    hierarchy = Hierarchy(draw(6), 3, 2.0, kind)
-    hierarchy.start_from_(draw(6), draw(3, 6))
+def test_recentering_moves_only_theta_to_the_maximum_of_the_prior(kind):
+    hierarchy = Hierarchy(draw(6), num_tasks=3, tau=2.0, parametrization=kind)
+    hierarchy.set_adapters_(draw(6), draw(3, 6))
     before = hierarchy.theta_KP()
     hierarchy.recenter_()
     torch.testing.assert_close(hierarchy.theta_KP(), before)
@@ -92,8 +97,8 @@ def test_recentering_moves_theta_alone_to_where_the_prior_is_highest(kind):
     assert hierarchy.log_prior() >= log_prior(before, before.mean(0) + 0.01 * draw(6), 2.0)
 
 
-def test_a_row_touches_its_own_task_and_theta_alone():
-    hierarchy = Hierarchy(draw(6), 4, 2.0, "noncentered")
-    hierarchy.rows(torch.tensor([2, 2, 0])).sum().backward()
+def test_a_row_has_a_gradient_only_in_its_task_and_theta():
+    hierarchy = Hierarchy(draw(6), num_tasks=4, tau=2.0, parametrization="noncentered")
+    hierarchy.theta_BP(torch.tensor([2, 2, 0])).sum().backward()
     torch.testing.assert_close(hierarchy.task_KP.grad.sum(1) / 6, torch.tensor([1.0, 0, 2, 0], dtype=torch.float64))
     torch.testing.assert_close(hierarchy.mean_P.grad, torch.full((6,), 3.0, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""What the report says of its statistics: choices of tau, verdicts, lines, seeds, tasks with next to no documents."""
+"""All statistics of a report: choices of tau, verdicts, lines, seeds, tasks with next to no documents."""
 
 import math
 from pathlib import Path
@@ -9,16 +9,11 @@ import pytest
 from made_up_runs import SIZES, TAUS, table_after, u_curve, write_run, write_trial
 
 from bora_sweep.report import Analysis, analyse, write_report
-from bora_sweep.report import write as page_module
-from bora_sweep.report.stats.summary import summarise
-from bora_sweep.report.text.tables import curve_numbers, trend_numbers
+from bora_sweep.report.frames import curve_frame, trend_frame
+from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.runs.results import read_results, write_table
 
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but not rendered."""
-    monkeypatch.setattr(page_module, "render", lambda _: (b"", b""))
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def analysis_of(run: Path) -> Analysis:
@@ -63,13 +58,13 @@ def test_the_test_documents_choose_nothing(tmp_path: Path):
         before.one_standard_error,
         before.as_good,
     )
-    assert (after.resampled, after.posterior) == (before.resampled, before.posterior)
+    assert after.lowest_point == before.lowest_point
 
 
 def test_verdicts_are_in_the_answer_the_table_and_the_csv(tmp_path: Path):
     """Every document prefers the best fit; bo has four test documents, too few for any verdict."""
     page = write_report(write_run(tmp_path, sizes=SIZES | {"bo": 8})).read_text()
-    assert "Against one model per task (τ = 0) 4 of 5 tasks gain, 0 lose, and 1 shows no evidence of either." in page
+    assert "Against one model per task (τ = 0), 4 of 5 tasks gain, 0 lose, and 1 shows no evidence of either." in page
     rows = table_after(page, "## Table 2.")
     assert [(row[0], row[5]) for row in rows[1:]] == [
         ("eve", "gains"),
@@ -78,7 +73,7 @@ def test_verdicts_are_in_the_answer_the_table_and_the_csv(tmp_path: Path):
         ("dee", "gains"),
         ("bo", "no evidence"),
     ]
-    assert "1 of 5 tasks have five or fewer, and so no verdict whatever they say." in page
+    assert "1 of 5 tasks has too few documents for any verdict (five or fewer)." in page
     numbers = pd.read_csv(tmp_path / "report" / "tables" / "improvements.csv")
     assert numbers["verdict"].value_counts().to_dict() == {"gains": 8, "no evidence": 2}
     assert (numbers["holm_p_value"] >= numbers["p_value"]).all()
@@ -101,19 +96,19 @@ def test_lines_are_told_in_words_and_numbers(tmp_path: Path):
     """Distances in `write_trial` are the square roots of sizes: 2^(1/2) per doubling."""
     page = write_report(write_run(tmp_path)).read_text()
     assert (
-        "each doubling of the training documents changes the distance by +41.4% [+41.4, +41.4]; it grows with" in page
+        "Each doubling of the training documents changes the distance by +41.4% [+41.4, +41.4]: it grows with" in page
     )
     assert "Each doubling of the training documents changes the gain by " in page
-    numbers = trend_numbers(analysis_of(tmp_path).trends).set_index("name")
+    numbers = trend_frame(analysis_of(tmp_path).trends).set_index("name")
     assert numbers.loc["distance", "per_doubling"] == pytest.approx(2**0.5 - 1)
     assert set(numbers.index) == {"improvement_independent", "improvement_shared", "distance", "perplexity"}
 
 
 def test_the_smooth_curve_needs_four_fits_between_the_ends(tmp_path: Path):
-    assert curve_numbers(analysis_of(write_run(tmp_path / "few"))).empty
+    assert curve_frame(analysis_of(write_run(tmp_path / "few"))).empty
     taus = (0.0, 10.0, 100.0, 1_000.0, 10_000.0, math.inf)
     analysis = analysis_of(write_run(tmp_path / "many", taus=taus))
-    numbers = curve_numbers(analysis)
+    numbers = curve_frame(analysis)
     assert set(numbers["split"]) == {"validation", "test"}
     test = numbers.query("split == 'test'")
     assert (test["low"] <= test["perplexity"]).all()
@@ -121,7 +116,7 @@ def test_the_smooth_curve_needs_four_fits_between_the_ends(tmp_path: Path):
     lowest = test["tau"].iloc[test["perplexity"].argmin()]
     assert abs(math.log10(lowest) - 3) < 0.3  # where u_curve is lowest
     page = write_report(tmp_path / "many").read_text()
-    assert "The bar on the axis holds the τ that validation does not tell from the best" in page
+    assert "The bar on the axis holds the τ that are as good as the best on validation" in page
 
 
 def test_seeds_widen_intervals_and_are_said_to(tmp_path: Path):
@@ -145,7 +140,7 @@ def test_seeds_widen_intervals_and_are_said_to(tmp_path: Path):
     assert "They do not cover another training run" in write_report(tmp_path / "one").read_text()
     page = write_report(tmp_path / "three").read_text()
     assert "5 settings were fitted with several seeds" in page
-    assert "cancels in differences (8 degrees of freedom)" in page
+    assert "cancels (8 degrees of freedom)" in page
 
 
 def test_a_task_with_one_test_document_is_reported_without_an_interval(tmp_path: Path):
@@ -173,4 +168,12 @@ def test_any_two_settings_are_compared_for_each_task(tmp_path: Path):
         ratio = summary.perplexity_DM[d, summary.fits[1]] / summary.perplexity_DM[d, summary.fits[2]]
         assert found.relative(d).estimate == pytest.approx(ratio - 1)
     for m in range(len(summary.settings)):
-        assert analysis.macro(m).estimate == pytest.approx(summary.settings[m].test_macro_perplexity)
+        assert analysis.macro_perplexity(m).estimate == pytest.approx(summary.settings[m].test_macro_perplexity)
+
+
+def test_tau_is_reported_with_its_interval(tmp_path: Path):
+    page = write_report(write_run(tmp_path)).read_text()
+    assert "none is as good as τ = 1,000, by the 95% interval" in page
+    assert "lowest*: at τ = 1,000 [1,000, 1,000]" in page  # every document prefers the same
+    write_run(tmp_path / "few", taus=(0.0, 10.0, 100.0, math.inf))
+    assert "Where the curve is lowest" not in write_report(tmp_path / "few").read_text()

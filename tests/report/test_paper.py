@@ -1,6 +1,5 @@
-"""A run beside the paper: made results whose relation to the paper's numbers is known."""
+"""A run compared with the paper: fabricated results whose relation to the paper's numbers is known."""
 
-import itertools
 import math
 from pathlib import Path
 
@@ -8,19 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_runs import SIZES, TAUS, table_after, write_run, write_trial
-from scipy.stats import spearmanr
 
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
-from bora_sweep.report import write as page_module
 from bora_sweep.report import write_report
-from bora_sweep.report.paper import page as paper_page
-from bora_sweep.report.paper.compare import Beside, Curves, beside_paper, name_key, published, spearman
-from bora_sweep.report.stats.summary import summarise
+from bora_sweep.report.paper.compare import (
+    PaperComparison,
+    TauCurves,
+    compare_with_paper,
+    name_key,
+    overall_frame,
+    published_table,
+    task_frame,
+)
+from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.runs.results import read_results
 
 PAPER_TAUS = (0.0, 1.0, 10.0, 100.0, 1_000.0, 10_000.0)
-TABLE_A1 = published("table_a1").pivot_table(index="task", columns="tau", values="perplexity")
+TABLE_A1 = published_table("table_a1").pivot_table(index="task", columns="tau", values="perplexity")
 NAMES = {
     "Abid Q. Raja": "abid q raja",
     "ANITA APELTHUN SÆLE": "anita apelthun sæle",
@@ -28,11 +32,7 @@ NAMES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most tests are of words and numbers."""
-    monkeypatch.setattr(page_module, "render", lambda _: (b"", b""))
-    monkeypatch.setattr(paper_page, "render", lambda _: (b"", b""))
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def write_papers(run: Path, names: dict[str, str] = NAMES, factor: float = 2.0, **columns: object) -> Path:
@@ -43,15 +43,15 @@ def write_papers(run: Path, names: dict[str, str] = NAMES, factor: float = 2.0, 
     return run
 
 
-def beside_of(run: Path) -> Beside:
+def comparison_of(run: Path) -> PaperComparison:
     results = read_results(run)
-    return beside_paper(summarise(results), results)
+    return compare_with_paper(summarise(results), results)
 
 
-def test_tasks_are_matched_by_name_and_each_number_stands_beside_its_own(tmp_path: Path):
+def test_tasks_are_matched_by_name_and_each_number_is_paired_with_its_own(tmp_path: Path):
     run = write_papers(tmp_path)
-    beside = beside_of(run)
-    numbers = paper_page.task_numbers(beside)
+    comparison = comparison_of(run)
+    numbers = task_frame(comparison)
     assert len(numbers) == 3 * 6
     for row in numbers.to_dict("records"):
         assert row["paper"] == TABLE_A1.at[NAMES[row["task"]], row["tau"]]
@@ -63,11 +63,11 @@ def test_tasks_are_matched_by_name_and_each_number_stands_beside_its_own(tmp_pat
 
 
 def test_table_1_has_every_tau_of_either_and_compares_those_of_both(tmp_path: Path):
-    beside = beside_of(write_run(tmp_path))
-    numbers = paper_page.overall_numbers(beside).set_index("tau")
+    comparison = comparison_of(write_run(tmp_path))
+    numbers = overall_frame(comparison).set_index("tau")
     assert numbers.index.tolist() == sorted({*PAPER_TAUS, *TAUS})
-    assert beside.taus == [0.0, 100.0, 1_000.0, 10_000.0]
-    assert numbers["ratio"].dropna().index.tolist() == beside.taus
+    assert comparison.taus == [0.0, 100.0, 1_000.0, 10_000.0]
+    assert numbers["ratio"].dropna().index.tolist() == comparison.taus
     assert numbers.at[1_000.0, "ours_above_lowest"] == 0
     assert numbers.at[100.0, "paper_above_lowest"] == 0
     assert numbers.at[0.0, "ours_above_lowest"] == pytest.approx(math.exp(0.13) - 1, rel=1e-3)
@@ -84,13 +84,13 @@ def test_the_page_says_whose_tasks_they_are(tmp_path: Path):
     assert rows[1][4].startswith("11.60 · ")
     write_report(write_run(tmp_path / "others"), against_paper=True)
     page = (tmp_path / "others" / "report" / "paper.md").read_text()
-    assert "The 5 tasks are not the paper's" in page
+    assert "None of this run's 5 tasks has the name of one of the paper's" in page
     assert "## Table A.1" not in page
     assert "of ours 5 at τ = 1,000" in page
     mixed = {**NAMES, "someone else": "arve kambe"}
     write_report(write_papers(tmp_path / "mixed", mixed), against_paper=True)
     page = (tmp_path / "mixed" / "report" / "paper.md").read_text()
-    assert "3 of the 4 tasks are among the paper's 25 by name; the numbers over all tasks are of others too." in page
+    assert "3 of the 4 tasks are among the paper's 25 by name. The numbers over all tasks include the others." in page
 
 
 def test_a_run_without_the_papers_taus_is_told_which_to_fit(tmp_path: Path):
@@ -106,10 +106,10 @@ def test_what_the_protocol_reports_stands_for_test_perplexity(tmp_path: Path):
         frame = pd.read_parquet(file)
         frame.loc[frame["split"] == "validation", "reported_perplexity"] = 5.0
         frame.to_parquet(file)
-    beside = beside_of(tmp_path)
-    assert beside.ours_is == "each task's best epoch"
-    assert set(beside.ours.overall_V) == {7.0}
-    assert set(beside.ours.perplexity_DV.ravel()) == {5.0}
+    comparison = comparison_of(tmp_path)
+    assert comparison.our_measure == "each task's best epoch"
+    assert set(comparison.ours.overall_V) == {7.0}
+    assert set(comparison.ours.perplexity_DV.ravel()) == {5.0}
 
 
 def test_a_fit_of_the_published_protocol_is_compared_by_what_it_reports(
@@ -118,12 +118,12 @@ def test_a_fit_of_the_published_protocol_is_compared_by_what_it_reports(
     small = ["model.max_tokens=24", "model.max_text_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu"]
     own = [f"data.path={corpus_file}", f"model.name={model_folder}", "prior.tau=100", f"output={tmp_path / 'run'}"]
     assert main(["fit", "protocol=published_code", *small, *own]) == 0
-    beside = beside_of(tmp_path / "run")
+    comparison = comparison_of(tmp_path / "run")
     results = read_results(tmp_path / "run")
-    assert beside.ours.overall_V.tolist() == results.trials["reported_perplexity"].tolist()
-    assert beside.ours.overall_V[0] != results.trials["test_perplexity"][0]
+    assert comparison.ours.overall_V.tolist() == results.trials["reported_perplexity"].tolist()
+    assert comparison.ours.overall_V[0] != results.trials["test_perplexity"][0]
     scores = results.task_scores.dropna(subset=["reported_perplexity"]).set_index("task")["reported_perplexity"]
-    assert dict(zip(beside.ours.tasks, beside.ours.perplexity_DV[:, 0], strict=True)) == scores.to_dict()
+    assert dict(zip(comparison.ours.tasks, comparison.ours.perplexity_DV[:, 0], strict=True)) == scores.to_dict()
     assert main(["report", str(tmp_path / "run"), "--against", "paper"]) == 0
     assert "validation, each task's best epoch" in (tmp_path / "run" / "report" / "paper.md").read_text()
     capsys.readouterr()
@@ -134,7 +134,7 @@ def test_settings_that_differ_are_listed_and_no_others(tmp_path: Path):
     same = load_config([experiment, "data.path=x", "protocol=published_code", "model.name=/a/opt-350m"])
     write_papers(tmp_path / "same", config_json=same.to_json())
     write_report(tmp_path / "same", against_paper=True)
-    assert "None that was looked at." in (tmp_path / "same" / "report" / "paper.md").read_text()
+    assert "None of those compared." in (tmp_path / "same" / "report" / "paper.md").read_text()
     other = load_config([experiment, "data.path=x", "protocol=published_code", "lora.rank=4", "model.name=/a/mine"])
     write_papers(tmp_path / "other", config_json=other.to_json())
     write_report(tmp_path / "other", against_paper=True)
@@ -167,58 +167,23 @@ def test_the_command_prints_it_in_short_and_the_report_links_it(tmp_path: Path, 
 def test_the_figure_has_both_curves_in_both_panels(tmp_path: Path):
     from bora_sweep.report.paper.figure import OURS, PAPER, draw
 
-    beside = beside_of(write_papers(tmp_path))
-    for axes, over_lowest in zip(draw(beside).axes, (False, True), strict=True):
-        for color, curves in ((PAPER, beside.paper), (OURS, beside.ours)):
+    comparison = comparison_of(write_papers(tmp_path))
+    for axes, over_lowest in zip(draw(comparison).axes, (False, True), strict=True):
+        for color, curves in ((PAPER, comparison.paper), (OURS, comparison.ours)):
             (dots,) = [line for line in axes.lines if line.get_color() == color and line.get_marker() == "o"]
-            expected = curves.over_lowest(beside.taus)[0] if over_lowest else curves.overall_V
+            expected = curves.above_lowest(comparison.taus)[0] if over_lowest else curves.overall_V
             np.testing.assert_allclose(dots.get_ydata(), expected)
             assert len(dots.get_xdata()) == len(curves.taus)
 
 
 def test_each_curve_is_measured_from_its_own_lowest_of_the_taus_asked_for():
-    curves = Curves(
+    curves = TauCurves(
         [0.0, 1.0, 2.0], [1.0] * 3, np.array([4.0, 3.0, 2.0]), ["a", "b"], np.array([[8.0, 4, 1], [5, 6, 9]])
     )
-    overall_V, tasks_DV = curves.over_lowest([0.0, 1.0])
+    overall_V, tasks_DV = curves.above_lowest([0.0, 1.0])
     np.testing.assert_allclose(overall_V, [1 / 3, 0, -1 / 3])
     np.testing.assert_allclose(tasks_DV, [[1, 0, -0.75], [0, 0.2, 0.8]])
-    assert curves.lowest([0.0, 1.0]) == {0.0: 1, 1.0: 1}
-
-
-@pytest.mark.parametrize(("n", "p"), [(3, 2 / 6), (6, 2 / 720)])
-def test_p_of_a_perfect_rank_counts_every_order(n: int, p: float):
-    x = np.arange(n) ** 2.0
-    for y, rho in ((x, 1), (-x, -1)):
-        rank = spearman(x, y)
-        assert rank.rho == pytest.approx(rho)
-        assert rank.p == pytest.approx(p)
-        assert math.isnan(rank.low)
-
-
-def test_p_of_ties_is_the_share_of_orders_at_least_as_far_from_0():
-    x, y = np.array([1.0, 2, 2, 3, 5]), np.array([2.0, 1, 4, 4, 9])
-    observed = abs(spearmanr(x, y).statistic)
-    shares = [abs(spearmanr(x, np.array(order)).statistic) >= observed - 1e-9 for order in itertools.permutations(y)]
-    assert spearman(x, y).p == pytest.approx(np.mean(shares))
-
-
-def test_the_interval_covers_the_correlation_that_made_the_data():
-    """Of 300 normal samples of 25 with a known rank correlation, 95% within the noise of so many."""
-    rng = np.random.default_rng(0)
-    pearson = 0.6
-    truth = 6 / math.pi * math.asin(pearson / 2)
-    covered = 0
-    for _ in range(300):
-        x, e = rng.standard_normal((2, 25))
-        rank = spearman(x, pearson * x + math.sqrt(1 - pearson**2) * e)
-        covered += rank.low <= truth <= rank.high
-    assert 0.92 <= covered / 300 <= 0.98
-
-
-def test_too_few_or_constant_numbers_have_no_rank():
-    assert math.isnan(spearman(np.array([1.0, 2]), np.array([1.0, 2])).rho)
-    assert math.isnan(spearman(np.ones(5), np.arange(5.0)).rho)
+    assert curves.tasks_lowest_at([0.0, 1.0]) == {0.0: 1, 1.0: 1}
 
 
 def test_names_agree_but_for_case_and_full_stops():

@@ -1,4 +1,4 @@
-"""Laws of the tests over documents, of Holm's correction, and of lines through tasks."""
+"""Laws of the tests over documents and of Holm's correction."""
 
 import itertools
 import math
@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bora_sweep.report import Documents, task_contrasts
+from bora_sweep.report import DocumentScores, task_contrasts
 from bora_sweep.report.stats.significance import (
     FLIPS,
     GAINS,
     LOSES,
     UNKNOWN,
     holm,
+    sign_flip_limit,
     sign_flip_p,
-    smallest_p,
     task_p_values,
     verdict,
 )
-from bora_sweep.report.stats.trends import trend
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8))
@@ -38,7 +37,7 @@ def test_signs_are_flipped_in_every_way(differences: list[float]):
 
 @pytest.mark.parametrize("n", [1, 3, 5, 10, 12])
 def test_few_documents_are_never_certain(n: int):
-    assert sign_flip_p(np.full(n, 7.0)) == smallest_p(n) == 2.0 ** (1 - n)
+    assert sign_flip_p(np.full(n, 7.0)) == sign_flip_limit(n) == 2.0 ** (1 - n)
 
 
 def test_drawn_signs_agree_with_all_of_them_and_far_tails_are_bounded():
@@ -49,7 +48,7 @@ def test_drawn_signs_agree_with_all_of_them_and_far_tails_are_bounded():
     assert sign_flip_p(nats_n) == pytest.approx(exact, abs=4 * (exact / FLIPS) ** 0.5)
     assert sign_flip_p(rng.normal(0, 1, 2_000)) > 1e-3  # more documents than signs that are held at once
     far = sign_flip_p(rng.normal(1, 0.1, 100))
-    assert smallest_p(100) <= far < 1e-15
+    assert sign_flip_limit(100) <= far < 1e-15
     assert sign_flip_p(np.zeros(30)) == 1
 
 
@@ -87,39 +86,9 @@ def test_a_shift_alike_in_all_documents_is_not_taken_as_certain_from_three_of_th
     counts = {"few": 3, "many": 30}
     task_N = np.repeat(list(counts), list(counts.values())).astype(object)
     nats_NM = np.column_stack([np.full(33, 60.0), np.full(33, 61.0)])
-    documents = Documents(task_N, np.full(33, 20.0), nats_NM)
+    documents = DocumentScores(task_N, np.full(33, 20.0), nats_NM)
     differences = task_contrasts(documents, [(0, 1)])
     assert (differences.p_value < 1e-9).all()
     few, many = task_p_values(documents, differences, 0, 0, 1)
     assert few == 0.25
     assert many < 1e-5
-
-
-def test_a_line_is_found_exactly():
-    sizes_D = np.array([4.0, 8.0, 16.0, 64.0, 64.0])
-    line = trend("x", sizes_D, 3 - 0.5 * np.log2(sizes_D))
-    assert line is not None
-    assert (line.slope.estimate, line.slope.low, line.slope.high) == pytest.approx((-0.5, -0.5, -0.5))
-    assert np.array(line.line(np.array([8.0, 32.0]))) == pytest.approx(np.array([[1.5, 0.5]] * 3))
-    power = trend("x", sizes_D, 3 * sizes_D**0.5, is_log=True)
-    assert power is not None
-    assert power.slope.estimate == pytest.approx(2**0.5 - 1)
-    assert power.line(np.array([25.0]))[0] == pytest.approx(15)
-
-
-def test_a_line_needs_four_tasks_of_more_than_one_size_and_leaves_out_what_is_not_known():
-    sizes_D = np.array([4.0, 8.0, 16.0, 32.0])
-    assert trend("x", sizes_D[:3], sizes_D[:3]) is None
-    assert trend("x", np.full(5, 9.0), np.arange(5.0)) is None
-    assert trend("x", sizes_D, np.array([1.0, math.nan, 2.0, 3.0])) is None
-    assert trend("x", sizes_D, np.array([1.0, 0.0, 2.0, 3.0]), is_log=True) is None
-    assert trend("x", np.r_[0, sizes_D], np.arange(5.0)).num_tasks == 4  # type: ignore[union-attr]
-
-
-def test_a_lines_interval_holds_its_slope_where_small_tasks_scatter_more():
-    rng, sizes_D, hits = np.random.default_rng(0), np.geomspace(5, 500, 20), 0
-    for _ in range(400):
-        line = trend("x", sizes_D, 1 - 0.05 * np.log2(sizes_D) + rng.normal(0, 1, 20) / sizes_D**0.5)
-        assert line is not None
-        hits += line.slope.low <= -0.05 <= line.slope.high
-    assert 0.92 <= hits / 400 <= 0.985

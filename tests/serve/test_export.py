@@ -1,4 +1,4 @@
-"""What a run exports is the model that was scored: code that shares none with ours finds the same perplexities."""
+"""An exported model has the perplexities in the results, computed by code that shares nothing with the package."""
 
 import html
 import json
@@ -66,7 +66,7 @@ CASES = [("opt", "lora"), ("gpt2", "lora"), ("llama", "lora"), ("opt", "dora"), 
 
 
 @pytest.mark.parametrize(("family", "variant"), CASES)
-def test_every_exported_adapter_has_the_perplexity_in_the_parquet(family, variant, tmp_path):
+def test_every_exported_adapter_has_the_perplexity_in_the_results(family, variant, tmp_path):
     settings = a_fit(tmp_path, family, f"lora.variant={variant}", "lora.target_modules=all-linear")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     frame = make_frame(SIZES)
@@ -106,10 +106,8 @@ HOSTILE = {"../../x": 14, "<script>": 14, "x" * 300: 14, "🙂": 14, "Ann": 14, 
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_where_all_are_one_model_global_has_the_perplexities_in_the_parquet_whatever_the_tasks_are_called(
-    family, tmp_path
-):
-    """At tau = inf Theta is what was scored: over all documents, and over each task's."""
+def test_at_tau_inf_the_global_adapter_has_the_perplexities_in_the_results_with_any_task_names(family, tmp_path):
+    """At tau = inf Theta was scored: on all documents and on each task's."""
     a_fit(tmp_path, family, "prior.tau=inf", "lora.target_modules=all-linear", sizes=HOSTILE)
     before = set(tmp_path.rglob("*"))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "deep" / "er" / "out")]) == 0
@@ -138,7 +136,7 @@ def test_where_all_are_one_model_global_has_the_perplexities_in_the_parquet_what
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A run with fits at both ends of the prior beside its own, and what it exports."""
+    """A run with fits at tau = 0, 10 and inf, and its export."""
     folder = tmp_path_factory.mktemp("cards")
     a_fit(folder, "opt")
     results, run = read_results(folder / "run"), folder / "run"
@@ -152,7 +150,7 @@ def exported(tmp_path_factory):
     return folder
 
 
-def test_a_merged_run_is_scored_alike_without_peft(exported, tmp_path, capsys):
+def test_a_merged_model_has_the_same_perplexity_without_peft(exported, tmp_path, capsys):
     task = "漢"
     arguments = ["--trial", "fit", "--merge", "--task", task]
     assert main(["export", str(exported / "run"), str(tmp_path / "full"), *arguments]) == 0
@@ -175,15 +173,15 @@ def test_a_merged_run_is_scored_alike_without_peft(exported, tmp_path, capsys):
     assert "library_name: transformers" in card
 
 
-def test_a_fit_begins_where_exported_adapters_are(tmp_path):
+def test_a_fit_starts_at_exported_adapters(tmp_path):
     settings = a_fit(tmp_path, "opt")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     again = ["prior.tau=0", "train.max_epochs=1", "train.learning_rate=1e-9", f"init_from={tmp_path / 'out'}"]
     assert main(["fit", *settings, *again, f"output={tmp_path / 'again'}"]) == 0
-    trained = load_trial(tmp_path / "run")
-    mean_P, theta_KP = read_adapters(tmp_path / "out", trained.layout, trained.lora, list(trained.theta_of))
-    assert torch.equal(mean_P, trained.mean_P)
-    assert torch.equal(theta_KP, torch.stack(list(trained.theta_of.values())))
+    loaded = load_trial(tmp_path / "run")
+    mean_P, theta_KP = read_adapters(tmp_path / "out", loaded.layout, loaded.lora, list(loaded.theta_of))
+    assert torch.equal(mean_P, loaded.mean_P)
+    assert torch.equal(theta_KP, torch.stack(list(loaded.theta_of.values())))
     first, then = (read_results(tmp_path / name).document_scores["nll_nats"] for name in ("run", "again"))
     np.testing.assert_allclose(first, then, rtol=1e-5)
     curve = read_results(tmp_path / "again").curves.query("epoch == 0 and split == 'validation'")
@@ -198,19 +196,17 @@ def test_a_fit_begins_where_exported_adapters_are(tmp_path):
         ("fit", ["lora.rank=3"], "lora.rank=2"),
         ("fit", ["method=zero_shot"], "drop init_from"),
         ("fit", ["init_from=nowhere"], "no such folder"),
-        ("sweep", [], "only fit begins with adapters"),
+        ("sweep", [], "drop it, or use fit"),
     ],
 )
-def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(
-    command, changes, says, exported, tmp_path, capsys
-):
+def test_a_wrong_start_is_refused_before_anything_is_written(command, changes, says, exported, tmp_path, capsys):
     arguments = [*settings_of(exported), f"init_from={exported / 'out'}", *changes, f"output={tmp_path / 'new'}"]
     assert main([command, *arguments]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_a_card_says_what_the_parquet_says(exported):
+def test_a_card_has_the_perplexities_in_the_results(exported):
     card = (exported / "out" / "漢" / "README.md").read_text(encoding="utf-8")
     scores = read_results(exported / "run").task_scores.query("task == '漢'").set_index(["trial_id", "split"])
     for label, trial_id in (
@@ -230,7 +226,7 @@ def test_a_card_says_what_the_parquet_says(exported):
 
 
 def code_of(folder: Path) -> str:
-    """The Python of its card."""
+    """The Python code in a folder's card."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     return code[1]
@@ -241,8 +237,8 @@ FRAMED = ["data.prompt=w1 {task} w2", "data.template=w3 {text} w4"]
 
 @pytest.mark.parametrize("merge", [[], ["--merge"]])
 @pytest.mark.parametrize("around", [[], FRAMED])
-def test_a_card_s_lines_give_the_scores_in_the_parquet(around, merge, tmp_path, monkeypatch):
-    """Whatever the base's files say of a precision: here bfloat16, in which the scores are others."""
+def test_the_code_in_a_card_gives_the_scores_in_the_results(around, merge, tmp_path, monkeypatch):
+    """Also if the base's files are in another precision: here bfloat16, which would change the scores."""
     make_base("opt", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
     sizes = {"ann": 16, "b'b": 14}
@@ -268,24 +264,24 @@ def test_a_card_s_lines_give_the_scores_in_the_parquet(around, merge, tmp_path, 
             assert (start[0], start[-1]) == (4, 5)  # w1 and w2
             assert "here one of 'ann'" in code_of(out / "_global")
             card = html.unescape((out / folder / "README.md").read_text(encoding="utf-8"))
-            assert "follows `start`: “w3 ”, text, “ w4”, </s>; 9 tokens of a document at most" in card
+            assert "follows `start` is scored: “w3 ”, text, “ w4”, </s>; at most 9 tokens of a document" in card
 
 
-def test_the_lines_of_the_documentation_load_switch_and_merge(exported):
+def test_the_code_in_the_documentation_loads_switches_and_merges(exported):
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert block is not None
     named = {"facebook/opt-350m": str(exported / "base"), "OUT": str(exported / "out"), "task_3": "task_2"}
     scope = {}
     exec(re.sub("|".join(named), lambda found: named[found[0]], block[1]), scope)
-    task = load_trial(exported / "run", "fit")
-    layout, theta_P = task.layout, list(task.theta_of.values())[2]
+    loaded = load_trial(exported / "run", "fit")
+    layout, theta_P = loaded.layout, list(loaded.theta_of.values())[2]
     expected = merged_weights(make_base("opt", dtype=torch.float32), layout, theta_P)
     for name, weight in expected.items():
         torch.testing.assert_close(scope["merged"].state_dict()[name], weight)
 
 
-def test_a_hostile_name_harms_no_card(exported):
+def test_names_with_markup_are_escaped_in_a_card(exported):
     for task, folder in json.loads((exported / "out" / "tasks.json").read_text(encoding="utf-8")).items():
         card = (exported / "out" / folder / "README.md").read_text(encoding="utf-8")
         empty, front, body = card.split("---\n", 2)
@@ -300,14 +296,17 @@ def test_a_hostile_name_harms_no_card(exported):
 
 
 @pytest.mark.parametrize("base", ["facebook/opt-350m", "gpt2", "/models/opt", "../opt", "a\nb", "x/y/z", None])
-def test_only_a_name_that_the_hub_knows_stands_in_the_card_s_head(exported, base):
-    from bora_sweep.serve.model_card import Exported, Framed, card
+def test_the_front_matter_names_the_base_only_if_it_is_a_hub_name(exported, base):
+    from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
 
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
     config = Config(model=ModelConfig(name=base))
-    about = Exported(row, None, "_global", "x", config, Framed("a", False, [2], "", "", "</s>"), None)
-    front = yaml.safe_load(card(about, results).split("---\n")[1])
+    text_format = TextFormat(task="a", depends_on_task=False, start_tokens=[2], before="", after="", end_token="</s>")
+    exported_folder = ExportedFolder(
+        row=row, task=None, folder="_global", corpus="x", config=config, text_format=text_format, rounding_error=None
+    )
+    front = yaml.safe_load(model_card(exported_folder, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
     assert front == named | {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["bora", "lora"]}
 
@@ -325,7 +324,7 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_export_s_help_teaches(capsys):
+def test_the_help_of_export_names_its_arguments(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["export", "--help"])
     assert caught.value.code == 0

@@ -1,4 +1,4 @@
-"""Text under each adapter: what a loop over the model's own logits says, whoever else is asked for."""
+"""Generated text equals a loop over the model's logits, and does not depend on the other tasks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from bora_sweep.cli import main
 from bora_sweep.data.encode import Encoder
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
-from bora_sweep.serve.generate import Sampling, _continuation, _opening, generate, visible
+from bora_sweep.serve.generate import Sampling, _continuation, _prompt_tokens, generate, visible
 from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"
@@ -26,7 +26,7 @@ def runs(corpus_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for family, variant in VARIANTS.items():
         base = make_base(family, dtype=torch.float32)
-        base.generation_config.update(do_sample=True, repetition_penalty=5.0, top_k=1)  # a chat's habits
+        base.generation_config.update(do_sample=True, repetition_penalty=5.0, top_k=1)  # settings for chats
         base.save_pretrained(folder / "base" / family)
         make_tokenizer().save_pretrained(folder / "base" / family)
         fit = [f"data.path={corpus_file}", f"model.name={folder / 'base' / family}", "model.max_tokens=16",
@@ -37,8 +37,8 @@ def runs(corpus_file, tmp_path_factory):
 
 
 @torch.no_grad()
-def likeliest(model, theta_P, num: int) -> str:
-    """By the whole sequence each time, from `</s>` to `</s>`."""
+def most_likely(model, theta_P, num: int) -> str:
+    """The most likely text from `</s>` to `</s>`, by a forward pass of the whole sequence for each token."""
     tokenizer, tokens = make_tokenizer(), [2, 4, 5]
     while len(tokens) < 3 + num and tokens[-1] != 2:
         tokens_BT = torch.tensor([tokens])
@@ -48,13 +48,13 @@ def likeliest(model, theta_P, num: int) -> str:
 
 
 @families
-def test_at_temperature_0_each_token_is_the_likeliest(family, runs):
+def test_at_temperature_0_each_token_is_the_most_likely(family, runs):
     texts = generate(runs / family, PROMPT, ["bob", "ann"], sampling=Sampling(8, 0.0))
     assert [name for name, _ in texts] == ["base model", "_global", "bob", "ann"]
-    trained = load_trial(runs / family)
-    model = AdaptedModel(make_base(family, dtype=torch.float32), trained.layout)
-    adapters = [None, trained.mean_P, trained.theta_of["bob"], trained.theta_of["ann"]]
-    assert [text.strip() for _, text in texts] == [likeliest(model, theta_P, 8) for theta_P in adapters]
+    loaded = load_trial(runs / family)
+    model = AdaptedModel(make_base(family, dtype=torch.float32), loaded.layout)
+    adapters = [None, loaded.mean_P, loaded.theta_of["bob"], loaded.theta_of["ann"]]
+    assert [text.strip() for _, text in texts] == [most_likely(model, theta_P, 8) for theta_P in adapters]
     assert len({text for _, text in texts}) > 1
 
 
@@ -67,16 +67,16 @@ def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
     assert alone["ann"] != dict(generate(runs / family, PROMPT, ["ann"], sampling=Sampling(8, seed=1)))["ann"]
 
 
-def test_what_a_prompt_says_is_text(runs):
-    trained = load_trial(runs / "opt")
-    encoder = Encoder(load_tokenizer(trained.config.model, trained.config.data))
-    assert _opening(encoder, trained.config.data, "ann", "w1 w2") == [2, 4, 5]
-    start, *rest = _opening(encoder, trained.config.data, "ann", "w1 </s><pad> w2")
+def test_special_tokens_in_a_prompt_are_plain_text(runs):
+    loaded = load_trial(runs / "opt")
+    encoder = Encoder(load_tokenizer(loaded.config.model, loaded.config.data))
+    assert _prompt_tokens(encoder, loaded.config.data, "ann", "w1 w2") == [2, 4, 5]
+    start, *rest = _prompt_tokens(encoder, loaded.config.data, "ann", "w1 </s><pad> w2")
     assert (start, rest[0], rest[-1]) == (2, 4, 5)
     assert not {1, 2} & set(rest)
 
 
-def test_where_the_whole_does_not_begin_with_the_opening_the_new_tokens_are_told():
+def test_if_the_decoded_text_does_not_start_with_the_prompt_the_new_tokens_are_decoded_alone():
     made = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
     made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
@@ -84,7 +84,7 @@ def test_where_the_whole_does_not_begin_with_the_opening_the_new_tokens_are_told
     assert _continuation(tokenizer, [1], [1, 2, 2]) == "bb"
 
 
-def test_the_command_prints_blocks_that_survive_a_pipe(runs, capsys):
+def test_the_command_prints_one_block_per_text(runs, capsys):
     arguments = ["--task", "ann", "--max-new-tokens", "5", "--temperature", "0.5", "--seed", "3", PROMPT]
     assert main(["generate", str(runs / "opt"), *arguments]) == 0
     blocks = capsys.readouterr().out.split("\n\n")
@@ -108,5 +108,5 @@ def test_what_cannot_be_generated_is_refused(arguments, says, runs, capsys):
     assert says in capsys.readouterr().err
 
 
-def test_control_characters_are_spelt_out():
+def test_control_characters_are_escaped():
     assert visible("a\x1b[2Jb\n\tø") == "a\\x1b[2Jb\n\tø"

@@ -1,4 +1,4 @@
-"""Results of runs that were never fitted, whose best tau is known."""
+"""Fabricated results of runs whose best tau is known."""
 
 import itertools
 import math
@@ -49,15 +49,16 @@ def write_trial(
         for split, count in (("train", size), ("validation", max(2, size // 3)), ("test", max(3, size // 2))):
             rng = np.random.default_rng([d, count])
             tokens = rng.integers(20, 60, count)
-            own = tokens * (level + rng.normal(0, 0.2, count) + 0.03 * np.random.default_rng(seed).normal(size=count))
-            low = tokens * (math.nan if floor is None else floor)
+            noise_of_seed = 0.03 * np.random.default_rng(seed).normal(size=count)
+            nll_nats = tokens * (level + rng.normal(0, 0.2, count) + noise_of_seed)
+            floor_nats = tokens * (math.nan if floor is None else floor)
             row = {"tau": tau, "task": task, "split": split, "num_documents": count, "num_tokens": tokens.sum()}
             if split != "train":
-                row |= {"nll_nats": own.sum(), "perplexity": perplexity(own.sum(), tokens.sum())}
-                row |= {"floor_nll_nats": low.sum(), "distance_to_global": distance}
-                sums[split] = sums.get(split, 0) + np.array([own.sum(), tokens.sum()])
+                row |= {"nll_nats": nll_nats.sum(), "perplexity": perplexity(nll_nats.sum(), tokens.sum())}
+                row |= {"floor_nll_nats": floor_nats.sum(), "distance_to_global": distance}
+                sums[split] = sums.get(split, 0) + np.array([nll_nats.sum(), tokens.sum()])
                 for n in range(count):
-                    scored = {"num_tokens": tokens[n], "nll_nats": own[n], "floor_nll_nats": low[n]}
+                    scored = {"num_tokens": tokens[n], "nll_nats": nll_nats[n], "floor_nll_nats": floor_nats[n]}
                     documents.append({"task": task, "split": split, "document_id": str(n), **scored})
             tasks.append(row)
     write_table(run, "task_scores", trial_id, tasks)

@@ -1,8 +1,8 @@
-"""Runs a notebook's code cells one after another in this process, as a kernel would, and puts their outputs into it.
+"""Runs a notebook's code cells in order in this process, as a kernel would, and stores their outputs in it.
 
-    RUN=runs/embedded python tests/notebooks.py docs/analysis.ipynb
+    RUN=runs/embedded python tests/support/notebooks.py docs/analysis.ipynb
 
-A kernel would bring twenty-five packages to run a dozen lines; this needs what the cells themselves need.
+A Jupyter kernel needs twenty-five packages more; this needs what the cells themselves import.
 """
 
 import ast

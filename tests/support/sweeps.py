@@ -1,4 +1,4 @@
-"""Whole sweeps as a user starts them, for the tests that watch, cut and compare them."""
+"""Sweeps as a user starts them, for the tests that watch, interrupt and compare them."""
 
 import contextlib
 import io
@@ -32,20 +32,20 @@ SMALL = [
 
 
 def here(*arguments: object) -> tuple[int, str]:
-    """A command in this process, where nothing is to be killed; a sweep of it runs on `ray_here`, without a new Ray."""
+    """Run a command in this process; its sweeps run on `ray_here`. Returns the exit code and the output."""
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
         code = main([str(argument) for argument in arguments])
     return code, output.getvalue()
 
 
 def outside() -> dict[str, str]:
-    """The environment without what these tests' own Ray has put there; it asks for a token that others do not have."""
-    own = {*QUIET, *LOOPBACK, "RAY_AUTH_MODE"}
-    return {name: value for name, value in os.environ.items() if name not in own}
+    """The environment without the variables of `ray_here`, which asks for a token that other Rays do not have."""
+    of_ray_here = {*QUIET, *LOOPBACK, "RAY_AUTH_MODE"}
+    return {name: value for name, value in os.environ.items() if name not in of_ray_here}
 
 
 def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """A command in a process of its own."""
+    """Start a command in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "bora_sweep.cli", *arguments],
         cwd=cwd,
@@ -67,30 +67,33 @@ def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None
         assert process.poll() is None, process.stdout.read()
         if time.monotonic() > deadline:
             process.terminate()
-            pytest.fail(f"waited {timeout} s in vain: {finish(process)[1]}")
+            pytest.fail(f"not within {timeout} s: {finish(process)[1]}")
         time.sleep(0.2)
 
 
-def workers(pid: int, at: str = "ImplicitFunc") -> list[psutil.Process]:
-    """The processes in which trials run, of those that this one started, by the names that Ray gives them.
+def workers(pid: int, name: str = "ImplicitFunc") -> list[psutil.Process]:
+    """Ray's worker processes below process `pid`, by the name that Ray gives them.
 
-    `ImplicitFunc.train`: of trials that train now. `GroupMember`: a trial's others, beside its first.
+    Args:
+        pid: A driver or a raylet.
+        name: `ImplicitFunc`: the first process of a trial; `ImplicitFunc.train`: of one that trains now; `GroupMember`:
+            the other processes of a trial.
     """
-    found = []
+    named = []
     for child in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if at in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+            if name in " ".join(child.cmdline()):
+                named.append(child)
+    return named
 
 
 def under_way(run: Path) -> list[dict]:
-    """The trials that run and have an epoch behind them."""
+    """The rows of trials that run and have finished an epoch."""
     return [row for row in trial_rows(run) if row["status"] == "running" and row["epochs"] >= 1]
 
 
 def numbers(run: Path) -> dict[str, pd.DataFrame]:
-    """The tables without what must differ between two runs of the same configuration."""
+    """The tables without the columns that differ between two runs of the same configuration."""
     tables = {}
     for name in SCHEMAS:
         frame = getattr(read_results(run), name)

@@ -12,10 +12,12 @@ from bora_sweep.train.checkpoint_names import names_of, task_order
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.fit import run_epoch
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit
 from bora_sweep.train.trainer import Trainer
+from bora_sweep.trials.result import starting_point
 from bora_sweep.trials.rows import about_adapters
-from bora_sweep.trials.trial import starting_point
 
 SIZES = {"a": 16, "b": 10, "c": 8}
 ORDER = ["c", "a", "b"]
@@ -27,17 +29,17 @@ def make_config(*settings: str) -> Config:
 
 def trainer_of(config: Config, tasks, folder=None) -> Trainer:
     corpus = make_corpus({task: SIZES.get(task, 6) for task in tasks})
-    trainer = make_trainer(config, corpus, make_base(), make_accelerator(config))
+    trainer = make_trainer(config, Pack(config, corpus, make_base(), make_accelerator(config)))
     if folder is not None:
-        trainer.start(folder)
+        start_or_resume(trainer, folder)
     return trainer
 
 
 def trained(config: Config, folder) -> Trainer:
     trainer = trainer_of(config, SIZES)
     for _ in range(2):
-        run_epoch([trainer])
-    save_checkpoint(folder, trainer.state.step, trainer.tensors(), trainer.progress())
+        run_epoch(trainer.pack, [trainer])
+    save_checkpoint(folder, trainer.state.step, tensors_of(trainer), progress_of(trainer))
     return trainer
 
 
@@ -47,7 +49,7 @@ def test_a_checkpoint_gives_each_task_its_own_rows_in_whatever_order_the_tasks_a
     before = trained(config, tmp_path)
     after = trainer_of(config, ORDER, tmp_path)
     rows = [list(SIZES).index(task) for task in ORDER]
-    there, here = before.tensors(), after.tensors()
+    there, here = tensors_of(before), tensors_of(after)
     assert there.keys() == here.keys()
     assert {"optimizer.mean_P.exp_avg", "optimizer.task_KP.exp_avg", "optimizer.task_KP.gradient"} & there.keys()
     for name in there.keys() - {"std_KP"}:  # which the number of tokens decides as well
@@ -62,20 +64,20 @@ def test_a_checkpoint_gives_each_task_its_own_rows_in_whatever_order_the_tasks_a
 def test_a_checkpoint_of_other_tasks_or_modules_is_refused(tmp_path):
     config = make_config("prior.tau=10")
     trained(config, tmp_path)
-    with pytest.raises(InputError, match="of other tasks, it has 'b', and 1 more do not match"):
+    with pytest.raises(InputError, match="has other tasks: it has 'b', and 1 more do not match"):
         trainer_of(config, ["a", "zed", "c"], tmp_path)
-    with pytest.raises(InputError, match=r"of other modules, such as .*v_proj"):
+    with pytest.raises(InputError, match=r"has adapters of other modules, such as .*v_proj"):
         trainer_of(make_config("prior.tau=10", "lora.target_modules=[fc1]"), SIZES, tmp_path)
-    with pytest.raises(InputError, match="of other modules"):
+    with pytest.raises(InputError, match="has adapters of other modules"):
         trainer_of(make_config("prior.tau=10", "lora.rank=3"), SIZES, tmp_path)
 
 
 def test_modules_in_another_order_are_refused():
     layout = make_layout(make_base(), make_config().lora)
-    told = names_of(layout, ORDER)
-    assert task_order(told, layout, list(SIZES), "it") == [1, 2, 0]
+    written = names_of(layout, ORDER)
+    assert task_order(written, layout, list(SIZES), "it") == [1, 2, 0]
     with pytest.raises(InputError, match="modules in another order"):
-        task_order({**told, "parts": told["parts"][::-1]}, layout, ORDER, "it")
+        task_order({**written, "parts": written["parts"][::-1]}, layout, ORDER, "it")
 
 
 @pytest.mark.parametrize("method", ["map", "average"])
@@ -89,7 +91,7 @@ def test_a_trial_that_begins_with_anothers_adapters_takes_them_by_the_task(metho
     save_adapters(tmp_path / "trials" / "7", tensors, about_adapters(config, corpus, done))
     start = starting_point(config, base, tmp_path, "7", ORDER)
     assert start.theta_KP[:, 0].tolist() == ([2.0, 0.0, 1.0] if method == "map" else [1.0] * 3)
-    with pytest.raises(InputError, match="trial 7: is of other tasks, it lacks 'zed'"):
+    with pytest.raises(InputError, match="trial 7: has other tasks: it lacks 'zed'"):
         starting_point(config, base, tmp_path, "7", [*ORDER, "zed"])
-    with pytest.raises(InputError, match="trial 7: is of adapters of other modules"):
+    with pytest.raises(InputError, match="trial 7: has adapters of other modules"):
         starting_point(make_config("lora.target_modules=[fc1]"), base, tmp_path, "7", ORDER)

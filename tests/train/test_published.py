@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 from bora_sweep.config import load_config
-from bora_sweep.data.batches import collate
+from bora_sweep.data.batches import collate, longest_of
 from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.split import sample_documents
 from bora_sweep.data.tokens import tokenize, tokenize_for
@@ -25,10 +25,11 @@ from bora_sweep.report import write_report
 from bora_sweep.runs.results import perplexity, read_results
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
-from bora_sweep.train.fit import fit, run_epoch, step, validate
+from bora_sweep.train.fit import fit, run_epoch, validate
 from bora_sweep.train.make_trainer import make_trainer
-from bora_sweep.train.methods.published import ScoredSplit
-from bora_sweep.train.optim import RowwiseAdam
+from bora_sweep.train.methods.published import RowwiseAdam, ScoredSplit
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.step import step
 from bora_sweep.trials.trial import Trial, run_trial
 
 TASKS = ["ann", "bob", "cid"]
@@ -51,7 +52,7 @@ def split_frame() -> pd.DataFrame:
 
 
 def trainer_of(config, corpus, base):
-    return make_trainer(config, corpus, base, make_accelerator(config))
+    return make_trainer(config, Pack(config, corpus, base, make_accelerator(config)))
 
 
 class PublishedLoop:
@@ -148,14 +149,13 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
     trainer = trainer_of(config, corpus, base)
     loop = PublishedLoop(frame, tau, config.learning_rate, 16, 11, trainer)
     ours: list[float] = []
-    likelihood = trainer.loss
+    backward = trainer.pack.accelerator.backward
 
-    def noted(*arguments):
-        found = likelihood(*arguments)
-        ours[-1] += found.item()
-        return found
+    def noted(loss):
+        ours[-1] += loss.item()
+        backward(loss)
 
-    trainer.loss = noted
+    trainer.pack.accelerator.backward = noted
     reported: list[tuple[float, dict[str, float]]] = []
     steps = 0
     while steps < 20:
@@ -165,22 +165,24 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
         assert any({corpus.documents["task"][n] for n in batch} != {0, 1, 2} for batch in batches)
         for document_B, batch in zip(batches, theirs, strict=True):
             ours.append(-trainer.hierarchy.log_prior().item())
-            step([trainer], document_B, len(batches))
+            step(trainer.pack, [trainer], document_B, len(batches))
             assert ours[-1] == pytest.approx(loop.train(batch), rel=0, abs=1e-9)
             for theta_P, name in zip(loop.of(trainer), ["base_adapter", *TASKS], strict=True):
                 torch.testing.assert_close(theta_P, loop.theta(name), rtol=0, atol=1e-9)
             steps += 1
         trainer.end_epoch()
-        validate([trainer])
+        validate(trainer.pack, [trainer])
         loglik, perplexity, by_task = loop.validate()
         reported.append((perplexity, by_task))
-        padded_N = score_documents([trainer], "validation", padded=trainer.validation.batches)[0]
-        found = trainer.validation.numbers(padded_N)
+        padded_N = score_documents(
+            trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
+        )[0]
+        found = trainer.pack.protocol.validation.numbers(padded_N)
         assert found.nats == pytest.approx(-loglik, abs=1e-9)
         assert trainer.state.reported_perplexity == pytest.approx(min(value for value, _ in reported), abs=1e-9)
         lowest = [min(epoch[task] for _, epoch in reported) for task in TASKS]
         assert np.exp(trainer.state.reported_nats) == pytest.approx(lowest, abs=1e-9)
-    trainer.adapted.detach()
+    trainer.pack.close()
 
 
 def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
@@ -193,15 +195,17 @@ def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
     trainer = trainer_of(config, corpus, base)
     lowest = np.full(3, math.inf)
     for _ in range(done.state.epoch):
-        run_epoch([trainer])
-        nll_N = score_documents([trainer], "validation", padded=trainer.validation.batches)[0]
-        lowest = np.fmin(lowest, trainer.validation.numbers(nll_N).nats_K)
+        run_epoch(trainer.pack, [trainer])
+        nll_N = score_documents(
+            trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
+        )[0]
+        lowest = np.fmin(lowest, trainer.pack.protocol.validation.numbers(nll_N).nats_K)
     np.testing.assert_allclose(done.reported.perplexity_K, np.exp(lowest), rtol=1e-12)
     trainer.hierarchy.load_state_dict({"mean_P": done.mean_P, "task_KP": done.theta_KP})
     for n, nats in zip(corpus.split("test"), done.nll_nats["test"], strict=True):
-        alone = score([trainer], collate(corpus, np.array([n])))[0].item()
+        alone = score(trainer.pack, [trainer], collate(corpus, np.array([n])))[0].item()
         assert nats == pytest.approx(alone, abs=1e-9)
-    trainer.adapted.detach()
+    trainer.pack.close()
 
 
 def test_a_cut_off_fit_reports_what_it_would_have(tmp_path):
@@ -258,7 +262,9 @@ def test_the_gradient_of_tensor_norms_is_autograds_of_a_loop(centered):
     generator = torch.Generator().manual_seed(0)
     sizes = [3, 5, 1]
     mean_P = torch.randn(9, generator=generator, dtype=torch.float64)
-    hierarchy = Hierarchy(mean_P, 4, 2.5, "centered" if centered else "noncentered", norms_of=sizes)
+    hierarchy = Hierarchy(
+        mean_P, num_tasks=4, tau=2.5, parametrization="centered" if centered else "noncentered", tensor_sizes=sizes
+    )
     assert hierarchy.task_KP is not None
     with torch.no_grad():
         hierarchy.task_KP.add_(torch.randn(4, 9, generator=generator, dtype=torch.float64))
@@ -286,9 +292,11 @@ def test_padding_is_scored_to_the_longest_of_the_batch_where_asked_and_only_ther
     corpus, base = make_corpus(), make_base(family)
     trainer = trainer_of(config, corpus, base)
     split = ScoredSplit(corpus, "validation", config.train)
-    padded_N = score_documents([trainer], "validation", padded=split.batches)[0]
-    plain_N = score_documents([trainer], "validation")[0]
-    trainer.adapted.detach()
+    padded_N = score_documents(
+        trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
+    )[0]
+    plain_N = score_documents(trainer.pack, [trainer], "validation")[0]
+    trainer.pack.close()
     document_N = corpus.split("validation")
     for document_B in split.batches:
         width = max(corpus.offsets[n + 1] - corpus.offsets[n] for n in document_B)
@@ -313,20 +321,20 @@ def test_the_likelihood_by_documents_is_each_tasks_mean_times_its_documents(padd
     corpus, base = make_corpus(), make_base()
     trainer = trainer_of(config, corpus, base)
     document_B = trainer.batches(1)[0]
-    width = trainer.width(document_B)
+    width = longest_of(corpus, document_B) if padding == "scored" else None
     expected = 0.0
     for task in range(3):
         own = document_B[corpus.documents["task"].to_numpy()[document_B] == task]
         if len(own):
             batch = collate(corpus, own, width)
-            nll_B, _ = score([trainer], batch)
+            nll_B, _ = score(trainer.pack, [trainer], batch)
             documents = int(((corpus.documents["task"] == task) & (corpus.documents["split"] == "train")).sum())
             expected += documents * nll_B.sum().item() / batch.num_tokens
-    scale, weight_K = trainer.weights(document_B, 99)
-    nll_SB, task_B = score([trainer], collate(corpus, document_B, width))
-    trainer.adapted.detach()
-    assert trainer.loss(nll_SB[0], task_B, scale, weight_K).item() == pytest.approx(expected, abs=1e-9)
-    assert trainer.divisor == 1
+    scale, weight_K = trainer.pack.protocol.batch_weights(trainer.weight_K, document_B, 99)
+    nll_SB, task_B = score(trainer.pack, [trainer], collate(corpus, document_B, width))
+    trainer.pack.close()
+    assert scale * (weight_K[task_B] * nll_SB[0]).sum().item() == pytest.approx(expected, abs=1e-9)
+    assert trainer.pack.protocol.objective_tokens == 1
 
 
 def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
@@ -347,8 +355,8 @@ def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
     config = load_config([*SETTINGS[:4], "lora.alpha=null"])
     in_splits = replace(made, documents=made.documents.assign(split=["train", "validation"]))
     trainer = trainer_of(config, in_splits, base)
-    nll = score([trainer], collate(made, np.array([1])))[0].item()
-    trainer.adapted.detach()
+    nll = score(trainer.pack, [trainer], collate(made, np.array([1])))[0].item()
+    trainer.pack.close()
     logits = base(input_ids=torch.tensor(batch.tokens_BT[1:])).logits[0]
     losses = [F.cross_entropy(logits[i], torch.tensor(batch.tokens_BT[1, i + 1])).item() for i in range(1, 7)]
     assert nll == pytest.approx(sum(losses), abs=1e-9)
@@ -395,7 +403,7 @@ def test_the_noise_at_the_start_is_normal_and_each_tasks_own():
     )
     trainer = trainer_of(config, make_corpus(), make_base())
     delta_KP = trainer.hierarchy.delta_KP()
-    trainer.adapted.detach()
+    trainer.pack.close()
     assert delta_KP.std().item() == pytest.approx(0.001, rel=0.1)
     assert abs(delta_KP.mean().item()) < 1e-4
     assert torch.corrcoef(delta_KP).triu(1).abs().max() < 0.2
@@ -404,9 +412,9 @@ def test_the_noise_at_the_start_is_normal_and_each_tasks_own():
 def test_fixed_batches_are_the_same_in_each_epoch():
     trainer = trainer_of(published("prior.tau=3"), make_corpus(), make_base())
     first, second = trainer.batches(1), trainer.batches(2)
-    trainer.adapted.detach()
+    trainer.pack.close()
     assert [batch.tolist() for batch in first] == [batch.tolist() for batch in second]
-    assert sorted(np.concatenate(first).tolist()) == trainer.corpus.split("train").tolist()
+    assert sorted(np.concatenate(first).tolist()) == trainer.pack.corpus.split("train").tolist()
 
 
 def test_a_protocol_stands_below_ones_own_settings(tmp_path):

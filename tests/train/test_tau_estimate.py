@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_base, make_corpus
+from evidence_estimators import laplace_log_evidence, log_evidence_ratio, tau_by_diagonal_evidence, tau_by_mackay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,13 +26,10 @@ from bora_sweep.train.methods.tau_estimate import (
     TauEstimate,
     curvature,
     estimate_tau,
-    laplace_log_evidence,
-    log_evidence_ratio,
     noise_trace,
-    tau_by_diagonal_evidence,
-    tau_by_mackay,
     tau_by_scores,
 )
+from bora_sweep.train.pack import Pack
 
 CONFIG = load_config(
     [
@@ -159,7 +157,7 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
     theta_KP = 0.2 * torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     train = corpus.split("train")
     fisher_NPP = torch.stack([exact_fisher(adapted, corpus, n, theta_KP[corpus.documents["task"][n]]) for n in train])
-    adapted.detach()
+    adapted.remove_hooks()
     task_N = torch.from_numpy(corpus.documents["task"].to_numpy()[train])
     fisher_KPP = torch.stack([fisher_NPP[task_N == task].sum(0) for task in range(3)])
     found = curvature(CONFIG, corpus, base, theta_KP, num_samples=200)
@@ -169,12 +167,12 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
     torch.testing.assert_close(found.trace_square_K.sum(), fisher_KPP.square().sum(), rtol=0.15, atol=0)
 
     config = dataclasses.replace(CONFIG, prior=dataclasses.replace(CONFIG.prior, tau=1.0))
-    trainer = make_trainer(config, corpus, base, make_accelerator(config))
+    trainer = make_trainer(config, Pack(config, corpus, base, make_accelerator(config)))
     trainer.hierarchy.mean_P.data.zero_()
     trainer.hierarchy.task_KP.data.copy_(theta_KP)
-    nll_B = score([trainer], collate(corpus, corpus.split("train")))[0][0]
+    nll_B = score(trainer.pack, [trainer], collate(corpus, corpus.split("train")))[0][0]
     nll_B.sum().backward()
-    trainer.adapted.detach()
+    trainer.pack.close()
     torch.testing.assert_close(found.nll_K.sum(), nll_B.detach().sum())
     torch.testing.assert_close(found.score_KP, -trainer.hierarchy.task_KP.grad)
     assert found.num_tokens_K.sum() == corpus.num_tokens("train")

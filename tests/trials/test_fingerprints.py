@@ -15,7 +15,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.base import model_folder
 from bora_sweep.runs.folder import config_of
 from bora_sweep.runs.storage import folder_at
-from bora_sweep.trials.fingerprints import FILE, Fingerprints, model_fingerprint, refuse_other
+from bora_sweep.trials.fingerprints import FILE, Fingerprints, check_unchanged, model_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,11 @@ def test_other_weights_are_refused_wherever_they_are_used(place, capsys):
     make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
     code, said = resumed(place, capsys)
     assert code == 2
-    assert "model.safetensors has another content" in said
+    assert "model.safetensors has changed" in said
     for command in (["generate", str(place / "run"), "--task", "ann", "w1"],
                     ["export", str(place / "run"), str(place / "full"), "--merge"]):  # fmt: skip
         assert main(command) == 2
-        assert "model.safetensors has another content" in " ".join(capsys.readouterr().err.split())
+        assert "model.safetensors has changed" in " ".join(capsys.readouterr().err.split())
     assert not (place / "full").exists()
 
 
@@ -105,21 +105,21 @@ def test_adapters_that_were_gone_for_a_while_are_known_when_they_are_back(place,
     (place / "start" / "tasks.json").write_text("{}")
     code, said = resumed(place, capsys, "second")
     assert code == 2
-    assert "tasks.json has another content" in said
+    assert "tasks.json has changed" in said
 
 
 @pytest.mark.ray
 def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place):
-    from bora_sweep.tune.worker import _warm_base
+    from bora_sweep.tune.worker import cached_base
 
     config = config_of(place / "run")
-    _warm_base.cache_clear()
-    assert _warm_base(config.model, config.data, str(place / "run")) is not None
+    cached_base.cache_clear()
+    assert cached_base(config.model, config.data, str(place / "run")) is not None
     make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
-    _warm_base.cache_clear()
-    with pytest.raises(InputError, match=r"another base model .* model\.safetensors has another content"):
-        _warm_base(config.model, config.data, str(place / "run"))
-    _warm_base.cache_clear()
+    cached_base.cache_clear()
+    with pytest.raises(InputError, match=r"another base model .* model\.safetensors has changed"):
+        cached_base(config.model, config.data, str(place / "run"))
+    cached_base.cache_clear()
 
 
 def test_another_tokenizer_is_refused(place, capsys):
@@ -127,7 +127,7 @@ def test_another_tokenizer_is_refused(place, capsys):
     tokenizer.backend_tokenizer.post_processor = None
     tokenizer.save_pretrained(place / "base")
     code, said = resumed(place, capsys)
-    assert (code, "tokenizer.json has another content" in said) == (2, True)
+    assert (code, "tokenizer.json has changed" in said) == (2, True)
 
 
 def test_how_texts_are_drawn_and_a_chat_template_change_nothing(place, capsys):
@@ -162,12 +162,12 @@ def test_a_message_names_a_few_changes_and_counts_the_rest():
     config = load_config(["model.name=x"])
     before = Fingerprints({f"t{i}": (3, str(i)) for i in range(9)}, "", {}, {})
     with pytest.raises(InputError, match=r"'t0' is gone.*'t4' is gone; data: and 3 more such\."):
-        refuse_other(folder_at("run"), config, before, Fingerprints({"t8": (3, "8")}, "", {}, {}))
+        check_unchanged(folder_at("run"), config, before, Fingerprints({"t8": (3, "8")}, "", {}, {}))
     other = Fingerprints(dict(reversed(before.tasks.items())), "", {}, {})
-    with pytest.raises(InputError, match="tasks stand in another order"):
-        refuse_other(folder_at("run"), config, before, other)
+    with pytest.raises(InputError, match="tasks are in another order"):
+        check_unchanged(folder_at("run"), config, before, other)
     with pytest.raises(InputError, match="the same texts now have other tokens"):
-        refuse_other(folder_at("run"), config, before, Fingerprints(before.tasks, "0", {}, {}))
+        check_unchanged(folder_at("run"), config, before, Fingerprints(before.tasks, "0", {}, {}))
 
 
 def test_a_model_of_the_hub_is_known_by_the_files_of_its_cache(begun, tmp_path, monkeypatch):

@@ -184,7 +184,7 @@ def test_wandb_is_asked_for_a_run_for_each_trial_and_stays_offline(tmp_path, mon
 def test_a_tracker_that_cannot_be_had_is_refused_at_once(
     settings, says, corpus_file, model_folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("bora_sweep.launch.find_spec", lambda name: None if name == "wandb" else object())
+    monkeypatch.setattr("bora_sweep.trials.tracking.find_spec", lambda name: None if name == "wandb" else object())
     given = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={tmp_path / 'run'}", *settings]
     assert main(["fit", *given]) == 2
     assert says in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""`ray up` of one's own machines, really done: three of them, a sweep, one lost on the way, and down again.
+"""`ray up` on three machines, a sweep that loses one of them, and `ray down`.
 
-The machines are namespaces (tests/cluster/lab.sh). `make test-cluster` runs it; it takes some minutes.
+The machines are namespaces (cluster/lab.sh). `make test-cluster` runs it; it takes some minutes.
 """
 
 import os
@@ -82,7 +82,7 @@ def lab() -> Iterator[Lab]:
         pytest.skip(reason)
     # Not pytest's own folder, which it keeps: here are a key and a token.
     with tempfile.TemporaryDirectory(prefix="bora-lab-") as folder:
-        command = [REPOSITORY / "tests/cluster/lab.sh", folder, "3", "cat"]  # until its input is closed
+        command = [Path(__file__).resolve().parent / "cluster/lab.sh", folder, "3", "cat"]  # until its input is closed
         with subprocess.Popen(command, stdin=subprocess.PIPE, env=ENVIRONMENT) as process:
             wait_for(30, lambda: (Path(folder) / "ready").exists() or process.poll() is not None, "the lab")
             assert process.poll() is None, "the lab could not be made"

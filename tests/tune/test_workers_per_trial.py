@@ -1,4 +1,4 @@
-"""Sweeps whose fits span two processes each, on a Ray of their own: the numbers of one process, and no process left."""
+"""Fits that span two processes: they have the numbers of one process, and leave no process behind."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def sources(corpus_file, model_folder) -> list[str]:
     return [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
 
 
-def same_numbers(run: Path, other: Path) -> None:
+def assert_same_numbers(run: Path, other: Path) -> None:
     one, two = (read_results(folder).trials.set_index("tau").sort_index() for folder in (run, other))
     assert one["status"].eq("finished").all()
     for name in ("epochs", "best_epoch", "train_tokens", "seed", "stopped_by"):
@@ -36,9 +36,10 @@ def same_numbers(run: Path, other: Path) -> None:
         assert one[name].to_numpy() == pytest.approx(two[name].to_numpy(), rel=1e-4)  # float32
 
 
+@pytest.mark.fault
 @pytest.mark.usefixtures("ray_here")
-def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp_path):
-    """The second process is killed in the midst of a trial; Tune takes it up from its checkpoint."""
+def test_a_sweep_with_two_workers_per_trial_survives_the_death_of_one(sources, tmp_path):
+    """The second process is killed during a trial, and Tune resumes the trial from its checkpoint."""
     arguments = [*sources, "train.max_epochs=8", "train.patience=8"]
     code, output = here("sweep", *arguments, f"output={tmp_path / 'alone'}")
     assert code == 0, output
@@ -54,17 +55,18 @@ def test_a_sweep_of_fits_on_two_processes_survives_the_death_of_one(sources, tmp
     wait_for(has_a_checkpoint, process)
     assert listening(process) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     family = psutil.Process(process.pid).children(recursive=True)
-    (killed,) = workers(process.pid, "_Member")
+    (killed,) = workers(process.pid, "GroupMember")
     killed.send_signal(signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
-    same_numbers(run, tmp_path / "alone")
+    assert_same_numbers(run, tmp_path / "alone")
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
 
 
-def test_accelerate_launches_a_fit_on_two_processes(sources, tmp_path):
-    """One of them speaks; started as one process the same fit is refused."""
+@pytest.mark.slow
+def test_accelerate_launches_a_fit_of_two_processes(sources, tmp_path):
+    """Rank 0 alone prints; the same fit is refused as one process."""
     fit = ["-m", "bora_sweep.cli", "fit", *sources, "train.max_epochs=2", "ray.workers_per_trial=2", "output=run"]
     code, output = here(*fit[2:])
     assert (code, output.count("error:")) == (2, 1), output

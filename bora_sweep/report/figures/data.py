@@ -11,9 +11,9 @@ import pandas as pd
 
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.stats.analysis import Analysis
-from bora_sweep.report.stats.gains import END_NAMES
+from bora_sweep.report.stats.gains import END_NAMES, gains_against
 from bora_sweep.report.stats.significance import UNKNOWN
-from bora_sweep.report.stats.smooth_curve import Curve
+from bora_sweep.report.stats.smooth_curve import SmoothCurve
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.formats import perplexity_text, tau_text
@@ -78,7 +78,7 @@ class BySize:
     """Regression lines with their bands: `series`, `documents`, `value`, `low`, `high`; maybe empty."""
 
 
-Figure = TaskSizes | TauCurve | BySize
+FigureData = TaskSizes | TauCurve | BySize
 
 
 def task_sizes_data(summary: Summary) -> TaskSizes:
@@ -111,7 +111,7 @@ def tau_curve_data(analysis: Analysis) -> TauCurve:
     )
 
 
-def _smooth_data(curve: Curve | None) -> pd.DataFrame:
+def _smooth_data(curve: SmoothCurve | None) -> pd.DataFrame:
     if curve is None:
         return pd.DataFrame(columns=["x", "perplexity", "low", "high"], dtype=float)
     low_G, high_G = curve.band
@@ -138,7 +138,7 @@ def improvement_data(analysis: Analysis) -> BySize | None:
         return None
     points, lines, series = [], [], {}
     for reference, marker, shift in (("independent", "circle", -1), ("shared", "triangle-up", 1)):
-        gains = [gain for gain in analysis.task_gains if gain.reference == reference]
+        gains = gains_against(analysis.task_gains, reference)
         if gains:
             series[reference] = Series(reference, reference, marker, f"against {END_NAMES[reference]}", shift)
             lines.append(_line_data(reference, analysis.trends.get(f"improvement_{reference}")))
@@ -168,8 +168,7 @@ def distance_data(analysis: Analysis) -> BySize | None:
 def perplexity_data(analysis: Analysis) -> BySize:
     """Figure 5: test perplexity of each task under the best fit, with 95% intervals."""
     summary, m = analysis.summary, analysis.summary.best
-    with np.errstate(over="ignore"):
-        low_D, high_D = (np.exp(end_DM[:, m]) for end_DM in analysis.task_levels.ends)
+    low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.perplexity_bounds)
     trend = analysis.trends.get("perplexity")
     return _single_series(summary, "Test perplexity", summary.perplexity_DM[:, m], low_D, high_D, trend=trend)
 

@@ -1,14 +1,14 @@
 """The report's figures as matplotlib draws them, one module for each kind."""
 
-from matplotlib import figure
+from matplotlib.figure import Figure
 
 from bora_sweep.report.figures import by_size, task_sizes, tau_curve
-from bora_sweep.report.figures.data import BySize, Figure, TaskSizes
+from bora_sweep.report.figures.data import BySize, FigureData, TaskSizes
 from bora_sweep.report.figures.style import plain_style
 
 
 @plain_style()
-def draw(data: Figure) -> figure.Figure:
+def draw(data: FigureData) -> Figure:
     """The figure of its data."""
     if isinstance(data, TaskSizes):
         return task_sizes.draw(data)

@@ -18,7 +18,7 @@ from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
-from bora_sweep.report.text.formats import level_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.text.formats import interval_text, percent_text, perplexity_text, tau_text
 
 MOST_TAUS, MOST_POINTS = 24, 60_000
 """Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
@@ -66,7 +66,7 @@ def _fit_tip(fit: dict[Any, Any], analysis: Analysis) -> list[str]:
     summary, m = analysis.summary, int(fit["setting"])
     lines = [
         f"τ = {tau_text(fit['tau'])}",
-        f"test perplexity {level_text(analysis.bootstrap.perplexity(m))}",
+        f"test perplexity {interval_text(analysis.bootstrap.perplexity(m))}",
         f"validation {perplexity_text(summary.settings[m].validation_perplexity)}",
         "best on validation"
         if m == summary.best

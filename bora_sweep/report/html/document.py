@@ -24,13 +24,13 @@ from bora_sweep.report.html.trials import (
 )
 from bora_sweep.report.html.words import words
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import TRAIN
 from bora_sweep.report.text import notes, sections
-from bora_sweep.report.text.answer import answer, lowest, place, verdicts
-from bora_sweep.report.text.captions import Illustration, illustrate
+from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
+from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures
 from bora_sweep.report.text.formats import markdown_text, number_text, perplexity_text, tau_text, visible
-from bora_sweep.report.text.methods import Method
-from bora_sweep.report.text.tau_section import choosing
+from bora_sweep.report.text.tau_section import tau_section
 
 _DIGITS = 6
 _EXACT = 2**53  # whole numbers that JavaScript holds
@@ -44,12 +44,12 @@ def make_document(
     Args:
         analysis: Of a run, or of several.
         methods: `compare_methods`.
-        compared: `method_numbers` of them; empty where there is nothing to compare.
+        compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
     """
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
-    figures = illustrate(analysis)
+    figures = captioned_figures(analysis)
     drawn = _charts(figures, analysis)
     remark = drawn["each"].pop("remark")
     drawn["learning"] = charts.learning_chart(curves, trials, summary)
@@ -82,7 +82,7 @@ def make_document(
     }
 
 
-def _charts(figures: list[Illustration], analysis: Analysis) -> dict[str, Any]:
+def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> dict[str, Any]:
     """Figures 1 to 5; None where the results do not hold one."""
     sizes, tau, gains, distance, perplexity = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
@@ -163,13 +163,13 @@ def _markdown(analysis: Analysis, methods: list[Method], compared: pd.DataFrame,
     """Markdown by its place in the page: the words of `report.md`, and what that has no place for."""
     summary = analysis.summary
     return {
-        "answer": f"{answer(analysis)}\n\n{' '.join([place(summary), *lowest(summary, methods)])}",
+        "answer": f"{answer(analysis)}\n\n{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
-        "choosing": choosing(analysis),
+        "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
         "methods": sections.methods(summary, compared),
-        "verdicts": verdicts(analysis),
-        "tasks": f"{sections.on_verdicts(analysis) if analysis.task_gains else ''} "
+        "verdicts": tasks_that_gain(analysis),
+        "tasks": f"{sections.about_verdicts(analysis) if analysis.task_gains else ''} "
         "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "
         "training split over the epoch, while the adapters moved. Of long curves evenly spaced epochs are shown, the "

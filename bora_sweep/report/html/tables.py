@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora_sweep.report.frames import overall_frame
 from bora_sweep.report.stats.analysis import Analysis
-from bora_sweep.report.stats.gains import END_NAMES, Gain
+from bora_sweep.report.stats.gains import END_NAMES, Gain, gains_against
 from bora_sweep.report.stats.significance import GAINS, LOSES, UNKNOWN
 from bora_sweep.report.stats.summary import SPLITS, Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import (
     Table,
-    level_text,
+    interval_text,
     number_text,
     p_text,
     percent_text,
@@ -24,7 +25,6 @@ from bora_sweep.report.text.formats import (
     tau_text,
     visible,
 )
-from bora_sweep.report.text.methods import method_table
 
 _VERDICTS = {GAINS: f"▲ {GAINS}", LOSES: f"▼ {LOSES}", UNKNOWN: UNKNOWN}
 _VERDICT_STYLES = {_VERDICTS[GAINS]: "gains", _VERDICTS[LOSES]: "loses", _VERDICTS[UNKNOWN]: "open"}
@@ -90,13 +90,13 @@ def task_table(analysis: Analysis, names_are_few: bool) -> PageTable:
         Column("task", "Task", [visible(task) for task in summary.tasks], kind="name"),
         numbers("documents", "Documents", summary.train_documents_D),
         *_perplexities(summary),
-        Column("level", "", [level_text(level) for level in levels], kind="hidden"),
+        Column("level", "", [interval_text(level) for level in levels], kind="hidden"),
     ]
     if names_are_few:
         columns.append(Column("best_low", "", None, [level.low for level in levels], "hidden"))
         columns.append(Column("best_high", "", None, [level.high for level in levels], "hidden"))
     for reference in END_NAMES:
-        gains = [gain for gain in analysis.task_gains if gain.reference == reference]
+        gains = gains_against(analysis.task_gains, reference)
         columns += _gain_columns(reference, gains) if gains else []
     m = summary.best_between
     if m is not None and not np.isnan(summary.distance_DM[:, m]).all():
@@ -151,7 +151,7 @@ def task_filters(gains: list[Gain]) -> list[dict[str, str]]:
 
 def overall_table(analysis: Analysis) -> PageTable:
     """Table 1, as `report.md` has it."""
-    summary, table, frame = analysis.summary, tables.overall_table(analysis), tables.overall_numbers(analysis)
+    summary, table, frame = analysis.summary, tables.overall_table(analysis), overall_frame(analysis)
     settings = [summary.settings[m] for m in (summary.zero_shot, *summary.fits) if m is not None]
     by = [frame["tau"].where(frame["method"] == "map", -1.0), frame["learning_rate"], frame["seeds"]]
     by += [[max(setting.epochs) for setting in settings], frame["validation_perplexity"], frame["test_perplexity"]]
@@ -167,7 +167,7 @@ def methods_table(summary: Summary, compared: pd.DataFrame) -> PageTable:
     names = ["seeds", "validation_perplexity", "test_perplexity", "relative_difference_to_reference", "train_tokens"]
     names += ["search_train_tokens", "train_seconds", "search_train_seconds"]
     by = [None, *(compared[name] for name in names)]
-    return of_table("Methods compared", method_table(summary, compared), by, sorted_by=3)
+    return of_table("Methods compared", tables.method_table(summary, compared), by, sorted_by=3)
 
 
 def split_table(summary: Summary) -> PageTable:

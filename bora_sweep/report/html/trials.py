@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora_sweep.config import flatten
 from bora_sweep.config.yaml import dump_yaml
 from bora_sweep.errors import redact
 from bora_sweep.report.html.tables import Column, PageTable, numbers
+from bora_sweep.report.stats.pool_trials import perplexities
 from bora_sweep.report.stats.summary import Summary, structure_of
-from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import hours_text, perplexity_text, visible
+from bora_sweep.report.text.setting_names import setting_name
 
 MOST_POINTS = 8_000
 """Of all learning curves together; a curve keeps 12 in any case, its first, best and last epoch among them."""
@@ -32,7 +34,7 @@ def trial_columns(summary: Summary) -> Columns:
     known = trials.astype(object).where(trials.notna(), None)
     return {str(name): known[name].tolist() for name in known} | {
         "error": [None if pd.isna(row["error"]) else redact(row["error"]) for row in rows],
-        "fit": [tables.fit_text(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
+        "fit": [setting_name(row["method"], row["tau"], structure_of(row), summary.structure) for row in rows],
         "cpu_hours": [cpu for cpu, _ in hours],
         "gpu_hours": [gpu for _, gpu in hours],
     }
@@ -142,8 +144,7 @@ def learning_curves(curves: pd.DataFrame, trials: Columns) -> list[dict[str, Any
                 rows = groups[run, trial_id, split].sort_values("epoch")
                 at_best = set(np.flatnonzero(rows["epoch"] == best).tolist())
                 rows = rows.iloc[spread(range(len(rows)), {0, len(rows) - 1} | at_best, most)]
-                with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-                    perplexity = np.exp(rows["nll_nats"].to_numpy(float) / rows["num_tokens"].to_numpy(float))
+                perplexity = perplexities(rows["nll_nats"].to_numpy(float), rows["num_tokens"].to_numpy(float))
                 shown.append({"trial": n, "split": split, "epoch": rows["epoch"].tolist(), "perplexity": perplexity})
     return shown
 
@@ -165,7 +166,7 @@ def configuration(summary: Summary) -> dict[str, Any]:
     """
     rows = {(row["run"], row["trial_id"]): row for row in summary.trials.to_dict("records")}
     best = rows[summary.settings[summary.best].trials[0]]
-    flat = [_flat(json.loads(row["config_json"])) for row in rows.values() if isinstance(row["config_json"], str)]
+    flat = [flatten(json.loads(row["config_json"])) for row in rows.values() if isinstance(row["config_json"], str)]
     values = json.loads(best["config_json"]) if isinstance(best["config_json"], str) else {}
     differ = sorted({key for one in flat for key in one if any(other.get(key) != one[key] for other in flat)})
     versions = [pair for text in _each_once(rows, "versions") for pair in json.loads(text).items()]
@@ -193,10 +194,3 @@ def _marked_lines(yaml: str, differ: set[str]) -> list[tuple[str, bool]]:
 
 def _each_once(rows: dict[Any, dict[Any, Any]], name: str) -> Iterable[str]:
     return dict.fromkeys(row[name] for row in rows.values() if isinstance(row[name], str))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

@@ -1,44 +1,25 @@
-"""A run beside the paper: the numbers of both, where they meet, and how alike they rank.
+"""A run compared with the paper: the numbers of both, where they match, and how alike they rank.
 
 D tasks, V values of tau.
 """
 
-import itertools
-import json
 import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, spearmanr
 
+from bora_sweep.report.stats.rank_correlation import RankCorrelation, spearman
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.runs.results import Results
 
-EXACT = 8
-"""Pairs up to which a p-value counts every order."""
-FEWEST = 10
-"""Pairs from which a correlation has an interval."""
-
 
 @dataclass(frozen=True)
-class Rank:
-    """Spearman's correlation of n pairs, its 95% interval and its two-sided p-value; NaN where there are too few."""
-
-    rho: float
-    n: int
-    p: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-@dataclass(frozen=True)
-class Curves:
+class TauCurves:
     """Perplexity over ascending tau, of all tasks together and of each."""
 
     taus: list[float]
@@ -47,73 +28,77 @@ class Curves:
     tasks: list[str]
     perplexity_DV: np.ndarray
 
-    def at(self, taus: Sequence[float]) -> list[int]:
-        """The places of these values."""
+    def indices(self, taus: Sequence[float]) -> list[int]:
+        """The indices of these values of tau."""
         return [self.taus.index(tau) for tau in taus]
 
-    def over_lowest(self, taus: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """How far each value lies above the lowest of its own curve at `taus`: of all together, and of each task."""
-        at = self.at(taus)
+    def above_lowest(self, taus: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """How far each value lies above the lowest at `taus`, as a fraction.
+
+        Returns:
+            Shape V, of all tasks together; shape DV, each task above its own lowest.
+        """
+        at = self.indices(taus)
         return (
             self.overall_V / np.nanmin(self.overall_V[at]) - 1,
             self.perplexity_DV / np.nanmin(self.perplexity_DV[:, at], axis=1, keepdims=True) - 1,
         )
 
-    def lowest(self, taus: Sequence[float]) -> dict[float, int]:
-        """By each of `taus`: how many tasks are lowest there."""
-        known_DV = np.nan_to_num(self.perplexity_DV[:, self.at(taus)], nan=math.inf)
+    def tasks_lowest_at(self, taus: Sequence[float]) -> dict[float, int]:
+        """By each of `taus`: the number of tasks whose perplexity is lowest there."""
+        known_DV = np.nan_to_num(self.perplexity_DV[:, self.indices(taus)], nan=math.inf)
         counts = np.bincount(known_DV.argmin(axis=1), minlength=len(taus))
         return dict(zip(taus, counts.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The paper's numbers and ours."""
+class PaperComparison:
+    """The paper's numbers and this run's."""
 
-    paper: Curves
-    ours: Curves
-    ours_is: str
-    """What ours are, in words."""
+    paper: TauCurves
+    ours: TauCurves
+    our_measure: str
+    """What this run's numbers are, in words."""
 
     @cached_property
     def taus(self) -> list[float]:
-        """Those that both have."""
+        """The values of tau that both have."""
         return [tau for tau in self.paper.taus if tau in self.ours.taus]
 
     @cached_property
-    def pairs(self) -> list[tuple[int, int]]:
-        """The places of each task that both have, in the paper's order: names agree but for case and full stops."""
-        place = {name_key(task): d for d, task in enumerate(self.ours.tasks)}
-        return [(d, place[key]) for d, task in enumerate(self.paper.tasks) if (key := name_key(task)) in place]
+    def task_pairs(self) -> list[tuple[int, int]]:
+        """Indices of each task that both have, in the paper's order. Names match but for case and full stops."""
+        number_of = {name_key(task): d for d, task in enumerate(self.ours.tasks)}
+        return [(d, number_of[key]) for d, task in enumerate(self.paper.tasks) if (key := name_key(task)) in number_of]
 
     @property
-    def tau_rank(self) -> Rank:
-        """Over the values of tau that both have."""
-        return spearman(*(curves.overall_V[curves.at(self.taus)] for curves in (self.paper, self.ours)))
+    def tau_correlation(self) -> RankCorrelation:
+        """Of the overall perplexities, over the values of tau that both have."""
+        return spearman(*(curves.overall_V[curves.indices(self.taus)] for curves in (self.paper, self.ours)))
 
-    def task_rank(self, tau: float) -> Rank:
-        """Over the tasks that both have."""
+    def task_correlation(self, tau: float) -> RankCorrelation:
+        """Of the tasks' perplexities at one tau, over the tasks that both have."""
         columns = (curves.perplexity_DV[:, curves.taus.index(tau)] for curves in (self.paper, self.ours))
         return spearman(
-            *(column[list(rows)] for column, rows in zip(columns, zip(*self.pairs, strict=True), strict=True))
+            *(column[list(rows)] for column, rows in zip(columns, zip(*self.task_pairs, strict=True), strict=True))
         )
 
 
-def beside_paper(summary: Summary, results: Results) -> Beside:
-    """A run's MAP fits of one structure beside the paper's."""
-    return Beside(_paper(), *_ours(summary, results))
+def compare_with_paper(summary: Summary, results: Results) -> PaperComparison:
+    """A run's MAP fits over tau compared with the paper's."""
+    return PaperComparison(_paper_curves(), *_our_curves(summary, results))
 
 
-def published(name: str) -> pd.DataFrame:
-    """A table of the paper's: `table_1`, `table_a1`, `task_sizes`."""
+def published_table(name: str) -> pd.DataFrame:
+    """A table of the paper: `table_1`, `table_a1` or `task_sizes`."""
     with (files("bora_sweep.report.paper") / "published" / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
 
-def _paper() -> Curves:
-    overall = published("table_1").sort_values("tau")
-    tasks = published("table_a1").pivot_table(index="task", columns="tau", values="perplexity")
-    return Curves(
+def _paper_curves() -> TauCurves:
+    overall = published_table("table_1").sort_values("tau")
+    tasks = published_table("table_a1").pivot_table(index="task", columns="tau", values="perplexity")
+    return TauCurves(
         taus=overall["tau"].astype(float).tolist(),
         learning_rates=overall["learning_rate"].tolist(),
         overall_V=overall["perplexity"].to_numpy(),
@@ -122,81 +107,49 @@ def _paper() -> Curves:
     )
 
 
-def _ours(summary: Summary, results: Results) -> tuple[Curves, str]:
-    """What the run's protocol reports, where it reports otherwise than by test perplexity; and what it is."""
+def _our_curves(summary: Summary, results: Results) -> tuple[TauCurves, str]:
+    """What the run's protocol reports, test perplexity or another number, and what that is in words."""
     settings = [summary.settings[m] for m in summary.fits]
     overall_V = np.array([setting.test_perplexity for setting in settings])
-    perplexity_DV, what = summary.perplexity_DM[:, summary.fits], "test perplexity, over all tokens"
+    perplexity_DV, measure = summary.perplexity_DM[:, summary.fits], "test perplexity, over all tokens"
     trials = results.trials.set_index(["run", "trial_id"])
     fits = [key for setting in settings for key in setting.trials]
     if "reported_perplexity" in trials and trials.loc[fits, "reported_perplexity"].notna().all():
-        own = results.task_scores.dropna(subset=["reported_perplexity"]).set_index(["run", "trial_id"])
-        means = [own.loc[s.trials].groupby("task")["reported_perplexity"].mean() for s in settings]
+        reported = results.task_scores.dropna(subset=["reported_perplexity"]).set_index(["run", "trial_id"])
+        means = [reported.loc[s.trials].groupby("task")["reported_perplexity"].mean() for s in settings]
         overall_V = np.array([trials.loc[s.trials, "reported_perplexity"].mean() for s in settings])
         perplexity_DV = pd.concat(means, axis=1).loc[summary.tasks].to_numpy()
-        what = str(trials.loc[fits[0], "reported_as"])
+        measure = str(trials.loc[fits[0], "reported_as"])
     rates = [setting.learning_rate for setting in settings]
-    return Curves([setting.tau for setting in settings], rates, overall_V, summary.tasks, perplexity_DV), what
+    taus = [setting.tau for setting in settings]
+    return TauCurves(taus, rates, overall_V, summary.tasks, perplexity_DV), measure
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one name share: `Abid Q. Raja`, `abid q raja`."""
+    """What two spellings of one name have in common: `Abid Q. Raja`, `abid q raja`."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace(".", " ").split())
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> Rank:
-    """p over every order of up to `EXACT` pairs, by Student's t beyond; the interval of Bonett and Wright (2000)."""
-    n = len(x)
-    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Rank(math.nan, n, math.nan)
-    found = spearmanr(x, y)
-    rho, p = float(found.statistic), float(found.pvalue)  # type: ignore[attr-defined]
-    if n <= EXACT:
-        ranks_x, ranks_y = pd.Series(x).rank().to_numpy(), pd.Series(y).rank().to_numpy()
-        products = np.array(list(itertools.permutations(ranks_y - ranks_y.mean()))) @ (ranks_x - ranks_x.mean())
-        p = float(np.mean(np.abs(products) >= abs(products[0]) - 1e-9))  # the first is the order observed
-    if n < FEWEST:
-        return Rank(rho, n, p)
-    half = float(norm.ppf(0.975)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
-    return Rank(rho, n, p, math.tanh(z - half), math.tanh(z + half))
+def overall_frame(comparison: PaperComparison) -> pd.DataFrame:
+    """Table 1: a row for each tau of either, with how far each value lies above its own lowest at the common tau."""
+    columns = {}
+    for name, curves in (("paper", comparison.paper), ("ours", comparison.ours)):
+        above_V = curves.above_lowest(comparison.taus)[0] if comparison.taus else [math.nan] * len(curves.taus)
+        columns[f"{name}_learning_rate"] = pd.Series(curves.learning_rates, curves.taus)
+        columns[name] = pd.Series(curves.overall_V, curves.taus)
+        columns[f"{name}_above_lowest"] = pd.Series(above_V, curves.taus)
+    frame = pd.DataFrame(columns).sort_index()
+    frame.insert(0, "tau", frame.index)
+    return frame.assign(ratio=frame["ours"] / frame["paper"]).reset_index(drop=True)
 
 
-SETTINGS: dict[str, Any] = {
-    "protocol": "published_code",
-    "data.source": "talk_of_norway",
-    "data.selection": "published_code",
-    "data.min_characters": 41,
-    "model.name": "facebook/opt-350m",
-    "model.max_tokens": 128,
-    "lora.rank": 16,
-    "lora.alpha": 16.0,
-    "lora.target_modules": ["q_proj", "v_proj"],
-    "prior.parametrization": "centered",
-    "train.lr_per_tau": 1e-5,
-    "train.learning_rate": 1e-4,
-    "train.batch_size": 64,
-    "train.max_grad_norm": None,
-    "train.max_epochs": 1000,
-    "train.patience": 8,
-}
-"""What the paper's numbers were made with, in this package's keys."""
-
-
-def settings_that_differ(summary: Summary) -> list[tuple[str, Any, Any]]:
-    """(key, the paper's, this run's), this run's by its best fit; a model in a folder goes by the folder's name."""
-    run, trial = summary.settings[summary.best].trials[0]
-    rows = summary.trials
-    (text,) = rows.loc[(rows["run"] == run) & (rows["trial_id"] == trial), "config_json"]
-    config = json.loads(text) if isinstance(text, str) else {}
-    beside = [(key, value, _at(config, key)) for key, value in SETTINGS.items()]
-    return [(key, paper, ours) for key, paper, ours in beside if _plain(key, paper) != _plain(key, ours)]
-
-
-def _plain(key: str, value: Any) -> Any:
-    return str(value).rstrip("/").rpartition("/")[2] if key == "model.name" else value
-
-
-def _at(config: dict[str, Any], key: str) -> Any:
-    section, _, name = key.partition(".")
-    return config.get(section, {}).get(name) if name else config.get(section)
+def task_frame(comparison: PaperComparison) -> pd.DataFrame:
+    """Table A.1: a row for each task and tau that both have."""
+    paper, ours, taus = comparison.paper, comparison.ours, comparison.taus
+    rows = [
+        (ours.tasks[e], tau, paper.perplexity_DV[d, v], ours.perplexity_DV[e, w])
+        for d, e in comparison.task_pairs
+        for tau, v, w in zip(taus, paper.indices(taus), ours.indices(taus), strict=True)
+    ]
+    frame = pd.DataFrame(rows, columns=["task", "tau", "paper", "ours"])
+    return frame.assign(ratio=frame["ours"] / frame["paper"])

@@ -8,31 +8,31 @@ from matplotlib.figure import Figure
 from bora_sweep.report.figures.axes import draw_tau_axis, percent_axis, spread_log
 from bora_sweep.report.figures.style import COLORS, INK, panels, plain_style, set_labels, set_title
 from bora_sweep.report.figures.tau_axis import TauAxis
-from bora_sweep.report.paper.compare import Beside
+from bora_sweep.report.paper.compare import PaperComparison
 
 PAPER, OURS = COLORS["shared"], INK
 _LOG_FROM = 3  # two runs of unlike models lie apart
 
 
 @plain_style()
-def draw(beside: Beside) -> Figure:
+def draw(comparison: PaperComparison) -> Figure:
     """As they are on the left; on the right each curve over its own lowest, which compares shapes alone."""
     figure, (level, shape) = panels(10, 4, columns=2)
-    scale = TauAxis(sorted({*beside.paper.taus, *beside.ours.taus}))
+    scale = TauAxis(sorted({*comparison.paper.taus, *comparison.ours.taus}))
     for curves, color, width, label in (
-        (beside.paper, PAPER, 4.5, "the paper"),
-        (beside.ours, OURS, 2.2, "this run"),
+        (comparison.paper, PAPER, 4.5, "the paper"),
+        (comparison.ours, OURS, 2.2, "this run"),
     ):
         drawn = [(level, curves.overall_V, curves.perplexity_DV)]
-        if beside.taus:
-            drawn.append((shape, *curves.over_lowest(beside.taus)))
+        if comparison.taus:
+            drawn.append((shape, *curves.above_lowest(comparison.taus)))
         for axes, overall_V, tasks_DV in drawn:
             style = {"color": color, "width": width, "label": label}
             _draw_curves(axes, scale, curves.taus, overall_V=overall_V, tasks_DV=tasks_DV, **style)
     _finish(level, scale, "As they are", "Perplexity")
     _finish(shape, scale, "Over each curve's lowest of the τ that both have", "Above the lowest")
     percent_axis(shape)
-    values = np.concatenate([curves.perplexity_DV.ravel() for curves in (beside.paper, beside.ours)])
+    values = np.concatenate([curves.perplexity_DV.ravel() for curves in (comparison.paper, comparison.ours)])
     spread_log(level, "y", values[np.isfinite(values)], factor=_LOG_FROM)
     level.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
     return figure

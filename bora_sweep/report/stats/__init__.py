@@ -1,1 +1,1 @@
-"""The numbers of a report: seeds pooled, intervals, tests, the choice of tau."""
+"""The statistics of a report: pooled seeds, intervals, tests, the choice of tau."""

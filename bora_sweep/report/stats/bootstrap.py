@@ -1,100 +1,53 @@
-"""Intervals from the documents' scores: a bootstrap that is paired over documents, within tasks, and calibrated by t.
+"""A paired bootstrap over documents, within tasks, with intervals by Student's t.
 
 N documents, M settings (values of tau, methods; seeds pooled), J trials, S replicates, D tasks, H strata, C contrasts,
-n documents of one task.
+n documents of one stratum.
 
-Percentiles would make a task with few documents too sure, twice over: n draws of n documents vary too little, by
-(n - 1) / n, and that the spread is itself estimated is forgotten. So n - 1 documents are drawn, each weighing
-n / (n - 1) (Rao & Wu 1988), and the interval is the estimate plus or minus standard errors by Student's t, whose
-degrees of freedom count documents by their tokens (Kish 1965) and are joined over tasks by Satterthwaite (1946).
+Percentile intervals are too narrow for a task with few documents, for two reasons: n draws of n documents have a
+variance that is too small by (n - 1) / n, and percentiles ignore that the spread is itself estimated. Therefore n - 1
+documents are drawn, each with weight n / (n - 1) (Rao & Wu 1988), and the interval is the estimate plus or minus
+standard errors by Student's t. Its degrees of freedom count documents by their tokens (Kish 1965) and are combined
+over tasks by Satterthwaite (1946).
+
+- J. N. K. Rao, C. F. J. Wu (1988). Resampling inference with complex survey data. JASA 83, 231-241.
+- L. Kish (1965). Survey Sampling. Wiley.
+- F. E. Satterthwaite (1946). An approximate distribution of estimates of variance components. Biometrics 2, 110-114.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from scipy import stats
 
-from bora_sweep.report.stats.documents import Documents
-from bora_sweep.report.stats.seed_noise import SeedNoise, seed_noise
+from bora_sweep.report.stats.document_scores import DocumentScores
+from bora_sweep.report.stats.interval import Contrast, Interval
+from bora_sweep.report.stats.seed_noise import SeedNoise, estimate_seed_noise
 
 REPLICATES = 1_000
-LEVEL = 0.95
 _CELLS = 4_000_000  # of a counts array, 32 MB each: bounds the memory whatever the size of a task
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with the ends of its 95% interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def __neg__(self) -> "Interval":
-        return Interval(-self.estimate, -self.high, -self.low)
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Nats per token, of settings or of differences between them, with standard errors; arrays of one shape."""
-
-    nats_per_token: np.ndarray
-    standard_error: np.ndarray
-    """NaN where there are too few documents to tell."""
-    degrees: np.ndarray
-
-    @cached_property
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the 95% interval."""
-        reach = student(self.degrees) * self.standard_error
-        return self.nats_per_token - reach, self.nats_per_token + reach
-
-    @cached_property
-    def p_value(self) -> np.ndarray:
-        """Of no difference, two-sided; 1 where there are too few documents."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.abs(self.nats_per_token) / self.standard_error
-        p = 2 * stats.t.sf(t, self.degrees)
-        return np.where(np.isnan(p), 1.0, p)
-
-    def perplexity(self, *at: int) -> Interval:
-        """exp of one of them: swapping a setting with its reference inverts estimate and ends exactly."""
-        with np.errstate(over="ignore"):
-            low, high = (float(np.exp(end[at])) for end in self.ends)
-            return Interval(float(np.exp(self.nats_per_token[at])), low, high)
-
-    def relative(self, *at: int) -> Interval:
-        """`perplexity(setting) / perplexity(reference) - 1` of one of them."""
-        ratio = self.perplexity(*at)
-        return Interval(ratio.estimate - 1, ratio.low - 1, ratio.high - 1)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
     """Nats per token of each setting over all documents: as observed, and in each replicate."""
 
-    documents: Documents
+    documents: DocumentScores
     nats_per_token_M: np.ndarray
     nats_per_token_SM: np.ndarray
-    """Of documents alone; `with_seeds` adds how fits vary."""
-    seeds: SeedNoise | None
+    """Varies over documents alone; `with_seeds` adds the variance over seeds."""
+    seed_noise: SeedNoise | None
+    """None where no setting has several seeds."""
 
     def contrast(self, setting: int, reference: int | None = None) -> Contrast:
-        """Nats per token of a setting, or above those of a reference on the same documents."""
+        """Nats per token of a setting, less those of a reference on the same documents if one is given."""
         nats_N, nats, nats_S = (
             values[..., setting] - (0 if reference is None else values[..., reference])
             for values in (self.documents.nats_NM, self.nats_per_token_M, self.nats_per_token_SM)
         )
-        variance, degrees = nats_S.var(), _degrees(self.documents, nats_N)
+        variance, degrees = nats_S.var(), _pooled_degrees(self.documents, nats_N)
         error = variance**0.5 if len(nats_N) > 1 else np.nan
-        noise = _seed_variance(self.seeds, setting, reference)
-        return Contrast(np.asarray(nats), *_joined(np.asarray(error), np.asarray(degrees), noise))
+        seed_variance = _seed_variance(self.seed_noise, setting, reference)
+        return Contrast(np.asarray(nats), *_add_variance(np.asarray(error), np.asarray(degrees), seed_variance))
 
     def perplexity(self, setting: int) -> Interval:
         """Micro perplexity of a setting."""
@@ -105,55 +58,50 @@ class Bootstrap:
         return self.contrast(setting, reference).relative()
 
     def with_seeds(self, seed: int = 0) -> np.ndarray:
-        """`nats_per_token_SM` with a draw of each setting's noise over seeds added, where that is known."""
-        if self.seeds is None:
+        """`nats_per_token_SM` plus a draw of each setting's noise over seeds, where that was estimated."""
+        if self.seed_noise is None:
             return self.nats_per_token_SM
-        rng, fits_M = np.random.default_rng(seed), self.seeds.num_fits_M
-        scale_M = np.sqrt(np.where(fits_M > 0, self.seeds.paired_variance / np.maximum(fits_M, 1), 0))
-        drawn_SM = rng.standard_t(self.seeds.paired_degrees, self.nats_per_token_SM.shape)
+        rng, fits_M = np.random.default_rng(seed), self.seed_noise.num_fits_M
+        scale_M = np.sqrt(np.where(fits_M > 0, self.seed_noise.paired_variance / np.maximum(fits_M, 1), 0))
+        drawn_SM = rng.standard_t(self.seed_noise.paired_degrees, self.nats_per_token_SM.shape)
         return self.nats_per_token_SM + scale_M * drawn_SM
 
 
-def student(degrees: np.ndarray | float) -> np.ndarray:
-    """How many standard errors a 95% interval reaches to either side."""
-    return stats.t.ppf((1 + LEVEL) / 2, degrees)
+def paired_bootstrap(documents: DocumentScores, replicates: int = REPLICATES, seed: int = 0) -> Bootstrap:
+    """Resample each task's documents with replacement, the same draw for every setting (Rao & Wu 1988).
 
-
-def paired_bootstrap(documents: Documents, replicates: int = REPLICATES, seed: int = 0) -> Bootstrap:
-    """Resamples each task's documents with replacement, the same draw for every setting.
-
-    Tasks are kept as they are: the intervals speak of new documents of these tasks; and of new fits of these tasks
-    where some setting has several seeds. Tasks with a single document are resampled together, as if they were one.
+    The tasks are fixed: intervals cover new documents of these tasks, and new fits where some setting has several
+    seeds. Tasks with a single document are resampled together, as if they were one task.
 
     Args:
-        documents: From `align_documents`.
-        replicates: S.
+        documents: Scores of N documents under M settings, from `align_documents`.
+        replicates: S, the number of bootstrap replicates.
         seed: Fixes the draws.
     """
     rng = np.random.default_rng(seed)
     values_NC = np.column_stack([documents.nats_NM, documents.tokens_N])
     totals_SC = np.zeros((replicates, values_NC.shape[1]))
-    for at_n in documents.strata:
-        totals_SC += _resampled_totals(rng, replicates, values_NC[at_n])
+    for rows_n in documents.strata:
+        totals_SC += _resampled_totals(rng, replicates, values_NC[rows_n])
     observed_C = values_NC.sum(axis=0)
     per_token_J = documents.nats_NJ.sum(axis=0) / documents.tokens_N.sum()
     return Bootstrap(
         documents=documents,
         nats_per_token_M=observed_C[:-1] / observed_C[-1],
         nats_per_token_SM=totals_SC[:, :-1] / totals_SC[:, -1:],
-        seeds=seed_noise(documents, per_token_J),
+        seed_noise=estimate_seed_noise(documents, per_token_J),
     )
 
 
 def task_contrasts(
-    documents: Documents, pairs: Sequence[tuple[int, int | None]], replicates: int = REPLICATES, seed: int = 0
+    documents: DocumentScores, pairs: Sequence[tuple[int, int | None]], replicates: int = REPLICATES, seed: int = 0
 ) -> Contrast:
-    """`Bootstrap.contrast` of each task on its own: arrays DC, tasks in the order of `documents.tasks`.
+    """`Bootstrap.contrast` of each task on its own documents: arrays DC, tasks in the order of `documents.tasks`.
 
     Args:
-        documents: From `align_documents`.
-        pairs: C of a setting and its reference, None for the setting's own level.
-        replicates: S.
+        documents: Scores of N documents under M settings, from `align_documents`.
+        pairs: C pairs of a setting and its reference; None instead of a reference gives the setting's own nats.
+        replicates: S, the number of bootstrap replicates.
         seed: Fixes the draws.
     """
     rng = np.random.default_rng(seed)
@@ -165,32 +113,35 @@ def task_contrasts(
         totals_SC = _resampled_totals(rng, replicates, values_NC[starts_D[d] : starts_D[d] + counts_D[d]])
         error_DC[d] = (totals_SC[:, :-1] / totals_SC[:, -1:]).std(axis=0)
     totals_DC = np.add.reduceat(values_NC, starts_D, axis=0)
-    degrees_D = _kish(documents.tokens_N, starts_D) - 1
+    degrees_D = _effective_documents(documents.tokens_N, starts_D) - 1
     nats_DC = totals_DC[:, :-1] / totals_DC[:, -1:]
     tokens_D = totals_DC[:, -1]
     per_token_DJ = np.add.reduceat(documents.nats_NJ, starts_D, axis=0) / tokens_D[:, None]
-    seeds = seed_noise(documents, per_token_DJ)
-    joined = [_joined(error_DC[:, c], degrees_D, _seed_variance(seeds, *pair)) for c, pair in enumerate(pairs)]
-    return Contrast(nats_DC, *(np.column_stack(part) for part in zip(*joined, strict=True)))
+    seed_noise = estimate_seed_noise(documents, per_token_DJ)
+    columns = [
+        _add_variance(error_DC[:, c], degrees_D, _seed_variance(seed_noise, *pair)) for c, pair in enumerate(pairs)
+    ]
+    return Contrast(nats_DC, *(np.column_stack(part) for part in zip(*columns, strict=True)))
 
 
-def _seed_variance(seeds: SeedNoise | None, setting: int, reference: int | None) -> tuple[np.ndarray, int] | None:
-    if seeds is None:
-        return None
-    return seeds.of_level(setting) if reference is None else seeds.of_difference(setting, reference)
-
-
-def _joined(
-    error: np.ndarray, degrees: np.ndarray, noise: tuple[np.ndarray, int] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error and degrees of freedom of the documents', and of the seeds', if known (Satterthwaite)."""
+def _seed_variance(noise: SeedNoise | None, setting: int, reference: int | None) -> tuple[np.ndarray, int] | None:
     if noise is None:
-        return error, np.maximum(degrees, 1.0)
-    variance, known = noise
+        return None
+    return noise.of_setting(setting) if reference is None else noise.of_difference(setting, reference)
+
+
+def _add_variance(
+    error: np.ndarray, degrees: np.ndarray, seed_variance: tuple[np.ndarray, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and degrees of freedom over documents and, if known, over seeds (Satterthwaite 1946)."""
+    degrees = np.maximum(degrees, 1.0)
+    if seed_variance is None:
+        return error, degrees
+    variance, seed_degrees = seed_variance
     total = error**2 + variance
     with np.errstate(divide="ignore", invalid="ignore"):
-        joined = total**2 / (error**4 / np.maximum(degrees, 1.0) + variance**2 / known)
-    return np.sqrt(total), np.where(total > 0, joined, np.maximum(degrees, 1.0))
+        combined = total**2 / (error**4 / degrees + variance**2 / seed_degrees)
+    return np.sqrt(total), np.where(total > 0, combined, degrees)
 
 
 def _resampled_totals(rng: np.random.Generator, replicates: int, values_nC: np.ndarray) -> np.ndarray:
@@ -204,27 +155,27 @@ def _resampled_totals(rng: np.random.Generator, replicates: int, values_nC: np.n
 
 
 def _resampled_counts(rng: np.random.Generator, replicates: int, n: int) -> np.ndarray:
-    """How often each of n documents is drawn in n - 1 draws with replacement, shape (replicates, n)."""
+    """counts_Sn: how often each of n documents is drawn in n - 1 draws with replacement."""
     cell_Sn = rng.integers(0, n, (replicates, n - 1)) + n * np.arange(replicates)[:, None]
     return np.bincount(cell_Sn.ravel(), minlength=replicates * n).reshape(replicates, n).astype(float)
 
 
-def _degrees(documents: Documents, nats_N: np.ndarray) -> float:
-    """Of the standard error over all strata, by what each adds to the variance."""
+def _pooled_degrees(documents: DocumentScores, nats_N: np.ndarray) -> float:
+    """Degrees of freedom of the standard error over all strata, each weighted by its variance (Satterthwaite 1946)."""
     strata = documents.strata
-    order_N, starts_H = np.concatenate(strata), np.cumsum([0, *(len(at) for at in strata[:-1])])
+    order_N, starts_H = np.concatenate(strata), np.cumsum([0, *(len(rows) for rows in strata[:-1])])
     nats_N, tokens_N = nats_N[order_N], documents.tokens_N[order_N]
-    left_N = nats_N - nats_N.sum() / tokens_N.sum() * tokens_N
+    residual_N = nats_N - nats_N.sum() / tokens_N.sum() * tokens_N
     counts_H = np.diff(np.r_[starts_H, len(order_N)])
-    means_H = np.add.reduceat(left_N, starts_H) / counts_H
-    variance_H = np.add.reduceat((left_N - np.repeat(means_H, counts_H)) ** 2, starts_H)
+    means_H = np.add.reduceat(residual_N, starts_H) / counts_H
+    variance_H = np.add.reduceat((residual_N - np.repeat(means_H, counts_H)) ** 2, starts_H)
     variance_H *= counts_H / np.maximum(counts_H - 1, 1)
-    degrees_H = np.maximum(_kish(tokens_N, starts_H) - 1, 1.0)
+    degrees_H = np.maximum(_effective_documents(tokens_N, starts_H) - 1, 1.0)
     if not variance_H.any():
         return float(degrees_H.sum())
     return float(variance_H.sum() ** 2 / (variance_H**2 / degrees_H).sum())
 
 
-def _kish(tokens_N: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
-    """How many documents of equal length know as much: (sum of tokens)^2 / sum of tokens^2, of each stretch."""
+def _effective_documents(tokens_N: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
+    """Effective number of documents of each stratum: (sum of tokens)^2 / sum of tokens^2 (Kish 1965)."""
     return np.add.reduceat(tokens_N, starts_H) ** 2 / np.add.reduceat(tokens_N**2, starts_H)

@@ -1,4 +1,4 @@
-"""What sharing just so much gains over not sharing and over sharing all, for all tasks together and for each.
+"""How far the best tau's test perplexity lies below one model per task and below one model for all.
 
 D tasks, C references.
 """
@@ -6,10 +6,9 @@ D tasks, C references.
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from bora_sweep.report.stats.bootstrap import Bootstrap, Interval, task_contrasts
-from bora_sweep.report.stats.significance import holm, smallest_p, task_p_values, verdict
+from bora_sweep.report.stats.bootstrap import Bootstrap, task_contrasts
+from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.stats.significance import holm, sign_flip_limit, task_p_values, verdict
 from bora_sweep.report.stats.summary import Summary
 
 END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model for all (τ = ∞)"}
@@ -19,18 +18,20 @@ END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model 
 class Gain:
     """How far the best fit's test perplexity lies below a reference's, as a fraction with its 95% interval."""
 
-    reference: str  # independent (tau = 0) or shared (tau = inf)
+    reference: str
+    """`independent` (tau = 0) or `shared` (tau = inf)."""
     interval: Interval
-    task: str | None = None  # None: all tasks together
+    task: str | None = None
+    """None: all tasks together."""
     train_documents: float = math.nan
     test_documents: float = math.nan
     p_value: float = math.nan
     adjusted_p: float = math.nan
-    """By Holm's method over all tasks, for each reference on its own."""
+    """By Holm's method over all tasks, for each reference separately."""
     verdict: str = ""
     """`gains`, `loses` or `no evidence`; empty for all tasks together."""
     smallest_p: float = math.nan
-    """The p-value that so few documents cannot get below."""
+    """The smallest p-value that the task's number of documents allows."""
 
     @property
     def reference_in_words(self) -> str:
@@ -38,22 +39,22 @@ class Gain:
 
 
 def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
-    """Over one model per task and over one for all, where they were fitted and are not themselves the best."""
+    """All tasks together, against each end of tau that was fitted and is not itself the best."""
     return [Gain(name, -bootstrap.relative_difference(summary.best, m)) for name, m in _ends(summary)]
 
 
 def task_gains(summary: Summary) -> list[Gain]:
-    """The same for each task on its own, as in Figure 3, with a verdict; by task, most training documents first."""
-    ends, documents = _ends(summary), summary.documents
+    """Figure 3: each task's gain against each end, with a verdict; most training documents first."""
+    ends, documents = _ends(summary), summary.test_scores
     if not ends:
         return []
     differences = task_contrasts(documents, [(summary.best, m) for _, m in ends])
     p_CD = [task_p_values(documents, differences, c, summary.best, m) for c, (_, m) in enumerate(ends)]
     adjusted_CD = [holm(p_D) for p_D in p_CD]
-    place = {task: d for d, task in enumerate(documents.tasks)}
+    number_of = {task: d for d, task in enumerate(documents.tasks)}
     gains = []
     for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
-        d = place[task]
+        d = number_of[task]
         for c, (name, _) in enumerate(ends):
             gains.append(
                 Gain(
@@ -65,18 +66,18 @@ def task_gains(summary: Summary) -> list[Gain]:
                     p_value=float(p_CD[c][d]),
                     adjusted_p=float(adjusted_CD[c][d]),
                     verdict=verdict(float(differences.nats_per_token[d, c]), float(adjusted_CD[c][d])),
-                    smallest_p=smallest_p(float(documents.counts_D[d])),
+                    smallest_p=sign_flip_limit(float(documents.counts_D[d])),
                 )
             )
     return gains
 
 
 def _ends(summary: Summary) -> list[tuple[str, int]]:
+    """Name and setting of each end of tau that the best fit is compared with."""
     ends = {"independent": summary.independent, "shared": summary.shared}
     return [(name, m) for name, m in ends.items() if m is not None and m != summary.best]
 
 
-def values_of(gains: list[Gain], reference: str) -> tuple[np.ndarray, np.ndarray]:
-    """Training documents and gains of the tasks against one reference."""
-    part = [gain for gain in gains if gain.reference == reference]
-    return np.array([gain.train_documents for gain in part]), np.array([gain.interval.estimate for gain in part])
+def gains_against(gains: list[Gain], reference: str) -> list[Gain]:
+    """Those against one reference, in their order."""
+    return [gain for gain in gains if gain.reference == reference]

@@ -1,36 +1,39 @@
-"""How far fits differ by their seeds alone, pooled over the settings that were fitted with several.
+"""The variance of fits over seeds, pooled over the settings that were fitted with several seeds.
 
-J trials, M settings; values have any shape before the axis of trials.
+J trials, M settings; values may have further axes before the last one, which is over trials.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from bora_sweep.report.stats.documents import Documents
+from bora_sweep.report.stats.document_scores import DocumentScores
 
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """The variance of a fit's nats per token over seeds, and of what is left of it between two fits of one seed."""
+    """Variance over seeds of a fit's nats per token, in all and after the effect that fits of one seed share."""
 
     variance: np.ndarray
     degrees: int
+    """Degrees of freedom of `variance`."""
     paired_variance: np.ndarray
+    """What is left of it in the difference of two fits with the same seed, for each of the two."""
     paired_degrees: int
     num_fits_M: np.ndarray
-    """Trials of each setting; 0 where what is scored depends on no seed."""
+    """Trials of each setting; 0 where the score depends on no seed."""
     same_seeds: bool
-    settings: int
-    """How many had several seeds."""
+    """All settings with several seeds have the same ones."""
+    num_settings: int
+    """How many settings had several seeds."""
 
-    def of_level(self, m: int) -> tuple[np.ndarray, int]:
-        """Variance of setting m's mean over its seeds, and the degrees of freedom that it is known with."""
+    def of_setting(self, m: int) -> tuple[np.ndarray, int]:
+        """Variance of setting m's mean over its seeds, and its degrees of freedom."""
         fits = self.num_fits_M[m]
         return (self.variance / fits if fits else 0 * self.variance), self.degrees
 
     def of_difference(self, m: int, reference: int) -> tuple[np.ndarray, int]:
-        """The same of the difference of two settings: where all have the same seeds, what they share cancels."""
+        """The same of the difference of two settings: the effect of a seed cancels where all have the same seeds."""
         fits = self.num_fits_M[[m, reference]]
         if m == reference:
             return 0 * self.variance, self.degrees
@@ -39,30 +42,48 @@ class SeedNoise:
         return self.variance * (1 / fits[fits > 0]).sum(), self.degrees
 
 
-def seed_noise(documents: Documents, nats_per_token_J: np.ndarray) -> SeedNoise | None:
-    """From settings with two seeds or more; None where there is none.
+def estimate_seed_noise(documents: DocumentScores, nats_per_token_J: np.ndarray) -> SeedNoise | None:
+    """Variance over seeds from the settings with two seeds or more; None where there is no such setting.
 
-    A seed's effect that all settings share (initial values, the order of documents) is told from what is left, if each
-    of them has the same seeds: two-way analysis of variance without replication. One variance is taken to hold for all
-    settings, since two or three seeds tell too little of each.
+    Fits of one seed share an effect (initial values, the order of documents). Where all settings have the same seeds,
+    a two-way analysis of variance without replication (Scheffé 1959, section 4.2) separates it from the residual. One
+    variance is estimated for all settings, since two or three seeds are too few to estimate one for each.
+
+    Args:
+        documents: Scores under J trials, with the setting and the seed of each.
+        nats_per_token_J: Nats per token of each trial, shape (..., J): of all tasks, or of each task.
     """
-    seed_J = documents.seed_J
-    if seed_J is None or documents.setting_J is None or not np.isfinite(seed_J).any():
+    seed_J, setting_J = documents.seed_J, documents.setting_J
+    if seed_J is None or setting_J is None or not np.isfinite(seed_J).any():
         return None
     known_J = np.isfinite(seed_J) & np.isfinite(nats_per_token_J).all(axis=tuple(range(nats_per_token_J.ndim - 1)))
-    num_fits_M = np.bincount(documents.setting_J[np.isfinite(seed_J)], minlength=documents.nats_NM.shape[1])
-    fits_m = [np.flatnonzero(known_J & (documents.setting_J == m)) for m in range(len(num_fits_M))]
-    fits_m = [j for j in fits_m if len(j) > 1]
-    if not fits_m:
+    num_fits_M = np.bincount(setting_J[np.isfinite(seed_J)], minlength=documents.nats_NM.shape[1])
+    groups = [np.flatnonzero(known_J & (setting_J == m)) for m in range(len(num_fits_M))]
+    groups = [trials for trials in groups if len(trials) > 1]
+    if not groups:
         return None
-    left = [nats_per_token_J[..., j] - nats_per_token_J[..., j].mean(axis=-1, keepdims=True) for j in fits_m]
-    squares, degrees = sum((part**2).sum(axis=-1) for part in left), sum(len(j) - 1 for j in fits_m)
-    seeds = [np.sort(seed_J[j]) for j in fits_m]
-    same = len(fits_m) > 1 and all(np.array_equal(s, seeds[0]) for s in seeds) and len(set(seeds[0])) == len(seeds[0])
-    paired, paired_degrees = squares, degrees
-    if same:
-        ordered = np.stack([part[..., np.argsort(seed_J[j])] for part, j in zip(left, fits_m, strict=True)])
-        paired = ((ordered - ordered.mean(axis=0)) ** 2).sum(axis=(0, -1))
-        paired_degrees = (len(fits_m) - 1) * (len(seeds[0]) - 1)
-    variance, paired_variance = np.asarray(squares / degrees), np.asarray(paired / paired_degrees)
-    return SeedNoise(variance, degrees, paired_variance, paired_degrees, num_fits_M, same, len(fits_m))
+    residuals = [nats_per_token_J[..., j] - nats_per_token_J[..., j].mean(axis=-1, keepdims=True) for j in groups]
+    squares = paired_squares = sum((part**2).sum(axis=-1) for part in residuals)
+    degrees = paired_degrees = sum(len(trials) - 1 for trials in groups)
+    same_seeds = _have_same_seeds([seed_J[trials] for trials in groups])
+    if same_seeds:
+        by_seed = [part[..., np.argsort(seed_J[j])] for part, j in zip(residuals, groups, strict=True)]
+        without_seed_effect = np.stack(by_seed) - np.stack(by_seed).mean(axis=0)
+        paired_squares = (without_seed_effect**2).sum(axis=(0, -1))
+        paired_degrees = (len(groups) - 1) * (len(groups[0]) - 1)
+    return SeedNoise(
+        variance=np.asarray(squares / degrees),
+        degrees=degrees,
+        paired_variance=np.asarray(paired_squares / paired_degrees),
+        paired_degrees=paired_degrees,
+        num_fits_M=num_fits_M,
+        same_seeds=same_seeds,
+        num_settings=len(groups),
+    )
+
+
+def _have_same_seeds(seeds: list[np.ndarray]) -> bool:
+    """Two settings or more, each with the same seeds, none of them twice."""
+    first = np.sort(seeds[0])
+    same = all(np.array_equal(np.sort(seeds_of_setting), first) for seeds_of_setting in seeds)
+    return len(seeds) > 1 and same and len(set(first)) == len(first)

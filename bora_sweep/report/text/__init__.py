@@ -1,1 +1,1 @@
-"""The words and tables of `report.md`."""
+"""The sentences and tables of `report.md`."""

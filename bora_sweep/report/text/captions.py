@@ -1,4 +1,4 @@
-"""Which figures a report shows, what each is called, and what its caption says."""
+"""Figures 1 to 5 of the report, with their file names, alternative texts and captions."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bora_sweep.report.figures.data import (
-    Figure,
+    FigureData,
     distance_data,
     improvement_data,
     perplexity_data,
@@ -17,6 +17,7 @@ from bora_sweep.report.figures.data import (
 )
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.gains import END_NAMES, gains_against
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.answer import verdict_counts
@@ -25,17 +26,16 @@ from bora_sweep.report.text.tables import shown_fits
 
 
 @dataclass(frozen=True)
-class Illustration:
-    """A figure with its file's name, alternative text and caption."""
+class CaptionedFigure:
+    """A figure with its file name, alternative text and caption; `data` is None where the results do not hold it."""
 
     name: str
-    data: Figure | None
-    """What it shows; None where the results do not hold it."""
+    data: FigureData | None
     alt: str
     caption: str
 
 
-def illustrate(analysis: Analysis) -> list[Illustration]:
+def captioned_figures(analysis: Analysis) -> list[CaptionedFigure]:
     """Figures 1 to 5, in order."""
     return [
         _task_sizes(analysis.summary),
@@ -46,10 +46,10 @@ def illustrate(analysis: Analysis) -> list[Illustration]:
     ]
 
 
-def _task_sizes(summary: Summary) -> Illustration:
+def _task_sizes(summary: Summary) -> CaptionedFigure:
     sizes_D = summary.train_documents_D
     spread = f"from {sizes_D.min():,.0f} to {sizes_D.max():,.0f}, median {np.median(sizes_D):,.0f}"
-    return Illustration(
+    return CaptionedFigure(
         "figure_1_task_sizes",
         task_sizes_data(summary),
         f"Bars of the number of training documents of {len(sizes_D):,} tasks, sorted, {spread}.",
@@ -57,123 +57,123 @@ def _task_sizes(summary: Summary) -> Illustration:
     )
 
 
-def _tau_curve(analysis: Analysis) -> Illustration:
+def _tau_curve(analysis: Analysis) -> CaptionedFigure:
     summary = analysis.summary
     fits = [summary.settings[m] for m in shown_fits(summary)]
     values = "; ".join(f"{perplexity_text(fit.test_perplexity)} at τ = {tau_text(fit.tau)}" for fit in fits)
     in_view = references_in_view(summary)
-    beyond = [f"{k} {perplexity_text(v)}" for k, v in references(summary).items() if k not in in_view]
-    return Illustration(
+    outside = [f"{k} {perplexity_text(v)}" for k, v in references(summary).items() if k not in in_view]
+    return CaptionedFigure(
         "figure_2_tau_perplexity",
         tau_curve_data(analysis),
         f"Line plot of test perplexity over the precision τ, {values}.",
-        f"Precision τ against test perplexity. {_line_text(analysis)}; thin grey lines: each task. The "
-        "ends, beyond the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, "
-        "triangle); the diamond is the best on validation. The pale band holds the 95% interval of each τ taken "
-        "alone; differences between values of τ are paired, and so surer than it suggests (Table 1)."
+        f"Test perplexity over the precision τ. {_line_text(analysis)} Thin grey lines: each task. The ends, beyond "
+        "the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, triangle); the "
+        "diamond is the best on validation. The pale band holds the 95% interval of each τ alone; differences between "
+        "values of τ are paired and more certain than it suggests (Table 1)."
         + _marks_text(analysis)
         + (" Other methods, ranks and variants are in *Methods compared*." if summary.others else "")
-        + (f" Outside the plot: {', '.join(beyond)}." if beyond else "")
+        + (f" Outside the plot: {', '.join(outside)}." if outside else "")
         + (" [The curve as numbers](tables/curve.csv)." if analysis.curve else ""),
     )
 
 
 def _line_text(analysis: Analysis) -> str:
     if analysis.curve is None:
-        return "Thick line: all tokens of all tasks"
+        return "Thick line: all tokens of all tasks."
     return (
-        "Dots: all tokens of all tasks; thick line: a smooth curve through those between the ends (a Gaussian process "
-        "on log τ), whose darker band holds the 95% interval of its shape, but not of how high it lies"
+        "Dots: all tokens of all tasks. Thick line: a smooth curve through the dots between the ends (a Gaussian "
+        "process on log τ). Its darker band is the 95% band of the curve's shape, not of its level."
     )
 
 
 def _marks_text(analysis: Analysis) -> str:
-    choice, told = analysis.choice, ""
+    """The marks of the one-standard-error choice and of the values that are as good as the best."""
+    choice, text = analysis.choice, ""
     if choice.one_standard_error != choice.minimum:
         tau = tau_text(analysis.summary.settings[choice.one_standard_error].tau)
-        told += f" The open diamond is the one-standard-error choice, τ = {tau}."
+        text += f" The open diamond is the one-standard-error choice, τ = {tau}."
     if choice.curve is not None:
         low, high = tau_text(choice.curve.as_good.low), tau_text(choice.curve.as_good.high)
-        told += f" The bar on the axis holds the τ that validation does not tell from the best, {low} to {high}."
-    return told
+        text += f" The bar on the axis holds the τ that are as good as the best on validation, {low} to {high}."
+    return text
 
 
-def _improvement(analysis: Analysis) -> Illustration:
-    summary, gains = analysis.summary, analysis.task_gains
+def _improvement(analysis: Analysis) -> CaptionedFigure:
+    summary = analysis.summary
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
     name, alt = "figure_3_improvement", f"Scatter plot of each task's gain by {best} against its training documents."
-    if not gains:
-        return Illustration(name, None, alt, "Needs a finished fit at τ = 0 or τ = ∞ beside the best one.")
-    told = []
-    for reference, mark in (("independent", "blue circles"), ("shared", "red triangles")):
-        part = [gain for gain in gains if gain.reference == reference]
-        if part:
-            better = sum(gain.interval.estimate > 0 for gain in part)
-            told.append(
-                f"Against {part[0].reference_in_words}, {mark}, perplexity is lower in {better:,} of {len(part):,} "
-                f"tasks; by the tests of Table 2 {verdict_counts(part)} (filled marks: a verdict). "
-                f"{_improvement_trend(analysis, reference)}"
+    if not analysis.task_gains:
+        return CaptionedFigure(name, None, alt, "Needs a finished fit at τ = 0 or τ = ∞ beside the best one.")
+    parts = []
+    for reference, marks in (("independent", "blue circles"), ("shared", "red triangles")):
+        gains = gains_against(analysis.task_gains, reference)
+        if gains:
+            better = sum(gain.interval.estimate > 0 for gain in gains)
+            parts.append(
+                f"Against {END_NAMES[reference]}, {marks}: perplexity is lower in {better:,} of {len(gains):,} tasks; "
+                f"by the tests of Table 2, {verdict_counts(gains)} (filled marks: a verdict). "
+                f"{_improvement_trend(analysis.trends.get(f'improvement_{reference}'))}"
             )
     bars = "Bars are each task's own 95% intervals. " if len(summary.tasks) <= MOST_NAMES else ""
-    return Illustration(
+    return CaptionedFigure(
         name,
         improvement_data(analysis),
         alt,
-        f"How far {best} lies below either end in test perplexity, by the task's number of training documents. "
-        f"{' '.join(told)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over tasks. "
-        "[As numbers](tables/improvements.csv), [lines](tables/trends.csv).",
+        f"How far the test perplexity of {best} lies below either end, by the task's number of training documents. "
+        f"{' '.join(parts)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over "
+        "tasks. [As numbers](tables/improvements.csv), [lines](tables/trends.csv).",
     )
 
 
-def _improvement_trend(analysis: Analysis, reference: str) -> str:
-    line = analysis.trends.get(f"improvement_{reference}")
+def _improvement_trend(line: Trend | None) -> str:
     if line is None:
         return ""
-    slope = percent_text(line.slope, unit=" points")
-    said = "no evidence that the gain depends on the amount of data"
+    meaning = "no evidence that the gain depends on the amount of data"
     if line.slope.excludes_zero:
-        said = "it grows as data shrinks" if line.slope.estimate < 0 else "it grows with data"
-    return f"Each doubling of the training documents changes the gain by {slope}: {said}."
+        meaning = "it grows as data shrinks" if line.slope.estimate < 0 else "it grows with data"
+    slope = percent_text(line.slope, unit=" points")
+    return f"Each doubling of the training documents changes the gain by {slope}: {meaning}."
 
 
 def _power_law(line: Trend | None, quantity: str) -> str:
     if line is None:
         return ""
-    said = f"no evidence that {quantity} depends on the amount of data"
+    meaning = f"no evidence that {quantity} depends on the amount of data"
     if line.slope.excludes_zero:
-        said = "it grows with data" if line.slope.estimate > 0 else "it falls with data"
+        meaning = "it grows with data" if line.slope.estimate > 0 else "it falls with data"
     return (
-        f" The line, a power law by least squares of the logarithms with its 95% band over tasks: each doubling of the "
-        f"training documents changes {quantity} by {percent_text(line.slope)}; {said}. "
-        "[As numbers](tables/trends.csv)."
+        " The line is a power law, least squares of the logarithms, with its 95% band over tasks. Each doubling of the "
+        f"training documents changes {quantity} by {percent_text(line.slope)}: {meaning}. [As "
+        "numbers](tables/trends.csv)."
     )
 
 
-def _distance(analysis: Analysis) -> Illustration:
+def _distance(analysis: Analysis) -> CaptionedFigure:
     summary, line = analysis.summary, analysis.trends.get("distance")
     name, alt = "figure_4_distance", "Scatter plot of each task's distance to the global adapter against its size."
     m, data = summary.best_between, distance_data(analysis)
     if m is None or data is None:
-        return Illustration(name, None, alt, "Needs a fit with 0 < τ < ∞, whose tasks differ and yet share.")
-    why = {0.0: "shares nothing", math.inf: "has no deviations"}.get(summary.best_tau)
-    instead = f" The best fit, τ = {tau_text(summary.best_tau)}, {why}; this is the best between the ends."
-    return Illustration(
+        return CaptionedFigure(name, None, alt, "Needs a fit with 0 < τ < ∞, where tasks differ and share.")
+    reason = {0.0: "shares nothing", math.inf: "has no deviations"}.get(summary.best_tau)
+    other_fit = f" The best fit, τ = {tau_text(summary.best_tau)}, {reason}; this is the best between the ends."
+    return CaptionedFigure(
         name,
         data,
         alt,
-        f"L2 distance between each task's adapter and the global one at τ = {tau_text(summary.settings[m].tau)}, "
-        f"against the task's number of training documents.{instead if why else ''}{_power_law(line, 'the distance')}",
+        f"Euclidean distance of each task's adapter to the global one at τ = {tau_text(summary.settings[m].tau)}, by "
+        f"the task's number of training documents.{other_fit if reason else ''}{_power_law(line, 'the distance')}",
     )
 
 
-def _perplexity_by_size(analysis: Analysis) -> Illustration:
+def _perplexity_by_size(analysis: Analysis) -> CaptionedFigure:
     summary, line = analysis.summary, analysis.trends.get("perplexity")
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
     bars = " Bars are 95% intervals." if len(summary.tasks) <= MOST_NAMES else ""
-    return Illustration(
+    return CaptionedFigure(
         "figure_5_perplexity_by_size",
         perplexity_data(analysis),
         f"Scatter plot of each task's test perplexity under {best} against its number of training documents.",
-        f"Number of training documents of each task against its test perplexity under {best}.{bars}"
+        f"Test perplexity of each task under {best}, by its number of training documents.{bars}"
         f"{_power_law(line, 'the perplexity')}",
     )

@@ -2,9 +2,10 @@
 
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bora_sweep.report.stats.bootstrap import Interval
+from bora_sweep.report.stats.interval import Interval
 
 NAME_LENGTH = 60
 _MARKDOWN = str.maketrans(
@@ -25,7 +26,7 @@ _VISIBLE |= {code: f"‹U+{code:04X}›" for code in (*range(0x7F, 0xA0), 0x2028
 
 @dataclass
 class Table:
-    """Cells as plain text, not escaped; `bold` holds (row, column) of those set in bold."""
+    """Cells as text that is not escaped; `bold` holds the (row, column) of cells in bold."""
 
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
@@ -55,14 +56,14 @@ def tau_text(tau: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A count or an amount: 12, 12.3, 1,235; a dash where it is not known."""
+    """A count or an amount: 12, 12.3, 1,235; a dash for NaN."""
     if math.isnan(value):
         return "–"
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.1f}"
 
 
 def perplexity_text(value: float) -> str:
-    """About four digits; a dash where it is not known."""
+    """About four digits; a dash for NaN."""
     if math.isnan(value):
         return "–"
     if value >= 1e6:
@@ -70,23 +71,30 @@ def perplexity_text(value: float) -> str:
     return f"{value:,.{2 if value < 100 else 1 if value < 1000 else 0}f}"
 
 
-def level_text(interval: Interval) -> str:
-    """A perplexity with its interval: `11.1 [10.8, 11.4]`."""
-    return f"{perplexity_text(interval.estimate)} [{', '.join(map(perplexity_text, (interval.low, interval.high)))}]"
+def interval_text(interval: Interval, text: Callable[[float], str] = perplexity_text) -> str:
+    """Perplexities with their interval: `11.1 [10.8, 11.4]`; values of tau with `text=tau_text`."""
+    return f"{text(interval.estimate)} [{text(interval.low)}, {text(interval.high)}]"
 
 
 def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> str:
-    """`+1.2% [+0.3, +2.1]`; a dash for an end that is not known."""
-    sign = "+" if signed else ""
+    """A fraction in per cent: `+1.2% [+0.3, +2.1]`; a dash for a bound that is not known."""
     estimate, low, high = (
-        "–" if math.isnan(value) else f"{100 * value:{sign},.1f}".replace("-", "−").replace("inf", "∞")
-        for value in (interval.estimate, interval.low, interval.high)
+        _percent(value, "+" if signed else "") for value in (interval.estimate, interval.low, interval.high)
     )
     return f"{estimate}{unit} [{low}, {high}]"
 
 
+def change_text(fraction: float) -> str:
+    """A relative change in per cent, without an interval: `+1.2%`."""
+    return f"{_percent(fraction, '+')}%"
+
+
+def _percent(fraction: float, sign: str) -> str:
+    return "–" if math.isnan(fraction) else f"{100 * fraction:{sign},.1f}".replace("-", "−").replace("inf", "∞")
+
+
 def p_text(p: float) -> str:
-    """Two digits: 0.031, < 0.0001."""
+    """Two significant digits: 0.031, < 0.0001."""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
@@ -111,7 +119,7 @@ def markdown_text(text: str, limit: int = NAME_LENGTH) -> str:
 
 
 def latex_text(text: str, limit: int = NAME_LENGTH) -> str:
-    """Text from the data, safe in LaTeX; a symbol that no text font has is named by its code point."""
+    """Text from the data, safe in LaTeX; a symbol that text fonts lack is written as its code point."""
     parts = (f"U+{ord(c):04X}" if unicodedata.category(c) == "So" else c.translate(_LATEX) for c in plain(text, limit))
     return "".join(parts)
 
@@ -137,7 +145,7 @@ def latex_table(table: Table) -> str:
 
 
 def shorten(table: Table, most: int) -> Table:
-    """The first and the last rows around a row of dots, where there are more than `most`."""
+    """The first and the last rows, with a row of dots between, where there are more than `most`."""
     total, head = len(table.rows), most // 2
     if total <= most:
         return table

@@ -1,28 +1,28 @@
-"""In words: what to know before the numbers are trusted."""
+"""Notes: what a reader must know before trusting the numbers."""
 
 import pandas as pd
 
+from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
-from bora_sweep.report.text.methods import Method
-from bora_sweep.report.text.tables import fit_text
+from bora_sweep.report.text.setting_names import method_name, setting_name
 
 
 def warnings(summary: Summary, methods: list[Method]) -> str:
-    """A quoted paragraph for each; empty where there are none."""
-    told = [
+    """A quoted paragraph for each note; empty where there are none."""
+    notes = [
         _not_converged(summary, methods),
-        _at_the_edge(summary),
+        _best_at_edge(summary),
         _unfinished(summary),
-        _several_ways(summary),
-        _other_numbers(summary),
+        _tuned(summary),
+        _reported_by_protocol(summary),
     ]
-    return "\n>\n".join(f"> **Note.** {line}" for line in told if line)
+    return "\n>\n".join(f"> **Note.** {note}" for note in notes if note)
 
 
 def protocol(summary: Summary) -> str:
-    """What the protocol would report at each tau, as a table; empty where that is test perplexity."""
-    fits = _reported_otherwise(summary)
+    """A table of the number that the protocol reports at each tau; empty where that is test perplexity."""
+    fits = _fits_reported_otherwise(summary)
     if fits.empty:
         return ""
     table = Table(["τ", "As the protocol reports it"])
@@ -32,74 +32,74 @@ def protocol(summary: Summary) -> str:
     return markdown_table(table)
 
 
-def _reported_otherwise(summary: Summary) -> pd.DataFrame:
+def _fits_reported_otherwise(summary: Summary) -> pd.DataFrame:
     trials = summary.trials
     return trials.loc[(trials["method"] == "map") & trials["reported_as"].notna()]
 
 
-def _other_numbers(summary: Summary) -> str:
-    """What a protocol's own numbers are, and what not to do with them."""
-    fits = _reported_otherwise(summary)
+def _reported_by_protocol(summary: Summary) -> str:
+    """What the protocol reports in place of test perplexity, and how not to use it."""
+    fits = _fits_reported_otherwise(summary)
     if fits.empty:
         return ""
     kinds = sorted(set(fits["reported_as"]))
-    counts = "They count padding, which is no text, and compare with no perplexity that does not. "
+    padding = "They count padding and cannot be compared with perplexities that do not. "
     return (
-        f"By protocol={markdown_text(fits['protocol'].iloc[0])} other numbers than test perplexity are reported "
-        f"({' and '.join(map(markdown_text, kinds))}): those of the column `reported_perplexity`. "
-        f"{counts if any('padding' in kind for kind in kinds) else ''}"
-        "All that is shown of test is without padding, at the epoch that validation chose."
+        f"protocol={markdown_text(fits['protocol'].iloc[0])} reports other numbers than test perplexity "
+        f"({' and '.join(map(markdown_text, kinds))}), in the column `reported_perplexity`. "
+        f"{padding if any('padding' in kind for kind in kinds) else ''}"
+        "All other test numbers here leave out padding and are of the epoch that validation chose."
     )
 
 
 def _not_converged(summary: Summary, methods: list[Method]) -> str:
-    """Of the best fit, the baselines and the other methods shown."""
+    """The best fit, the ends and the compared methods that stopped at the largest number of epochs."""
     roles: dict[int, list[str]] = {}
     named = {"one model per task": summary.independent, "one model for all": summary.shared, "the best": summary.best}
     for role, m in named.items():
         if m is not None:
             roles.setdefault(m, []).append(role)
-    names = {m: f"τ = {tau_text(summary.settings[m].tau)} ({', '.join(said)})" for m, said in roles.items()}
-    names = {method.setting: markdown_text(method.name) for method in methods} | names
-    capped = [name for m, name in names.items() if summary.settings[m].capped]
-    if not capped:
+    names = {method.setting: markdown_text(method_name(summary, method)) for method in methods}
+    names |= {m: f"τ = {tau_text(summary.settings[m].tau)} ({', '.join(parts)})" for m, parts in roles.items()}
+    stopped = [name for m, name in names.items() if summary.settings[m].hit_max_epochs]
+    if not stopped:
         return ""
     return (
-        f"Not converged: {' and '.join(capped)} stopped at train.max_epochs, so validation may still have been "
-        "improving and this is not yet a comparison of converged fits. Raise train.max_epochs."
+        "Not converged: these fits stopped at train.max_epochs, and validation may still have been improving: "
+        f"{'; '.join(stopped)}. Raise train.max_epochs before comparing them."
     )
 
 
-def _at_the_edge(summary: Summary) -> str:
-    """Of the values between the ends, the lowest or the highest is best."""
+def _best_at_edge(summary: Summary) -> str:
+    """The best of the finite values above 0 is the lowest or the highest of them."""
     if len(summary.between) < 2 or summary.best_between not in (summary.between[0], summary.between[-1]):
         return ""
     tau = tau_text(summary.settings[summary.best_between].tau)
     if summary.best_between == summary.between[0]:
-        return f"τ = {tau} is the lowest value fitted above 0. A lower one may be better: search.taus, search.tau_low."
-    return f"τ = {tau} is the highest finite value fitted. A higher one may be better: search.taus, search.tau_high."
+        return f"τ = {tau} is the lowest value fitted above 0. A lower one may be better (search.taus, search.tau_low)."
+    return f"τ = {tau} is the highest finite value fitted. A higher one may be better (search.taus, search.tau_high)."
 
 
 def _unfinished(summary: Summary) -> str:
-    told = []
+    parts = []
     absent = [name for name, m in (("τ = 0", summary.independent), ("τ = ∞", summary.shared)) if m is None]
     if absent:
-        told.append(f"No finished fit at {' and '.join(absent)} to compare with.")
+        parts.append(f"No finished fit at {' or '.join(absent)} to compare with.")
     states = [status for status in summary.trials["status"] if status != "finished"]
     if states:
         counts = ", ".join(f"{states.count(status):,} {markdown_text(status)}" for status in sorted(set(states)))
-        told.append(f"Not finished and left out: {len(states):,} of {len(summary.trials):,} trials ({counts}).")
-    return " ".join(told)
+        parts.append(f"Not finished and left out: {len(states):,} of {len(summary.trials):,} trials ({counts}).")
+    return " ".join(parts)
 
 
-def _several_ways(summary: Summary) -> str:
+def _tuned(summary: Summary) -> str:
     names = []
-    for setting in (summary.settings[m] for m in summary.several_ways):
-        name = markdown_text(fit_text(setting.method, setting.tau, setting.structure, summary.structure))
+    for setting in (summary.settings[m] for m in summary.tuned):
+        name = markdown_text(setting_name(setting.method, setting.tau, setting.structure, summary.structure))
         names.append(f"τ = {name}" if setting.method == "map" else name)
     if not names:
         return ""
     return (
-        f"Fitted with more than one learning rate, alpha, parametrization or solver: {' and '.join(names)}; the one "
-        "with the lowest validation perplexity stands for each."
+        f"Fitted with more than one learning rate, alpha, parametrization or solver: {' and '.join(names)}. Of each, "
+        "the fit with the lowest validation perplexity is shown."
     )

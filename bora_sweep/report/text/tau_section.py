@@ -1,126 +1,67 @@
-"""The part of the report that tells which tau validation speaks for, and how well it is known."""
-
-import math
-
-import pandas as pd
+"""The section on the choice of tau: which values validation supports, and how uncertain the best one is."""
 
 from bora_sweep.report.stats.analysis import Analysis
-from bora_sweep.report.stats.bootstrap import Interval
-from bora_sweep.report.text.formats import Table, level_text, markdown_table, percent_text, tau_text
+from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.text.formats import interval_text, markdown_table, tau_text
+from bora_sweep.report.text.tables import choice_table
 
 
-def choosing(analysis: Analysis) -> str:
-    """A table of the choices, and how well tau is known in each way to say it; empty where there is one fit."""
-    parts = [part for part in (*_by_the_sweep(analysis), _by_the_shared_model(analysis)) if part]
+def tau_section(analysis: Analysis) -> str:
+    """The choices of tau with their intervals; empty where there is one fit and no estimate."""
+    parts = _by_the_sweep(analysis) if len(analysis.summary.fits) > 1 else []
+    parts += [part for part in (_by_gradients(analysis),) if part]
     return "\n\n".join(["## Choosing τ", *parts]) if parts else ""
 
 
-def choice_numbers(analysis: Analysis) -> pd.DataFrame:
-    """The choices, and every interval of tau, as numbers."""
-    choice, settings = analysis.choice, analysis.summary.settings
-    rows = [
-        ("lowest", settings[choice.minimum].tau, math.nan, math.nan),
-        ("one_standard_error", settings[choice.one_standard_error].tau, math.nan, math.nan),
-    ]
-    told = {
-        "lowest_point_bootstrap": choice.resampled,
-        "as_good_as_the_best": None if choice.curve is None else choice.curve.as_good,
-        "posterior": choice.posterior,
-    }
-    rows += [(name, tau.estimate, tau.low, tau.high) for name, tau in told.items() if tau is not None]
-    return pd.DataFrame(rows, columns=["choice", "tau", "low", "high"])
-
-
 def _by_the_sweep(analysis: Analysis) -> list[str]:
-    choice, summary = analysis.choice, analysis.summary
-    if len(summary.fits) < 2:
-        return []
-    fits = [tau_text(summary.settings[m].tau) for m in choice.as_good]
-    told = [
-        markdown_table(_table(analysis)),
-        "All of this is by the validation documents; the test columns are only reported. *One standard error*: the "
-        "largest τ whose validation perplexity lies within one standard error of the lowest. Larger is simpler, since "
-        "a larger τ holds tasks closer together, down to the single adapter of τ = ∞; and the error is that of the "
-        "paired difference, since documents that are hard for one τ are hard for all.",
-        "*As good as the best.* "
-        + (
-            f"Of the values fitted, {', '.join(fits)} are not told from the lowest"
-            if len(fits) > 1
-            else f"All values fitted but {fits[0]} are told from it"
-        )
-        + ", by the 95% interval of the paired difference to the lowest."
-        + _stretch(analysis),
+    choice = analysis.choice
+    parts = [
+        markdown_table(choice_table(analysis)),
+        "All choices are by the validation documents; the test columns are only reported. *One standard error*: the "
+        "largest τ whose validation perplexity lies within one standard error of the lowest. A larger τ is the simpler "
+        "model: it holds tasks closer together, down to the single adapter of τ = ∞. The error is that of the paired "
+        "difference, since documents that are hard at one τ are hard at all.",
+        _as_good(analysis),
     ]
-    if choice.resampled is not None:
-        told.append(
-            f"*Where the curve is lowest*: at τ = {_tau_interval(choice.resampled)}, a 95% paired-bootstrap interval "
-            f"over the validation documents within tasks, {_given(analysis)}. {_posterior(analysis)}"
+    if choice.lowest_point is not None:
+        seeds = "with the variance over seeds" if choice.bootstrap.seed_noise is not None else "given these fits"
+        parts.append(
+            f"*Where the curve is lowest*: at τ = {interval_text(choice.lowest_point, tau_text)}, with a 95% "
+            f"paired-bootstrap interval over the validation documents within tasks, {seeds}."
         )
-    return told
+    return parts
 
 
-def _table(analysis: Analysis) -> Table:
-    choice, summary = analysis.choice, analysis.summary
-    rows = [("lowest on validation", choice.minimum), ("one standard error", choice.one_standard_error)]
-    table = Table(["Choice", "τ", "Validation", "above the lowest", "Test", "above that of the lowest"])
-    for name, m in rows:
-        ours = m == choice.minimum
-        table.rows.append(
-            [
-                name,
-                tau_text(summary.settings[m].tau),
-                level_text(choice.bootstrap.perplexity(m)),
-                "–" if ours else percent_text(choice.above_minimum[m].relative()),
-                level_text(analysis.bootstrap.perplexity(m)),
-                "–" if ours else percent_text(analysis.bootstrap.relative_difference(m, choice.minimum)),
-            ]
-        )
-    return table
+def _as_good(analysis: Analysis) -> str:
+    """The values of tau that validation does not distinguish from the best."""
+    choice, settings = analysis.choice, analysis.summary.settings
+    best = tau_text(settings[choice.minimum].tau)
+    others = [tau_text(settings[m].tau) for m in choice.as_good if m != choice.minimum]
+    verb = "is" if len(others) == 1 else "are"
+    fits = f"{'; '.join(others)} {verb} as good as τ = {best}" if others else f"none is as good as τ = {best}"
+    text = f"*As good as the best.* Of the other fitted values, {fits}, by the 95% interval of the paired difference."
+    if choice.curve is None:
+        return text
+    range_ = choice.curve.as_good
+    bounds = ((choice.curve.tau_G[0], range_.low), (choice.curve.tau_G[-1], range_.high))
+    cut = [tau_text(bound) for end, bound in bounds if end == bound]
+    return (
+        f"{text} On a smooth curve through the fits between the ends (a Gaussian process on log τ), values from "
+        f"{tau_text(range_.low)} to {tau_text(range_.high)} are as good as its lowest point, τ = "
+        f"{tau_text(range_.estimate)} (the bar in Figure 2)."
+        + (f" This range is cut off where the fits end, at τ = {' and '.join(cut)}." if cut else "")
+    )
 
 
-def _stretch(analysis: Analysis) -> str:
-    curve = analysis.choice.curve
-    if curve is None:
+def _by_gradients(analysis: Analysis) -> str:
+    """The estimate of tau from each shared fit that has one, in the order of the trials."""
+    estimates = analysis.summary.trials.dropna(subset=["tau_estimate"])
+    if estimates.empty:
         return ""
-    as_good = curve.as_good
-    edges = [end for end, tau in ((curve.tau_G[0], as_good.low), (curve.tau_G[-1], as_good.high)) if end == tau]
-    said = f" It ends where the fits do, at {' and '.join(tau_text(edge) for edge in edges)}." if edges else ""
+    intervals = [Interval(*values) for values in estimates[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
+    each = " (one for each shared fit)" if len(intervals) > 1 else ""
     return (
-        " On the smooth curve between the ends, a Gaussian process on log τ, these are the values of "
-        f"τ from {tau_text(as_good.low)} to {tau_text(as_good.high)}, around its lowest point at "
-        f"{tau_text(as_good.estimate)} (the bar in Figure 2).{said}"
+        f"*Without a sweep.* The tasks' gradients at the shared model alone estimate τ = "
+        f"{'; '.join(interval_text(interval, tau_text) for interval in intervals)}{each}, with a 95% interval over "
+        "tasks, given the fit."
     )
-
-
-def _given(analysis: Analysis) -> str:
-    return "the noise of fits over seeds added" if analysis.choice.bootstrap.seeds is not None else "given these fits"
-
-
-def _posterior(analysis: Analysis) -> str:
-    choice, summary = analysis.choice, analysis.summary
-    ends = [tau_text(summary.settings[m].tau) for m in (summary.between[0], summary.between[-1])]
-    if choice.posterior is None:
-        edge = tau_text(min((summary.settings[m] for m in summary.between), key=lambda fit: fit.objective).tau)
-        return f"The posterior is not given: it would pile up at τ = {edge}, the edge of the finite values fitted."
-    return (
-        f"The posterior given the validation documents, uniform in log τ from {ends[0]} to {ends[1]}, is "
-        f"{_tau_interval(choice.posterior)}: geometric mean and central 95%. It takes tokens as independent given the "
-        "fit, so it is far too sharp: go by the bootstrap."
-    )
-
-
-def _by_the_shared_model(analysis: Analysis) -> str:
-    """`TauEstimate` of each shared fit that has one, in the order of the trials."""
-    estimated = analysis.summary.trials.dropna(subset=["tau_estimate"])
-    if estimated.empty:
-        return ""
-    intervals = [Interval(*values) for values in estimated[["tau_estimate", "tau_low", "tau_high"]].to_numpy()]
-    return (
-        "*Without a sweep.* By the gradients of the tasks at the shared model alone, τ = "
-        f"{'; '.join(map(_tau_interval, intervals))}, with a 95% interval over tasks, given this fit."
-    )
-
-
-def _tau_interval(interval: Interval) -> str:
-    low, high = tau_text(interval.low), tau_text(interval.high)
-    return f"{tau_text(interval.estimate)} [{low}, {high}]"

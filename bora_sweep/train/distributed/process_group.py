@@ -1,7 +1,6 @@
-"""The processes that make one fit together, and what they tell each other.
+"""The process group of a fit: ranks that run the same code on the same corpus in the same order.
 
-Each runs the same code on the same corpus in the same order. The first alone reads and writes the run's folder, and
-tells the others what it read. A process that is on its own is the first of one, and has nobody to tell.
+Only rank 0 reads and writes the run's folder; it broadcasts what it reads. A process alone is rank 0 of 1.
 """
 
 import os
@@ -21,33 +20,29 @@ from bora_sweep.process import Interrupted
 
 T = TypeVar("T")
 SHARED = (torch.OutOfMemoryError, Interrupted)
-"""What one process meets and all act upon, in the order in which they do."""
+"""Errors of one rank on which all ranks act, in this order of precedence."""
 
 LONGEST = timedelta(days=1)
-"""Of a wait for the first process, which may be writing, or estimating tau; one that died is noticed at once."""
-
-
+"""The longest wait for rank 0, which may be writing or estimating tau; a process that died is noticed at once."""
 MEETING = timedelta(minutes=5)
-"""Within which all that were started are to be there."""
-
+"""The longest wait for all ranks to start."""
 GRACE = timedelta(seconds=10)
-"""For which a process that has failed, and the first at its end, wait for the others."""
-
+"""How long a rank that failed, and rank 0 at its end, wait for the others."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher tells the processes that it starts."""
+"""The variables that a launcher, such as torchrun, sets for the processes that it starts."""
 
 
 def launcher_rank() -> tuple[int, int]:
-    """The rank and the number of processes that a launcher has put into the environment; (0, 1) where none has.
+    """The rank and the number of processes that a launcher has set in the environment; (0, 1) without one.
 
     Raises:
-        InputError: They are no numbers that can be.
+        InputError: The values are not a rank and a count.
     """
     rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
     if rank is None:
         return 0, 1
     if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
-        raise InputError(f"{launcher_variables()}: no rank of so many processes; {_UNSET}")
+        raise InputError(f"{launcher_variables()}: not a rank of that many processes; {_UNSET}")
     return int(rank), int(count)
 
 
@@ -55,18 +50,18 @@ _UNSET = "a launcher sets them, and a shell may have kept them: `unset " + " ".j
 
 
 def launcher_variables() -> str:
-    """The launcher's variables as they are."""
+    """The launcher's variables as `NAME=value`, for a message."""
     return " ".join(f"{name}={os.environ[name]}" for name in LAUNCHER if name in os.environ)
 
 
 def check_launcher(asked: int) -> None:
-    """Refuse a number of processes in the environment that nobody asked for, before it is waited for the others.
+    """Refuse a number of processes that the configuration does not ask for, before waiting for them.
 
     Args:
         asked: `ray.workers_per_trial`.
 
     Raises:
-        InputError: Another number was asked for.
+        InputError: The numbers differ.
     """
     count = launcher_rank()[1]
     if asked != count > 1:
@@ -78,13 +73,13 @@ def check_launcher(asked: int) -> None:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Within, the processes that a launcher has started for a fit are one; then they part, in order.
+    """Within, the processes that a launcher has started form one process group.
 
-    The first has written all that it will, and ends last: a launcher kills all once one has ended badly, and one that
-    ends while another still talks to it may do so.
+    Rank 0 leaves last: a launcher kills all processes once one fails, and a rank that leaves while another still
+    communicates with it makes that one fail.
 
     Raises:
-        InputError: Not all came.
+        InputError: Not all processes joined in time.
     """
     rank, count = launcher_rank()
     if count == 1 or dist.is_initialized():
@@ -104,7 +99,7 @@ def joined_processes() -> Iterator[None]:
     try:
         yield
         patience = LONGEST
-    except Interrupted:  # of which all know, and the first writes a checkpoint
+    except Interrupted:  # all ranks were told, and rank 0 writes a checkpoint
         patience = LONGEST
         raise
     finally:
@@ -113,7 +108,7 @@ def joined_processes() -> Iterator[None]:
 
 def _part(store: Store, patience: timedelta) -> None:
     others = [f"bora_sweep/left/{rank}" for rank in range(1, count())]
-    with suppress(RuntimeError):  # one that has died leaves no word
+    with suppress(RuntimeError):  # a process that died sets no key
         if is_rank_zero():
             store.set("bora_sweep/ended", "")
             store.wait(others, GRACE)
@@ -124,7 +119,7 @@ def _part(store: Store, patience: timedelta) -> None:
 
 
 def _refuse_foreign_sharding() -> None:
-    """Refuse what `accelerate launch` may be set to and Transformers would obey: weights in the first process alone."""
+    """Refuse sharding plugins of `accelerate launch`: Transformers would then load weights on rank 0 alone."""
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
         if os.environ.get(name, "false").lower() == "true":
             raise InputError(
@@ -134,42 +129,39 @@ def _refuse_foreign_sharding() -> None:
 
 
 def init_from_store(store: Store, rank: int, count: int) -> None:
-    """Meet the others by a store that all have at hand."""
+    """Initialise torch.distributed by a key-value store that all ranks reach."""
     dist.init_process_group(_backends(), store=store, rank=rank, world_size=count, timeout=LONGEST)
 
 
 def _backends() -> str:
-    """Numbers on the host go by Gloo, those on a GPU by NCCL."""
+    """Gloo for tensors on the host, NCCL for those on a GPU."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The place of this one among them, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether it is this process that reads and writes."""
+    """Whether this process reads and writes the run's folder."""
     return rank() == 0
 
 
 def sum_(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place, the same to the bit in each."""
+    """All-reduce by sum, in place; the same bits on every rank."""
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def from_rank_zero(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, given to all; what it raises there is raised in all.
-
-    Until it is done the others wait.
-    """
+    """Run `work` on rank 0 and broadcast its result, or the error that it raises, to all ranks."""
     if count() == 1:
         return work()
     message: list = [None, None]
@@ -185,15 +177,15 @@ def from_rank_zero(work: Callable[[], T]) -> T:
 
 
 def sync_errors(work: Callable[[], T]) -> T:
-    """What `work` returns in each; but where one of them runs out of memory, or is asked to stop, all raise that."""
+    """Run `work` on each rank; if one of them runs out of memory, or is asked to stop, all ranks raise that."""
     if count() == 1:
         return work()
-    result, met = None, torch.zeros(len(SHARED))
+    result, count_of = None, torch.zeros(len(SHARED))
     try:
         result = work()
     except SHARED as error:
-        met[[isinstance(error, kind) for kind in SHARED]] = 1
-    for kind, number in zip(SHARED, sum_(met).tolist(), strict=True):
+        count_of[[isinstance(error, kind) for kind in SHARED]] = 1
+    for kind, number in zip(SHARED, sum_(count_of).tolist(), strict=True):
         if number:
             raise kind(f"in {number:g} of {count()} processes")
     return result  # type: ignore[return-value]

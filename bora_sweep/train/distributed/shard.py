@@ -1,10 +1,11 @@
-"""How the processes of a fit part its tasks and documents among themselves.
+"""How a fit's tasks and documents are sharded over its processes.
 
-`tasks`: each holds the bank's rows of some tasks, a block of them, and works on their documents. So a gradient of
-theirs is whole where it is made, and of Theta's alone the parts are summed. `data`, and at tau = inf, where no task has
-a row: each holds all there is to hold and works on every n-th document; all gradients are summed.
+`train.parallel=tasks`: each process holds the adapters of a block of tasks and works on their documents. The gradient
+of a task's adapter is then complete on its process; only Theta's gradient needs an all-reduce. `train.parallel=data`,
+and always at tau = inf, where tasks have no adapters: each process holds all parameters and works on every n-th
+document; all gradients are reduced.
 
-Shapes: K adapters (one per task), k of them held here, P parameters of one adapter, B rows, N documents.
+Shapes: K adapters (one per task), k of them on this process, P parameters of one adapter, B rows, N documents.
 """
 
 import math
@@ -24,11 +25,15 @@ from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.train.distributed import process_group
 
 
-class Share:
-    """What of a fit this process holds and works on: all, where it is on its own.
+class Shard:
+    """The part of a fit that this process holds and works on. A process alone has everything.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
 
     Raises:
-        InputError: There are fewer tasks than processes that would hold them.
+        InputError: There are fewer tasks than processes to hold them.
     """
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
@@ -48,7 +53,7 @@ class Share:
 
     @property
     def tasks(self) -> slice:
-        """Those whose rows of the bank are here."""
+        """The tasks whose adapters this process holds."""
         return self.blocks[process_group.rank()] if self.by_task else self.blocks[0]
 
     @property
@@ -57,7 +62,7 @@ class Share:
         return self.tasks.stop - self.tasks.start
 
     def documents(self, document_B: np.ndarray) -> np.ndarray:
-        """Those of them that this process works on."""
+        """The documents of a batch that this process works on."""
         if self.by_task:
             task_B = self.task_N[document_B]
             return document_B[(self.tasks.start <= task_B) & (task_B < self.tasks.stop)]
@@ -66,16 +71,16 @@ class Share:
         by_length = document_B[np.argsort(self.length_N[document_B], kind="stable")]
         return by_length[process_group.rank() :: process_group.count()]
 
-    def placed(self, batch: TaskBatch) -> TaskBatch:
-        """The batch with each task by its place in the bank that is here."""
+    def localize(self, batch: TaskBatch) -> TaskBatch:
+        """The batch with each task's row in this process's bank."""
         return replace(batch, task_B=batch.task_B - self.tasks.start) if self.by_task else batch
 
-    def total(self, over_own_tasks: Tensor) -> Tensor:
-        """A sum over the tasks that are here, in place, as one over all tasks."""
-        return process_group.sum_(over_own_tasks) if self.by_task else over_own_tasks
+    def sum_over_tasks(self, over_local_tasks: Tensor) -> Tensor:
+        """The sum over all tasks, in place, of a sum over this process's tasks."""
+        return process_group.sum_(over_local_tasks) if self.by_task else over_local_tasks
 
     def sum_gradients_(self, hierarchy: Hierarchy) -> None:
-        """Each bank's gradient as the whole batch makes it, also where this process had no document of it."""
+        """All-reduce the gradients, so that each is that of the whole batch."""
         if process_group.count() == 1:
             return
         for bank in hierarchy.parameters():
@@ -86,27 +91,27 @@ class Share:
             if not (self.by_task and bank is hierarchy.task_KP):
                 process_group.sum_(bank.grad)
 
-    def whole(self, bank_kP: Tensor) -> Tensor:
-        """The rows of all tasks on the host of the first process; elsewhere, and where none is missing, as it is."""
+    def gather(self, bank_kP: Tensor) -> Tensor:
+        """The rows of all tasks, on the host of rank 0; other ranks, and unsharded banks, get what they gave."""
         if not self.by_task:
             return bank_kP
-        own_kP = bank_kP.cpu().contiguous()
+        local_kP = bank_kP.cpu().contiguous()
         if not process_group.is_rank_zero():
-            dist.send(own_kP, dst=0)
+            dist.send(local_kP, dst=0)
             return bank_kP
-        whole_KP = own_kP.new_empty(self.blocks[-1].stop, own_kP.shape[-1])
-        whole_KP[self.tasks] = own_kP
+        all_KP = local_kP.new_empty(self.blocks[-1].stop, local_kP.shape[-1])
+        all_KP[self.tasks] = local_kP
         for rank, block in enumerate(self.blocks[1:], start=1):
-            dist.recv(whole_KP[block], src=rank)
-        return whole_KP
+            dist.recv(all_KP[block], src=rank)
+        return all_KP
 
-    def part(self, bank_KP: Tensor) -> Tensor:
-        """Of the rows of all tasks those that are held here."""
+    def shard(self, bank_KP: Tensor) -> Tensor:
+        """This process's rows of a bank of all tasks."""
         return bank_KP[self.tasks].clone() if self.by_task else bank_KP
 
 
 def even_blocks(weight_K: np.ndarray, count: int) -> list[slice]:
-    """The tasks as `count` blocks of neighbours, none of them empty, each with about as much of the weight."""
+    """The tasks as `count` non-empty blocks of neighbours with about equal sums of weight."""
     share_K = np.cumsum(weight_K) / weight_K.sum()
     cuts = [0]
     for number in range(1, count):

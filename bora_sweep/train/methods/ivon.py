@@ -1,4 +1,4 @@
-"""IVON, the variational online Newton step (Shen et al. 2024, Algorithm 1), for the tasks' bank; AdamW for Theta.
+"""IVON, the improved variational online Newton method (Shen et al. 2024, Algorithm 1), for the tasks; AdamW for Theta.
 
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
@@ -6,7 +6,7 @@ Shapes: K adapters (one per task), P parameters of one adapter.
 import torch
 from torch import Tensor, nn
 
-START_STEPS = 20  # the first gain is 0.1: a draw or two do not decide h
+START_STEPS = 20  # the first gain is 0.1, so that single draws do not decide h
 
 
 class Ivon(torch.optim.AdamW):
@@ -19,22 +19,22 @@ class Ivon(torch.optim.AdamW):
         mu    <- mu - rate (m + p mu) / (h + p),                       m the bias-corrected mean of g, as Adam's
         sigma^2 = 1 / (N (h + p))
 
-    The fixed point is the mean-field optimum: sigma^2 = 1 / (N h + tau). A step costs what AdamW's does.
+    The fixed point is the mean-field optimum: sigma^2 = 1 / (N h + tau). A step costs as much as AdamW's.
 
-    The paper's gain is 1 - beta2 throughout, which leaves h mostly at its initial value for 1 / (1 - beta2) steps, more
-    than many a fit takes. Here it is 2 / (START_STEPS + t) at step t until that is less: h is a mean of all h_hat with
-    weights that grow as t (polynomial-decay averaging, Shamir & Zhang 2013), and where it began, the first noisy steps
-    included, is forgotten as 1 / t^2.
+    The paper's gain is always 1 - beta2. Then h stays close to its initial value for 1 / (1 - beta2) steps, more than
+    many fits take. Here the gain at step t is 2 / (START_STEPS + t), until that is smaller. So h is a mean of all h_hat
+    with weights that grow as t (polynomial-decay averaging, Shamir & Zhang 2013), and the initial value and the first
+    noisy steps are forgotten as 1 / t^2.
 
     Args:
         mean_P: Theta.
         task_KP: The deviations.
-        lr: AdamW's, of Theta.
+        lr: The learning rate of Theta.
         num_tokens: N.
         tau: Precision of the prior, one for all coordinates or tau_P for each.
-        rate: The means' step, as a part of a Newton step.
-        betas: How long m and h look back.
-        first_hessian: h at the start.
+        rate: The step of the means, in Newton steps.
+        betas: Decay of m and h.
+        first_hessian: The initial h.
         seed: Of the draws.
     """
 

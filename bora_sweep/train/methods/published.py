@@ -1,37 +1,170 @@
-"""The numbers that the paper's published code reports, where they are not ours.
+"""`protocol=published_code`: where the paper's published code differs from the paper's equations.
 
-It scores the validation split in fixed batches, takes in each batch each task's mean over the tokens of its rows, and
-in each epoch the mean of these over batches, a batch counting by its rows. What it prints for a task is the lowest
-of these over all epochs; for all tasks together, the lowest mean over batches of exp(mean of the batch's task means).
+Its likelihood is a task's mean over the tokens of its rows in a batch, times the task's number of documents. Padding is
+scored. At tau = 0 a task without a document in the batch does not move. Validation is scored in fixed batches: in each
+batch, each task's mean over the tokens of its rows; in each epoch, the mean of these over batches, weighted by rows.
+The reported number of a task is the lowest of these over all epochs. The reported number of all tasks is the lowest
+mean over batches of exp(mean of the batch's task means).
 
-Shapes: N documents of a split, M batches, K tasks.
+Shapes: N documents of a split, B rows, M batches, K tasks, F fits, P parameters of one adapter.
 """
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from bora_sweep.config import TrainConfig
-from bora_sweep.data.batches import fixed_batches, longest_of
+from bora_sweep.config import Config, TrainConfig
+from bora_sweep.data.batches import TaskBatch, collate, fixed_batches, longest_of
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.train.state import Reported
+from bora_sweep.errors import InputError
+from bora_sweep.train.optim import ProximalAdam
+from bora_sweep.train.protocol import MakeBatches, Protocol
+from bora_sweep.train.state import Reported, State
+
+
+def differs_from_default(train: TrainConfig) -> bool:
+    """Whether any setting asks for what only the published code does."""
+    settings = train.likelihood, train.padding, train.independent, train.reported, train.batches
+    return settings != ("tokens", "ignored", "separate", "test", "by_length")
+
+
+class PublishedCode(Protocol):
+    """The published code's likelihood, padding, batches, optimiser and numbers, each where its setting asks for it.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+    """
+
+    def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
+        super().__init__(config, corpus)
+        self.validation = ScoredSplit(corpus, "validation", config.train)
+        self.num_validation_tokens = int(self.validation.scored_N.sum())
+        self.is_separate = config.is_separate
+        if config.train.likelihood == "documents":
+            self.objective_tokens = 1
+        if config.prior.tau == 0 and config.train.independent == "joint":
+            self.optimizer = RowwiseAdam
+
+    def check_lengths(self, limits: Sequence[int]) -> None:
+        """Refuse limits on the length of a row where shorter documents are padded to the longest of their batch.
+
+        Raises:
+            InputError: There is a limit, and padding is scored.
+        """
+        if limits and self.train.padding == "scored":
+            raise InputError(
+                f"train.padding={self.train.padding}: the model is another one in rows of more than {limits[0]} "
+                f"tokens, to which shorter documents would be filled up; set model.max_tokens={limits[0]}"
+            )
+
+    def training_batches(self, epoch: int) -> list[np.ndarray]:
+        """With `train.batches=fixed` the same in each epoch, whatever the documents' lengths."""
+        if self.train.batches == "fixed":
+            return fixed_batches(self.corpus, "train", self.train.batch_size, self.train.seed)
+        return super().training_batches(epoch)
+
+    def forward_batches(
+        self, document_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
+    ) -> list[TaskBatch]:
+        """Where padding is scored, rows as long as the longest of the step."""
+        if self.train.padding == "scored" and len(document_B):
+            return list(filled_batches(self.corpus, [document_B], rows))
+        return super().forward_batches(document_B, rows, pass_tokens, limits)
+
+    def batch_weights(self, weight_K: Tensor, document_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:
+        """With `train.likelihood=documents` a task's documents over its scored tokens in the batch."""
+        if self.train.likelihood == "tokens":
+            return super().batch_weights(weight_K, document_B, num_batches)
+        scored_B = self.corpus.documents["num_tokens"].to_numpy()[document_B]
+        if self.train.padding == "scored" and len(document_B):
+            scored_B = scored_B + longest_of(self.corpus, document_B) - np.diff(self.corpus.offsets)[document_B]
+        task_N, size = self.corpus.documents["task"].to_numpy(), self.corpus.num_tasks
+        scored_K = np.bincount(task_N[document_B], scored_B, size)
+        weight = np.bincount(task_N[self.corpus.split("train")], minlength=size) / np.maximum(scored_K, 1)
+        return 1.0, torch.from_numpy(weight).to(weight_K)
+
+    def validation_batches(
+        self, corpus: TokenizedCorpus, document_N: np.ndarray, rows: int, limits: Sequence[int]
+    ) -> Iterator[TaskBatch]:
+        """Where padding is scored, the fixed batches, each filled to its longest."""
+        if self.train.padding == "scored":
+            return filled_batches(corpus, self.validation.batches, rows)
+        return super().validation_batches(corpus, document_N, rows, limits)
+
+    def selection_nats(self, state: State, nll_N: np.ndarray, nats_F: np.ndarray) -> np.ndarray | None:
+        """With `train.reported=best_epochs` the published code's mean; it does not look at the untrained model."""
+        if self.train.reported != "best_epochs":
+            return nats_F
+        if state.epoch == 0:
+            return None
+        numbers = self.validation.numbers(nll_N)
+        earlier = state.reported_nats or [math.inf] * self.corpus.num_tasks
+        state.reported_nats = np.fmin(earlier, numbers.nats_K).tolist()
+        state.reported_perplexity = min(state.reported_perplexity, numbers.perplexity)
+        return nats_F if self.is_separate else np.array([numbers.nats * self.num_validation_tokens])
+
+    def reported(self, state: State, score_test: Callable[[MakeBatches], np.ndarray]) -> Reported | None:
+        """The best epochs' perplexities on validation, or those of test with its padding."""
+        if self.train.reported == "best_epochs":
+            nats_K = np.array(state.reported_nats)  # empty where a fit has diverged within its first epoch
+            return Reported("validation", state.reported_perplexity, np.exp(nats_K)) if len(nats_K) else None
+        if self.train.padding == "ignored":
+            return None
+        test = ScoredSplit(self.corpus, "test", self.train)
+        return test.sums(score_test(lambda corpus, _, rows, __: filled_batches(corpus, test.batches, rows)))
+
+
+def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows: int) -> Iterator[TaskBatch]:
+    """Each batch as forward passes of at most `rows` documents, all as long as the longest of the batch."""
+    for document_B in batches:
+        width = longest_of(corpus, document_B)
+        for i in range(0, len(document_B), rows):
+            yield collate(corpus, document_B[i : i + rows], width)
+
+
+class RowwiseAdam(ProximalAdam):
+    """Adam that leaves a task without a gradient as it is, with its moments and its count of steps.
+
+    So does AdamW with one parameter for each task, where a task without a document in the batch has no gradient. There
+    is no prior in it.
+    """
+
+    def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
+        state, (beta1, beta2) = self.state[bank], group["betas"]
+        if not state:
+            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
+            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
+        moved = gradient.any(dim=-1).nonzero().squeeze(-1)
+        g = gradient[moved]
+        step_M1 = state["steps"][moved].double() + 1
+        moment = state["exp_avg"][moved].lerp_(g, 1 - beta1)
+        square = state["exp_avg_sq"][moved].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        metric = (square / (1 - beta2**step_M1).to(g.dtype)).sqrt_().add_(group["eps"])
+        lr = group["lr"] * group["rate"]
+        bank[moved] -= lr / (1 - beta1**step_M1).to(g.dtype) * moment / metric
+        state["steps"][moved], state["exp_avg"][moved], state["exp_avg_sq"][moved] = step_M1.float(), moment, square
 
 
 @dataclass(frozen=True)
 class EpochNumbers:
-    """Of one pass over a split."""
+    """The published code's numbers of one pass over a split."""
 
     nats: float
-    """Per token: the mean over batches of the mean of their tasks. What the published code selects epochs by."""
+    """The mean over batches of the mean over their tasks, per token. The published code selects epochs by it."""
     perplexity: float
-    """The mean over batches of the perplexity of that."""
+    """The mean over batches of exp of the mean over their tasks."""
     nats_K: np.ndarray
-    """Per token of each task: the mean over the batches that it is in; NaN for a task without documents."""
+    """Each task's mean over its batches, per token; NaN for a task without documents."""
 
 
 class ScoredSplit:
-    """A split in fixed batches: which documents stand together, and how many positions of each are scored."""
+    """A split in fixed batches, and how many positions of each document are scored there."""
 
     def __init__(self, corpus: TokenizedCorpus, split: str, train: TrainConfig) -> None:
         self.corpus, self.name = corpus, split
@@ -40,7 +173,7 @@ class ScoredSplit:
 
     @cached_property
     def scored_N(self) -> np.ndarray:
-        """Scored positions of each document, in the corpus's order; with padding as many as its batch's longest has."""
+        """Scored positions of each document, in the corpus's order; with padding, those of its batch's longest."""
         scored = self.corpus.documents["num_tokens"].to_numpy().copy()
         if self.scores_padding:
             length = np.diff(self.corpus.offsets)
@@ -49,7 +182,7 @@ class ScoredSplit:
         return scored[self.corpus.split(self.name)]
 
     def numbers(self, nll_N: np.ndarray) -> EpochNumbers:
-        """The published code's, of the nats of each document."""
+        """The published code's numbers from the nats of each document."""
         document_N = self.corpus.split(self.name)
         place = np.empty(len(self.corpus.documents), dtype=np.int64)
         for number, document_B in enumerate(self.batches):
@@ -71,7 +204,7 @@ class ScoredSplit:
             )
 
     def sums(self, nll_N: np.ndarray) -> Reported:
-        """Perplexities as they always are, nats over scored positions, with those of padding where it is scored."""
+        """Perplexities of sums, exp(nats / scored positions), padding included where it is scored."""
         task_N = self.corpus.documents["task"].to_numpy()[self.corpus.split(self.name)]
         nats_K, scored_K = np.bincount(task_N, nll_N), np.bincount(task_N, self.scored_N)
         with np.errstate(over="ignore"):

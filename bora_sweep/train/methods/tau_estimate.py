@@ -1,21 +1,19 @@
-"""Gradients and Fisher information of the training split, task by task, and tau from one shared fit.
+"""tau from one shared fit: gradients and Fisher information of the training split, task by task.
 
 Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.special import stdtrit
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
-from bora_sweep.data.batches import by_length, collate
+from bora_sweep.data.batches import collate, group_by_length
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
@@ -26,14 +24,14 @@ from bora_sweep.train.evaluate import to_device
 from bora_sweep.train.state import Fit
 
 LEVEL = 0.95
-"""Of the intervals."""
-LOG_TAU = (-50.0, 50.0)
-"""Where fixed points are looked for."""
+"""Confidence level of the intervals."""
+NUM_SAMPLES = 4
+"""Draws of each document's next tokens; the estimate of tr(F^2) needs at least two."""
 
 
 @dataclass(frozen=True)
 class TauEstimate:
-    """tau and the ends of its 95% interval; inf: the tasks need not differ."""
+    """tau and the ends of its 95% interval; inf: the data do not show that the tasks differ."""
 
     tau: float
     low: float
@@ -42,7 +40,7 @@ class TauEstimate:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The likelihood of the training split around theta_1..K to second order, in nats."""
+    """The training split's likelihood around theta_1..K to second order, in nats."""
 
     nll_K: Tensor
     """-log p(D_k | theta_k)."""
@@ -51,7 +49,7 @@ class Curvature:
     fisher_KP: Tensor
     """The diagonal of F_k."""
     noise_K: Tensor
-    """Trace of the score's covariance by the scatter of the task's documents; tr F_k where the model is true."""
+    """The trace of the score's covariance, from the scatter of the task's documents; tr F_k if the model is true."""
     trace_square_K: Tensor
     """tr(F_k^2), of the whole matrix."""
     num_tokens_K: Tensor
@@ -59,19 +57,19 @@ class Curvature:
 
 
 def tau_by_scores(shared: Curvature) -> TauEstimate:
-    """tau from one `shared` adapter: a step of Fisher scoring on the evidence over 1/tau, from tau = inf.
+    """tau from one shared fit: a step of Fisher scoring on the evidence as a function of 1/tau, from 1/tau = 0.
 
-    The step is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. What the scores have in common
-    is a matter of Theta: c_d = s_d - w_d sum_e s_e, w_d a task's share of the tokens, takes the place of s_d. The noise
-    is not tr F_d, the model's word, but v_d, what the documents show. And terms weigh 1 / w_d, so that the tasks with
-    most text do not decide alone:
+    The step (Lin 1997) is 1/tau = sum_d (||s_d||^2 - tr F_d) / sum_d tr(F_d^2), with three changes. First, the scores'
+    common part belongs to Theta: s_d is replaced by c_d = s_d - w_d sum_e s_e, where w_d is the task's share of the
+    tokens. Second, the noise tr F_d, which assumes the model, is replaced by v_d, estimated from the documents. Third,
+    terms have weight 1 / w_d, so that the tasks with most text do not dominate:
 
         1/tau = sum_d x_d / w_d  /  sum_d y_d / w_d,
         x_d = ||c_d||^2 - (1 - 2 w_d) v_d - w_d^2 sum_e v_e,    y_d = (1 - 2 w_d) tr(F_d^2) + w_d^2 sum_e tr(F_e^2).
 
-    Where the F_d differ in size alone the mean of the estimated 1/tau is the true one, whatever Theta and tau. Only
-    traces of F are taken, so that no correlation of parameters is left out. The interval is Student's, from the scatter
-    of the tasks' own terms.
+    If the F_d differ only by factors, the estimate of 1/tau is unbiased at any Theta and tau. Only traces of F are
+    needed, so that correlations of parameters are included. The interval is Student's, from the scatter of the tasks'
+    terms. docs/method.md derives it.
     """
     w_K = shared.num_tokens_K.double() / shared.num_tokens_K.sum()
     score_KP, noise_K, square_K = shared.score_KP.double(), shared.noise_K.double(), shared.trace_square_K.double()
@@ -85,12 +83,15 @@ def tau_by_scores(shared: Curvature) -> TauEstimate:
     return TauEstimate(*(1 / v if v > 0 else math.inf for v in (variance, variance + half, variance - half)))
 
 
-NUM_SAMPLES = 4
-"""Draws of each document's next tokens; two are the least that tr(F^2) takes."""
-
-
 def estimate_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, shared: Fit) -> TauEstimate:
-    """tau and its interval from one fit at tau = inf, by `tau_by_scores`; costs about three epochs of training."""
+    """tau and its interval from one fit at tau = inf (`tau_by_scores`). Costs about three epochs of training.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        base: The base model.
+        shared: The fit at tau = inf.
+    """
     return tau_by_scores(curvature(config, corpus, base, shared.theta_KP))
 
 
@@ -99,9 +100,15 @@ def curvature(
 ) -> Curvature:
     """The training split's likelihood to second order around theta_1..K.
 
-    F is the true Fisher information: each next token is drawn anew from the model, given the document's own tokens
-    before it, and the gradients of such draws have mean 0 and covariance F. Those of one task's documents are held at a
-    time, S N P numbers.
+    F is the true Fisher information. Each next token is drawn from the model, given the document's own earlier tokens.
+    The gradients of such draws have mean 0 and covariance F. Memory holds those of one task at a time, S N P numbers.
+
+    Args:
+        config: Of the fit; its batch size bounds the rows of a pass, its seed the draws.
+        corpus: The tokenised text.
+        base: The base model.
+        theta_KP: Where the likelihood is expanded.
+        num_samples: S.
     """
     device = make_accelerator(config).device
     adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
@@ -114,10 +121,13 @@ def curvature(
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
             document_N = train[task_N == task]
-            apart = by_length(corpus, document_N, limits)
-            batches = [own_N[i : i + size] for own_N in apart for i in range(0, len(own_N), size)]
+            groups = group_by_length(corpus, document_N, limits)
+            batches = [group_N[i : i + size] for group_N in groups for i in range(0, len(group_N), size)]
             document_N = np.concatenate(batches)
-            pieces = [_gradients(adapted, corpus, batch, theta_P, num_samples, generator) for batch in batches]
+            pieces = [
+                _gradients(adapted, corpus, batch_B, theta_P=theta_P, num_samples=num_samples, generator=generator)
+                for batch_B in batches
+            ]
             nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
             num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)
             fisher_P = draw_SNP.square().mean(0).sum(0)
@@ -125,7 +135,7 @@ def curvature(
             sums = (nll_N1.sum(), score_NP.sum(0), fisher_P, noise, trace_of_square(draw_SNP), num_tokens_N.sum())
             parts.append([value.cpu() for value in sums])
     finally:
-        adapted.detach()
+        adapted.remove_hooks()
     return Curvature(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
 
@@ -133,13 +143,14 @@ def _gradients(
     adapted: AdaptedModel,
     corpus: TokenizedCorpus,
     document_B: np.ndarray,
+    *,
     theta_P: Tensor,
     num_samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """nll_B1 and score_BP of one task's documents, and score_SBP of each were its next tokens drawn from the model.
+    """nll_B1 and score_BP of one task's documents, and score_SBP of S draws of their next tokens from the model.
 
-    Each row takes a copy of the adapter, so that one backward pass gives the gradient of each document.
+    Each row has its own copy of the adapter, so that one backward pass gives the gradient of each document.
     """
     tokens_BT, length_B, _, given_B = to_device(collate(corpus, document_B), theta_P.device)
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
@@ -149,73 +160,33 @@ def _gradients(
         nll_B = nll_nats(logits_BTV, target_BT, length_B, given_B)
         return nll_B.detach()[:, None], -torch.autograd.grad(nll_B.sum(), theta_BP, retain_graph=True)[0]
 
-    draws = [nll_and_score(next_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
+    draws = [nll_and_score(draw_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
     return *nll_and_score(tokens_BT), torch.stack(draws)
 
 
-def next_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
-    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first means nothing."""
+def draw_tokens(logits_BTV: Tensor, generator: torch.Generator) -> Tensor:
+    """tokens_BT whose token i + 1 is drawn from the model's distribution after token i; the first has no meaning."""
     flat_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
     return torch.multinomial(flat_NV, 1, generator=generator).view(logits_BTV.shape[:2]).roll(1, dims=1)
 
 
 def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
-    """The trace of the covariance of sum_n s_n, unbiased where mean and covariance of s_n are as its number of tokens.
+    """An estimate of the trace of the covariance of s = sum_n s_n, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
 
-    With p_n a document's share of them, sum_n ||s_n - p_n s||^2 / (1 - sum_n p_n^2).
+    Here p_n is a document's share of the tokens. The estimate is unbiased if mean and covariance of s_n are
+    proportional to the document's number of tokens.
     """
     share_N = num_tokens_N / num_tokens_N.sum()
     return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
 
 
 def trace_of_square(draw_SNP: Tensor) -> Tensor:
-    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each of covariance F_n.
+    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each with covariance F_n.
 
-    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m); so pairs of two different
-    samples count.
+    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m). So only pairs from two
+    different samples are used.
     """
     S, N, _ = draw_SNP.shape
     flat_MP = draw_SNP.flatten(0, 1)
     square_SS = (flat_MP @ flat_MP.T).double().square().view(S, N, S, N).sum((1, 3))
     return (square_SS.sum() - square_SS.trace()) / (S * (S - 1))
-
-
-def log_evidence_ratio(tau: float, score_KP: Tensor, fisher_KP: Tensor) -> Tensor:
-    """log p(D | tau) - log p(D | inf) of each task, with F diagonal and the score at delta = 0; shape K, in nats."""
-    return 0.5 * (score_KP.square() / (fisher_KP + tau) - torch.log1p(fisher_KP / tau)).sum(-1)
-
-
-def laplace_log_evidence(tau: float, at_map: Curvature, delta_KP: Tensor) -> Tensor:
-    """log p(D | Theta, tau) of each task by Laplace's method with F diagonal, around its MAP deviation; shape K."""
-    occam_K = 0.5 * torch.log1p(at_map.fisher_KP / tau).sum(
-        -1
-    )  # the constants P/2 log(tau / 2 pi), P/2 log 2 pi within
-    return -at_map.nll_K - 0.5 * tau * delta_KP.square().sum(-1) - occam_K
-
-
-def tau_by_diagonal_evidence(score_KP: Tensor, fisher_KP: Tensor) -> TauEstimate:
-    """The tau of highest diagonal evidence, and a normal interval for log tau by its information.
-
-    Where the evidence is stationary in log tau, sum h / (h + tau) = tau ||delta||^2 with delta = s / (h + tau) the MAP
-    deviation at that tau and h = diag F: MacKay's fixed point, the deviations moving along. Without one, that is where
-    ||s||^2 <= sum h, the evidence rises up to tau = inf; the interval is then one for 1/tau there.
-    """
-    s2, h, z = score_KP.double().square(), fisher_KP.double(), stdtrit(math.inf, 0.5 + LEVEL / 2)
-    excess = (s2.sum() - h.sum()).item()
-    if excess <= 0:
-        square = h.square().sum().item()
-        highest = excess + z * math.sqrt(2 * square)
-        return TauEstimate(math.inf, square / highest if highest > 0 else math.inf, math.inf)
-    tau = _root(lambda tau: (h / (h + tau) - tau * s2 / (h + tau).square()).sum())
-    factor = math.exp(z / math.sqrt(0.5 * (h / (h + tau)).square().sum()))
-    return TauEstimate(tau, tau / factor, tau * factor)
-
-
-def tau_by_mackay(delta_KP: Tensor, fisher_KP: Tensor) -> float:
-    """The fixed point of tau <- gamma / ||delta||^2 with gamma = sum h / (h + tau), both from one fit (MacKay 1992)."""
-    d2, h = delta_KP.double().square().sum(), fisher_KP.double()
-    return _root(lambda tau: (h / (h + tau)).sum() - tau * d2) if d2 > 0 else math.inf
-
-
-def _root(excess: Callable[[float], Tensor]) -> float:
-    return math.exp(brentq(lambda log_tau: excess(math.exp(log_tau)).item(), *LOG_TAU))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A cluster of machines on one machine, for as long as a command runs.
 #
-#     tests/cluster/lab.sh FOLDER NODES COMMAND...
+#     tests/tune/cluster/lab.sh FOLDER NODES COMMAND...
 #
 # A machine is a network, a PID and a mount namespace with an sshd: 10.77.0.2, 10.77.0.3 and so on. They hang on a bridge
 # with no way out, whose own end, 10.77.0.1, is where COMMAND runs, in namespaces too. FOLDER/key logs in to each as

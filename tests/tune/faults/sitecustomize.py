@@ -17,8 +17,8 @@ FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
 
 class Finder(MetaPathFinder):
-    def __init__(self, name, bend) -> None:
-        self.name, self.bend = name, bend
+    def __init__(self, name, patch) -> None:
+        self.name, self.patch = name, patch
 
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002
         if name != self.name:
@@ -27,20 +27,20 @@ class Finder(MetaPathFinder):
         spec = find_spec(name)
         load = spec.loader.exec_module
 
-        def load_and_bend(module) -> None:
+        def load_and_patch(module) -> None:
             load(module)
-            self.bend(module)
+            self.patch(module)
 
-        spec.loader.exec_module = load_and_bend
+        spec.loader.exec_module = load_and_patch
         return spec
 
 
-def bend_loop(module) -> None:
-    module.step = bent(module.step)
-    module.CHECKPOINT_SECONDS = 0.0  # after each epoch there is one to go on from
+def patch_fit(module) -> None:
+    module.step = with_faults(module.step)
+    module.CHECKPOINT_SECONDS = 0.0  # each epoch ends with a checkpoint to resume from
 
 
-def bend_trainable(module) -> None:
+def patch_trainable(module) -> None:
     tau, file = FAULTS["reset"]
     reset = module.FunctionTrainable.reset_config
 
@@ -53,9 +53,9 @@ def bend_trainable(module) -> None:
     module.FunctionTrainable.reset_config = faulty
 
 
-def bent(step):
-    def faulty(trainers, *rest):
-        tau = trainers[0].config.prior.tau
+def with_faults(step):
+    def faulty(pack, fits, *rest):
+        tau = fits[0].config.prior.tau
         time.sleep(FAULTS.get("pause", 0.0))
         if tau in FAULTS.get("raise", []):
             raise RuntimeError(f"no luck at {tau}")
@@ -64,21 +64,21 @@ def bent(step):
         if tau in FAULTS.get("die", []):  # as the kernel ends what takes too much memory
             os.kill(os.getpid(), signal.SIGKILL)
         if tau in FAULTS.get("eat", [])[:1]:
-            eat(trainers[0].micro_batch_size, *FAULTS["eat"][1:])
-        return step(trainers, *rest)
+            eat(pack.rows, *FAULTS["eat"][1:])
+        return step(pack, fits, *rest)
 
     return faulty
 
 
 def eat(rows: int, most: int, num_bytes: int) -> None:
-    taken = []
-    while rows > most and sum(map(len, taken)) < num_bytes:
-        taken.append(bytearray(os.urandom(1)) * (1 << 27))
+    blocks = []
+    while rows > most and sum(map(len, blocks)) < num_bytes:
+        blocks.append(bytearray(os.urandom(1)) * (1 << 27))
         time.sleep(0.05)
-    if taken:
+    if blocks:
         time.sleep(5)
 
 
-sys.meta_path.insert(0, Finder("bora_sweep.train.fit", bend_loop))
+sys.meta_path.insert(0, Finder("bora_sweep.train.fit", patch_fit))
 if "reset" in FAULTS:
-    sys.meta_path.insert(0, Finder("ray.tune.trainable.function_trainable", bend_trainable))
+    sys.meta_path.insert(0, Finder("ray.tune.trainable.function_trainable", patch_trainable))

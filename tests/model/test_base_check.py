@@ -1,4 +1,4 @@
-"""What a base must be for a fit of it to be right is tried, and what is not is refused by name."""
+"""A base model that cannot be fine-tuned correctly is refused, and the message names the reason."""
 
 import copy
 import json
@@ -37,8 +37,8 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_base, refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits, too_long
-from bora_sweep.model.sites import about_sites, find_sites
-from bora_sweep.serve.generate import _draw
+from bora_sweep.model.sites import find_sites, notes_on_sites
+from bora_sweep.serve.generate import _sample
 from bora_sweep.train.fit import fit
 
 WIDTH = 16
@@ -52,7 +52,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.
 
 
 class Layer(nn.Module):
-    """In the place of a Llama's feed-forward part."""
+    """Replaces a Llama's feed-forward part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class Layer(nn.Module):
 
 
 class TimeMajor(Layer):
-    """Rows are not outermost, and the shapes say so."""
+    """Rows are not the first dimension, which the shapes show."""
 
     def forward(self, x):
         return self.second(self.first(x.transpose(0, 1)).tanh()).transpose(0, 1)
 
 
 class Interleaved(Layer):
-    """Rows are not outermost, and no shape tells."""
+    """Rows are not outermost, which no shape shows."""
 
     def forward(self, x):
         flat = x.transpose(0, 1).reshape(-1, WIDTH)
@@ -75,7 +75,7 @@ class Interleaved(Layer):
 
 
 class Gathered(Layer):
-    """A router and two experts, each of which sees the tokens that are its own."""
+    """A router and two experts, each of which gets only some of the tokens."""
 
     def forward(self, x):
         flat = x.reshape(-1, WIDTH)
@@ -87,14 +87,14 @@ class Gathered(Layer):
 
 
 class ByWeight(Layer):
-    """Takes the weight of a module that it does not call."""
+    """Uses the weight of a module without calling it."""
 
     def forward(self, x):
         return self.second(F.linear(x, self.first.weight).tanh())
 
 
 class Unused(Layer):
-    """Calls a module for nothing."""
+    """Calls a module and ignores its output."""
 
     def forward(self, x):
         self.first(x)
@@ -102,21 +102,21 @@ class Unused(Layer):
 
 
 class Sharing(Layer):
-    """A row sees the others."""
+    """A row's output depends on the other rows."""
 
     def forward(self, x):
         return self.second(self.first(x).tanh()) + x.mean(0, keepdim=True)
 
 
 class Noisy(Layer):
-    """As if its dropout were left on."""
+    """Random in evaluation mode, like dropout that is left on."""
 
     def forward(self, x):
         return self.second(self.first(x).tanh()) + torch.randn_like(x)
 
 
 class Pair(nn.Linear):
-    """A subclass with another forward."""
+    """A subclass that returns a pair."""
 
     def forward(self, x):
         return super().forward(x), 1
@@ -142,7 +142,7 @@ def llama(layer: type[Layer] | None = None, **changes) -> LlamaForCausalLM:
 
 def adapted_sites(base, targets) -> set[str]:
     adapted = AdaptedModel(base, make_layout(base, LoraConfig(rank=2, target_modules=targets)))
-    adapted.detach()
+    adapted.remove_hooks()
     return {site.name.rpartition(".")[2] for site in adapted.layout.sites}
 
 
@@ -163,13 +163,13 @@ def test_a_base_that_sees_later_tokens_is_refused(dtype):
     ("layer", "says"),
     [(Sharing, "the other rows of its batch"), (Noisy, "other logits each time")],
 )
-def test_a_base_whose_rows_depend_on_more_than_themselves_is_refused(layer, says):
+def test_a_base_whose_rows_depend_on_other_rows_or_on_chance_is_refused(layer, says):
     with pytest.raises(InputError, match=says):
         adapted_sites(llama(layer), ["q_proj"])
 
 
 @pytest.mark.parametrize("layer", [Interleaved, Gathered])
-def test_modules_in_which_adapters_would_meet_other_rows_are_refused_by_name(layer):
+def test_modules_whose_input_mixes_rows_are_refused_by_name(layer):
     assert adapted_sites(llama(layer), ["q_proj", "o_proj"]) == {"q_proj", "o_proj"}
     base = llama(layer)
     for targets in ("all-linear", ["first", "q_proj"]):
@@ -183,16 +183,16 @@ def test_modules_in_which_adapters_would_meet_other_rows_are_refused_by_name(lay
     [
         (TimeMajor, "does not see a batch's rows"),
         (ByWeight, "is never called"),
-        (Unused, "gives what the logits"),
+        (Unused, "has an output that the logits"),
         (Paired, "is a Pair, whose output"),
     ],
 )
-def test_modules_whose_adapters_could_not_act_are_left_out_with_a_word_and_refused_by_name(layer, why):
+def test_modules_without_effect_are_left_out_with_a_note_and_refused_if_named(layer, why):
     base, everything = llama(layer), LoraConfig(target_modules="all-linear")
     sites = adapted_sites(base, "all-linear")
     assert sites >= {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert "first" not in sites
-    assert [note for note in about_sites(base, everything) if "model.layers.*.mlp.first" in note and why in note]
+    assert [note for note in notes_on_sites(base, everything) if "model.layers.*.mlp.first" in note and why in note]
     for targets in (["first"], ".*first", ["q_proj", "first"]):
         with pytest.raises(InputError, match=f"mlp.first {why}"):
             find_sites(base, LoraConfig(target_modules=targets))
@@ -200,8 +200,8 @@ def test_modules_whose_adapters_could_not_act_are_left_out_with_a_word_and_refus
     assert find_sites(empty, everything) == find_sites(base, everything), "with and without weights"
 
 
-def test_an_adapter_that_a_kernel_passes_by_is_refused():
-    """What the shapes promise, the device does not keep: there the module's weight is taken, and no forward runs."""
+def test_an_adapter_that_a_kernel_bypasses_is_refused():
+    """On the meta device the module is called; on a real device its weight is used, and no hook runs."""
     base = llama(Layer)
     for block in base.model.layers:
         block.mlp.forward = lambda x, mlp=block.mlp: (
@@ -212,7 +212,7 @@ def test_an_adapter_that_a_kernel_passes_by_is_refused():
         AdaptedModel(base, layout)
 
 
-def test_a_mambas_sites_act_and_are_such_as_peft_loads():
+def test_a_mambas_sites_have_an_effect_and_load_in_peft():
     base = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=1, state_size=4))
     base = base.bfloat16().eval()
     assert adapted_sites(base, None) == adapted_sites(base, "all-linear") == {"in_proj", "x_proj"}
@@ -224,13 +224,13 @@ def test_a_mambas_sites_act_and_are_such_as_peft_loads():
             find_sites(base, LoraConfig(target_modules=["in_proj", name]))
 
 
-def test_a_family_without_a_default_of_pefts_has_one_and_says_so():
+def test_a_family_without_default_targets_in_peft_gets_some_and_a_note():
     base = MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, num_experts_per_tok=1)).eval()
-    assert "routed experts, model.layers.*.mlp.experts" in "".join(about_sites(base, LoraConfig()))
+    assert "routed experts, model.layers.*.mlp.experts" in "".join(notes_on_sites(base, LoraConfig()))
     base.config.model_type = "none_of_pefts"
     assert adapted_sites(base, None) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert "no default for a none_of_pefts model: adapters are at all linear" in about_sites(base, LoraConfig())[0]
-    assert about_sites(make_base("opt"), LoraConfig()) == []
+    assert "no default for a none_of_pefts model: adapters are at all linear" in notes_on_sites(base, LoraConfig())[0]
+    assert notes_on_sites(make_base("opt"), LoraConfig()) == []
 
 
 def test_a_decoder_without_its_encoder_has_no_adapters_of_cross_attention():
@@ -241,17 +241,17 @@ def test_a_decoder_without_its_encoder_has_no_adapters_of_cross_attention():
     assert names == {f"model.decoder.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")}
 
 
-def test_a_precision_in_which_a_model_does_not_run_is_named():
+def test_the_message_names_a_precision_in_which_a_model_does_not_run():
     base = MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, num_experts_per_tok=1)).double().eval()
     with pytest.raises(InputError, match=r"model.dtype=float64"):
         adapted_sites(base, ["q_proj"])
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
-def test_trying_leaves_no_trace(family):
+def test_the_check_changes_neither_weights_nor_random_state(family):
     base = make_base(family, dtype=torch.bfloat16)
     before, state = copy.deepcopy(base.state_dict()), torch.get_rng_state()
-    AdaptedModel(base, make_layout(base, LoraConfig(rank=2))).detach()
+    AdaptedModel(base, make_layout(base, LoraConfig(rank=2))).remove_hooks()
     length_limits(base, 3, 20)
     assert torch.equal(torch.get_rng_state(), state)
     for name, weight in base.state_dict().items():
@@ -267,7 +267,7 @@ def mpt() -> MptForCausalLM:
 
 
 @pytest.mark.parametrize(("make", "most"), [(mpt, 32), (lambda: roberta(max_position_embeddings=34), 32)])
-def test_the_longest_row_is_tried(make, most):
+def test_the_longest_row_is_run(make, most):
     base = make()
     assert length_limits(base, 3, most) == ()
     with pytest.raises(InputError, match=f"model.max_tokens: sequences of {most + 1} tokens.* at most {most} "):
@@ -281,7 +281,7 @@ def test_a_model_without_limit_has_none():
 
 
 def large_weights(base):
-    """Large enough that logits differ by more than rounding, whatever makes them differ."""
+    """Random weights so large that any difference of logits exceeds rounding."""
     for parameter in base.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -294,7 +294,7 @@ def phi3() -> Phi3ForCausalLM:
         return Phi3ForCausalLM(Phi3Config(**LLAMA, rope_parameters=LONGROPE, original_max_position_embeddings=8)).eval()
 
 
-def test_documents_are_not_padded_to_lengths_at_which_the_model_is_another():
+def test_documents_are_not_padded_beyond_a_length_limit():
     corpus, base = make_corpus(), large_weights(phi3())
     lengths = np.diff(corpus.offsets)
     assert lengths.min() <= 8 < lengths.max()
@@ -306,7 +306,7 @@ def test_documents_are_not_padded_to_lengths_at_which_the_model_is_another():
     np.testing.assert_allclose(*scores, rtol=1e-5)
 
 
-def test_a_model_that_each_token_of_padding_changes_is_refused():
+def test_a_model_whose_logits_depend_on_padding_is_refused():
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     base = large_weights(llama(max_position_embeddings=16, rope_parameters=rope))
     with pytest.raises(InputError, match=r"set model.max_tokens=16"):
@@ -345,7 +345,7 @@ def add_weight(folder, key: str) -> None:
         (lambda folder: change_config(folder, architectures=["T5"], model_type="t5"), "cannot be loaded"),
     ],
 )
-def test_files_that_are_not_the_whole_model_and_it_alone_are_refused(damage, says, tmp_path):
+def test_files_that_are_not_exactly_the_model_are_refused(damage, says, tmp_path):
     model = saved(llama(), tmp_path / "base")
     load_base(model, DataConfig(path="x"))
     damage(tmp_path / "base")
@@ -353,14 +353,14 @@ def test_files_that_are_not_the_whole_model_and_it_alone_are_refused(damage, say
         load_base(model, DataConfig(path="x"))
 
 
-def test_parts_that_a_causal_model_has_not_are_no_fault_of_its_files(tmp_path):
+def test_weights_of_parts_that_a_causal_model_lacks_are_ignored(tmp_path):
     model = saved(llama(), tmp_path / "base")
     add_weight(tmp_path / "base", "score.weight")
     load_base(model, DataConfig(path="x"))
 
 
 class Packed(nn.Linear):
-    """As a 4-bit layer keeps its weights."""
+    """Stores its weights as a 4-bit layer does."""
 
     def __init__(self) -> None:
         super().__init__(WIDTH, WIDTH)
@@ -370,7 +370,7 @@ class Packed(nn.Linear):
         return x
 
 
-def test_weights_that_have_no_norm_are_refused_for_dora_alone():
+def test_packed_weights_are_refused_for_dora_only():
     base = llama()
     base.model.layers[0].self_attn.o_proj = Packed()
     assert adapted_sites(base, ["o_proj"]) == {"o_proj"}
@@ -381,14 +381,14 @@ def test_weights_that_have_no_norm_are_refused_for_dora_alone():
         layout.initial(base, 0)
 
 
-def test_a_model_of_which_no_text_can_be_drawn_says_so(monkeypatch):
+def test_the_message_says_when_a_model_cannot_generate(monkeypatch):
     base = llama()
     monkeypatch.setattr(base, "generate", lambda *_, **__: [][0])
     with pytest.raises(InputError, match=r"no text from a LlamaForCausalLM \(IndexError"):
-        _draw(base, [1], 0)
+        _sample(base, [1], 0)
 
 
-def test_logits_that_are_no_numbers_are_refused():
+def test_nan_logits_are_refused():
     base = llama()
     with torch.no_grad():
         base.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
@@ -397,7 +397,7 @@ def test_logits_that_are_no_numbers_are_refused():
 
 
 class Counting(LlamaForCausalLM):
-    """Of how many tokens of one kind a row has its logits depend, wherever they stand."""
+    """The logits depend on the number of end tokens in the row, wherever they are."""
 
     kind = 2
 
@@ -408,7 +408,7 @@ class Counting(LlamaForCausalLM):
 
 
 class Latecomers(LlamaForCausalLM):
-    """Causal up to 16 tokens, not beyond."""
+    """Causal in rows of up to 16 tokens only."""
 
     def forward(self, input_ids, **options):
         made = super().forward(input_ids, **options)
@@ -418,7 +418,7 @@ class Latecomers(LlamaForCausalLM):
 
 
 class Capped(LlamaForCausalLM):
-    """Caps logits that short texts of a new model do not have."""
+    """Caps logits at a value that short texts of an untrained model do not reach."""
 
     def forward(self, input_ids, **options):
         made = super().forward(input_ids, **options)
@@ -427,7 +427,7 @@ class Capped(LlamaForCausalLM):
 
 
 class Changing(LlamaForCausalLM):
-    """Works otherwise from its first short row on."""
+    """Changes its attention in its first call."""
 
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -442,12 +442,12 @@ class Changing(LlamaForCausalLM):
     ("kind", "says"),
     [(Counting, "the model is not causal"), (Changing, "attention_type from sparse to full .* attention_type=full")],
 )
-def test_what_a_row_is_filled_with_and_what_was_run_before_must_not_matter(kind, says):
+def test_a_model_that_depends_on_padding_or_on_earlier_calls_is_refused(kind, says):
     with pytest.raises(InputError, match=says):
         adapted_sites(kind(LlamaConfig(**LLAMA)).eval(), ["q_proj"])
 
 
-def test_a_model_that_is_causal_in_short_rows_alone_is_kept_to_them():
+def test_a_model_that_is_causal_only_in_short_rows_is_limited_to_them():
     base = Latecomers(LlamaConfig(**LLAMA)).eval()
     assert adapted_sites(base, ["q_proj"]) == {"q_proj"}
     assert length_limits(base, 3, 16) == ()
@@ -455,7 +455,7 @@ def test_a_model_that_is_causal_in_short_rows_alone_is_kept_to_them():
         length_limits(base, 3, 40)
 
 
-def test_a_head_whose_logits_are_capped_is_no_plain_head():
+def test_a_head_whose_logits_are_capped_is_not_taken_as_linear():
     plain, capped = (kind(LlamaConfig(**LLAMA)).eval() for kind in (LlamaForCausalLM, Capped))
     layouts = [make_layout(base, LoraConfig(target_modules=["q_proj"])) for base in (plain, capped)]
     assert AdaptedModel(plain, layouts[0]).head is plain.lm_head

@@ -1,22 +1,22 @@
-"""The formula for a step's memory, against the allocations of real steps as torch's profiler counts them."""
+"""The formula for a step's peak memory against the allocations of real steps, counted by torch's profiler."""
 
 import json
 
 import pytest
 import torch
+from memory_model import step_memory, tasks_that_fit
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.errors import InputError
-from bora_sweep.model import likelihood as objective
+from bora_sweep.model import linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.model.linear_cross_entropy import CHUNK
 from bora_sweep.train import optim
-from bora_sweep.train.memory import step_memory, tasks_that_fit
 from bora_sweep.train.optim import BLOCK_ELSEWHERE, make_optimizer, map_step
 
 QV = ["q_proj", "v_proj"]
@@ -36,8 +36,8 @@ def make(family: str, dtype: torch.dtype, rank: int, targets: list[str] | str):
 
 
 def measured_peak(base, layout, num_tasks: int, rows: int, tokens: int, passes: int, path) -> int:
-    """Most bytes allocated at any time of a second step, beyond what stays between steps: weights, banks, moments."""
-    hierarchy = Hierarchy(layout.initial(base, 0), num_tasks, 10.0, "noncentered")
+    """Peak bytes of a second step, without the weights, banks and moments that stay between steps."""
+    hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=num_tasks, tau=10.0, parametrization="noncentered")
     optimizer = make_optimizer(hierarchy, 1e-3, "proximal", 1000)
     likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
     batch = (torch.randint(512, (rows, tokens)), torch.full((rows,), tokens), torch.arange(rows) % num_tasks)
@@ -52,17 +52,17 @@ def measured_peak(base, layout, num_tasks: int, rows: int, tokens: int, passes: 
         step()
     profiler.export_chrome_trace(str(path))
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    held, peak = 0, 0
+    allocated, peak = 0, 0
     for event in sorted(events, key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
-    assert held == 0  # the step has left nothing behind, and the profiler missed nothing
+        allocated += event["args"]["Bytes"]
+        peak = max(peak, allocated)
+    assert allocated == 0  # the step freed everything, and the profiler missed nothing
     return peak
 
 
 @pytest.fixture
 def one_thread():
-    """Attention on the CPU keeps a scratch buffer for each thread, which the formula, written for a GPU, has not."""
+    """Attention on the CPU has a scratch buffer per thread, which the formula for a GPU does not count."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,22 +87,24 @@ def test_the_formula_is_within_a_tenth_of_what_a_step_allocates(
     family, dtype, num_tasks, rank, targets, rows, tokens, passes, greatest, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(optim.BLOCK, "cpu", BLOCK_ELSEWHERE)  # as on a GPU
-    monkeypatch.setattr(objective, "workspace", lambda rows, columns, dtype, _: torch.empty(rows, columns, dtype=dtype))
+    monkeypatch.setattr(
+        linear_cross_entropy, "workspace", lambda rows, columns, dtype, _: torch.empty(rows, columns, dtype=dtype)
+    )
     base, layout = make(family, dtype, rank, targets)
-    memory = step_memory(base, layout, num_tasks, rows, tokens, passes, CHUNK["cpu"])
+    memory = step_memory(base, layout, num_tasks=num_tasks, rows=rows, tokens=tokens, passes=passes, chunk=CHUNK["cpu"])
     measured = measured_peak(base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json")
     assert memory.peak - memory.base - memory.banks == pytest.approx(measured, rel=0.1)
     if greatest == "gather" and dtype == torch.bfloat16:
-        greatest = "forward"  # which has rows in both precisions
+        greatest = "forward"  # its rows are in both precisions
     parts = {name: getattr(memory, name) for name in ("forward", "backward", "gather", "update")}
     first = max(parts, key=parts.__getitem__)
     assert greatest == ("activations" if first in ("forward", "backward") and greatest == "activations" else first)
 
 
-def test_what_stays_is_the_weights_the_banks_and_two_moments():
+def test_the_permanent_parts_are_weights_banks_and_two_moments():
     base, layout = make("opt", torch.bfloat16, 4, QV)
-    hierarchy = Hierarchy(layout.initial(base, 0), 5, 10.0, "noncentered")
-    memory = step_memory(base, layout, 5, 8, 32)
+    hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=5, tau=10.0, parametrization="noncentered")
+    memory = step_memory(base, layout, num_tasks=5, rows=8, tokens=32)
     assert memory.base == sum(weight.nbytes for weight in base.parameters())
     assert memory.banks == 3 * sum(bank.nbytes for bank in hierarchy.parameters())
 
@@ -110,13 +112,14 @@ def test_what_stays_is_the_weights_the_banks_and_two_moments():
 def test_as_many_tasks_fit_as_the_formula_allows_and_not_one_more():
     base, layout = make("llama", torch.bfloat16, 8, QV)
     limit = 30_000_000
-    fitting = tasks_that_fit(limit, base, layout, 16, 64)
-    last, next_one = (step_memory(base, layout, num_tasks, 16, 64).peak for num_tasks in (fitting, fitting + 1))
+    batch = {"rows": 16, "tokens": 64}
+    fitting = tasks_that_fit(limit, base, layout, **batch)
+    last, next_one = (step_memory(base, layout, num_tasks=n, **batch).peak for n in (fitting, fitting + 1))
     assert last <= limit < next_one
-    assert tasks_that_fit(1000, base, layout, 16, 64) == 0
+    assert tasks_that_fit(1000, base, layout, **batch) == 0
 
 
 def test_a_model_without_a_known_formula_is_refused():
     base = GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(InputError, match="gpt2"):
-        step_memory(base, make_layout(base, LoraConfig(target_modules=["c_attn"])), 4, 8, 32)
+        step_memory(base, make_layout(base, LoraConfig(target_modules=["c_attn"])), num_tasks=4, rows=8, tokens=32)

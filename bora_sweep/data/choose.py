@@ -1,0 +1,68 @@
+"""Which documents and tasks are kept: length, number of documents, number of tasks. Notes say what is left out."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bora_sweep.config import DataConfig
+from bora_sweep.errors import plural
+
+
+def choose(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The documents and tasks that `config` keeps.
+
+    Args:
+        documents: Columns task, text, floor_nll_nats and time.
+        config: The limits.
+
+    Returns:
+        The documents that are kept, their tasks in order, and notes on what was left out or cut.
+    """
+    earliest = pd.Series(documents.groupby("task")["time"].min()).to_dict()
+    documents, notes = _limit_lengths(documents, config)
+    if config.max_documents is not None:
+        is_beyond = documents.groupby("task").cumcount() >= config.max_documents
+        if num := int(is_beyond.sum()):
+            of = plural(documents.loc[is_beyond, "task"].nunique(), "task")
+            notes.append(f"{plural(num, 'document')} of {of} beyond data.max_documents={config.max_documents} left out")
+        documents = documents.loc[~is_beyond]
+    tasks, task_notes = _choose_tasks(documents, earliest, config)
+    return documents.loc[documents["task"].isin(tasks)].copy(), tasks, notes + task_notes
+
+
+def _limit_lengths(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, list[str]]:
+    """The documents that are long enough, cut where they are too long; and notes."""
+    notes = []
+    num_characters = documents["text"].str.len()
+    is_short = (num_characters < config.min_characters) | (documents["text"].str.strip() == "")
+    if num := int(is_short.sum()):
+        below = f"shorter than data.min_characters={config.min_characters}, or blank, left out"
+        notes.append(f"{plural(num, 'document')} {below}")
+    is_long = num_characters[~is_short] > config.max_characters
+    documents = documents.loc[~is_short].copy()
+    if num := int(is_long.sum()):
+        notes.append(f"{plural(num, 'document')} cut at data.max_characters={config.max_characters}")
+        documents.loc[is_long, "text"] = documents.loc[is_long, "text"].str.slice(stop=config.max_characters)
+        documents.loc[is_long, "floor_nll_nats"] = np.nan  # known for the whole document only
+    return documents, notes
+
+
+def _choose_tasks(documents: pd.DataFrame, earliest: dict[Any, Any], config: DataConfig) -> tuple[list[str], list[str]]:
+    """The tasks that are kept, by time and then by name, and notes. `earliest` has the first time of each task."""
+    notes = []
+    num_documents = Counter(documents["task"])
+
+    def leave_out(tasks: list[str], why: str) -> None:
+        if tasks:
+            num = sum(num_documents[task] for task in tasks)
+            notes.append(f"{plural(len(tasks), 'task')} {why} left out ({plural(num, 'document')})")
+
+    in_order = sorted(earliest, key=lambda task: (earliest[task], task))
+    large = [task for task in in_order if num_documents[task] >= config.min_documents]
+    small = [task for task in in_order if num_documents[task] < config.min_documents]
+    leave_out(small, f"with fewer than data.min_documents={config.min_documents} documents")
+    tasks = large[: config.max_tasks]
+    leave_out(large[len(tasks) :], f"beyond the first data.max_tasks={config.max_tasks} by {config.tasks_by}")
+    return tasks, notes

@@ -1,0 +1,50 @@
+"""Checks of a base model and its adapters before anything is fitted: one message now instead of one per trial."""
+
+from pathlib import Path
+
+from bora_sweep.config import Config
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.base import empty_base, load_base, refuse_mismatch
+from bora_sweep.model.layout import make_layout
+from bora_sweep.model.lengths import length_limits
+from bora_sweep.model.peft_check import sites_by_weight
+from bora_sweep.model.peft_io import read_adapters
+from bora_sweep.model.prior import refuse_unknown_groups
+from bora_sweep.model.sites import notes_on_sites
+
+SMALL_PARAMETERS = 500_000_000
+"""Parameters up to which `try_model` loads a model. A larger one is left to the trials, which have the memory."""
+
+
+def check_model(config: Config, corpus: TokenizedCorpus) -> tuple[list[str], list[str]]:
+    """Refuse a model, target modules or adapters that no trial could use. The model's weights are not loaded.
+
+    Returns:
+        The groups of parameters with a tau of their own, and notes on the target modules.
+
+    Raises:
+        InputError: The model does not fit the corpus, the adapters do not fit the model, or a group is unknown.
+    """
+    base = empty_base(config.model, config.data)
+    refuse_mismatch(base, corpus.largest_token, corpus.longest)
+    notes = notes_on_sites(base, config.lora)
+    layout = make_layout(base, config.lora)
+    sites_by_weight(base, layout, config.lora)  # refuses adapters that an export could not hold
+    if config.init_from is not None:
+        read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks, config.model.name)
+    return refuse_unknown_groups(config.prior, layout), notes
+
+
+def try_model(config: Config, corpus: TokenizedCorpus) -> None:
+    """Load a small model and attach adapters, to refuse one that every trial would refuse.
+
+    Raises:
+        InputError: The model cannot be used.
+    """
+    empty = empty_base(config.model, config.data)
+    if sum(weight.numel() for weight in empty.parameters()) > SMALL_PARAMETERS:
+        return
+    base = load_base(config.model, config.data)
+    AdaptedModel(base, make_layout(base, config.lora)).remove_hooks()
+    length_limits(base, corpus.shortest, corpus.longest)

@@ -1,0 +1,206 @@
+"""Check a fit or a sweep before it begins: its settings, its corpus, its model, and what a resumed run began with.
+
+Nothing is written here. What is wrong is refused now, with one message, and not later by each trial.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from bora_sweep.config import Config, Setting, explicit_settings
+from bora_sweep.errors import InputError
+from bora_sweep.process import gc_paused
+from bora_sweep.runs.folder import new_run, reopen_run
+from bora_sweep.runs.storage import Folder, exists
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bora_sweep.data.corpus import Corpus
+    from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.trials.fingerprints import Fingerprints
+
+FIT_METHODS = ("map", "vi", "zero_shot", "pfedme")
+"""Methods that a single fit can have. The others start from the adapters of another trial of a sweep."""
+USED_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
+"""Keys that a fit uses, of the sections that are otherwise a sweep's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that has been checked, and can begin or resume."""
+
+    config: Config
+    run: Folder
+    corpus: "TokenizedCorpus"
+    groups: list[str]
+    """Groups of parameters with a tau of their own."""
+    record: "pd.DataFrame | None"
+    """The record of the run's documents; None where the run has it already."""
+    fingerprints: "Fingerprints"
+    """Of the data, the model and the adapters that the run began with."""
+    resumed: bool
+    """Whether the run existed before."""
+
+
+def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
+    """Read the corpus, and refuse settings or a model that the fit could not use.
+
+    Raises:
+        InputError: The input is wrong. Nothing was written.
+    """
+    from bora_sweep.train.distributed.process_group import from_rank_zero
+
+    config, run, before = from_rank_zero(lambda: _open_run(settings, "fit", resume, console))
+    _check_fit(settings, config, console)
+    _check_tracker(config, run)
+    corpus, tokenized, record = _read_corpus(config, run, resume, console)
+    groups = [] if resume else _check_model(config, tokenized, console)
+    fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
+    return PreparedRun(
+        config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
+        resumed=resume,
+    )  # fmt: skip
+
+
+def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
+    """Read the corpus, and refuse settings or a model that no trial could use.
+
+    Raises:
+        InputError: The input is wrong. Nothing was written.
+    """
+    config, run, before = _open_run(settings, "sweep", resume, console)
+    _check_sweep(settings, config)
+    _check_tracker(config, run)
+    corpus, tokenized, record = _read_corpus(config, run, resume, console)
+    groups = _check_model(config, tokenized, console, load=True)
+    fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
+    return PreparedRun(
+        config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
+        resumed=resume,
+    )  # fmt: skip
+
+
+def _open_run(
+    settings: Sequence[Setting], command: str, resume: bool, console: Console
+) -> tuple[Config, Folder, "Fingerprints | None"]:
+    """The configuration and the folder of a new run, or of one that resumes; and the fingerprints that it has."""
+    config, run = (reopen_run if resume else new_run)(settings, command)
+    console.print(f"{'resuming' if resume else 'run folder'}: {escape(str(run))}")
+    if not resume:
+        return config, run, None
+    with gc_paused():
+        from bora_sweep.trials.fingerprints import read_fingerprints
+    return config, run, read_fingerprints(run)
+
+
+def _check_fit(settings: Sequence[Setting], config: Config, console: Console) -> None:
+    """Refuse settings that a single fit cannot have, and note those that it ignores."""
+    from bora_sweep.train.device import refuse_other_count
+    from bora_sweep.train.distributed import process_group
+
+    given = explicit_settings(settings)
+    ignored = [f"{part}.{name}" for part, used in USED_BY_A_FIT.items() for name in {*given.get(part, {})} - used]
+    if ignored:
+        console.print(f"[yellow]note:[/] a fit ignores these settings of a sweep: {', '.join(sorted(ignored))}")
+    refuse_other_count(config)
+    if (count := process_group.count()) > 1:
+        console.print(f"one fit by {count} processes, started with {process_group.launcher_variables()}")
+    if config.method not in FIT_METHODS:
+        raise InputError(
+            f"method={config.method}: starts from the adapters of another trial; use sweep, with "
+            f"search.baselines=[…,{config.method}]"
+        )
+
+
+def _check_sweep(settings: Sequence[Setting], config: Config) -> None:
+    """Refuse settings that a sweep cannot have, and a machine on which Ray could not start."""
+    if config.init_from is not None:
+        raise InputError(
+            f"init_from={config.init_from}: a sweep compares fits that have seen only their own training data; drop "
+            "it, or use fit"
+        )
+    given = explicit_settings(settings)
+    if "tau" in given.get("prior", {}):
+        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
+    if "method" in given:
+        raise InputError("method: a sweep makes MAP fits and search.baselines; name it there, or use fit")
+    if config.ray.address is None:
+        from bora_sweep.tune.ray_folder import check_ray_folder
+
+        check_ray_folder()
+
+
+def _check_tracker(config: Config, run: Folder) -> None:
+    if config.tracking is not None:
+        from bora_sweep.trials.tracking import check_tracker
+
+        check_tracker(config.tracking, run)
+
+
+def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console, *, load: bool = False) -> list[str]:
+    """Refuse a model that cannot be used; with `load` also by trying it, if it is small.
+
+    Returns:
+        The groups of parameters with a tau of their own.
+    """
+    from bora_sweep.model.preflight import check_model, try_model
+
+    groups, notes = check_model(config, corpus)
+    _print_notes(notes, console)
+    if load:
+        try_model(config, corpus)
+    return groups
+
+
+def _read_corpus(
+    config: Config, run: Folder, resume: bool, console: Console
+) -> tuple["Corpus", "TokenizedCorpus", "pd.DataFrame | None"]:
+    """The corpus, its tokens, and the record of its documents, which is None if the run has one."""
+    with gc_paused():
+        from bora_sweep.data.corpus import load_corpus
+        from bora_sweep.data.known_documents import DOCUMENTS, record_folders
+        from bora_sweep.data.tokens import token_notes, tokenize_for
+        from bora_sweep.model.base import load_tokenizer
+
+    is_recorded = resume and exists(run / DOCUMENTS)
+    known_from = [run] if is_recorded else record_folders(config)
+    if not known_from and config.init_from is not None and not resume:
+        unknown = "does not say which documents it was trained on; some may be in validation or test here"
+        _print_notes([f"init_from={config.init_from}: {unknown}"], console)
+    corpus = load_corpus(config.data, known_from, resumed=is_recorded)
+    tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
+    _print_notes([*corpus.notes, *token_notes(tokenized)], console)
+    console.print(
+        f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
+        f"{tokenized.num_tokens('train'):,} tokens to train on"
+    )
+    if num_cut := int(tokenized.documents["was_cut"].to_numpy().sum()):
+        limit = f"model.max_tokens={config.model.max_tokens}"
+        _print_notes([f"{num_cut:,} documents are longer than {limit} allows and were cut"], console)
+    return corpus, tokenized, None if is_recorded else corpus.record
+
+
+def _fingerprints(
+    config: Config, run: Folder, corpus: "Corpus", tokenized: "TokenizedCorpus", console: Console,
+    *, before: "Fingerprints | None", resume: bool,
+) -> "Fingerprints":  # fmt: skip
+    """The fingerprints that the run began with; a resumed run is refused if its data or model have changed."""
+    from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of
+
+    now = fingerprints_of(config, corpus, tokenized)
+    if before is not None:
+        check_unchanged(run, config, before, now)
+        return before  # also of adapters that are gone by now
+    if resume:
+        unknown = "an older release began it without fingerprints, so whether data and model are the same is unknown"
+        _print_notes([f"{run}: {unknown}"], console)
+    return now
+
+
+def _print_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")

@@ -1,0 +1,102 @@
+"""Where a fit begins or goes on, and what a checkpoint holds of it.
+
+Shapes: K adapters (one per task), P parameters of one adapter.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bora_sweep.model.peft_io import read_adapters
+from bora_sweep.runs.storage import Folder
+from bora_sweep.train.checkpoint import load_checkpoint, num_recorded_ooms
+from bora_sweep.train.checkpoint_names import moments, names_of, restore_moments, task_order
+from bora_sweep.train.distributed.process_group import from_rank_zero
+from bora_sweep.train.state import Start, State
+from bora_sweep.train.trainer import Trainer
+
+
+def start_or_resume(fit: Trainer, folder: Folder | None = None, start: Start | None = None) -> bool:
+    """Resume from the newest checkpoint, else begin at `start`, else at the adapters of `init_from`.
+
+    Args:
+        fit: A new trainer.
+        folder: Of the trial; None: there is nothing to resume from.
+        start: Theta and the tasks' adapters of another fit.
+
+    Returns:
+        Whether the model should be scored before training, as epoch 0.
+
+    Raises:
+        InputError: The adapters or the checkpoint are not of this fit's tasks and modules.
+    """
+    checkpoint = from_rank_zero(lambda: None if folder is None else load_checkpoint(folder))
+    if checkpoint is not None:
+        tensors, progress, damage = checkpoint
+        _restore(fit, tensors, progress)
+        fit.state.notes += damage
+    _limit_rows(fit, from_rank_zero(lambda: 0 if folder is None else num_recorded_ooms(folder)))
+    if checkpoint is not None:
+        return False
+    if start is None and fit.config.init_from is not None:
+        source = Path(fit.config.init_from)
+        start = Start(*read_adapters(source, fit.pack.layout, fit.config.lora, fit.pack.corpus.tasks))
+    if start is not None:
+        fit.hierarchy.set_adapters_(start.mean_P, fit.pack.shard.shard(start.theta_KP))
+        fit.best = fit.parameters()
+    return start is None or start.is_candidate
+
+
+def _limit_rows(fit: Trainer, num_ooms: int) -> None:
+    """Make forward passes as small as the fit's memory was seen to need.
+
+    A process that is killed for its memory cannot say so: each recorded kill counts as one pass that was too large.
+    """
+    train = fit.config.train
+    asked = train.micro_batch_size or train.batch_size
+    before = fit.state.micro_batch_size or asked
+    if (rows := max(1, asked >> num_ooms)) < before:
+        fit.note_fewer_rows("killed for its memory", before, rows)
+    if fit.state.micro_batch_size is not None:
+        fit.pack.memory_rows = min(fit.pack.rows, fit.state.micro_batch_size)
+
+
+def tensors_of(fit: Trainer) -> dict[str, Tensor]:
+    """All tensors that a resume needs: parameters now and at the best epoch, and the optimiser's moments.
+
+    Rank 0 gets the rows of all tasks, for which every process must call this.
+    """
+    best = {f"best.{name}": bank for name, bank in fit.best.items()}
+    tensors = {**fit.parameters(), **best, **moments(fit.optimizer, fit.hierarchy)}
+    return {name: fit.pack.shard.gather(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+
+
+def progress_of(fit: Trainer) -> dict[str, Any]:
+    """All else that a resume needs, as JSON."""
+    scaler = fit.pack.accelerator.scaler
+    return {
+        **names_of(fit.pack.layout, fit.pack.corpus.tasks),
+        "state": asdict(fit.state),
+        "scheduler": fit.scheduler.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+
+
+def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    order = task_order(progress, fit.pack.layout, fit.pack.corpus.tasks, "the fit's checkpoint")
+    fit.state = State(**progress["state"])
+    if order != sorted(order):
+        tensors = {name: tensor[order] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+        fit.state.reorder(order)
+    tensors = {name: fit.pack.shard.shard(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    names = list(fit.parameters())
+    fit.hierarchy.load_state_dict({name: tensors[name] for name in names})
+    fit.best = {name: tensors[f"best.{name}"] for name in names}
+    restore_moments(fit.optimizer, fit.hierarchy, tensors)
+    fit.scheduler.load_state_dict(progress["scheduler"])
+    for group, rate in zip(fit.optimizer.param_groups, fit.scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+    if fit.pack.accelerator.scaler is not None:
+        fit.pack.accelerator.scaler.load_state_dict(progress["scaler"])

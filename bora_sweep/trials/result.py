@@ -1,0 +1,98 @@
+"""What a trial leaves: scores, adapters and its row, written here, and adapters that another fit begins with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel
+
+from bora_sweep.config import Config
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.errors import InputError, plural
+from bora_sweep.model.layout import layout_of_sites, make_layout
+from bora_sweep.model.lora import Site
+from bora_sweep.model.merge_tasks import MERGES, merge
+from bora_sweep.runs.results import write_table
+from bora_sweep.runs.storage import Folder
+from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
+from bora_sweep.train.checkpoint_names import names_of, task_order
+from bora_sweep.train.state import Fit, Start
+from bora_sweep.trials.rows import about_adapters, document_scores, final_row, task_scores
+
+
+def _check_finite(config: Config, documents: pd.DataFrame) -> None:
+    """Refuse scores that are not finite: no sum over documents would mean anything."""
+    without = documents[~np.isfinite(documents["nll_nats"])]
+    if len(without):
+        first = without.iloc[0]
+        raise InputError(
+            f"model.name={config.model.name}: {plural(len(without), 'document')} of validation and test have a score "
+            f"of {first['nll_nats']}, the first {first['document_id']!r} of task {first['task']!r}: the base gives no "
+            f"likelihood of them with model.dtype={config.model.dtype}; set another, leave such texts out, or name "
+            "another base"
+        )
+
+
+def write_result(
+    config: Config, corpus: TokenizedCorpus, run: Folder, trial_id: str, row: dict[str, Any], done: Fit
+) -> dict[str, Any]:
+    """Write the scores, adapters and row of a fit that has ended.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        run: The run's folder.
+        trial_id: The trial.
+        row: Its row so far.
+        done: The fit.
+
+    Returns:
+        Its row of `trials`.
+
+    Raises:
+        InputError: A document has no finite score.
+    """
+    folder = run / "trials" / trial_id
+    documents = document_scores(corpus, done)
+    _check_finite(config, documents)
+    tasks = task_scores(config, corpus, documents, done)
+    banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
+    tensors = {name: bank for name, bank in banks.items() if bank is not None}
+    save_adapters(folder, tensors, about_adapters(config, corpus, done))
+    write_table(run, "document_scores", trial_id, documents)
+    write_table(run, "task_scores", trial_id, tasks)
+    write_table(run, "curves", trial_id, done.state.curve)
+    row = row | final_row(config, done, tasks)
+    write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
+    drop_checkpoints(folder)
+    return row
+
+
+def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str, tasks: Sequence[str]) -> Start:
+    """The starting point of a fit that begins with another trial's adapters, as they are or merged into one.
+
+    Args:
+        config: Of the fit; `method` says whether to merge.
+        base: The base model.
+        run: The run's folder.
+        trial_id: The other trial.
+        tasks: The fit's tasks, in its order.
+
+    Raises:
+        InputError: The other trial left no adapters, or has other tasks or modules.
+    """
+    try:
+        banks, about = load_adapters(run / "trials" / trial_id)
+    except FileNotFoundError:
+        raise InputError(f"trial {trial_id} has left no adapters for method={config.method} to begin with") from None
+    layout = make_layout(base, config.lora)
+    written = names_of(layout_of_sites([Site(**site) for site in about["sites"]], config.lora), about["tasks"])
+    order = task_order(written, layout, tasks, f"trial {trial_id}")
+    mean_P, theta_KP = banks["mean_P"], banks["theta_KP"]
+    if order != sorted(order):
+        theta_KP = theta_KP[order]
+    if config.method in MERGES:
+        mean_P = merge(theta_KP, layout, config.method, config.train.seed)
+        theta_KP = mean_P.expand_as(theta_KP)
+    return Start(mean_P, theta_KP, is_candidate=config.method != "map")

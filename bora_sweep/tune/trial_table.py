@@ -1,0 +1,130 @@
+"""The trials of a sweep as text: a table, a line per trial, a line that sums up. For a running sweep and `status`."""
+
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from bora_sweep.config import Config
+
+Row = dict[str, Any]
+
+STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow", "cut off": "yellow"}
+MAX_ROWS = 24
+"""Of a terminal that the table takes."""
+
+
+def best_row(rows: Iterable[Row], config: Config | None) -> Row | None:
+    """The finished MAP fit of the sweep's own rank with the lowest validation perplexity: test chooses nothing."""
+    finished = [
+        row
+        for row in rows
+        if row["status"] == "finished" and row["method"] == "map" and row["validation_perplexity"] is not None
+        and (config is None or row["lora_rank"] == config.lora.rank)
+    ]  # fmt: skip
+    return min(finished, key=lambda row: row["validation_perplexity"], default=None)
+
+
+def summary(rows: Iterable[Row], total: int | None, best: Row | None, time_left: str | None = None) -> str:
+    """The number of trials in each state, the best so far, and the time left.
+
+    Args:
+        rows: Of `trials`.
+        total: Fits of the whole run; None: not known.
+        best: Of `best_row`.
+        time_left: As text.
+    """
+    states = [row["status"] for row in rows]
+    num_finished = states.count("finished")
+    counts = [f"{num_finished} trials finished" if total is None else f"{num_finished} of {total} trials finished"]
+    counts += [
+        f"{n} {state}" for state in ("running", "failed", "interrupted", "cut off") if (n := states.count(state))
+    ]
+    if total is not None and total > len(states):
+        counts.append(f"{total - len(states)} waiting")
+    parts = [", ".join(counts)]
+    if best is not None:
+        parts.append(f"best so far {trial_label(best)}, validation perplexity {best['validation_perplexity']:.2f}")
+    if time_left is not None:
+        parts.append(time_left)
+    return " · ".join(parts)
+
+
+def trial_table(
+    rows: Iterable[Row], best: Row | None, line: str, silent_seconds: dict[str, float] | None = None
+) -> Group:
+    """A table of the trials that run and the best of the others, by trial id; the best of all in bold.
+
+    Args:
+        rows: Of `trials`.
+        best: Of `best_row`.
+        line: Of `summary`, shown below the table.
+        silent_seconds: Since each open trial's row was written; None: not shown.
+    """
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trial", "tau", "seed", "state", "epoch", "validation perplexity", "seconds"):
+        table.add_column(name, justify="left" if name in ("trial", "state") else "right")
+    if silent_seconds is not None:
+        table.add_column("last report", justify="right")
+    for row in _shown(rows):
+        style = "bold" if best is not None and row["trial_id"] == best["trial_id"] else ""
+        last_report = [] if silent_seconds is None else [ago(silent_seconds.get(row["trial_id"]))]
+        table.add_row(*_cells(row), *last_report, style=style)
+    parts: list[Table | Text] = [table] if rows else []
+    if len(rows) > MAX_ROWS:
+        parts.append(Text(f"and {len(rows) - MAX_ROWS:,} more, in results/trials", style="dim"))
+    return Group(*parts, Text(line, style="bold"))
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    rank = {"running": -1.0, "cut off": -1.0, "failed": math.inf}
+    by_rank = sorted(rows, key=lambda row: rank.get(row["status"], row["validation_perplexity"] or math.inf))
+    return sorted(by_rank[:MAX_ROWS], key=lambda row: row["trial_id"])
+
+
+def trial_label(row: Row) -> str:
+    """What is fitted: the method where it is not MAP, and tau."""
+    method = (row["method"] or "").replace("_", "-")
+    tau = "" if row["tau"] is None or math.isnan(row["tau"]) else f"tau = {row['tau']:,.4g}"
+    return tau if method == "map" else ", ".join(part for part in (method, tau) if part)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """A row as markup, without the age of its last report."""
+    state = row["status"]
+    return (
+        escape(row["trial_id"]),
+        trial_label(row).removeprefix("tau = "),
+        str(row["seed"]),
+        f"[{STYLES[state]}]{state}[/]" if state in STYLES else escape(str(state)),
+        "" if row["epochs"] is None else str(row["epochs"]),
+        _number(row["validation_perplexity"], 2),
+        _number(row["train_seconds"], 0),
+    )
+
+
+def ended_line(row: Row) -> str:
+    """A trial that has ended, with its scores or its error, as a line of a log."""
+    if row["status"] == "failed":
+        result = escape(row["error"] or "no reason known")
+    else:
+        epochs = "" if row["epochs"] is None else row["epochs"]
+        result = f"{epochs} epochs, validation perplexity {_number(row['validation_perplexity'], 2)}"
+    state = f"[{STYLES[row['status']]}]{row['status']}[/]"
+    seconds = _number(row["train_seconds"], 0)
+    return f"{escape(row['trial_id'])}  {trial_label(row)}, seed {row['seed']}: {state}, {result}, {seconds} s"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def ago(seconds: float | None) -> str:
+    """`0:00:08 ago`; empty where it is not known."""
+    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} ago"
