@@ -138,7 +138,7 @@ def test_commands_run_as_they_stand(page, place, tmp_path, monkeypatch):
 def test_python_that_does_not_run_here_imports_what_there_is(page):
     for body in blocks(page, "python no-run"):
         tree = ast.parse(body)
-        imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         exec(compile(ast.Module(imports, type_ignores=[]), page.name, "exec"), {})
 
 
