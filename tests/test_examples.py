@@ -42,11 +42,10 @@ def test_two_runs_are_one_table(run_example):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_here")
-def test_a_csv_file_gives_a_tau_and_a_page(run_example):
+def test_a_csv_file_gives_a_tau_and_a_report(run_example):
     lines = run_example("own_text.py")
     assert "test perplexity" in lines[0]
-    page = Path(lines[-1].removeprefix("The page: "))
-    assert (page.parent / "index.html").exists()
+    assert Path(lines[-1].removeprefix("The report: ")).exists()
 
 
 def test_the_overview_names_every_example():
