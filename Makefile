@@ -13,11 +13,11 @@ help: ## what can be made
 sweep: .venv/installed ## the embedded sweep, from text to report: make sweep ARGS="search.num_trials=12"
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
 
-test: .venv/installed-dev ## the tests, in three parts side by side
-	.ci/test $(ARGS)
+test: .venv/installed-dev ## the tests, in under five minutes on two cores
+	.ci/test quick $(ARGS)
 
-test-all: test ## the tests, and the many families of base models one by one
-	$(BIN)/python -m pytest tests/model/test_families.py -m families $(ARGS)
+test-all: test ## the tests, then the slow ones: browser, compiler, killed processes, many base models
+	.ci/test rest $(ARGS)
 
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
 	$(BIN)/python -m pytest tests/tune/test_cluster_lab.py -m cluster -rs $(ARGS)

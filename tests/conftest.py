@@ -111,6 +111,14 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int
     return tokenize(Corpus("made", tuple(sizes), frame, ()), make_tokenizer(), max_tokens=16)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Tests in a browser are slow, all of them."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def checkpoints_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch of a test's fit ends with one, for the tests that cut it off."""

@@ -1,7 +1,6 @@
 """The Python interface: what the command line does, by the same settings, and quick to import."""
 
 import ast
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from made_up_runs import write_run
 
 import bora_sweep
 from bora_sweep.cli import main
-from bora_sweep.config import load_config, with_values
 from bora_sweep.runs.run_lock import run_lock
 
 TRAIN = {"max_epochs": 2, "device": "cpu", "learning_rate": 0.02}
@@ -63,17 +61,6 @@ def test_a_fit_is_that_of_the_command_line(sections, tmp_path, capsys):
     again = bora_sweep.fit(resume=True, output=tmp_path / "ours", quiet=False)
     assert again.trials["started_at"].tolist() == results.trials["started_at"].tolist()
     assert "resuming" in capsys.readouterr().err
-
-
-def test_settings_of_every_kind_are_merged_and_the_later_wins(tmp_path):
-    (tmp_path / "a.yaml").write_text("prior: {tau: 1}\ntrain: {max_epochs: 9, patience: 3}\n")
-    base = with_values(load_config(), prior={"tau": 5.0}, lora={"rank": 3})
-    config = load_config([base, tmp_path / "a.yaml", {"train": {"max_epochs": 4}}, "prior.tau=inf"])
-    assert (config.prior.tau, config.train.max_epochs, config.train.patience) == (math.inf, 4, 3)
-    assert config.lora.rank == 3
-    assert load_config([{"prior": {"tau": 1}}, str(tmp_path / "a.yaml")]) == load_config(
-        [str(tmp_path / "a.yaml"), "prior.tau=1"]
-    )
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def test_rays_secret_is_in_the_environment_where_no_home_can_keep_it(home, monke
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_started_in_a_spoilt_environment_is_one_started_in_a_clean_one(corpus_file, model_folder, tmp_path):
     """By `uv run`, whose hook in Ray would ship this folder; beside a Ray elsewhere, a launcher, a home of nobody's."""

@@ -1,4 +1,4 @@
-"""What a corpus holds, task by task, and what is wrong with it, for the terminal."""
+"""Describe a corpus in the terminal: its tasks and splits, and what may be wrong with it."""
 
 import pandas as pd
 from rich import box
@@ -16,11 +16,12 @@ _UNEQUAL = 10
 
 
 def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[RenderableType]:
-    """A table of tasks and splits, then in yellow what was left out and what may be wrong.
+    """A table of tasks and splits, then notes in yellow: what was left out, and what may be wrong.
 
     Args:
-        corpus: What is described.
-        num_tokens: Columns task, split, num_tokens and num_cut_documents; left out: no tokens in the table.
+        corpus: The corpus.
+        num_tokens: Columns task, split, num_tokens and num_cut_documents (`TokenizedCorpus.table`); left out: no tokens
+            are shown.
     """
     sizes = _sizes(corpus, num_tokens)
     documents = corpus.documents
@@ -29,15 +30,15 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
         f": {plural(len(corpus.tasks), 'task')}, {plural(len(documents), 'document')}, "
         f"{plural(int(documents['text'].str.len().sum()), 'character')}",
     )
-    remarks = [*corpus.notes, *_warnings(corpus, num_tokens)]
+    notes = [*corpus.notes, *_warnings(corpus, num_tokens)]
     bullets = Table.grid(padding=(0, 1))
-    for remark in remarks:
-        bullets.add_row("•", Text(remark), style="yellow")
+    for note in notes:
+        bullets.add_row("•", Text(note), style="yellow")
     return [title, _table(sizes), bullets]
 
 
 def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
-    """Task by (kind, split): documents, and tokens where they are known."""
+    """Documents, and tokens where they are known, of each task; the columns are (kind, split)."""
     tables = {"documents": pd.crosstab(corpus.documents["task"], corpus.documents["split"])}
     if num_tokens is not None:
         tables["tokens"] = num_tokens.pivot_table(index="task", columns="split", values="num_tokens", aggfunc="sum")
@@ -46,7 +47,7 @@ def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _table(sizes: pd.DataFrame) -> Table:
-    """A row for each task, of many the largest and the smallest; the totals in the footer."""
+    """A row for each task, and totals in the footer. Of many tasks the largest and the smallest are shown."""
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 0, 0, 1), footer_style="bold")
     table.add_column("\ntask", "all tasks", overflow="fold")
     for kind, split in sizes.columns:
@@ -93,7 +94,7 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
     if per_task.max() > _UNEQUAL * per_task.min():
         warnings.append(
             f"very unequal tasks: {per_task.idxmax()!r} has {per_task.max():,} documents, {per_task.idxmin()!r} "
-            f"{per_task.min():,}; micro perplexity is mostly the large tasks', so look at macro perplexity too"
+            f"{per_task.min():,}; micro perplexity is dominated by large tasks, so look at macro perplexity too"
         )
     if num_tokens is not None and (cut := sum(num_tokens["num_cut_documents"])):
         share = cut / len(documents)
@@ -102,5 +103,5 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
 
 
 def _num_across(repeated: pd.DataFrame) -> int:
-    """Texts that occur in more than one task."""
+    """Number of texts that occur in more than one task."""
     return sum(tasks > 1 for tasks in repeated.groupby("text")["task"].nunique())

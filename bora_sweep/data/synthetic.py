@@ -1,8 +1,8 @@
-"""The embedded corpus: speakers whose true languages are known, so that a model's score has a known floor.
+"""The embedded corpus: speakers with known true languages, so that a model's score has a known lower bound.
 
 A language is a first-order Markov chain over `VOCABULARY` and an end symbol that is not text. A grammar of word classes
-keeps sentences readable, low-rank random logits make the world language, and one more low-rank shift makes a speaker.
-docs/synthetic.md has the equations.
+keeps sentences readable. Low-rank random logits on top of it give the world language, and a further low-rank shift
+gives the language of each speaker. docs/synthetic.md has the equations.
 
 Shape suffixes: N symbols (words, full stop, end; the end is last), S symbols that a word may follow (words, full stop),
 W words, B documents, T symbols of a document.
@@ -19,11 +19,11 @@ from bora_sweep.config import SyntheticConfig
 MAX_WORDS = 62
 """Words and full stops of the longest document: 64 tokens with a start and an end symbol."""
 END_PROBABILITY = 1 / 8
-"""Of the document's end, after every full stop."""
+"""Probability that the document ends after a full stop."""
 WORLD_RANK, WORLD_SCALE = 8, 0.6
-"""Of the world's random logits; the scale is their standard deviation."""
+"""Rank and standard deviation of the world language's random logits."""
 SHIFT_RANK = 3
-"""Of the common shift, and of each speaker's own."""
+"""Rank of the common shift, and of each speaker's own shift."""
 
 _CLASSES = {
     "determiner": "the some many three seven these most",
@@ -57,7 +57,7 @@ _GRAMMAR = {
     "conjunction": _SUBJECT,
     "stop": _SUBJECT,
 }
-"""Share of each class after each class, before any random logits; a class that is not named never follows."""
+"""Probability of each class after each class, before random logits. A class that is not named never follows."""
 
 VOCABULARY: tuple[str, ...] = tuple(word for words in _CLASSES.values() for word in words.split())
 """The words, and the full stop last."""
@@ -74,7 +74,7 @@ _NAMES = (
     "Noor Oscar Petra Ravi Sofia Tomas Ulla Viktor Wanda"
 )
 
-# Streams of random numbers: what one draws never moves another.
+# Independent streams of random numbers.
 _WORLD, _WORLD_TEXT, _COMMON, _OWN, _TEXT, _AMOUNTS = range(6)
 
 
@@ -111,11 +111,12 @@ def log_probability(chain: Chain, symbols_BT: np.ndarray, max_words: int) -> np.
 
 
 def cross_entropy_nats(source: Chain, model: Chain, max_words: int) -> float:
-    """-sum_x p(x) log q(x) over documents x of at most `max_words` words; p of `source`, q of `model`, given the bound.
+    """-sum_x p(x) log q(x) over documents x of at most `max_words` words, with p of `source` and q of `model`.
 
-    Exact, backward over the chain. With w words to go at most, from each symbol: the probability to end in time, and
-    the mean of -log q of the way there, counted only where it ends in time. Entropy where both are one chain; the KL
-    divergence is the difference. `model` must allow every step that `source` allows, as all speakers do.
+    It is exact, by a backward recursion over the chain. For each symbol, with at most w words left, the recursion has
+    the probability to end in time, and the mean of -log q over the ways that do. With `model` = `source` it is the
+    entropy; the difference of the two is the KL divergence. `model` must allow every step that `source` allows, as the
+    languages of all speakers do.
     """
     first_N = _minus_p_log_q(source.start_N, model.start_N)
     step_NN = _minus_p_log_q(source.next_NN, model.next_NN)
@@ -132,7 +133,7 @@ def _minus_p_log_q(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def sample(chain: Chain, num_documents: int, max_words: int, rng: np.random.Generator) -> np.ndarray:
-    """Documents of at most `max_words` words as symbols_BT, T = max_words + 1, filled up with end symbols."""
+    """Documents of at most `max_words` words as symbols_BT, T = max_words + 1, padded with end symbols."""
     end = len(chain.start_N) - 1
     kept_BT = np.empty((0, max_words + 1), dtype=np.int64)
     while len(kept_BT) < num_documents:
@@ -156,12 +157,12 @@ def _sample_of_any_length(chain: Chain, num_documents: int, num_symbols: int, rn
 
 
 def world_language(config: SyntheticConfig) -> Chain:
-    """The language that the base model knows: the grammar and logits of rank `WORLD_RANK`."""
+    """The language that the base model was trained on: the grammar and random logits of rank `WORLD_RANK`."""
     return _language(_world_logits(config))
 
 
 def speaker_language(config: SyntheticConfig, speaker: int) -> Chain:
-    """The language of one speaker: the world's logits and the speaker's shift."""
+    """The language of one speaker: the world language's logits plus the speaker's shift."""
     return _language(_world_logits(config) + config.shift * unit_shift(config, speaker))
 
 
@@ -176,8 +177,8 @@ def documents(config: SyntheticConfig) -> pd.DataFrame:
     """The corpus: one row per document.
 
     Returns:
-        task (the speaker), text, document_id, and floor_nll_nats: -log p(document) under the speaker's own language
-        given `MAX_WORDS`, end symbol included, which no model beats in expectation.
+        Columns task (the speaker), text, document_id and floor_nll_nats: -log p(document) under the speaker's own
+        language, with the end symbol and given `MAX_WORDS`. No model can beat it in expectation.
     """
     parts = []
     for speaker, amount in enumerate(_amounts(config)):
@@ -193,7 +194,7 @@ def documents(config: SyntheticConfig) -> pd.DataFrame:
 
 
 def world_documents(config: SyntheticConfig, num_documents: int) -> list[str]:
-    """Text in the world language, for pretraining; it does not depend on the speakers."""
+    """Text in the world language, for pretraining. It does not depend on the speakers."""
     return texts_of(sample(world_language(config), num_documents, MAX_WORDS, _rng(config, _WORLD_TEXT)))
 
 
@@ -221,7 +222,7 @@ def _world_logits(config: SyntheticConfig) -> np.ndarray:
 
 
 def _language(logits_SW: np.ndarray) -> Chain:
-    """The grammar tilted by logits among words; full stops and ends keep their probability, so that lengths do."""
+    """The grammar with logits added among words. Full stops and ends keep their probability, and so do lengths."""
     tilted_SW = _GRAMMAR_SW + logits_SW
     words_SW = np.exp(tilted_SW - tilted_SW.max(1, keepdims=True))
     words_SW /= words_SW.sum(1, keepdims=True)
@@ -236,7 +237,7 @@ def _language(logits_SW: np.ndarray) -> Chain:
 
 
 def _amounts(config: SyntheticConfig) -> list[int]:
-    """Documents of each speaker: from the least to the most in equal ratios, in an order that the seed shuffles."""
+    """Documents of each speaker: a geometric series from the fewest to the most, in shuffled order."""
     amounts_K = np.geomspace(config.min_documents, config.max_documents, config.num_tasks).round().astype(int)
     return _rng(config, _AMOUNTS).permutation(amounts_K).tolist()
 

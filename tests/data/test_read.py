@@ -204,8 +204,8 @@ GOOD = '{"task": "a", "text": "x", "when": 1}'
     ("row", "essence"),
     [
         ('{"task": "a", "text": "x", "when": 9223372036854775808}', "'when' is 9223372036854775808, beyond 64 bits"),
-        ('{"task": "a", "text": "x", "text": "y", "when": 1}', "'text' is there 2 times"),
-        ('{"task": "a", "text": "x", "task": "a", "when": 1}', "'task' is there 2 times"),
+        ('{"task": "a", "text": "x", "text": "y", "when": 1}', "'text' occurs 2 times"),
+        ('{"task": "a", "text": "x", "task": "a", "when": 1}', "'task' occurs 2 times"),
         ('{"task": "a", "text": ["x"], "when": 1}', "'text' is a list"),
         ('{"task": {"name": "a"}, "text": "x", "when": 1}', "'task' is an object"),
         ('{"task": true, "text": "x", "when": 1}', "'task' is true"),

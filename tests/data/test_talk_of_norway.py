@@ -309,7 +309,7 @@ def test_a_file_that_changed_is_refused_until_its_record_goes(tmp_path: Path):
     ("settings", "says"),
     [
         (["data.source=talk_of_norway"], "data.path"),
-        (["data.source=talk_of_norway", "data.path=x", "data.task_column=party_id"], "knows its own columns"),
+        (["data.source=talk_of_norway", "data.path=x", "data.task_column=party_id"], "has its own columns"),
         (["data.path=x.csv", "data.download=true"], "only data.source=talk_of_norway"),
         (["data.path=x.csv", "data.selection=published_code"], "only data.source=talk_of_norway"),
     ],

@@ -140,7 +140,7 @@ def test_a_task_alone_is_as_a_run_of_that_task():
             alone = bootstrap.contrast(*pair)
             assert found.nats_per_token[d, c] == pytest.approx(alone.nats_per_token)
             assert found.standard_error[d, c] == pytest.approx(alone.standard_error, rel=0.03)
-            assert found.degrees_of_freedom[d, c] == pytest.approx(alone.degrees)
+            assert found.degrees_of_freedom[d, c] == pytest.approx(alone.degrees_of_freedom)
 
 
 def test_a_task_with_one_document_has_no_interval_and_takes_none_away():

@@ -68,6 +68,7 @@ def test_table_1_is_ordered_and_bold_at_the_best(run: Path, page: str):
     assert numbers["best"].tolist() == [False, False, False, True, False, False]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_single_fit_makes_a_report(tmp_path: Path):
     page = write_report(write_run(tmp_path, taus=(100.0,), floor=None)).read_text()
     assert "It is the only value fitted." in page

@@ -9,9 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
-from bora_sweep.runs.folder import create_run, reopen_run
 from bora_sweep.runs.results import SCHEMAS, perplexity, read_results, read_trial_row, trial_rows, write_table
 
 ROW = {"task": "ann", "split": "test", "num_documents": 3, "num_tokens": 10, "nll_nats": 20.0, "tau": math.inf}
@@ -122,8 +120,17 @@ def test_perplexity_is_of_sums():
     assert perplexity(1e6, 10) == math.inf
 
 
-def test_the_newest_run_is_the_newest_of_those_that_were_named_by_the_time(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("2026-01-02T03-04-05-fit", "2026-01-02T03-04-06-fit", "zz-fit", "Copy of 2026-01-03T00-00-00-fit"):
-        create_run(load_config([]), tmp_path / "runs" / name)
-    assert str(reopen_run([], "fit")[1]) == "runs/2026-01-02T03-04-06-fit"
+@pytest.mark.parametrize("damage", ["flipped", "cut", "newer"])
+def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        if damage == "newer":
+            patch.setattr("bora_sweep.runs.results.FORMAT", 99)
+        write_table(tmp_path, "trials", "007", [{"status": "finished"}])
+    file = tmp_path / "results" / "trials" / "007.parquet"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-6] ^= 255
+    file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(InputError, match=r"007\.parquet") as caught:
+        read_results(tmp_path)
+    assert ("newer" if damage == "newer" else "damaged") in str(caught.value)

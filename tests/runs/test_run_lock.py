@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,8 +14,9 @@ import pytest
 
 from bora_sweep.errors import InputError
 from bora_sweep.runs import run_lock as locks
-from bora_sweep.runs.processes import is_local, is_running, lock_folder, this_process
+from bora_sweep.runs.processes import this_process
 from bora_sweep.runs.run_lock import DRIVER_FILE, read_driver, run_lock
+from bora_sweep.runs.storage import exists, write_bytes
 
 SLEEP = [sys.executable, "-c", "input()"]
 
@@ -45,15 +47,6 @@ def short(monkeypatch):
 
 def started(pid: int) -> float:
     return psutil.Process(pid).create_time() - psutil.boot_time()
-
-
-def test_this_process_is_here_and_lives():
-    told = json.loads(json.dumps(this_process()))
-    assert is_local(told)
-    assert is_running(told)
-    assert not is_local({**told, "host": "elsewhere"})
-    assert not is_local({**told, "boot": "another"})
-    assert not is_local({**told, "pids": "another"})
 
 
 @pytest.mark.parametrize("how", ["of an older release", "of another start"])
@@ -91,11 +84,6 @@ def test_a_process_of_another_user_lives_though_nothing_of_it_may_be_seen(monkey
     monkeypatch.setattr(os, "kill", forbidden)
     monkeypatch.setattr(psutil, "Process", hidden)
     assert read_driver(tmp_path).is_alive
-
-
-@pytest.mark.parametrize("pid", [0, -1, 10**12])
-def test_what_is_no_process_number_is_nobody(pid):
-    assert not is_running({**this_process(), "pid": pid})
 
 
 def test_the_lock_of_a_killed_driver_is_free_at_once_in_whatever_container(tmp_path):
@@ -147,10 +135,23 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_others_file(tmp_path):
     assert read_driver(tmp_path).host == "elsewhere"
 
 
-def test_a_folder_is_locked_once(tmp_path):
-    with lock_folder(tmp_path / "run") as can_lock:
-        assert can_lock
-        with pytest.raises(BlockingIOError), lock_folder(tmp_path / "run"):
+def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
+    with run_lock(place):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), run_lock(place):
             pass
-    with lock_folder(tmp_path / "run"):
+        assert exists(place / DRIVER_FILE)
+    assert not exists(place / DRIVER_FILE)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    own = {"host": socket.gethostname(), "pid": dead.pid, "alive_at": time.time()}
+    write_bytes(place / DRIVER_FILE, json.dumps(own).encode())
+    with run_lock(place):
         pass
+    for host, age, refused in (("elsewhere", 5.0, True), ("elsewhere", 500.0, False)):
+        write_bytes(place / DRIVER_FILE, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
+        if refused:
+            with pytest.raises(InputError, match="elsewhere"), run_lock(place):
+                pass
+        else:
+            with run_lock(place):
+                pass

@@ -196,7 +196,7 @@ def test_a_fit_starts_at_exported_adapters(tmp_path):
         ("fit", ["lora.rank=3"], "lora.rank=2"),
         ("fit", ["method=zero_shot"], "drop init_from"),
         ("fit", ["init_from=nowhere"], "no such folder"),
-        ("sweep", [], "only fit begins with adapters"),
+        ("sweep", [], "drop it, or use fit"),
     ],
 )
 def test_a_wrong_start_is_refused_before_anything_is_written(command, changes, says, exported, tmp_path, capsys):

@@ -9,7 +9,7 @@ from conftest import make_base, make_corpus
 from bora_sweep.config import load_config
 from bora_sweep.runs.results import read_results
 from bora_sweep.train.fit import fit, fit_pack
-from bora_sweep.train.state import FitSpec
+from bora_sweep.train.state import Fit, FitSpec
 from bora_sweep.trials.trial import Trial, run_pack
 
 SETTINGS = [
@@ -29,7 +29,7 @@ def make_slots(**changes):
     return [FitSpec(load_config([*SETTINGS, *settings]), **changes) for settings in UNLIKE]
 
 
-@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("family", ["opt", pytest.param("llama", marks=pytest.mark.slow)])
 def test_packed_equals_solo(family):
     """Also where a fit ends before the others, and for tasks without a row in a batch."""
     corpus, base = make_corpus({"a": 16, "b": 10, "c": 4}), make_base(family)
@@ -57,11 +57,18 @@ def test_a_fit_that_diverges_leaves_the_pack_and_the_others_alone():
     torch.testing.assert_close(good.theta_KP, fit(configs[0], corpus, base).theta_KP, rtol=0, atol=1e-9)
 
 
+CUT_PACK = [load_config([*SETTINGS, f"prior.tau={tau}", "train.max_epochs=4"]) for tau in (1, 100, math.inf)]
+
+
+@pytest.fixture(scope="module")
+def whole_pack() -> dict[int, Fit]:
+    """The fits of `CUT_PACK` when nothing cuts them off."""
+    return dict(fit_pack([FitSpec(config) for config in CUT_PACK], make_corpus(), make_base()))
+
+
 @pytest.mark.parametrize("cut", [2, 5, 9])
-def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_been(tmp_path, cut):
+def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_been(whole_pack, tmp_path, cut):
     corpus, base = make_corpus(), make_base()
-    configs = [load_config([*SETTINGS, f"prior.tau={tau}", "train.max_epochs=4"]) for tau in (1, 100, math.inf)]
-    whole = dict(fit_pack([FitSpec(config) for config in configs], corpus, base))
     epochs = []
 
     class KilledError(Exception):
@@ -73,13 +80,13 @@ def test_a_pack_that_was_cut_off_between_two_checkpoints_ends_as_if_it_had_not_b
             raise KilledError
 
     def specs():
-        return [FitSpec(config, tmp_path / str(place), on_epoch=die) for place, config in enumerate(configs)]
+        return [FitSpec(config, tmp_path / str(place), on_epoch=die) for place, config in enumerate(CUT_PACK)]
 
     with pytest.raises(KilledError):
         list(fit_pack(specs(), corpus, base))
     assert all(not module._forward_hooks for module in base.modules())
     resumed = dict(fit_pack(specs(), corpus, base))
-    for place, done in whole.items():
+    for place, done in whole_pack.items():
         torch.testing.assert_close(resumed[place].theta_KP, done.theta_KP, rtol=0, atol=1e-9)
         assert resumed[place].state.best_epochs == done.state.best_epochs
 

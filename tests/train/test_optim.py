@@ -139,8 +139,9 @@ SOLVERS = [
     for solver, parametrization in (("proximal", "noncentered"), ("adamw", "noncentered"), ("adamw", "centered"))
     for update in ("gradient", "mean")
 ]
-TAUS = [1e-3, 1.0, 30.0, 1e3, 1e6, 1e9]
+TAUS = [1e-3, 1e3, 1e9]  # a prior that hardly binds, one as strong as the likelihood, one that ties all tasks
 LR = 0.03  # one for every tau
+STEPS = 500
 
 
 def test_the_reference_is_the_map():
@@ -166,8 +167,8 @@ def test_every_solver_stays_at_the_map(solver, parametrization, update, tau):
 def test_one_learning_rate_finds_the_map_at_every_tau_in_noncentered_coordinates(solver, update, tau):
     """Near tau = 0 Theta is all but unidentified: the gradient needs very long to find it, the mean does not."""
     problem = HierarchicalRegression()
-    ended = problem.solve(tau, solver, "noncentered", update, LR, 2000)
-    if update == "mean" or tau >= 30:
+    ended = problem.solve(tau, solver, "noncentered", update, LR, STEPS)
+    if update == "mean" or tau >= 1e3:
         assert problem.distance(ended, tau) < 1e-4
     at_map = problem.map(tau)
     best, found = ((problem.nll(theta) - log_prior(theta, mean, tau)).item() for mean, theta in (at_map, _banks(ended)))
@@ -178,7 +179,7 @@ def test_one_learning_rate_finds_the_map_at_every_tau_in_noncentered_coordinates
 @pytest.mark.parametrize("update", ["gradient", "mean"])
 def test_centered_coordinates_find_the_map_while_the_prior_is_weak_and_are_stable_beyond(update, tau):
     problem = HierarchicalRegression()
-    ended = problem.solve(tau, "adamw", "centered", update, LR, 2000)
+    ended = problem.solve(tau, "adamw", "centered", update, LR, STEPS)
     if tau <= 1e3:
         assert problem.distance(ended, tau) < 1e-4
     zero_P = torch.zeros(3, dtype=torch.float64)
@@ -192,7 +193,7 @@ def test_the_map_is_continuous_towards_both_ends():
     """From the solver that finds it at every tau: tau = 1e-6 is D separate fits, tau = 1e9 one shared."""
     problem = HierarchicalRegression()
     near_0, near_inf = (
-        problem.solve(tau, "proximal", "noncentered", "mean", LR, 3000).theta_KP() for tau in (1e-6, 1e9)
+        problem.solve(tau, "proximal", "noncentered", "mean", LR, STEPS).theta_KP() for tau in (1e-6, 1e9)
     )
     separate = torch.linalg.lstsq(problem.X_KNP, problem.y_KN[..., None]).solution[..., 0]
     shared = torch.linalg.lstsq(problem.X_KNP.flatten(0, 1), problem.y_KN.flatten()[:, None]).solution[:, 0]

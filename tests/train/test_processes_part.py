@@ -9,7 +9,6 @@ import pytest
 
 from bora_sweep.train.distributed import process_group
 
-ENDS = 50
 KINDS = ("all end", "all are stopped", "all end", "all are refused", "one fails")
 PAIRS = """
 import ctypes, gc, os, socket, sys, time
@@ -17,7 +16,7 @@ from datetime import timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 import torch
 from bora_sweep.errors import InputError
-from bora_sweep.interrupt import Interrupted
+from bora_sweep.process import Interrupted
 
 spec = spec_from_file_location("process_group", sys.argv.pop())  # alone: the less is in memory, the sooner it forks
 process_group = module_from_spec(spec)
@@ -29,13 +28,13 @@ def refuse():
 def part_of_a_fit(rank, kind, file):
     if kind == "one fails":
         process_group.GRACE = timedelta(seconds=0.2)
-    with process_group.together():
+    with process_group.joined_processes():
         process_group.sum_(torch.ones(1000))
         if kind == "one fails" and rank == 1:
             raise RuntimeError("alone")
         process_group.sum_(torch.ones(1000))
         if kind == "all are refused":
-            process_group.first(refuse)
+            process_group.from_rank_zero(refuse)
         if rank == 0:  # after the last that all do
             time.sleep(0.1)
             os.write(file, b"written ")
@@ -78,7 +77,7 @@ EXPECTED = {
 
 
 @pytest.fixture
-def load():
+def busy_cores():
     """More that wants to compute than there are cores."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     yield
@@ -87,12 +86,13 @@ def load():
         process.wait()
 
 
-@pytest.mark.usefixtures("load")
-def test_fifty_ends_of_two_processes_under_load(tmp_path: Path):
+@pytest.mark.usefixtures("busy_cores")
+@pytest.mark.parametrize("ends", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_processes_end_whole_under_load(ends: int, tmp_path: Path):
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", PAIRS, str(tmp_path), str(ENDS), *KINDS, process_group.__file__]
+    arguments = [sys.executable, "-c", PAIRS, str(tmp_path), str(ends), *KINDS, process_group.__file__]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     ended = [line.split(";") for line in done.stdout.splitlines()]
-    assert len(ended) == ENDS
+    assert len(ended) == ends
     for kind, *found in ended:
         assert tuple(found) == EXPECTED[kind], kind

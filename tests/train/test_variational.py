@@ -29,6 +29,7 @@ SETTINGS = [
     "train.max_epochs=3",
     "train.learning_rate=0.01",
 ]
+STEPS = 400  # of a chain that has settled
 
 
 @pytest.mark.parametrize("tau", [0.5, 20.0])
@@ -38,8 +39,8 @@ def test_the_fixed_point_is_the_mean_field_posterior_of_a_gaussian_model(tau):
     root_PP = torch.randn(4, 4, dtype=torch.float64, generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0])
     H_PP, y_KP = root_PP.T @ root_PP, torch.randn(3, 4, dtype=torch.float64, generator=generator)
     mean_P, bank = nn.Parameter(torch.zeros(4, dtype=torch.float64), requires_grad=False), nn.Parameter(0 * y_KP)
-    optimizer = Ivon(mean_P, bank, 0.1, num_tokens=10, tau=tau, rate=0.02)
-    num_steps, means, variances = 6_000, [], []
+    optimizer = Ivon(mean_P, bank, 0.1, num_tokens=10, tau=tau, rate=0.05)
+    num_steps, means, variances = 2_500, [], []
     for step in range(num_steps):
         optimizer.perturb()
         bank.grad = (bank.detach() - y_KP) @ H_PP / 10
@@ -76,9 +77,11 @@ def is_calibrated(z: Tensor) -> bool:
     return covers and abs(z.square().mean().item() - 1) < 4 * (2 / n) ** 0.5 + RATE / 2
 
 
-@pytest.mark.parametrize("tau", [0.5, 5.0, 50.0])
-@pytest.mark.parametrize("num_documents", [1, 10])
-def test_intervals_hold_the_true_coordinates_of_tasks_drawn_from_the_prior(tau, num_documents):
+@pytest.mark.parametrize(
+    ("tau", "num_documents", "steps"),
+    [(50.0, 1, STEPS), (5.0, 1, STEPS), (5.0, 10, STEPS), (0.5, 10, 3 * STEPS)],  # far from the prior, far to go
+)
+def test_intervals_hold_the_true_coordinates_of_tasks_drawn_from_the_prior(tau, num_documents, steps):
     """y = X theta + noise with X'X diagonal: the exact posterior is mean-field, from prior-bound to data-bound."""
     K, P, N = 800, 4, 5 * num_documents
     generator = torch.Generator().manual_seed(num_documents + int(10 * tau))
@@ -87,15 +90,14 @@ def test_intervals_hold_the_true_coordinates_of_tasks_drawn_from_the_prior(tau, 
     theta_KP = torch.randn(K, P, dtype=torch.float64, generator=generator) / tau**0.5
     y_KN = theta_KP @ X_NP.T + torch.randn(K, N, dtype=torch.float64, generator=generator)
     H_PP, target_KP = X_NP.T @ X_NP, y_KN @ X_NP
-    mean_KP, std_KP = posterior(lambda bank: bank @ H_PP - target_KP, (K, P), K * N, tau, 1200)
+    mean_KP, std_KP = posterior(lambda bank: bank @ H_PP - target_KP, (K, P), K * N, tau, steps)
     z = (theta_KP - mean_KP) / std_KP
     assert is_calibrated(z)
     assert not is_calibrated(z / 1.5)
     assert not is_calibrated(z * 1.5)
 
 
-@pytest.mark.parametrize("tau", [1.0, 4.0])
-@pytest.mark.parametrize("num_documents", [10, 60])
+@pytest.mark.parametrize(("tau", "num_documents"), [(4.0, 10), (1.0, 60)])
 def test_intervals_hold_true_log_odds(tau, num_documents):
     """A coin for each coordinate: the exact posterior is independent over coordinates, though not Gaussian."""
     K, P = 800, 4
@@ -106,7 +108,7 @@ def test_intervals_hold_true_log_odds(tau, num_documents):
     def gradient(bank: Tensor) -> Tensor:
         return num_documents * bank.sigmoid() - heads_KP
 
-    mean_KP, std_KP = posterior(gradient, (K, P), K * num_documents, tau, 1200)
+    mean_KP, std_KP = posterior(gradient, (K, P), K * num_documents, tau, STEPS)
     z = (theta_KP - mean_KP) / std_KP
     assert is_calibrated(z)
     assert not is_calibrated(z / 1.5)

@@ -36,6 +36,7 @@ def assert_same_numbers(run: Path, other: Path) -> None:
         assert one[name].to_numpy() == pytest.approx(two[name].to_numpy(), rel=1e-4)  # float32
 
 
+@pytest.mark.fault
 @pytest.mark.usefixtures("ray_here")
 def test_a_sweep_with_two_workers_per_trial_survives_the_death_of_one(sources, tmp_path):
     """The second process is killed during a trial, and Tune resumes the trial from its checkpoint."""
@@ -63,6 +64,7 @@ def test_a_sweep_with_two_workers_per_trial_survives_the_death_of_one(sources, t
     assert not alive
 
 
+@pytest.mark.slow
 def test_accelerate_launches_a_fit_of_two_processes(sources, tmp_path):
     """Rank 0 alone prints; the same fit is refused as one process."""
     fit = ["-m", "bora_sweep.cli", "fit", *sources, "train.max_epochs=2", "ray.workers_per_trial=2", "output=run"]
