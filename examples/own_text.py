@@ -45,5 +45,5 @@ if __name__ == "__main__":
     )
     report = bora_sweep.Report(results)
     print(report.answer)
-    print(report.overall[["tau", "test_perplexity"]])
-    print("The page:", report.write())
+    print(report.overall[["tau", "test_perplexity"]].dropna().to_string(index=False))
+    print("The report:", report.write())
