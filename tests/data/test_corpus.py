@@ -179,7 +179,7 @@ def test_a_data_set_that_was_saved_to_disk(tmp_path: Path) -> None:
         assert corpus.tasks == ("no", "yes")
         assert set(corpus.documents.query("task == 'yes'")["text"]) == set(frame.query("task == 't0'")["text"])
     for folder in ("one", "several"):
-        assert "saved to disk; also give data.source=hub" in refusal(tmp_path / folder)
+        assert "saved to disk; add data.source=hub" in refusal(tmp_path / folder)
         assert "data.hub_config=en" in refusal(tmp_path / folder, source="hub", hub_config="en")
     message = refusal(tmp_path / "several", source="hub", hub_split="test")
     assert "no split data.hub_split=test; the splits are train, rest" in message

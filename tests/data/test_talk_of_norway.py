@@ -372,7 +372,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_ended(tmp_path: Path, serve
 
 def test_a_part_of_another_version_is_begun_anew(tmp_path: Path, server: type[Server]):
     server.breaks = (100,) + (0,) * 9
-    assert "cannot be fetched" in refusal(tmp_path, download=True)
+    assert "cannot be downloaded" in refusal(tmp_path, download=True)
     assert not (tmp_path / "ton101.tar.gz").exists()
     assert (tmp_path / ".ton101.tar.gz.part").stat().st_size == 100
     server.breaks, server.tag, server.content = (), '"2"', archive(written(ROWS[:20]))

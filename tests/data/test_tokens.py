@@ -143,5 +143,5 @@ def test_what_is_suspicious_in_tokens_is_said():
     frame = pd.DataFrame({"task": "a", "text": texts, "document_id": list("0123"), "floor_nll_nats": math.nan})
     corpus = Corpus("c", ("a",), frame.assign(split=["train", "train", "test", "validation"]), ())
     whole, cut = (token_notes(tokenize(corpus, tokenizer, most)) for most in (64, 5))
-    assert whole == ["1 document of which the tokenizer leaves no token, but for the end"]
-    assert cut[1:] == ["1 document of validation and test with the tokens of one that is trained on"]
+    assert whole == ["1 document with no token but the end token"]
+    assert cut[1:] == ["1 document of validation and test with the same tokens as a training document"]

@@ -135,23 +135,25 @@ def test_a_driver_that_was_taken_for_dead_leaves_the_others_file(tmp_path):
     assert read_driver(tmp_path).host == "elsewhere"
 
 
-def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(place):
-    with run_lock(place):
-        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), run_lock(place):
+def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(storage_folder):
+    with run_lock(storage_folder):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on"), run_lock(storage_folder):
             pass
-        assert exists(place / DRIVER_FILE)
-    assert not exists(place / DRIVER_FILE)
+        assert exists(storage_folder / DRIVER_FILE)
+    assert not exists(storage_folder / DRIVER_FILE)
     dead = subprocess.Popen(["true"])
     dead.wait()
     own = {"host": socket.gethostname(), "pid": dead.pid, "alive_at": time.time()}
-    write_bytes(place / DRIVER_FILE, json.dumps(own).encode())
-    with run_lock(place):
+    write_bytes(storage_folder / DRIVER_FILE, json.dumps(own).encode())
+    with run_lock(storage_folder):
         pass
     for host, age, refused in (("elsewhere", 5.0, True), ("elsewhere", 500.0, False)):
-        write_bytes(place / DRIVER_FILE, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode())
+        write_bytes(
+            storage_folder / DRIVER_FILE, json.dumps({"host": host, "pid": 1, "alive_at": time.time() - age}).encode()
+        )
         if refused:
-            with pytest.raises(InputError, match="elsewhere"), run_lock(place):
+            with pytest.raises(InputError, match="elsewhere"), run_lock(storage_folder):
                 pass
         else:
-            with run_lock(place):
+            with run_lock(storage_folder):
                 pass

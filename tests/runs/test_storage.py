@@ -37,23 +37,23 @@ from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_ada
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
 
 
-def test_files_come_back_as_they_were_written(place):
-    assert not exists(place / "a")
-    assert list_files(place, "*") == []
-    write_bytes(place / "b", b"2")
-    write_bytes(place / "a", b"1")
-    write_bytes(place / "a", b"3")
-    assert [path.name for path in list_files(place, "*")] == ["a", "b"]
-    assert read_bytes(place / "a") == b"3"
-    remove(place / "a")
-    remove(place / "a")
-    assert not exists(place / "a")
+def test_files_come_back_as_they_were_written(storage_folder):
+    assert not exists(storage_folder / "a")
+    assert list_files(storage_folder, "*") == []
+    write_bytes(storage_folder / "b", b"2")
+    write_bytes(storage_folder / "a", b"1")
+    write_bytes(storage_folder / "a", b"3")
+    assert [path.name for path in list_files(storage_folder, "*")] == ["a", "b"]
+    assert read_bytes(storage_folder / "a") == b"3"
+    remove(storage_folder / "a")
+    remove(storage_folder / "a")
+    assert not exists(storage_folder / "a")
     with pytest.raises(FileNotFoundError):
-        read_bytes(place / "a")
+        read_bytes(storage_folder / "a")
 
 
-def test_a_file_whose_writing_fails_is_what_it_was(place, monkeypatch):
-    write_bytes(place / "a", b"before")
+def test_a_file_whose_writing_fails_is_what_it_was(storage_folder, monkeypatch):
+    write_bytes(storage_folder / "a", b"before")
 
     def fail(file: Path) -> None:
         file.write_bytes(b"half")
@@ -61,27 +61,27 @@ def test_a_file_whose_writing_fails_is_what_it_was(place, monkeypatch):
 
     monkeypatch.setattr(storage, "RETRY_SECONDS", 0.0)
     with pytest.raises(RuntimeError):
-        atomic_write(place / "a", fail)
-    assert read_bytes(place / "a") == b"before"
-    assert [path.name for path in list_files(place, "*")] == ["a"]
+        atomic_write(storage_folder / "a", fail)
+    assert read_bytes(storage_folder / "a") == b"before"
+    assert [path.name for path in list_files(storage_folder, "*")] == ["a"]
 
 
-def test_checkpoints_adapters_and_tables_live_on_either(place):
+def test_checkpoints_adapters_and_tables_live_on_either(storage_folder):
     bank = torch.randn(3, 4)
     for step in (1, 2, 3):
-        save_checkpoint(place / "trials" / "007", step, {"bank": bank + step}, {"step": step})
-    assert len(list_files(place / "trials" / "007", "checkpoint-*")) == 2
-    tensors, state, _ = load_checkpoint(place / "trials" / "007")
+        save_checkpoint(storage_folder / "trials" / "007", step, {"bank": bank + step}, {"step": step})
+    assert len(list_files(storage_folder / "trials" / "007", "checkpoint-*")) == 2
+    tensors, state, _ = load_checkpoint(storage_folder / "trials" / "007")
     assert (state["step"], torch.equal(tensors["bank"], bank + 3)) == (3, True)
-    save_adapters(place / "trials" / "007", {"mean_P": bank}, {"tasks": ["a"]})
-    assert torch.equal(load_adapters(place / "trials" / "007")[0]["mean_P"], bank)
-    write_table(place, "trials", "007", [{"status": "finished", "tau": 3.0}])
-    (row,) = trial_rows(place)
+    save_adapters(storage_folder / "trials" / "007", {"mean_P": bank}, {"tasks": ["a"]})
+    assert torch.equal(load_adapters(storage_folder / "trials" / "007")[0]["mean_P"], bank)
+    write_table(storage_folder, "trials", "007", [{"status": "finished", "tau": 3.0}])
+    (row,) = trial_rows(storage_folder)
     assert (row["trial_id"], row["tau"]) == ("007", 3.0)
-    assert read_results(str(place)).trials["run"].tolist() == [str(place)]
+    assert read_results(str(storage_folder)).trials["run"].tolist() == [str(storage_folder)]
     record = pd.DataFrame({"task": ["a"], "document_id": ["0"], "fingerprint": ["f"], "split": ["test"]})
-    write_documents(place, record.assign(loose_fingerprint="f", carried=False))
-    assert read_documents(folder_at(str(place)))["split"].tolist() == ["test"]
+    write_documents(storage_folder, record.assign(loose_fingerprint="f", carried=False))
+    assert read_documents(folder_at(str(storage_folder)))["split"].tolist() == ["test"]
 
 
 def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
@@ -107,7 +107,9 @@ def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
     assert not exists(folder_at(run) / DRIVER_FILE)
     local = tmp_path / "run"
     assert main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={local}"]) == 0
-    remote, here = (read_results(place).document_scores["nll_nats"].tolist() for place in (run, local))
+    remote, here = (
+        read_results(storage_folder).document_scores["nll_nats"].tolist() for storage_folder in (run, local)
+    )
     assert remote == here
 
 
@@ -140,13 +142,13 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for_but_not_for_ever(away, 
         return "there"
 
     monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
-    place = folder_at("memory://run")
+    storage_folder = folder_at("memory://run")
     if comes_back:
-        assert storage.retry(place, ask) == "there"
+        assert storage.retry(storage_folder, ask) == "there"
         assert now < away + storage.LONGEST_PAUSE
     else:
         with pytest.raises(ConnectionError):
-            storage.retry(place, ask)
+            storage.retry(storage_folder, ask)
         assert now > storage.RETRY_SECONDS - 2 * storage.LONGEST_PAUSE
 
 
@@ -168,13 +170,13 @@ def test_a_disk_that_lost_its_connection_is_waited_for_and_other_errors_are_not(
 
 @pytest.fixture
 def full_disk(tmp_path):
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    storage_folder = tmp_path / "small"
+    storage_folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", storage_folder], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    yield storage_folder
+    subprocess.run(["umount", storage_folder], check=True)
 
 
 def test_a_full_disk_is_one_message_leaves_no_half_file_and_the_fit_goes_on(
@@ -194,7 +196,10 @@ def test_a_full_disk_is_one_message_leaves_no_half_file_and_the_fit_goes_on(
     assert not list(run.rglob("*.part"))
     ballast.unlink()
     assert main(["fit", "--resume", f"output={run}"]) == 0
-    whole, cut = (read_results(place).document_scores["nll_nats"].tolist() for place in (tmp_path / "whole", run))
+    whole, cut = (
+        read_results(storage_folder).document_scores["nll_nats"].tolist()
+        for storage_folder in (tmp_path / "whole", run)
+    )
     assert whole == cut
 
 
@@ -222,8 +227,8 @@ def test_an_unknown_kind_of_storage_is_one_message():
         folder_at("nosuch://bucket/run")
 
 
-def test_status_is_told_of_a_run_on_either(place, capsys):
-    create_run(load_config(), place)
+def test_status_is_told_of_a_run_on_either(storage_folder, capsys):
+    create_run(load_config(), storage_folder)
     ended = {
         "status": "finished",
         "method": "map",
@@ -232,10 +237,10 @@ def test_status_is_told_of_a_run_on_either(place, capsys):
         "lora_rank": 8,
         "epochs": 2,
     }
-    write_table(place, "trials", "001", [ended])
-    write_table(place, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
-    with run_lock(place, "sweep"):
-        assert main(["status", str(place)]) == 0
+    write_table(storage_folder, "trials", "001", [ended])
+    write_table(storage_folder, "trials", "002", [{"status": "running", "method": "map", "tau": 5.0, "epochs": 1}])
+    with run_lock(storage_folder, "sweep"):
+        assert main(["status", str(storage_folder)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"process {os.getpid()} on" in printed
     assert "1 of 11 trials finished, 1 running, 9 waiting · best so far tau = 3, validation perplexity 9.00" in printed

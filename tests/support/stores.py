@@ -45,7 +45,7 @@ def store():
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request, tmp_path):
+def storage_folder(request, tmp_path):
     if request.param == "disk":
         return tmp_path / "runs"
     request.getfixturevalue("store")
