@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from stores import storage_folder, store  # noqa: F401, fixtures
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -35,6 +36,7 @@ os.environ |= QUIET | LOOPBACK  # before any test imports Ray, which reads some 
 
 WORDS = [f"w{i}" for i in range(40)]
 VOCABULARY = 48
+SAVE_FIGURE = Figure.savefig
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 FAMILIES = {
@@ -124,6 +126,22 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 def checkpoints_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch of a test's fit ends with one, for the tests that cut it off."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_pictures() -> Iterator[None]:
+    """Figures are made, but written as empty files: to render them takes longer than all else that a report does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda _, file, **__: file.write(b""))
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_pictures() -> Iterator[None]:
+    """Figures are rendered, from here to the end of the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVE_FIGURE)
+        yield
 
 
 @pytest.fixture(scope="session")

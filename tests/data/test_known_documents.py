@@ -154,7 +154,9 @@ def test_what_a_run_went_on_from_and_has_not_itself_is_known_to_the_next_too() -
 
 
 def test_a_task_whose_known_documents_leave_a_split_empty_is_refused() -> None:
-    with pytest.raises(InputError, match=r"task 'b': 4 documents with 4 distinct texts .* known documents stay in theirs"):
+    with pytest.raises(
+        InputError, match=r"task 'b': 4 documents with 4 distinct texts .* known documents stay in theirs"
+    ):
         split_documents("aaabbbb", "uvwxyzt", FRACTIONS, 0, [None, None, None, *["train"] * 4])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_base
+from grids import grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig as PeftConfig
@@ -80,9 +81,7 @@ def merged_mora(base, layout: Layout, theta_P: torch.Tensor):
     return model
 
 
-@pytest.mark.parametrize("variant", IN_PEFT)
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "targets", "variant"), grid(FAMILIES, TARGETS, IN_PEFT))
 def test_stacked_equals_a_loop_over_peft_models(family, targets, variant):
     base = make_base(family)
     config = LoraConfig(variant=variant, rank=3, alpha=5.0, target_modules=targets)
@@ -110,8 +109,7 @@ def test_stacked_equals_a_loop_over_peft_models(family, targets, variant):
     assert not theta_KP.grad[1].any()
 
 
-@pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "rank"), grid(FAMILIES, [1, 2]))
 def test_stacked_mora_equals_a_loop_over_merged_models(family, rank):
     base = make_base(family)
     layout = make_layout(base, LoraConfig(variant="mora", rank=rank, target_modules="all-linear"))
@@ -179,8 +177,7 @@ def test_a_bfloat16_base_with_float32_adapters_is_close_to_float32(variant):
     assert (mixed - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "variant"), grid(FAMILIES, VARIANTS))
 def test_one_adapter_for_all_rows_equals_the_same_adapter_in_each(family, variant):
     base = make_base(family)
     layout = make_layout(base, LoraConfig(variant=variant, rank=2, target_modules="all-linear"))
@@ -190,8 +187,7 @@ def test_one_adapter_for_all_rows_equals_the_same_adapter_in_each(family, varian
     torch.testing.assert_close(adapted(tokens_BT, theta_1P), adapted(tokens_BT, theta_1P.expand(3, -1)))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "variant"), grid(FAMILIES, VARIANTS))
 def test_initial_adapters_leave_the_base_unchanged_and_removing_the_hooks_restores_it(family, variant):
     base = make_base(family)
     tokens_BT = torch.randint(VOCABULARY, (2, 8))

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 import torch
 from conftest import VOCABULARY, make_base
+from grids import grid
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig as PeftConfig
@@ -46,10 +47,11 @@ def written(out, base, config: LoraConfig, tasks: list[str], with_global: bool =
     return layout, theta_KP
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
-def test_peft_loads_a_written_adapter_with_the_same_logits(family, variant, dtype, tolerance, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "variant", "dtype"), grid(["opt", "gpt2", "llama"], VARIANTS, [torch.float64, torch.float32])
+)
+def test_peft_loads_a_written_adapter_with_the_same_logits(family, variant, dtype, tmp_path):
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
     base = make_base(family, dtype=dtype)
     config = LoraConfig(variant=variant, rank=3, alpha=5.0, target_modules="all-linear")
     layout, (theta_P,) = made(base, config, ["a"], dtype)
@@ -60,8 +62,7 @@ def test_peft_loads_a_written_adapter_with_the_same_logits(family, variant, dtyp
     torch.testing.assert_close(peft(input_ids=tokens_BT).logits, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "mora"])
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize(("family", "variant"), grid(["opt", "gpt2", "llama"], [*VARIANTS, "mora"]))
 def test_a_full_model_has_the_logits_of_its_adapter_and_the_base_is_unchanged(family, variant, tmp_path):
     base = make_base(family, dtype=torch.float32)
     config = LoraConfig(variant=variant, rank=2, target_modules="all-linear")
@@ -130,8 +131,7 @@ def test_plain_names_do_not_change():
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+@pytest.mark.parametrize(("family", "variant"), grid(["opt", "gpt2", "llama"], VARIANTS))
 def test_written_adapters_are_read_back_bit_for_bit(family, variant, tmp_path):
     base, config = make_base(family), LoraConfig(variant=variant, rank=2)
     layout, theta_KP = written(tmp_path, base, config, HOSTILE)

@@ -13,8 +13,6 @@ from bora_sweep.report.frames import curve_frame, trend_frame
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.runs.results import read_results, write_table
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def analysis_of(run: Path) -> Analysis:
     return analyse(summarise(read_results(run)))

@@ -11,8 +11,6 @@ from bora_sweep.report import write_report
 from bora_sweep.report.text.formats import tau_text
 from bora_sweep.runs.results import read_results, write_table
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.mark.parametrize("best", [0.0, math.inf])
 def test_a_best_value_at_an_end_is_said_so(tmp_path: Path, best: float):

@@ -15,8 +15,6 @@ from bora_sweep.report.stats.method_comparison import compare_methods, training_
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.runs.results import read_results
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def write_method(
     run: Path, trial_id: str, method: str, above: float, tau: float | None = None, **columns: object

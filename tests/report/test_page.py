@@ -19,7 +19,6 @@ from made_up_runs import HOSTILE, SIZES, write_run, write_trial
 
 from bora_sweep.cli import main
 from bora_sweep.report import Report, write_report
-from bora_sweep.report import write as page_module
 from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, perplexity_data, tau_curve_data
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.axes import count_axis, even_ticks, log_ticks, percent_axis, value_axis
@@ -70,14 +69,6 @@ def number(value: float | str | None) -> float:
 def near(values: list[Any]) -> Any:
     """Six digits are kept."""
     return pytest.approx([number(value) for value in values], rel=1e-5, nan_ok=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    """Figures of `report.md` are made, but not rendered."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "render", lambda _: (b"", b""))
-        yield
 
 
 @pytest.fixture(scope="module")

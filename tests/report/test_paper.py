@@ -32,9 +32,6 @@ NAMES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
-
 def write_papers(run: Path, names: dict[str, str] = NAMES, factor: float = 2.0, **columns: object) -> Path:
     """A run on some of the paper's tasks, its perplexities close to `factor` times the paper's."""
     for tau in (*PAPER_TAUS, math.inf):

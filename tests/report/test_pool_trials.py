@@ -13,8 +13,6 @@ from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.text.tables import split_table
 from bora_sweep.runs.results import read_results, write_table
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def test_seeds_are_pooled_by_sums(tmp_path: Path):
     for seed in (0, 1):

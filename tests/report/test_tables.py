@@ -17,9 +17,6 @@ from bora_sweep.runs.results import read_results, write_table
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "paper"
 
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
-
 def test_many_tasks_and_taus_are_cut_on_the_page_and_whole_in_csv(tmp_path: Path):
     sizes = {f"task {d:03d}": 5 + d for d in range(50)}
     run = write_run(tmp_path, taus=(0.0, *(10.0**k for k in np.linspace(0, 5, 8)), math.inf), sizes=sizes)

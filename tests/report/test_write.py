@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(run: Path) -> str:
+def page(run: Path, real_pictures: None) -> str:  # noqa: ARG001
     return write_report(run).read_text()
 
 
@@ -68,7 +68,6 @@ def test_table_1_is_ordered_and_bold_at_the_best(run: Path, page: str):
     assert numbers["best"].tolist() == [False, False, False, True, False, False]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_single_fit_makes_a_report(tmp_path: Path):
     page = write_report(write_run(tmp_path, taus=(100.0,), floor=None)).read_text()
     assert "It is the only value fitted." in page
@@ -86,6 +85,7 @@ def test_a_fit_that_diverged_is_shown_and_not_chosen(tmp_path: Path, recwarn: py
     assert not recwarn.list
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_hostile_names_break_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder):
     sizes = {name: 10 + i for i, name in enumerate(HOSTILE)}
     report = write_report(write_run(tmp_path / "$r_u|n$<b>", taus=(None, 0.0, 10.0, math.inf), sizes=sizes)).parent
