@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import make_frame
+from tiny import make_frame
 
 from bora_sweep.cli import _parser, main
 from bora_sweep.config import load_config

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_base, make_corpus
 from sweeps import SMALL, finish, here, numbers, outside
+from tiny import make_base, make_corpus
 
 from bora_sweep.cli import main
 from bora_sweep.config import load_config

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from tiny import SHARED
 
 from bora_sweep.config import load_config
 from bora_sweep.data.corpus import load_corpus

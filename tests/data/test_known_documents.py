@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tiny import make_frame
 
 from bora_sweep.cli import main
 from bora_sweep.config import DataConfig

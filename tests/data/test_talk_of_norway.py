@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SHARED
+from tiny import SHARED
 
 from bora_sweep.config import DataConfig, load_config
 from bora_sweep.data.corpus import Corpus, load_corpus

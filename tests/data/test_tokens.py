@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_corpus, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_corpus, make_tokenizer
 
 from bora_sweep.data.batches import (
     ENOUGH_FILLED,

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, make_base
 from grids import grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from tiny import FAMILIES, VOCABULARY, make_base
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, make_base, make_corpus, make_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny import VOCABULARY, make_base, make_corpus, make_tokenizer
 from torch import nn
 from torch.nn import functional as F
 from transformers import (

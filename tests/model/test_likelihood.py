@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, make_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import FAMILIES, VOCABULARY, make_base
 from torch import nn
 from torch.nn import functional as F
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import make_base
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
+from tiny import make_base
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.model.layout import Layout, make_layout

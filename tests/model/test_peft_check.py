@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_base, make_frame, make_tokenizer
 from families import make_family
 from safetensors.torch import load_file, save_file
+from tiny import make_base, make_frame, make_tokenizer
 
 from bora_sweep.cli import main
 from bora_sweep.config import LoraConfig

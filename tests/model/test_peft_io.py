@@ -6,13 +6,13 @@ import unicodedata
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_base
 from grids import grid
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import VOCABULARY, make_base
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.data.known_documents import DOCUMENTS

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_base, make_frame, make_tokenizer
 from peft import PeftModel
+from tiny import make_base, make_frame, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bora_sweep.cli import main

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_base, make_tokenizer
+from tiny import make_base, make_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 

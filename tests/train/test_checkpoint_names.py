@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.errors import InputError

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 from torch import multiprocessing
 from torch.distributed import FileStore
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_base, make_corpus, make_frame, make_tokenizer
 from peft import LoraConfig, get_peft_model
+from tiny import make_base, make_corpus, make_frame, make_tokenizer
 from torch.nn import functional as F
 
 from bora_sweep.config import load_config

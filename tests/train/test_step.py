@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 
 from bora_sweep.config import load_config
 from bora_sweep.data.batches import collate

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_base, make_corpus
 from evidence_estimators import laplace_log_evidence, log_evidence_ratio, tau_by_diagonal_evidence, tau_by_mackay
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import make_base, make_corpus
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 

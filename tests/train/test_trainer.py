@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, make_base, make_corpus
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from tiny import VOCABULARY, make_base, make_corpus
 from torch.nn import functional as F
 
 from bora_sweep.config import Config, load_config
@@ -438,7 +438,7 @@ def test_a_batch_that_the_hosts_memory_does_not_hold_goes_in_parts():
     code = """
 import resource
 from transformers import OPTConfig, OPTForCausalLM
-from conftest import WORDS, make_frame, make_tokenizer
+from tiny import WORDS, make_frame, make_tokenizer
 from bora_sweep.config import load_config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import tokenize

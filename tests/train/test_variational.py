@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import make_base, make_frame, make_tokenizer
+from tiny import make_base, make_frame, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from bora_sweep.cli import main

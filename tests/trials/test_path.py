@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 
 from bora_sweep.config import load_config
 from bora_sweep.runs.results import read_results, trial_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_base, make_corpus
+from tiny import make_base, make_corpus
 
 from bora_sweep.cli import main
 from bora_sweep.config import Config, load_config, with_values

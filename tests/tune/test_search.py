@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_corpus
 from ray.tune.utils import flatten_dict
+from tiny import make_corpus
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.train.state import no_op
