@@ -162,7 +162,7 @@ def test_the_command_prints_it_in_short_and_the_report_links_it(tmp_path: Path, 
 
 
 def test_the_figure_has_both_curves_in_both_panels(tmp_path: Path):
-    from bora_sweep.report.paper.figure import OURS, PAPER, draw
+    from bora_sweep.report.paper.tau_figure import OURS, PAPER, draw
 
     comparison = comparison_of(write_papers(tmp_path))
     for axes, over_lowest in zip(draw(comparison).axes, (False, True), strict=True):

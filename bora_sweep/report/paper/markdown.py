@@ -8,8 +8,8 @@ import pandas as pd
 from bora_sweep.errors import plural
 from bora_sweep.report.figures.style import render
 from bora_sweep.report.paper.compare import PaperComparison, compare_with_paper, overall_frame, task_frame
-from bora_sweep.report.paper.figure import draw
 from bora_sweep.report.paper.settings import settings_that_differ
+from bora_sweep.report.paper.tau_figure import draw
 from bora_sweep.report.stats.rank_correlation import EXACT_PAIRS, RankCorrelation
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import (
