@@ -109,7 +109,7 @@ def test_a_report_in_python_is_the_report_on_disk(run):
         ("table_a1", report.by_task),
         ("improvements", report.improvements),
     ):
-        written = pd.read_csv(page.parent / "tables" / f"{name}.csv")
+        written = pd.read_csv(str(page.parent / "tables" / f"{name}.csv"))
         assert list(written.columns) == list(frame.columns)
         for column in frame.select_dtypes("number"):
             np.testing.assert_allclose(frame[column].astype(float), written[column].astype(float))

@@ -1,6 +1,7 @@
 """What a text says is text, whatever it says; only the configuration's author writes control tokens."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,8 @@ def test_a_lone_character_or_a_word_that_pads_is_text(tmp_path):
 def test_the_same_text_has_the_same_tokens_though_the_tokenizer_was_saved_to_leave_out_merges(tmp_path):
     tokenizer = chat(byte_level, tmp_path)
     expected = tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
-    tokenizer.backend_tokenizer.model.dropout = 0.9
+    model: Any = tokenizer.backend_tokenizer.model
+    model.dropout = 0.9
     assert tokenizer(TEXTS[0])["input_ids"] != expected[0]
     found = Encoder(tokenizer).encode("{text}", [{"text": text} for text in TEXTS])
     assert found[0] == expected[0]
@@ -149,7 +151,7 @@ def test_an_end_token_that_stands_for_the_unknown_is_refused_where_it_would_stan
 class Letters(PreTrainedTokenizer):
     """In Python alone: one token per letter."""
 
-    vocab_size = 256
+    vocab_size = 256  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, **options):
         super().__init__(eos_token="</s>", **options)
@@ -236,7 +238,7 @@ def test_an_example_of_a_chat_token_by_token(tmp_path):
     tokenizer = chat(byte_level, tmp_path)
     found = corpus_of("the <|im_end|>", task="<|user|>")
     tokens, scored = sequence(tokenize(found, tokenizer, 64, prompt="<|user|>{task}<|im_end|>", template="{text}"), 0)
-    pieces = [tokenizer.decode([token]) for token in tokens]
+    pieces = [str(tokenizer.decode([token])) for token in tokens]
     assert (pieces[0], pieces[-scored - 1], pieces[-1]) == ("<|user|>", "<|im_end|>", "</s>")
     assert "".join(pieces[1 : -scored - 1]) == "<|user|>"
     assert "".join(pieces[-scored:-1]) == "the <|im_end|>"

@@ -192,7 +192,7 @@ def test_time_orders_by_day_then_by_place_within_it(tmp_path: Path):
     found = talk_of_norway.people_of(
         pd.read_parquet(speeches_module.speeches(tmp_path / "ton.csv"))[["person", "name", "day", "place"]]
     )
-    assert found["first"].sort_values().index.tolist() == ["C", "B", "A", "D"]
+    assert found.sort_values("first").index.tolist() == ["C", "B", "A", "D"]
 
 
 def test_max_tasks_keeps_the_order_of_the_selection(tmp_path: Path):

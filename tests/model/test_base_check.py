@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,11 +133,11 @@ class Paired(Layer):
         return self.second(self.first(x)[0].tanh())
 
 
-def llama(layer: type[Layer] | None = None, **changes) -> LlamaForCausalLM:
+def llama(layer: Callable[[], nn.Module] | None = None, **changes) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **changes})).eval()
-        for block in base.model.layers if layer is not None else []:
+        for block in base.model.layers if layer else []:
             block.mlp = layer()
     return base
 

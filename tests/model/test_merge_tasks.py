@@ -1,6 +1,7 @@
 """Merges against PEFT's `add_weighted_adapter` on the same adapters."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_a_merge_equals_that_of_peft(layout, method, theirs, weight):
         if index:
             peft.add_adapter(str(index), config)
         for site, matrices in layout.split(theta_P).items():
-            module = peft.get_submodule(f"base_model.model.{site}")
+            module: Any = peft.get_submodule(f"base_model.model.{site}")
             module.lora_A[str(index)].weight.data = matrices["A"].clone()
             module.lora_B[str(index)].weight.data = matrices["B"].clone()
     peft.add_weighted_adapter(["0", "1", "2"], [weight] * 3, "merged", combination_type=theirs, density=DENSITY)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_runs import TAUS, write_run
@@ -18,7 +19,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "analysis.ipynb"
 def outputs(tmp_path_factory) -> list[list[dict]]:
     """Of each code cell, on a run whose best tau is 1,000."""
     run = write_run(tmp_path_factory.mktemp("run"))
-    scores = read_results(run).task_scores.groupby(["trial_id", "split"])[["nll_nats", "num_tokens"]].sum()
+    scores: Any = read_results(run).task_scores.groupby(["trial_id", "split"])[["nll_nats", "num_tokens"]].sum()
     for row in trial_rows(run):
         for split in ("validation", "test"):
             row[f"{split}_perplexity"] = perplexity(*scores.loc[row["trial_id"], split])

@@ -91,7 +91,7 @@ def document(page: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def test_scores(run: Path) -> pd.DataFrame:
     """Nats and tokens of the test documents, by trial and task."""
-    scores = read_results(run).document_scores.query("split == 'test'")
+    scores: Any = read_results(run).document_scores.query("split == 'test'")
     return scores.groupby(["trial_id", "task"])[["nll_nats", "num_tokens"]].sum().astype(float)
 
 

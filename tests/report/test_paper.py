@@ -169,7 +169,7 @@ def test_the_figure_has_both_curves_in_both_panels(tmp_path: Path):
         for color, curves in ((PAPER, comparison.paper), (OURS, comparison.ours)):
             (dots,) = [line for line in axes.lines if line.get_color() == color and line.get_marker() == "o"]
             expected = curves.above_lowest(comparison.taus)[0] if over_lowest else curves.overall_V
-            np.testing.assert_allclose(dots.get_ydata(), expected)
+            np.testing.assert_allclose(np.asarray(dots.get_ydata()), expected)
             assert len(dots.get_xdata()) == len(curves.taus)
 
 

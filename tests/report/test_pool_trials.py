@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def test_seeds_are_pooled_by_sums(tmp_path: Path):
     (setting,) = summary.settings
     assert setting.seeds == 2
     assert setting.test_perplexity == pytest.approx(math.exp(rows["nll_nats"].sum() / rows["num_tokens"].sum()))
-    by_task = rows.groupby("task")[["nll_nats", "num_tokens"]].sum()
+    by_task: Any = rows.groupby("task")[["nll_nats", "num_tokens"]].sum()
     macro = np.exp(by_task["nll_nats"] / by_task["num_tokens"]).mean()
     assert setting.test_macro_perplexity == pytest.approx(macro)
     assert split_table(summary).rows[0][1] == str(sum(SIZES.values()))

@@ -26,7 +26,7 @@ def test_many_tasks_and_taus_are_cut_on_the_page_and_whole_in_csv(tmp_path: Path
     assert rows[1][0] == "task 049"
     assert rows[-1][0] == "task 000"
     assert len(rows[0]) <= 2 + 8 + 1
-    numbers = pd.read_csv(report / "tables" / "table_a1.csv")
+    numbers = pd.read_csv(str(report / "tables" / "table_a1.csv"))
     assert numbers.shape == (50, 4 + 3 * 10 + 1)
 
 

@@ -73,9 +73,7 @@ def test_every_exported_adapter_has_the_perplexity_in_the_results(family, varian
     assert (frame["text"].str.split().str.len() > MAX_TOKENS).any()
     results = read_results(tmp_path / "run")
     scored = results.document_scores.query("split == 'test'")
-    words = {
-        task: frame["text"][own["document_id"].astype(int)].str.split().tolist() for task, own in scored.groupby("task")
-    }
+    words = {task: [frame["text"][int(n)].split() for n in own["document_id"]] for task, own in scored.groupby("task")}
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     known = results.task_scores.query("split == 'test'").set_index("task")["perplexity"]
 
@@ -125,12 +123,12 @@ def test_at_tau_inf_the_global_adapter_has_the_perplexities_in_the_results_with_
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = PeftModel.from_pretrained(base, out / "_global").eval()
-    words = frame["text"][scored["document_id"].astype(int)].str.split().tolist()
+    words = [frame["text"][int(n)].split() for n in scored["document_id"]]
     known = trial_rows(tmp_path / "run")[0]["test_perplexity"]
     assert perplexity_elsewhere(model, words, vocabulary) == pytest.approx(known, rel=1e-4)
     for task, own in results.task_scores.query("split == 'test'").set_index("task")["perplexity"].items():
-        rows = scored.loc[scored["task"] == task, "document_id"].astype(int)
-        found = perplexity_elsewhere(model, frame["text"][rows].str.split().tolist(), vocabulary)
+        rows = scored.loc[scored["task"] == task, "document_id"]
+        found = perplexity_elsewhere(model, [frame["text"][int(n)].split() for n in rows], vocabulary)
         assert found == pytest.approx(own, rel=1e-4)
 
 
@@ -163,9 +161,10 @@ def test_a_merged_model_has_the_same_perplexity_without_peft(exported, tmp_path,
     ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "full" / task)
     results = read_results(exported / "run")
-    rows = results.document_scores.query("split == 'test' and task == @task")["document_id"].astype(int)
+    rows = results.document_scores.query("split == 'test' and task == @task")["document_id"]
     vocabulary = AutoTokenizer.from_pretrained(tmp_path / "full" / task).get_vocab()
-    found = perplexity_elsewhere(model, make_frame(SIZES)["text"][rows].str.split().tolist(), vocabulary)
+    texts = make_frame(SIZES)["text"]
+    found = perplexity_elsewhere(model, [texts[int(n)].split() for n in rows], vocabulary)
     known = results.task_scores.query("split == 'test' and task == @task and trial_id == 'fit'")["perplexity"].item()
     assert found == pytest.approx(known, rel=1e-4)
     card = (tmp_path / "full" / task / "README.md").read_text(encoding="utf-8")
@@ -252,14 +251,14 @@ def test_the_code_in_a_card_gives_the_scores_in_the_results(around, merge, tmp_p
         scope = {}
         exec(code_of(out / folder), scope)
         model, tokenizer, start = (scope[name] for name in ("model", "tokenizer", "start"))
-        for row in scored[scored["task"] == task].itertuples():
-            text = texts[int(row.document_id)]
+        for row in scored[scored["task"] == task].to_dict("records"):
+            text = texts[int(row["document_id"])]
             words = f"w3 {text} w4" if around else text
             ids = start + tokenizer(words, add_special_tokens=False)["input_ids"]
             ids = torch.tensor([[*ids[: MAX_TOKENS - 1], 2]])
             with torch.no_grad():
                 picked = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1).gather(1, ids[0, 1:, None])
-            assert -picked[len(start) - 1 :].sum() == pytest.approx(row.nll_nats, rel=1e-5)
+            assert -picked[len(start) - 1 :].sum() == pytest.approx(row["nll_nats"], rel=1e-5)
         if around:
             assert (start[0], start[-1]) == (4, 5)  # w1 and w2
             assert "here one of 'ann'" in code_of(out / "_global")

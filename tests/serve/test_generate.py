@@ -44,7 +44,7 @@ def most_likely(model, theta_P, num: int) -> str:
         tokens_BT = torch.tensor([tokens])
         logits_BTV = model(tokens_BT, theta_P[None]) if theta_P is not None else model.base(input_ids=tokens_BT).logits
         tokens.append(int(logits_BTV[0, -1].argmax()))
-    return tokenizer.decode(tokens[3:], skip_special_tokens=True)
+    return str(tokenizer.decode(tokens[3:], skip_special_tokens=True))
 
 
 @families

@@ -106,4 +106,5 @@ def listening(process: subprocess.Popen) -> set[str]:
     """Addresses at which the process and its descendants accept connections."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     pids = {member.pid for member in family}
-    return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN and c.pid in pids}
+    connections = psutil.net_connections("inet")
+    return {c.laddr[0] for c in connections if c.laddr and c.status == psutil.CONN_LISTEN and c.pid in pids}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_base, make_corpus
-from torch import multiprocessing
-from torch.distributed import FileStore
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.multiprocessing.spawn import start_processes
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.errors import InputError
@@ -131,7 +131,8 @@ def made(tmp_path_factory) -> tuple:
             cut_off(config_of(*FITS[name], f"train.parallel={parallel}"), folder / f"one {name} {parallel}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # threads of two processes that wait for each other would take turns
-        started = multiprocessing.start_processes(work, (folder,), 2, join=False, start_method="spawn")
+        started = start_processes(work, (folder,), 2, join=False, start_method="spawn")
+    assert started is not None
     try:
         while not started.join():
             pass

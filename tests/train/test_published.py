@@ -5,6 +5,7 @@ The other side is PEFT's `set_adapter`, a loop over tasks, and torch's own AdamW
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,13 +68,13 @@ class PublishedLoop:
             return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         self.rows = {split: [] for split in ("train", "validation")}
-        for row in frame[frame["split"] != "test"].to_dict("records"):
+        for row in frame.query("split != 'test'").to_dict("records"):
             prompt, text = encode(f" [task] {row['task']}"), encode(f" [text] {row['text']}")[:max_text]
             tokens = (prompt + text + [self.end])[:max_tokens]
             labels = ([-100] * len(prompt) + text + [self.end])[:max_tokens]
             self.rows[row["split"]].append((row["task"], tokens, labels))
         lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        self.model = get_peft_model(make_base(), lora, adapter_name="base_adapter", autocast_adapter_dtype=False)
+        self.model: Any = get_peft_model(make_base(), lora, adapter_name="base_adapter", autocast_adapter_dtype=False)
         for task in TASKS:
             self.model.add_adapter(task, lora, autocast_adapter_dtype=False)
         self.model.to(torch.float64).eval()
@@ -118,7 +119,7 @@ class PublishedLoop:
         return losses
 
     def train(self, batch: list) -> float:
-        loss = sum(self.sizes[task] * value for task, value in self.task_losses(batch).items())
+        loss: Any = sum(self.sizes[task] * value for task, value in self.task_losses(batch).items())
         if self.tau > 0:
             for task in TASKS:
                 for bank, base in zip(self.banks(task), self.banks("base_adapter"), strict=True):

@@ -65,7 +65,7 @@ def linear_tasks(tau: float, seed: int, moved: float = 0.3, num_tasks: int = 12,
 
 
 def covered(tau: float, estimates: list[TauEstimate]) -> float:
-    return np.mean([estimate.low <= tau <= estimate.high for estimate in estimates])
+    return float(np.mean([estimate.low <= tau <= estimate.high for estimate in estimates]))
 
 
 @pytest.mark.parametrize("tau", [30.0, 300.0, 3000.0])

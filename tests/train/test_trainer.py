@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -309,7 +310,7 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
     ).to(torch.float64).eval()  # fmt: skip
     weights = []
     for name, parts in layout.split(theta_P).items():
-        module = peft.get_submodule(f"base_model.model.{name}")
+        module: Any = peft.get_submodule(f"base_model.model.{name}")
         for kind, start in parts.items():
             weight = module.get_submodule(f"lora_{kind}.default").weight
             weight.data.copy_(start)

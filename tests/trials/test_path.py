@@ -109,6 +109,7 @@ def test_a_path_that_was_cut_off_ends_as_if_it_had_not_been(whole, tmp_path):
         if len(epochs) in (4, 9, 13):
             raise KilledError
 
+    rows = []
     for _ in range(9):
         try:
             rows = run_path(load_config(SETTINGS), make_corpus(), make_base, tmp_path, "002", on_epoch=die)

@@ -34,10 +34,10 @@ def expected(run: Path, trial_id: str) -> dict[str, list[tuple[int, float]]]:
     """(epoch, value) of each curve, by the Parquet."""
     curves, found = read_results(run).curves, {}
     curves = curves[curves["trial_id"] == trial_id]
-    for row in curves.itertuples():
-        nats = row.nll_nats / row.num_tokens
-        found.setdefault(f"{row.split}/nats_per_token", []).append((row.epoch, nats))
-        found.setdefault(f"{row.split}/perplexity", []).append((row.epoch, math.exp(nats)))
+    for row in curves.to_dict("records"):
+        nats, split = row["nll_nats"] / row["num_tokens"], row["split"]
+        found.setdefault(f"{split}/nats_per_token", []).append((row["epoch"], nats))
+        found.setdefault(f"{split}/perplexity", []).append((row["epoch"], math.exp(nats)))
     for name in ("log_prior", "learning_rate"):
         found[name] = list(curves.groupby("epoch")[name].last().items())
     return found

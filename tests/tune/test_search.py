@@ -43,7 +43,7 @@ def run_concurrently(
     search: TauSearch, objective, num_concurrent: int, rng: np.random.Generator
 ) -> list[tuple[str, Point, float]]:
     """The same with `num_concurrent` trials at once, which end in a random order."""
-    running, done, asked = {}, [], 0
+    running, done, asked, suggested = {}, [], 0, None
     while True:
         while len(running) < num_concurrent:
             suggested = search.suggest(f"t{asked}")

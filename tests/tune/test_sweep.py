@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
@@ -41,12 +42,12 @@ def test_every_task_has_a_perplexity_at_every_trial(whole):
     assert results.trials["status"].tolist() == ["finished"] * 5
     assert results.trials["method"].tolist() == ["zero_shot", "map", "map", "map", "map"]
     assert results.trials["tau"].tolist()[1:3] == [0.0, math.inf]
-    scored = results.task_scores[results.task_scores["split"] != "train"]
+    scored: Any = results.task_scores[results.task_scores["split"] != "train"]
     assert len(scored) == 5 * 4 * 2
     assert scored["perplexity"].between(1, 1000).all()
     for split in ("validation", "test"):
         sums = scored[scored["split"] == split].groupby("trial_id")[["nll_nats", "num_tokens"]].sum()
-        trials = results.trials.set_index("trial_id")
+        trials: Any = results.trials.set_index("trial_id")
         assert sums["nll_nats"].to_numpy() == pytest.approx(trials[f"{split}_nll_nats"].to_numpy())
         assert trials[f"{split}_perplexity"].to_numpy() == pytest.approx(
             (sums["nll_nats"] / sums["num_tokens"]).map(math.exp).to_numpy()
