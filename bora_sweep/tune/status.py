@@ -81,7 +81,8 @@ def render(status: RunStatus) -> Group:
         rows = [row | {"status": "cut off"} if row["status"] == "running" else row for row in rows]
     best = best_row(rows, status.config)
     line = summary(rows, status.total, best, _time_left(status))
-    return Group(Text(f"{status.run}: {_driver_line(status)}"), trial_table(rows, best, line, status.silent_seconds))
+    table = trial_table(rows, best, line, status.silent_seconds or None)
+    return Group(Text(f"{status.run}: {_driver_line(status)}"), table)
 
 
 def _driver_line(status: RunStatus) -> str:

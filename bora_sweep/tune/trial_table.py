@@ -64,7 +64,7 @@ def trial_table(
         rows: Of `trials`.
         best: Of `best_row`.
         line: Of `summary`, shown below the table.
-        silent_seconds: Since each open trial's row was written; None: not shown.
+        silent_seconds: Since each open trial's row was written; None: no such column.
     """
     rows = list(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
