@@ -136,7 +136,7 @@ def _note_on_quotes(lines: list[tuple[int, int, str]]) -> list[str]:
         return []
     first_line, line, task = lines[0]
     return [
-        f"{plural(len(lines), 'line')} within double quotes look like rows, the first one line {line}, of "
+        f"{plural(len(lines), 'line')} within double quotes could be rows, the first is line {line}, of "
         f"task {task!r}, in the row that begins on line {first_line}: if a stray double quote joined them, write it as "
         '"" within double quotes'
     ]

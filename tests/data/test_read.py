@@ -120,7 +120,7 @@ def test_rows_that_a_legal_pair_of_quotes_swallows_are_a_note(tmp_path, content,
     _, notes = read(tmp_path / "x.csv", content.encode())
     assert len(notes) == 1
     assert f"{number} line" in notes[0]
-    assert f"the first line {line}, of task {task!r}, in the row that begins on line {begun}:" in notes[0]
+    assert f"the first is line {line}, of task {task!r}, in the row that begins on line {begun}:" in notes[0]
 
 
 @pytest.mark.parametrize(
