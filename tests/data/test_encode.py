@@ -144,7 +144,7 @@ def test_an_end_token_that_stands_for_the_unknown_is_refused_where_it_would_stan
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="</s>")
     assert Encoder(tokenizer).encode("{text}", [{"text": "cat cat"}]) == [[1, 1]]
-    with pytest.raises(InputError, match=r"'</s>', which stands for what it does not know .*'cat dog'"):
+    with pytest.raises(InputError, match=r"'</s>', which also stands for unknown characters .*'cat dog'"):
         Encoder(tokenizer).encode("{text}", [{"text": "cat"}, {"text": "cat dog"}])
 
 
@@ -209,7 +209,7 @@ def test_all_that_is_put_before_a_text_is_given_and_nothing_that_is_put_after(si
 
 
 def test_a_start_that_leaves_no_room_is_refused():
-    with pytest.raises(InputError, match=r"model.max_tokens=3: what stands before a text has 2 tokens"):
+    with pytest.raises(InputError, match=r"model.max_tokens=3: the prompt or start symbol has 2 tokens"):
         tokenize(corpus_of("w5"), starting("w0 w1 $A"), max_tokens=3)
 
 
