@@ -58,8 +58,8 @@ def test_variables_of_launchers_and_of_accelerate_change_no_fit(request):
     [
         (LEFT, [], "RANK=0 WORLD_SIZE=2 .*ray.workers_per_trial=1; .*unset RANK"),
         (LEFT | {"RANK": "1"}, [], "RANK=1 .*unset RANK"),
-        (LEFT | {"WORLD_SIZE": "two"}, [], "WORLD_SIZE=two.*no rank of so many"),
-        (LEFT | {"RANK": "2"}, [], "RANK=2.*no rank of so many"),
+        (LEFT | {"WORLD_SIZE": "two"}, [], "WORLD_SIZE=two.*not a rank of that many"),
+        (LEFT | {"RANK": "2"}, [], "RANK=2.*not a rank of that many"),
         (LEFT, ["ray.workers_per_trial=3"], "ray.workers_per_trial=3; .*set ray.workers_per_trial=2"),
         (LEFT | {"MASTER_PORT": "no"}, ["ray.workers_per_trial=2"], "2 processes did not meet"),
         (LEFT | OF_ACCELERATE, ["ray.workers_per_trial=2"], "ACCELERATE_USE_FSDP=true"),
