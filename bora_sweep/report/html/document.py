@@ -50,7 +50,7 @@ def make_document(
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
     figures = captioned_figures(analysis)
-    drawn = _charts(figures, analysis)
+    drawn, legends = _charts(figures, analysis)
     remark = drawn["each"].pop("remark")
     drawn["learning"] = charts.learning_chart(curves, trials, summary)
     are_few = len(summary.tasks) <= MOST_NAMES
@@ -77,13 +77,13 @@ def make_document(
         "filters": tables.task_filters(analysis.task_gains),
         "charts": drawn,
         "tips": charts.tips(analysis),
-        "legends": charts.legends(*(figures[n].data for n in (1, 2)), analysis),  # type: ignore[arg-type]
+        "legends": legends,
         "configuration": {name: settings[name] for name in ("trial", "lines", "differ")},
     }
 
 
-def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> dict[str, Any]:
-    """Figures 1 to 5; None where the results do not hold one."""
+def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures 1 to 5, None where the results do not hold one; and the legends."""
     sizes, tau, gains, distance, perplexity = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
@@ -105,7 +105,7 @@ def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> dict[str, Any
     if isinstance(distance, BySize):
         tip = [["distance ", {"of": "distance"}]]
         made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip)
-    return made
+    return made, charts.legends(tau, gains if isinstance(gains, BySize) else None, analysis)
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -63,13 +63,13 @@ async function drawSizes(host) {
   const { axis, label } = DATA.charts.sizes;
   const few = DATA.are_few;
   const rows = NAMES.map((name, d) => ({ d, size: SIZES[d], text: cutName(name, 30), count: TASKS.texts.documents[d] }));
-  const [along, across_] = few ? ["y", "x"] : ["x", "y"];
+  const [along, upward] = few ? ["y", "x"] : ["x", "y"];
   const places = { name: along, type: "band", domain: rows.map((row) => row.d), range: few ? "height" : "width",
     paddingInner: few ? 0.3 : 0, paddingOuter: 0.1 };
   const names = { name: "name", type: "ordinal", domain: places.domain, range: rows.map((row) => row.text) };
   const bar = (data, fill) => mark("rect", data, {
     [along]: field(along, "d"), [few ? "height" : "width"]: { scale: along, band: 1 },
-    [across_]: { scale: across_, value: 0 }, [`${across_}2`]: field(across_, "size"), ...fixed({ fill }),
+    [upward]: { scale: upward, value: 0 }, [`${upward}2`]: field(upward, "size"), ...fixed({ fill }),
   });
   const taskAxis = few
     ? { scale: "y", orient: "left", grid: false, labelLimit: 190, labelColor: "var(--ink)",
@@ -79,7 +79,7 @@ async function drawSizes(host) {
     height: few ? 46 + 21 * NAMES.length : 240,
     data: [{ name: "all", values: rows }],
     scales: [places, names],
-    axes: [axisOf(across_, axis, few ? { grid: true, domain: false } : {}), { scales: [], axis: taskAxis }],
+    axes: [axisOf(upward, axis, few ? { grid: true, domain: false } : {}), { scales: [], axis: taskAxis }],
     marks: [
       bar("all", "var(--bar)"), bar("kept", "var(--pick)"), bar("focus", "var(--ink)"),
       ...(few ? [mark("text", "all", { y: { scale: "y", field: "d", band: 0.5 }, x: field("x", "size"),

@@ -37,8 +37,8 @@ const unbroken = (text) => text.replace(/τ = (?=[\d∞])/g, "τ\u00a0=\u00a0");
 /** Paragraphs of [style, text] runs. */
 function paragraphs(host, words = [], attributes = {}) {
   for (const runs of words) {
-    host.append(element("p", attributes, ...runs.map(([style, words_]) => {
-      const text = unbroken(words_);
+    host.append(element("p", attributes, ...runs.map(([style, run]) => {
+      const text = unbroken(run);
       if (["strong", "em", "sup"].includes(style)) return element(style, {}, text);
       return /^tables\/[\w.]+$/.test(style) ? element("a", { href: style }, text) : text;
     })));

@@ -68,11 +68,11 @@ async function drawEach(host) {
   const { x, places, parts, best, views, label } = DATA.charts.each;
   const { y, values } = views[document.querySelector('input[name="scale"]:checked').value];
   const axis = tauAxis(x);
-  const tasks_ = values.map(numbers);
-  const whole = (d) => places.map((place, i) => ({ x: place, y: tasks_[d][i], of: d }));
-  const paths = (dotted) => parts.filter((part) => part[2] === dotted).flatMap(([start, stop]) => tasks_.map((row) =>
+  const curves = values.map(numbers);
+  const whole = (d) => places.map((place, i) => ({ x: place, y: curves[d][i], of: d }));
+  const paths = (dotted) => parts.filter((part) => part[2] === dotted).flatMap(([start, stop]) => curves.map((row) =>
     places.slice(start, stop).map((place, i) => [place, row[start + i]])));
-  const opacity = Math.max(0.1, Math.min(0.7, 15 / tasks_.length));
+  const opacity = Math.max(0.1, Math.min(0.7, 15 / curves.length));
   const grey = { stroke: "var(--task)", strokeWidth: 0.9 };
   const view = await draw(host, {
     height: 330,
@@ -98,15 +98,15 @@ async function drawEach(host) {
     const i = Math.max(1, after === -1 ? columns.length - 1 : after);
     const part = columns.length < 2 ? 0 : Math.min(1, Math.max(0, (px - columns[i - 1]) / (columns[i] - columns[i - 1])));
     const height = (row) => (columns.length < 2 ? scale(row[0]) : scale(row[i - 1]) * (1 - part) + scale(row[i]) * part);
-    return closest(tasks_.map((row) => Math.abs(height(row) - py)), 60);
+    return closest(curves.map((row) => Math.abs(height(row) - py)), 60);
   };
   const column = (px) => (px === null ? best
     : closest(places.map((place) => Math.abs(view.scale("x")(place) - px)), Infinity));
   readable(host, view, tasks, {
     nearest,
-    place: (d, px) => [view.scale("x")(places[column(px)]), view.scale("y")(tasks_[d][column(px)])],
+    place: (d, px) => [view.scale("x")(places[column(px)]), view.scale("y")(curves[d][column(px)])],
     marks: whole,
-    order: tasks_.map((_, d) => d),
+    order: curves.map((_, d) => d),
     lines: (d) => tipOf("tasks", d),
     label,
     labels: (kept) => apart(kept.map((d) => ({ ...whole(d).at(-1), text: cutName(NAMES[d]), dx: 2, align: "right" })),
