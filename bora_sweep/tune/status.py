@@ -91,10 +91,10 @@ def _driver_line(status: RunStatus) -> str:
     resume = f"bora-sweep {status.command} --resume output={shlex.quote(str(status.run))}"
     if driver is not None:
         process = f"process {driver.pid} on {driver.host}"
-        last_sign = f"last sign of life {ago(driver.silent_seconds)}"
+        heartbeat = f"last heartbeat {ago(driver.silent_seconds)}"
         if driver.is_alive:
-            return f"{process} works on it, {last_sign}"
-        return f"cut off: {process} is gone, {last_sign}; resume with {resume}"
+            return f"{process} works on it, {heartbeat}"
+        return f"cut off: {process} is gone, {heartbeat}; resume with {resume}"
     if not status.has_ended:
         return f"stopped, no process works on it; resume with {resume}"
     failed = any(row["status"] == "failed" for row in status.rows)
