@@ -138,7 +138,7 @@ def llama(layer: Callable[[], nn.Module] | None = None, **changes) -> Any:
         torch.manual_seed(0)
         base = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **changes})).eval()
         for block in base.model.layers if layer else []:
-            block.mlp = layer()
+            block.mlp = layer()  # type: ignore[reportOptionalCall]
     return base
 
 
@@ -229,7 +229,7 @@ def test_a_mambas_sites_have_an_effect_and_load_in_peft():
 def test_a_family_without_default_targets_in_peft_gets_some_and_a_note():
     base = MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, num_experts_per_tok=1)).eval()
     assert "routed experts, model.layers.*.mlp.experts" in "".join(notes_on_sites(base, LoraConfig()))
-    base.config.model_type = "none_of_pefts"
+    base.config.model_type = "none_of_pefts"  # type: ignore[reportAttributeAccessIssue]
     assert adapted_sites(base, None) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert "no default for a none_of_pefts model: adapters are at all linear" in notes_on_sites(base, LoraConfig())[0]
     assert notes_on_sites(make_base("opt"), LoraConfig()) == []

@@ -94,7 +94,7 @@ def analysis(tmp_path_factory) -> Analysis:
 
 def points_of(axes: Axes, marker: str) -> set[tuple[float, float]]:
     """Places of all marks of a kind."""
-    return {point for line in axes.lines if line.get_marker() == marker for point in map(tuple, line.get_xydata())}
+    return {point for line in axes.lines if line.get_marker() == marker for point in map(tuple, line.get_xydata())}  # type: ignore
 
 
 def rows_of(frame: pd.DataFrame, *columns: str) -> set[tuple[float, float]]:
@@ -104,7 +104,7 @@ def rows_of(frame: pd.DataFrame, *columns: str) -> set[tuple[float, float]]:
 def test_figure_1_has_a_bar_for_each_task(analysis: Analysis):
     data = task_sizes_data(analysis.summary)
     (axes,) = draw(data).axes
-    assert [bar.get_width() for bar in axes.patches] == data.bars["documents"].tolist()
+    assert [bar.get_width() for bar in axes.patches] == data.bars["documents"].tolist()  # type: ignore
     assert [label.get_text() for label in axes.get_yticklabels()] == data.bars["task"].tolist()
 
 
@@ -118,7 +118,7 @@ def test_figure_2_draws_its_data(analysis: Analysis):
         assert list(axes.get_xticks()) == data.axis.ticks["x"].tolist()
     curves = [line.get_xydata() for line in overall.lines]
     assert any(np.array_equal(curve, data.smooth[["x", "perplexity"]]) for curve in curves)
-    segments = [segment for collection in each.collections for segment in collection.get_segments()]
+    segments = [segment for collection in each.collections for segment in collection.get_segments()]  # type: ignore
     drawn = {point for segment in segments for point in map(tuple, segment)}
     assert drawn == {(x, value) for row_V in data.tasks_DV for x, value in zip(data.axis.x, row_V, strict=True)}
     assert {text.get_text() for text in overall.texts} >= {data.best_text, *data.references["text"]}

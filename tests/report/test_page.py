@@ -102,9 +102,9 @@ def report(run: Path) -> Report:
 
 def test_perplexities_are_those_of_the_documents(document: dict[str, Any], test_scores: pd.DataFrame):
     sums = test_scores.groupby("trial_id").sum()
-    whole = np.exp(sums["nll_nats"] / sums["num_tokens"])
+    whole = np.exp(sums["nll_nats"] / sums["num_tokens"])  # type: ignore[reportCallIssue]
     assert document["charts"]["overall"]["fits"]["perplexity"] == near(whole.tolist()[1:])
-    by_task = np.exp(test_scores["nll_nats"] / test_scores["num_tokens"]).unstack("trial_id")
+    by_task = np.exp(test_scores["nll_nats"] / test_scores["num_tokens"]).unstack("trial_id")  # type: ignore
     values, by_task = document["tables"]["tasks"]["values"], by_task.loc[document["tables"]["tasks"]["texts"]["task"]]
     views = document["charts"]["each"]["views"]
     for v, trial_id in enumerate(["001", "002", "003", "004", "005", "006"]):
@@ -137,7 +137,7 @@ def test_learning_curves_are_those_of_the_table(document: dict[str, Any], run: P
     assert len(chart["curves"]) == 12
     for curve in chart["curves"]:
         trial_id = document["tables"]["trials"]["texts"]["trial_id"][curve["trial"]]
-        rows = curves[(curves["trial_id"] == trial_id) & (curves["split"] == curve["split"])].sort_values("epoch")
+        rows = curves[(curves["trial_id"] == trial_id) & (curves["split"] == curve["split"])].sort_values("epoch")  # type: ignore
         assert curve["epoch"] == list(range(31))
         assert curve["perplexity"] == near(np.exp(rows["nll_nats"] / rows["num_tokens"]).tolist())
     assert chart["roles"] == {"independent": [1], "shared": [6], "best": [4]}

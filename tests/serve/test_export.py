@@ -73,7 +73,7 @@ def test_every_exported_adapter_has_the_perplexity_in_the_results(family, varian
     assert (frame["text"].str.split().str.len() > MAX_TOKENS).any()
     results = read_results(tmp_path / "run")
     scored = results.document_scores.query("split == 'test'")
-    words = {task: [frame["text"][int(n)].split() for n in own["document_id"]] for task, own in scored.groupby("task")}
+    words = {task: [frame["text"][int(n)].split() for n in own["document_id"]] for task, own in scored.groupby("task")}  # type: ignore
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     known = results.task_scores.query("split == 'test'").set_index("task")["perplexity"]
 
@@ -123,12 +123,12 @@ def test_at_tau_inf_the_global_adapter_has_the_perplexities_in_the_results_with_
     vocabulary = json.loads((tmp_path / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     model = PeftModel.from_pretrained(base, out / "_global").eval()
-    words = [frame["text"][int(n)].split() for n in scored["document_id"]]
+    words = [frame["text"][int(n)].split() for n in scored["document_id"]]  # type: ignore[reportAttributeAccessIssue]
     known = trial_rows(tmp_path / "run")[0]["test_perplexity"]
     assert perplexity_elsewhere(model, words, vocabulary) == pytest.approx(known, rel=1e-4)
     for task, own in results.task_scores.query("split == 'test'").set_index("task")["perplexity"].items():
         rows = scored.loc[scored["task"] == task, "document_id"]
-        found = perplexity_elsewhere(model, [frame["text"][int(n)].split() for n in rows], vocabulary)
+        found = perplexity_elsewhere(model, [frame["text"][int(n)].split() for n in rows], vocabulary)  # type: ignore
         assert found == pytest.approx(own, rel=1e-4)
 
 
@@ -164,7 +164,7 @@ def test_a_merged_model_has_the_same_perplexity_without_peft(exported, tmp_path,
     rows = results.document_scores.query("split == 'test' and task == @task")["document_id"]
     vocabulary = AutoTokenizer.from_pretrained(tmp_path / "full" / task).get_vocab()
     texts = make_frame(SIZES)["text"]
-    found = perplexity_elsewhere(model, [texts[int(n)].split() for n in rows], vocabulary)
+    found = perplexity_elsewhere(model, [texts[int(n)].split() for n in rows], vocabulary)  # type: ignore
     known = results.task_scores.query("split == 'test' and task == @task and trial_id == 'fit'")["perplexity"].item()
     assert found == pytest.approx(known, rel=1e-4)
     card = (tmp_path / "full" / task / "README.md").read_text(encoding="utf-8")
@@ -251,7 +251,7 @@ def test_the_code_in_a_card_gives_the_scores_in_the_results(around, merge, tmp_p
         scope = {}
         exec(code_of(out / folder), scope)
         model, tokenizer, start = (scope[name] for name in ("model", "tokenizer", "start"))
-        for row in scored[scored["task"] == task].to_dict("records"):
+        for row in scored[scored["task"] == task].to_dict("records"):  # type: ignore[reportCallIssue]
             text = texts[int(row["document_id"])]
             words = f"w3 {text} w4" if around else text
             ids = start + tokenizer(words, add_special_tokens=False)["input_ids"]

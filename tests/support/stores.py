@@ -39,7 +39,7 @@ def store():
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        folder_at(BUCKET).fs.makedirs("runs", exist_ok=True)  # the server keeps what another module wrote
+        folder_at(BUCKET).fs.makedirs("runs", exist_ok=True)  # the server keeps what another module wrote  # type: ignore
         yield made
         made.stop()
 

@@ -138,7 +138,7 @@ def made(tmp_path_factory) -> tuple:
             pass
     finally:
         for process in started.processes:
-            process.kill()
+            process.kill()  # type: ignore[reportAttributeAccessIssue]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], folder
 
 

@@ -156,7 +156,7 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
         ours[-1] += loss.item()
         backward(loss)
 
-    trainer.pack.accelerator.backward = noted
+    trainer.pack.accelerator.backward = noted  # type: ignore[reportAttributeAccessIssue]
     reported: list[tuple[float, dict[str, float]]] = []
     steps = 0
     while steps < 20:
@@ -178,7 +178,7 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
         padded_N = score_documents(
             trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
         )[0]
-        found = trainer.pack.protocol.validation.numbers(padded_N)
+        found = trainer.pack.protocol.validation.numbers(padded_N)  # type: ignore[reportAttributeAccessIssue]
         assert found.nats == pytest.approx(-loglik, abs=1e-9)
         assert trainer.state.reported_perplexity == pytest.approx(min(value for value, _ in reported), abs=1e-9)
         lowest = [min(epoch[task] for _, epoch in reported) for task in TASKS]
@@ -200,7 +200,7 @@ def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
         nll_N = score_documents(
             trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
         )[0]
-        lowest = np.fmin(lowest, trainer.pack.protocol.validation.numbers(nll_N).nats_K)
+        lowest = np.fmin(lowest, trainer.pack.protocol.validation.numbers(nll_N).nats_K)  # type: ignore
     np.testing.assert_allclose(done.reported.perplexity_K, np.exp(lowest), rtol=1e-12)
     trainer.hierarchy.load_state_dict({"mean_P": done.mean_P, "task_KP": done.theta_KP})
     for n, nats in zip(corpus.split("test"), done.nll_nats["test"], strict=True):

@@ -228,7 +228,7 @@ def test_tasks_can_count_alike_in_the_likelihood():
     with torch.no_grad():
         trainer.hierarchy.mean_P.add_(0.3 * torch.randn_like(trainer.hierarchy.mean_P))
     gradients = []
-    trainer.descend = lambda _: gradients.append(trainer.hierarchy.mean_P.grad.clone())
+    trainer.descend = lambda _: gradients.append(trainer.hierarchy.mean_P.grad.clone())  # type: ignore
     step(trainer.pack, [trainer], corpus.split("train"), 1)
     trainer.hierarchy.zero_grad()
     nll_B = score(trainer.pack, [trainer], collate(corpus, corpus.split("train")))[0][0]

@@ -34,7 +34,7 @@ def expected(run: Path, trial_id: str) -> dict[str, list[tuple[int, float]]]:
     """(epoch, value) of each curve, by the Parquet."""
     curves, found = read_results(run).curves, {}
     curves = curves[curves["trial_id"] == trial_id]
-    for row in curves.to_dict("records"):
+    for row in curves.to_dict("records"):  # type: ignore[reportCallIssue]
         nats, split = row["nll_nats"] / row["num_tokens"], row["split"]
         found.setdefault(f"{split}/nats_per_token", []).append((row["epoch"], nats))
         found.setdefault(f"{split}/perplexity", []).append((row["epoch"], math.exp(nats)))
