@@ -121,7 +121,7 @@ class Config:
         }
         first = next((setting for setting, is_set in published.items() if is_set), None)
         for setting, is_set in needs_sums.items():
-            message = f"{first}: works for separate fits of one process only; drop it, or {setting}"
+            message = f"{first}: works for separate fits of one process only; drop it, or drop {setting}"
             require(first is None or not is_set, message)
 
     @property

@@ -24,7 +24,7 @@ from bora_sweep.trials.trial import Trial, run_trial
 
 SETTINGS = [
     "lora.rank=2", "train.device=cpu", "train.batch_size=5", "train.max_epochs=3", "train.learning_rate=0.03",
-    "train.patience=1",
+    "train.patience=2",
 ]  # fmt: skip
 FITS = {
     "tau 0": ["prior.tau=0"],

@@ -436,7 +436,7 @@ def test_a_protocol_stands_below_ones_own_settings(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["prior.penalty=tensor_norm", "train.solver=proximal"], "train.solver=proximal stands on the squared"),
+        (["prior.penalty=tensor_norm", "train.solver=proximal"], "train.solver=proximal needs the squared distance"),
         (["prior.penalty=tensor_norm", "train.global_update=mean"], "global_update=mean"),
         (["prior.penalty=tensor_norm", "prior.groups=matrix"], "one tau for all"),
         (["train.likelihood=documents", "search.pack=4"], "drop search.pack=4"),

@@ -443,7 +443,7 @@ from tiny import WORDS, make_frame, make_tokenizer
 from bora_sweep.config import load_config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import tokenize
-from bora_sweep.train import fit
+from bora_sweep.train.fit import fit
 
 frame = make_frame({"a": 80}).assign(text=" ".join(2 * WORDS), split=["train"] * 64 + ["validation", "test"] * 8)
 frame = frame.assign(document_id=frame.index.astype(str), floor_nll_nats=0.0)
