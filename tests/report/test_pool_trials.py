@@ -31,6 +31,12 @@ def test_seeds_are_pooled_by_sums(tmp_path: Path):
     assert "| **2** | **30–31 (25)** |" in write_report(tmp_path).read_text()
 
 
+def test_a_median_between_two_counts_is_shown_with_its_half(tmp_path: Path):
+    write_trial(tmp_path, 100.0, sizes={"ada": 18, "bo": 19})
+    assert split_table(summarise(read_results(tmp_path))).rows[0][3:] == ["18", "18.5", "19"]
+    assert "from 18 to 19, median 18.5" in write_report(tmp_path).read_text()
+
+
 def test_validation_selects_and_test_does_not(tmp_path: Path):
     write_run(tmp_path)
     for table in ("task_scores", "document_scores"):  # make tau = 100 the best on test alone

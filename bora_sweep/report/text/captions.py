@@ -21,7 +21,7 @@ from bora_sweep.report.stats.gains import END_NAMES, gains_against
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.answer import verdict_counts
-from bora_sweep.report.text.formats import percent_text, perplexity_text, tau_text
+from bora_sweep.report.text.formats import number_text, percent_text, perplexity_text, tau_text
 from bora_sweep.report.text.tables import shown_fits
 
 
@@ -48,7 +48,7 @@ def captioned_figures(analysis: Analysis) -> list[CaptionedFigure]:
 
 def _task_sizes(summary: Summary) -> CaptionedFigure:
     sizes_D = summary.train_documents_D
-    spread = f"from {sizes_D.min():,.0f} to {sizes_D.max():,.0f}, median {np.median(sizes_D):,.0f}"
+    spread = f"from {sizes_D.min():,.0f} to {sizes_D.max():,.0f}, median {number_text(np.median(sizes_D))}"
     return CaptionedFigure(
         "figure_1_task_sizes",
         task_sizes_data(summary),

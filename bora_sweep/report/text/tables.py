@@ -187,5 +187,5 @@ def split_table(summary: Summary) -> Table:
         documents_D = summary.num_documents_DL[:, i]
         totals = [documents_D.sum(), summary.num_tokens_DL[:, i].sum()]
         spread = [documents_D.min(), np.median(documents_D), documents_D.max()]
-        table.rows.append([split, *(f"{count:,.0f}" for count in totals + spread)])
+        table.rows.append([split, *(number_text(count) for count in totals + spread)])
     return table
