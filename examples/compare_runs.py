@@ -3,6 +3,8 @@
 Every run keeps its numbers as Parquet tables. `read_results` reads several runs as one set of DataFrames.
 """
 
+import numpy as np
+
 import bora_sweep
 
 runs = [
@@ -23,4 +25,4 @@ keys = ["run", "trial_id"]
 scores = results.task_scores.query("split == 'test'").merge(results.trials[[*keys, "lora_rank"]], on=keys)
 print(scores.pivot_table(index="task", columns="lora_rank", values="perplexity").round(2))
 sums = scores.groupby("lora_rank")[["nll_nats", "num_tokens"]].sum()
-print(sums.eval("perplexity_of_all = exp(nll_nats / num_tokens)"))
+print(np.exp(sums["nll_nats"] / sums["num_tokens"]).rename("perplexity of all speakers together"))

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from stores import storage_folder, store  # noqa: F401, fixtures
 from tiny import make_base, make_frame, make_tokenizer
 
+from bora_sweep.runs.storage import cache_folder
 from bora_sweep.train import fit as loop
 from bora_sweep.tune import LOOPBACK, QUIET
 
@@ -56,13 +57,11 @@ def real_pictures() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills.
-
-    Yields the folder in which its workers keep the embedded base model.
-    """
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of two CPUs that this process drives, on loopback alone, for all sweeps that nobody kills."""
+    cache = cache_folder()  # of the embedded base model, whose pretraining takes a while
     home = tmp_path_factory.mktemp("home")  # Ray puts a token there
-    own = {"RAY_worker_niceness": "0", "HOME": str(home), "BORA_SWEEP_CACHE": str(home / "cache")}
+    own = {"RAY_worker_niceness": "0", "HOME": str(home), "BORA_SWEEP_CACHE": str(cache)}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
@@ -76,7 +75,7 @@ def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
-    yield home / "cache"
+    yield
     ray.shutdown()
 
 

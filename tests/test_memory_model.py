@@ -75,7 +75,7 @@ def no_scratch(monkeypatch):
 
 @pytest.mark.usefixtures("no_scratch")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize("family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in list(BASES)[1:])])
 @pytest.mark.parametrize(
     ("num_tasks", "rank", "targets", "rows", "tokens", "passes", "greatest"),
     [

@@ -38,10 +38,11 @@ def test_a_runs_folder_below_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
         assert (config.prior.tau, run) == (7, Path(folder))
 
 
-def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(tmp_path, monkeypatch):
+def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(corpus_file, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console = Console(file=io.StringIO())
-    prepared = prepare_fit(["output=run", "train.max_epochs=1", "train.device=cpu"], False, console)
+    settings = [f"data.path={corpus_file}", f"model.name={model_folder}", "output=run", "train.device=cpu"]
+    prepared = prepare_fit(settings, False, console)
     create_run(load_config(["prior.tau=7"]), Path("run"))
     with pytest.raises(InputError, match="has just begun a run there"), claim_run(prepared, "fit"):
         pass

@@ -113,6 +113,7 @@ def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
     assert remote == here
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_while_is_waited_for(store, tmp_path, monkeypatch):
     path, pauses = folder_at(f"{store.bucket}/{tmp_path.name}") / "a", []
 

@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_is_resumed_with_the_same_numbers(kind, sources, wh
 
 
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("pack", [pytest.param("3", marks=pytest.mark.slow), "auto"])
+@pytest.mark.parametrize("pack", ["3", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_packed_sweep_has_the_trials_of_separate_fits(pack, sources, whole, tmp_path):
     code, output = here("sweep", *sources, f"search.pack={pack}", f"output={tmp_path / 'run'}")
     assert code == 0, output
@@ -207,9 +207,9 @@ def test_a_sweep_whose_trials_no_node_can_hold_is_refused(sources, tmp_path):
     assert trial_rows(tmp_path / "run") == []
 
 
-def test_the_embedded_sweep_shows_the_u_and_the_floor(ray_here, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("ray_here")
+def test_the_embedded_sweep_shows_the_u_and_the_floor(tmp_path):
     """The best tau beats both ends on test, by intervals that exclude 0, and no model beats the true source."""
-    monkeypatch.setenv("BORA_SWEEP_CACHE", str(ray_here))
     embedded = str(Path(__file__).resolve().parents[2] / "conf" / "embedded.yaml")
     few = ["search.num_trials=0", "search.taus=[150]"]
     code, output = here("sweep", embedded, *few, f"output={tmp_path / 'run'}")
