@@ -38,7 +38,7 @@ def test_a_module_imports_only_from_its_layer_or_below(path):
         assert own in ONLY_IN.get(top, {own}), f"{own} imports {name}"
 
 
-def test_training_runs_where_ray_and_optuna_are_not_installed():
+def test_training_is_imported_where_ray_and_optuna_are_not_installed():
     code = (
         "import sys\n"
         "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath'): sys.modules[name] = None\n"

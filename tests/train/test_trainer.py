@@ -434,6 +434,7 @@ def test_a_fit_whose_process_was_killed_for_its_memory_begins_again_in_smaller_p
     torch.testing.assert_close(parted.theta_KP, whole.theta_KP, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_hosts_memory_does_not_hold_goes_in_parts():
     """In a process whose address space may grow by a little: 64 long documents take three times as much."""
     code = """

@@ -98,11 +98,9 @@ def test_a_local_ray_listens_on_loopback_alone(whole):
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm")])
 def test_an_interrupted_sweep_is_resumed_with_the_same_numbers(kind, sources, whole, tmp_path):
     process = start("sweep", *sources, "output=run", cwd=tmp_path)
     run = tmp_path / "run"
