@@ -117,17 +117,13 @@ def run_installed(installed, tmp_path, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_fits_in_an_empty_folder(run_installed, installed, tmp_path):
+def test_the_installed_wheel_fits_sweeps_and_reports_in_an_empty_folder(run_installed, installed, tmp_path):
+    """Not marked `ray`: nothing in it has a deadline, so it may run beside the tests that start Ray."""
     where = run_installed("python", "-c", "import bora_sweep; print(bora_sweep.__file__)")
     assert Path(where.strip()).is_relative_to(installed.parent)
     assert run_installed("bora-sweep", "--version").strip() == f"bora-sweep {bora_sweep.__version__}"
     run_installed("bora-sweep", "fit", "prior.tau=100", "train.max_epochs=1", "protocol=paper", "output=fit")
     assert len(bora_sweep.read_results(tmp_path / "fit").trials) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_the_installed_wheel_sweeps_and_reports_in_an_empty_folder(run_installed, tmp_path):
     run_installed("bora-sweep", "sweep", "train.max_epochs=1", "search.num_trials=1", "output=sweep")
     assert (tmp_path / "sweep" / "report" / "index.html").exists()
     assert set(bora_sweep.read_results(tmp_path / "sweep").trials["status"]) == {"finished"}
