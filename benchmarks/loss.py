@@ -3,8 +3,8 @@
     python benchmarks/loss.py
 
 Forward and backward over chunk sizes, in turn, vocabularies of 4,096 and 50,272; what `CHUNK` in
-`bora_sweep/model/objective.py` is chosen by. Written to `benchmarks/results/loss.md` and `.json`, on a GPU to
-`loss_gpu`.
+`bora_sweep/model/linear_cross_entropy.py` is chosen by. Written to `benchmarks/results/loss.md` and `.json`, on a GPU
+to `loss_gpu`.
 
 Shapes: M positions, H hidden, V vocabulary.
 """

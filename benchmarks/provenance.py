@@ -15,7 +15,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 OUT = Path(os.environ.get("OUT", "/tmp/first_gpu_run"))
-"""Where benchmarks/first_gpu_run.py leaves what is to be carried home from a machine that is lent."""
+"""Where benchmarks/first_gpu_run.py writes its findings."""
 FINDINGS = OUT / "first_gpu_run.jsonl"
 PACKAGES = ("torch", "transformers", "peft", "ray", "optuna")
 

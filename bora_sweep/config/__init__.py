@@ -4,7 +4,7 @@ YAML files, `key=value` and dictionaries are read by the types of the fields. Ea
 declared. Derived values are properties. A resolved configuration is plain YAML that reads back to an equal one.
 """
 
-from bora_sweep.config.config import UNTRAINED, Config, Method, Protocol, with_values
+from bora_sweep.config.config import MERGES, UNTRAINED, Config, Method, Protocol, with_values
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.dotted import flatten
 from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_setting, load_config, read_config
@@ -13,6 +13,7 @@ from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 
 __all__ = [
+    "MERGES",
     "PROTOCOLS",
     "UNTRAINED",
     "Baseline",

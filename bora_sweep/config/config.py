@@ -14,7 +14,10 @@ from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 from bora_sweep.errors import require
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
-UNTRAINED = ("zero_shot", "average", "ties", "dare")
+MERGES = ("average", "ties", "dare")
+"""Methods that merge the independent adapters into one, by the function of that name in
+`bora_sweep.model.merge_tasks`."""
+UNTRAINED = ("zero_shot", *MERGES)
 """Methods that train nothing: they are scored as they are."""
 Protocol = Literal["ours", "paper", "published_code"]
 

@@ -139,7 +139,7 @@ class DataConfig:
             self.split == "by_text" or 0 <= self.seed < 2**32,
             f"data.seed={self.seed}: data.split=sample needs a value from 0 to 2^32 - 1",
         )
-        if self.source in ("file", "hub", "talk_of_norway"):
+        if self.source not in (None, "synthetic"):
             require(self.path is not None, f"data.source={self.source}: also give data.path=…")
         self._check_source_keys()
         if self.source == "synthetic":

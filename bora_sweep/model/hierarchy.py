@@ -4,13 +4,13 @@ Shapes: K adapters (one per task), P parameters of one adapter, B rows.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from bora_sweep.config import GlobalUpdate, Parametrization
-from bora_sweep.model.prior import log_prior, tensor_norm_penalty, tensor_norm_penalty_gradient
+from bora_sweep.model.prior import log_prior
 
 
 def identity(tensor: Tensor) -> Tensor:
@@ -34,8 +34,6 @@ class Hierarchy(nn.Module):
         global_update: How Theta moves, see `TrainConfig.global_update`.
         num_local_tasks: The number of tasks in this process, if other processes have the rest; None: all K.
         sum_over_tasks: Turns a sum over this process's tasks into the sum over all tasks, in place.
-        tensor_sizes: With `prior.penalty=tensor_norm`, the parameters of each tensor of an adapter; None: the squared
-            distance of `log_prior`.
     """
 
     mean_P: nn.Parameter
@@ -52,12 +50,11 @@ class Hierarchy(nn.Module):
         global_update: GlobalUpdate = "gradient",
         num_local_tasks: int | None = None,
         sum_over_tasks: Callable[[Tensor], Tensor] = identity,
-        tensor_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.num_tasks, self.tau, self.centered = num_tasks, tau, parametrization == "centered"
         self.precision = tau if tau_P is None else tau_P
-        self.sum_over_tasks, self.tensor_sizes = sum_over_tasks, tensor_sizes
+        self.sum_over_tasks = sum_over_tasks
         # In centered coordinates the likelihood does not depend on Theta: the tasks' mean is its whole update.
         set_to_mean = global_update == "alternating" or (global_update == "mean" and self.centered)
         is_fixed = tau == 0 or (tau < math.inf and set_to_mean)
@@ -92,22 +89,25 @@ class Hierarchy(nn.Module):
         return (self.task_KP - self.mean_P if self.centered else self.task_KP).detach()
 
     def log_prior(self) -> Tensor:
-        """`prior.log_prior` of all tasks in nats, or minus `tensor_norm_penalty`; 0 at tau = 0 and inf; detached."""
+        """`prior.log_prior` of all tasks in nats; 0 at tau = 0 and inf; detached."""
         if not self.is_tied:
             return self.mean_P.detach().new_zeros(())
-        if self.tensor_sizes is not None:
-            return self.sum_over_tasks(-tensor_norm_penalty(self.delta_KP(), self.tau, self.tensor_sizes))
-        return self.sum_over_tasks(log_prior(self.delta_KP(), 0.0, self.precision))
+        return self.sum_over_tasks(self._log_density())
+
+    def _log_density(self) -> Tensor:
+        """The log density of this process's tasks under the prior."""
+        return log_prior(self.delta_KP(), 0.0, self.precision)
+
+    def _pull_KP(self, num_tokens: int) -> Tensor:
+        """The gradient of -`_log_density` / N in theta_1..K."""
+        return self.precision / num_tokens * self.delta_KP()
 
     @torch.no_grad()
     def add_prior_gradient_(self, num_tokens: int) -> None:
         """Add the gradient of -log p(theta_1..K | Theta, tau) / N to the gradients of the banks; N is `num_tokens`."""
         if self.task_KP is None or not self.is_tied:
             return
-        if self.tensor_sizes is None:
-            pull_KP = self.precision / num_tokens * self.delta_KP()
-        else:
-            pull_KP = tensor_norm_penalty_gradient(self.delta_KP(), self.tau / num_tokens, self.tensor_sizes)
+        pull_KP = self._pull_KP(num_tokens)
         _add_gradient(self.task_KP, pull_KP)
         if self.centered and self.mean_P.requires_grad:
             _add_gradient(self.mean_P, -self.sum_over_tasks(pull_KP.sum(0)))

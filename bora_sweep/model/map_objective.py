@@ -13,8 +13,9 @@ def map_objective(
 ) -> Tensor:
     """J = (nll - log p(theta_1..K | Theta, tau)) / N, the negative log of Eq. 6 of Eide & Frigessi 2025 per token.
 
-    A step descends this function. Theta has a flat hyperprior, and the constants of the prior are left out
-    (`log_prior`).
+    A step descends this function without calling it: autograd gives the gradient of the first term, and the optimiser's
+    step has the second (`bora_sweep.train.step`). `tests/train/test_step.py` holds the two together. Theta has a flat
+    hyperprior, and the constants of the prior are left out (`log_prior`).
 
     Args:
         nll: -log p(D | theta_1..K) of the training split in nats, a scalar (`bora_sweep.model.likelihood.nll_nats`).

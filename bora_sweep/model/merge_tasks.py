@@ -15,7 +15,7 @@ DENSITY = 0.5  # the fraction of each matrix that TIES and DARE keep
 
 # All three return the adapter when all K are equal (DARE in expectation). PEFT's `add_weighted_adapter` does the same
 # with weights of 1/K^2, 1 and 1/K^2, because it takes their root for each matrix.
-MERGES: dict[str, Callable[[list[Tensor]], Tensor]] = {
+MERGE_OF: dict[str, Callable[[list[Tensor]], Tensor]] = {
     "average": lambda matrices: task_arithmetic(matrices, _equal_weights(matrices, 1 / len(matrices))),
     "ties": lambda matrices: ties(matrices, _equal_weights(matrices, 1.0), DENSITY),
     "dare": lambda matrices: dare_linear(matrices, _equal_weights(matrices, 1 / len(matrices)), DENSITY),
@@ -40,7 +40,7 @@ def merge(theta_KP: Tensor, layout: Layout, method: str, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         for target, bank in zip(_matrices(layout, merged_P), _matrices(layout, theta_KP), strict=True):
-            target.copy_(MERGES[method](list(bank)))
+            target.copy_(MERGE_OF[method](list(bank)))
     return merged_P
 
 

@@ -24,7 +24,7 @@ from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, Part, layout_of_sites
 from bora_sweep.model.linear_modules import last_name
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_config import PEFT_NAMES, peft_config, peft_key
+from bora_sweep.model.peft_config import IN_PEFT, PEFT_NAMES, peft_config, peft_key
 from bora_sweep.model.peft_io import named_parts
 
 ADAPTER_NAME = "checked"  # in PEFT
@@ -49,7 +49,7 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
             "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora "
             "or model.name to a base that is not quantised"
         )
-    if config.variant == "mora" or _load_error(base, layout, config) is None:
+    if config.variant not in IN_PEFT or _load_error(base, layout, config) is None:
         return frozenset()
     sites_of: dict[str, list[Site]] = {}  # by the last part of their names
     for site in layout.sites:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig as PeftConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
+IN_PEFT = ("lora", "rslora", "lora_plus", "dora")
+"""The values of `lora.variant` that PEFT has too."""
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 # Keys that are read here, or that do not change what trained weights mean. Any other key may change what the adapter

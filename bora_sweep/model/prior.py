@@ -1,10 +1,9 @@
 """The prior that ties the tasks' adapters to Theta, on whole banks, and the precisions of groups of parameters.
 
-Shapes: K adapters (one per task), P parameters of one adapter, t tensors of an adapter, G groups of parameters.
+Shapes: K adapters (one per task), P parameters of one adapter, G groups of parameters.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,36 +25,6 @@ def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> 
         A scalar in nats.
     """
     return -0.5 * (tau * (theta_KP - mean_P).square()).sum()
-
-
-def tensor_norm_penalty(delta_KP: Tensor, tau: float, tensor_sizes: Sequence[int]) -> Tensor:
-    """tau sum_k sum_t ||delta_kt||_2, the unsquared distances of the published code (`prior.penalty=tensor_norm`).
-
-    Args:
-        delta_KP: theta_k - Theta of each task.
-        tau: The penalty's weight.
-        tensor_sizes: Parameters of each tensor t, in their order along P.
-
-    Returns:
-        A scalar.
-    """
-    return tau * _norm_of_each_tensor(delta_KP, tensor_sizes).sum()
-
-
-def tensor_norm_penalty_gradient(delta_KP: Tensor, tau: float, tensor_sizes: Sequence[int]) -> Tensor:
-    """The gradient of `tensor_norm_penalty`: tau delta_kt / ||delta_kt|| for each tensor, 0 where delta_kt = 0.
-
-    Arguments as in `tensor_norm_penalty`.
-    """
-    norm_Kt = _norm_of_each_tensor(delta_KP, tensor_sizes)
-    factor_Kt = torch.where(norm_Kt > 0, tau / norm_Kt, 0.0)
-    return delta_KP * factor_Kt.repeat_interleave(torch.tensor(tensor_sizes, device=delta_KP.device), dim=-1)
-
-
-def _norm_of_each_tensor(delta_KP: Tensor, tensor_sizes: Sequence[int]) -> Tensor:
-    """||delta_kt||_2 for each task and tensor, norm_Kt."""
-    tensors = delta_KP.split(list(tensor_sizes), dim=-1)
-    return torch.stack([torch.linalg.vector_norm(tensor, dim=-1) for tensor in tensors], dim=-1)
 
 
 def distance_to_global(theta_KP: Tensor, mean_P: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bora_sweep.errors import InputError
-from bora_sweep.runs.processes import is_local, is_running, is_same_boot, lock_folder, this_process
+from bora_sweep.runs.process_identity import is_local, is_running, is_same_boot, lock_folder, this_process
 from bora_sweep.runs.storage import Folder, read_bytes, remove, write_bytes
 
 DRIVER_FILE = "driver.json"

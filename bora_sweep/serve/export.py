@@ -19,6 +19,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.full_model import write_full
 from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
+from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
@@ -86,7 +87,7 @@ def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
         InputError: PEFT cannot load this run's adapters.
     """
     model, layout, lora = loaded.config.model, loaded.layout, loaded.lora
-    if lora.variant == "mora":  # PEFT has none
+    if lora.variant not in IN_PEFT:
         return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
     base = empty_base(model, loaded.config.data)
     try:

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from bora_sweep.config import Config
+from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.runs.results import Results, perplexity
 
@@ -53,7 +54,7 @@ class ExportedFolder:
     @property
     def has_code(self) -> bool:
         """Whether transformers or PEFT can load it; they have no MoRA."""
-        return self.is_full or self.row["lora_variant"] != "mora"
+        return self.is_full or self.row["lora_variant"] in IN_PEFT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,7 +170,8 @@ def _shared(config: Config) -> tuple:
     """What the fits of a pack have in common."""
     train = config.train
     batches = train.seed, train.batch_size, train.micro_batch_size, train.batches
-    return config.lora, batches, train.precision, train.compile, train.device
+    start = config.lora, train.initial_noise, config.prior.penalty
+    return start, batches, train.precision, train.compile, train.device
 
 
 def run_epoch(

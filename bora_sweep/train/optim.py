@@ -139,7 +139,7 @@ def clip_rows_(gradient_KP: Tensor, max_norm: float) -> None:
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def learning_rates(config: Config, layout: Layout) -> Tensor:
+def learning_rate_factors(config: Config, layout: Layout) -> Tensor:
     """The factor on the learning rate: rate_P with LoRA+, whose B learns faster (Hayou et al. 2024), else 1."""
     if config.lora.variant != "lora_plus":
         return torch.ones(())

@@ -39,7 +39,7 @@ class Pack:
     ) -> None:
         refuse_mismatch(base, corpus.largest_token, corpus.longest)
         self.config, self.corpus, self.base, self.accelerator = config, corpus, base, accelerator
-        kind = PublishedCode if differs_from_default(config.train) else Protocol
+        kind = PublishedCode if differs_from_default(config) else Protocol
         self.shard, self.protocol = Shard(config, corpus), kind(config, corpus)
         self.layout = make_layout(base, config.lora)
         self.memory_rows: int | None = None

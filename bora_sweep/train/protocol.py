@@ -1,4 +1,4 @@
-"""How a fit is trained, selected and reported: which documents stand together, what a nat counts, which epoch is kept.
+"""How a fit is trained, selected and reported: the batches, the weight of each nat, the epoch that is kept.
 
 This is the default. `bora_sweep.train.methods.published` has the other one, the paper's published code.
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from bora_sweep.config import Config
 from bora_sweep.data.batches import TaskBatch, collate, forward_parts, scoring_batches, training_batches
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import Layout
 from bora_sweep.train.optim import ProximalAdam
 from bora_sweep.train.state import Reported, State
 
@@ -36,6 +38,13 @@ class Protocol:
         """N, by which the objective is divided."""
         self.num_validation_tokens = corpus.num_tokens("validation")
 
+    def hierarchy_class(self, layout: Layout) -> Callable[..., Hierarchy]:  # noqa: ARG002
+        """What makes a fit's Theta and tasks, with the arguments of `Hierarchy`, for adapters of this layout."""
+        return Hierarchy
+
+    def initialise_(self, hierarchy: Hierarchy, tasks: slice) -> None:
+        """Change the initial adapters, which are those of Theta; `tasks` are those of this process."""
+
     def check_lengths(self, limits: Sequence[int]) -> None:
         """Refuse a model whose `limits` on the length of a row this protocol cannot keep."""
 
@@ -51,7 +60,7 @@ class Protocol:
         Args:
             document_B: The documents that this process works on.
             rows: Documents of a pass, at most.
-            pass_tokens: Tokens that cost as much as a further pass; None: as `part_batch` decides.
+            pass_tokens: Tokens that cost as much as a further pass; None: as `forward_parts` decides.
             limits: Lengths beyond which no shorter document is padded.
         """
         parts = forward_parts(self.corpus, document_B, rows, pass_tokens, limits)

@@ -52,7 +52,7 @@ class State:
     num_positions: int = 0
     """The same with padding."""
     stopped: str | None = None
-    """Who ended the fit from outside; set after an epoch."""
+    """The scheduler that stopped the fit early; set after an epoch."""
     diverged: str | None = None
     """Where the loss stopped being finite."""
     micro_batch_size: int | None = None

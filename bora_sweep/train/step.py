@@ -50,7 +50,16 @@ def step(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batche
 
 
 def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> Tensor:
-    """Add to each fit's banks the gradient of (1/N) sum_d nll_d, as this process's documents of the step estimate it.
+    """Add to each fit's banks the gradient of (M/N) sum_b w_b nll_b over the rows b of the step on this process.
+
+    It estimates the gradient of (1/N) sum_d w_d nll_d; the weights w_d are 1, but with `train.task_weights=tasks` or at
+    tau = 0. `Protocol.batch_weights` has the factors.
+
+    Args:
+        pack: What the fits share.
+        fits: The fits that step.
+        document_B: The documents of the step, on all processes.
+        num_batches: M.
 
     Returns:
         Nats of each fit; then scored tokens, tokens, and tokens with padding; float64, shape S + 3.

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from bora_sweep.config import UNTRAINED, Config
-from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.prior import group_precisions
-from bora_sweep.train.optim import learning_rates, make_optimizer, make_scheduler, map_step, task_weights
+from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.state import State
 
@@ -28,13 +27,13 @@ class Trainer:
     """
 
     num_fits = 1
-    """F."""
+    """F, the number of best epochs that are kept."""
 
     def __init__(self, config: Config, pack: Pack) -> None:
         self.config, self.pack = config, pack
         base, device, shard = pack.base, pack.accelerator.device, pack.shard
         dtype = torch.promote_types(base.dtype, torch.float32)
-        self.hierarchy = Hierarchy(
+        self.hierarchy = pack.protocol.hierarchy_class(pack.layout)(
             pack.layout.initial(base, config.train.seed, dtype).to(device),
             num_tasks=pack.corpus.num_tasks,
             tau=config.prior.tau,
@@ -43,10 +42,8 @@ class Trainer:
             global_update=config.global_update,
             num_local_tasks=shard.num_tasks,
             sum_over_tasks=shard.sum_over_tasks,
-            tensor_sizes=pack.layout.sizes if config.prior.penalty == "tensor_norm" else None,
         )
-        if config.train.initial_noise > 0:
-            self.add_initial_noise_()
+        pack.protocol.initialise_(self.hierarchy, shard.tasks)
         self.weight_K = torch.from_numpy(task_weights(config, pack.corpus)[shard.tasks]).to(device, dtype)
         self.prepare(
             make_optimizer(
@@ -54,7 +51,7 @@ class Trainer:
                 config.learning_rate,
                 config.solver,
                 pack.protocol.objective_tokens,
-                rate=learning_rates(config, pack.layout).to(device, dtype),
+                rate=learning_rate_factors(config, pack.layout).to(device, dtype),
                 kind=pack.protocol.optimizer,
             )
         )
@@ -65,16 +62,6 @@ class Trainer:
         """Take an optimiser, with its schedule."""
         self.scheduler = make_scheduler(self.config, self.pack.corpus, optimizer)
         self.optimizer = self.pack.accelerator.prepare(optimizer)
-
-    @torch.no_grad()
-    def add_initial_noise_(self) -> None:
-        """Move each task's adapter off Theta by normal noise that its seed and place decide."""
-        bank, tasks = self.hierarchy.task_KP, self.pack.shard.tasks
-        if bank is not None:
-            for row, task in enumerate(range(tasks.start, tasks.stop)):
-                rng = np.random.default_rng([self.config.train.seed, task])
-                noise_P = rng.normal(0, self.config.train.initial_noise, bank.shape[-1])
-                bank[row] += torch.from_numpy(noise_P).to(bank)
 
     def note_fewer_rows(self, reason: str, before: int, rows: int) -> None:
         """Note that forward passes hold `rows` documents from now on, and held `before`."""

@@ -25,7 +25,7 @@ from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
 from bora_sweep.train.fit import fit
 from bora_sweep.train.state import Fit, State, no_op
-from bora_sweep.trials.result import starting_point, write_result
+from bora_sweep.trials.outcome import starting_point, write_result
 from bora_sweep.trials.trial import Trial, run_trial
 
 TURNED = 2  # values worse than the best one above them, after which tau falls no further
@@ -97,7 +97,8 @@ def _is_falling(finite: list[float], low: float, high: float) -> bool:
 
 
 def _halved(finite: list[float], nats_of: dict[float, float]) -> float:
-    """The middle, in log tau, of the widest gap beside the best value; of two alike, that whose far end is better."""
+    """The middle, in log tau, of the widest gap beside the best value; of two equal gaps, the one whose other end
+    has fewer nats."""
     ordered = sorted(finite)
     best = min(ordered, key=nats_of.__getitem__)
     place = ordered.index(best)

@@ -199,7 +199,7 @@ def check_tracker(name: str, run: Folder) -> None:
     """Refuse a tracker that is not installed, or that cannot write where the run is.
 
     Raises:
-        InputError: It is one of these.
+        InputError: The tracker is not installed, or writes to local folders alone and the run is remote.
     """
     if not any(map(find_spec, PACKAGES[name])):
         raise InputError(f"tracking={name}: is not installed; pip install 'bora-sweep[{name}]', or drop it")

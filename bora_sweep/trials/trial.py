@@ -20,7 +20,7 @@ from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_z
 from bora_sweep.train.fit import fit_pack
 from bora_sweep.train.methods.tau_estimate import estimate_tau
 from bora_sweep.train.state import Fit, FitSpec, State, StepReport, no_op
-from bora_sweep.trials.result import starting_point, write_result
+from bora_sweep.trials.outcome import starting_point, write_result
 from bora_sweep.trials.rows import initial_row, progress_row
 from bora_sweep.trials.tracking import Tracker
 

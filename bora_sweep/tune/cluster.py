@@ -113,8 +113,9 @@ def num_concurrent(config: Config, resources: dict[str, float]) -> int:
         settings.insert(0, f"ray.workers_per_trial={config.ray.workers_per_trial}")
     largest = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in needed)
     if address is None:
-        raise InputError(f"{', '.join(settings)}: this machine has {largest}; lower what it lacks")
+        raise InputError(f"{', '.join(settings)}: this machine has {largest}; lower the setting that asks for more")
     raise InputError(
-        f"{', '.join(settings)}: no node at ray.address={address} has so much, the most is {largest}; lower what it "
-        "lacks; or, where an autoscaler will start larger nodes, set ray.max_concurrent to the trials that run at once"
+        f"{', '.join(settings)}: no node at ray.address={address} has so much, the most is {largest}; lower the "
+        "setting that asks for more; or, where an autoscaler will start larger nodes, set ray.max_concurrent to the "
+        "trials that run at once"
     )

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bora_sweep.config import Config, with_values
+from bora_sweep.config import MERGES, Config, with_values
 
 ENDED = ("finished", "failed")
 """Statuses in `trials` of fits that are over."""
@@ -98,7 +98,7 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, math.inf, method=shared_method)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
-        case "average" | "ties" | "dare":
+        case _ if name in MERGES:
             return Point(number, math.inf, method=name, start_from=numbers["independent"])
         case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
             return Point(number, math.inf, method=name)

@@ -33,9 +33,11 @@ class EarlyStopping(FIFOScheduler):
         self.rule: TrialScheduler
         if config.search.scheduler == "asha":
             max_epochs = max(grace, config.train.max_epochs) + 1
-            self.rule = AsyncHyperBandScheduler("epoch", "objective", "min", grace_period=grace, max_t=max_epochs)
+            self.rule = AsyncHyperBandScheduler(
+                "epoch", "validation_nll_nats", "min", grace_period=grace, max_t=max_epochs
+            )
         else:
-            self.rule = MedianStoppingRule("epoch", "objective", "min", grace_period=grace)
+            self.rule = MedianStoppingRule("epoch", "validation_nll_nats", "min", grace_period=grace)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Pass a new trial on to the rule."""

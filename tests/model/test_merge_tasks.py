@@ -11,7 +11,7 @@ from tiny import make_base
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.model.layout import Layout, make_layout
-from bora_sweep.model.merge_tasks import DENSITY, MERGES, merge
+from bora_sweep.model.merge_tasks import DENSITY, MERGE_OF, merge
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_dare_keeps_the_mean_in_expectation_and_follows_its_seed(layout):
     assert (mean - theta_KP.mean(0)).abs().max() < 6 * theta_KP.abs().max() / 20 / 3**0.5
 
 
-@pytest.mark.parametrize("method", sorted(MERGES))
+@pytest.mark.parametrize("method", sorted(MERGE_OF))
 def test_the_callers_random_state_is_not_changed(layout, method):
     torch.manual_seed(5)
     expected = torch.rand(1)

@@ -14,7 +14,7 @@ import pytest
 
 from bora_sweep.errors import InputError
 from bora_sweep.runs import run_lock as locks
-from bora_sweep.runs.processes import this_process
+from bora_sweep.runs.process_identity import this_process
 from bora_sweep.runs.run_lock import DRIVER_FILE, read_driver, run_lock
 from bora_sweep.runs.storage import exists, write_bytes
 

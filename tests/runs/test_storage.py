@@ -31,7 +31,7 @@ from bora_sweep.runs.storage import (
     remove,
     write_bytes,
 )
-from bora_sweep.train import fit as loop
+from bora_sweep.train import fit as fit_module
 from bora_sweep.train.checkpoint import load_adapters, load_checkpoint, save_adapters, save_checkpoint
 
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
@@ -95,7 +95,7 @@ def test_a_fit_and_its_report_in_an_object_store_that_goes_away_in_its_midst(
             threading.Timer(2.0, store.start).start()
         save_checkpoint(*content)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(fit_module, "save_checkpoint", save)
     run = f"{store.bucket}/fit-{tmp_path.name}"
     code = main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"])
     printed = capsys.readouterr()

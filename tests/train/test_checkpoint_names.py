@@ -16,7 +16,7 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit
 from bora_sweep.train.trainer import Trainer
-from bora_sweep.trials.result import starting_point
+from bora_sweep.trials.outcome import starting_point
 from bora_sweep.trials.rows import about_adapters
 
 SIZES = {"a": 16, "b": 10, "c": 8}

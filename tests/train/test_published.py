@@ -21,7 +21,7 @@ from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.split import sample_documents
 from bora_sweep.data.tokens import tokenize, tokenize_for
 from bora_sweep.errors import InputError
-from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.tensor_norm import TensorNormHierarchy
 from bora_sweep.report import write_report
 from bora_sweep.runs.results import perplexity, read_results
 from bora_sweep.train.device import make_accelerator
@@ -263,9 +263,8 @@ def test_the_gradient_of_tensor_norms_is_autograds_of_a_loop(centered):
     generator = torch.Generator().manual_seed(0)
     sizes = [3, 5, 1]
     mean_P = torch.randn(9, generator=generator, dtype=torch.float64)
-    hierarchy = Hierarchy(
-        mean_P, num_tasks=4, tau=2.5, parametrization="centered" if centered else "noncentered", tensor_sizes=sizes
-    )
+    parametrization = "centered" if centered else "noncentered"
+    hierarchy = TensorNormHierarchy(mean_P, tensor_sizes=sizes, num_tasks=4, tau=2.5, parametrization=parametrization)
     assert hierarchy.task_KP is not None
     with torch.no_grad():
         hierarchy.task_KP.add_(torch.randn(4, 9, generator=generator, dtype=torch.float64))

@@ -25,7 +25,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.layout import make_layout
 from bora_sweep.process import Interrupted
 from bora_sweep.train import device, evaluate
-from bora_sweep.train import fit as loop
+from bora_sweep.train import fit as fit_module
 from bora_sweep.train import step as step_module
 from bora_sweep.train.checkpoint import load_checkpoint, record_oom
 from bora_sweep.train.device import make_accelerator
@@ -37,7 +37,7 @@ from bora_sweep.train.resume import start_or_resume
 from bora_sweep.train.state import Fit, Start, StepReport
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
-from bora_sweep.trials.result import write_result
+from bora_sweep.trials.outcome import write_result
 
 SETTINGS = ["lora.rank=2", "train.device=cpu", "train.batch_size=6", "train.max_epochs=3", "train.learning_rate=0.01"]
 
@@ -365,7 +365,7 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, settings):
 
 @pytest.mark.parametrize(("seconds", "found"), [(0.0, True), (60.0, False)])
 def test_epochs_that_follow_a_checkpoint_closely_have_none(seconds, found, monkeypatch, tmp_path):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", seconds)
     there = []
     fit(make_config("train.max_epochs=2"), make_corpus(), make_base(), tmp_path,
         on_epoch=lambda _: there.append(load_checkpoint(tmp_path) is not None))  # fmt: skip
@@ -519,7 +519,7 @@ def test_the_last_epoch_that_patience_allows_counts(tau, monkeypatch):
     def scripted(_, fits, split, *__) -> np.ndarray:
         return np.full((len(fits), size), next(scores, 0.0) if split == "validation" else 1)
 
-    monkeypatch.setattr(loop, "score_documents", scripted)
+    monkeypatch.setattr(fit_module, "score_documents", scripted)
     done = fit(make_config(f"prior.tau={tau}", "train.patience=2", "train.max_epochs=20"), corpus, make_base())
     assert (done.stopped_by, done.state.epoch) == ("patience", 6)
     assert set(done.state.best_epochs) == {4}

@@ -33,7 +33,7 @@ def race(rule: str, curves: dict[float, callable], run) -> set[float]:
     for epoch in range(1, EPOCHS + 1):
         for number, (tau, curve) in enumerate(curves.items()):
             if tau not in stopped:
-                result = {"epoch": epoch, "objective": curve(epoch), "training_iteration": epoch}
+                result = {"epoch": epoch, "validation_nll_nats": curve(epoch), "training_iteration": epoch}
                 assert scheduler.on_trial_result(controller, trials[tau], result) == "CONTINUE"
                 if (run / "trials" / f"{number:03d}" / EARLY_STOP_FILE).exists():
                     stopped.add(tau)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,20 @@ def test_a_local_ray_listens_on_loopback_alone(whole):
     _, _, addresses = whole
     assert addresses
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_sweep_that_lost_trials_is_resumed_with_the_same_numbers(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    lost = [path for trial in ("001", "004") for path in (run / "results").glob(f"*/{trial}.parquet")]
+    assert len(lost) == 2 * len(list((run / "results").iterdir()))
+    for path in lost:
+        path.unlink()
+    code, output = here("sweep", "--resume", f"output={run}")
+    assert code == 0, output
+    for name, table in numbers(run).items():
+        pd.testing.assert_frame_equal(table, numbers(whole[0])[name])
 
 
 @pytest.mark.slow

@@ -32,6 +32,11 @@ from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures
 from bora_sweep.report.text.formats import markdown_text, number_text, perplexity_text, tau_text, visible
 from bora_sweep.report.text.tau_section import tau_section
 
+FIGURES = (
+    "figure_1_task_sizes", "figure_2_tau_perplexity", "figure_3_improvement", "figure_4_distance",
+    "figure_5_perplexity_by_size",
+)  # fmt: skip
+"""The figures of the report that the page has a chart of."""
 _DIGITS = 6
 _EXACT = 2**53  # whole numbers that JavaScript holds
 
@@ -84,7 +89,8 @@ def make_document(
 
 def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures 1 to 5, None where the results do not hold one; and the legends."""
-    sizes, tau, gains, distance, perplexity = (figure.data for figure in figures)
+    data_of = {figure.name: figure.data for figure in figures}
+    sizes, tau, gains, distance, perplexity = (data_of[name] for name in FIGURES)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
     assert isinstance(perplexity, BySize)

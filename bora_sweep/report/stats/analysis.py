@@ -50,11 +50,6 @@ class Analysis:
         mean = float(perplexity_D.mean())
         return Interval(mean, mean - half_width, mean + half_width)
 
-    @property
-    def covers_seeds(self) -> bool:
-        """Whether intervals of the test documents include the variance over seeds."""
-        return self.bootstrap.seed_noise is not None
-
     def task_differences(self, setting: int, reference: int) -> Contrast:
         """Difference of two settings for each task, arrays D: `relative(d)` is an `Interval`."""
         differences = task_contrasts(self.summary.test_scores, [(setting, reference)])

@@ -69,14 +69,6 @@ class DocumentScores:
         rows = slice(first, last)
         return DocumentScores(self.task_N[rows], self.tokens_N[rows], self.nats_NJ[rows], self.setting_J, self.seed_J)
 
-    def of_settings(self, settings: Sequence[int]) -> "DocumentScores":
-        """The same documents under some settings, in the order given."""
-        setting_J = np.arange(self.nats_NJ.shape[1]) if self.setting_J is None else self.setting_J
-        kept = np.concatenate([np.flatnonzero(setting_J == m) for m in settings])
-        column = np.concatenate([np.full((setting_J == m).sum(), i) for i, m in enumerate(settings)])
-        seed_J = None if self.seed_J is None else self.seed_J[kept]
-        return DocumentScores(self.task_N, self.tokens_N, self.nats_NJ[:, kept], column, seed_J)
-
 
 def align_documents(scores: pd.DataFrame, settings: Sequence[int]) -> DocumentScores:
     """Match the rows of `document_scores` document by document.

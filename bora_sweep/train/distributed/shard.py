@@ -58,7 +58,7 @@ class Shard:
 
     @property
     def num_tasks(self) -> int:
-        """k."""
+        """How many they are."""
         return self.tasks.stop - self.tasks.start
 
     def documents(self, document_B: np.ndarray) -> np.ndarray:

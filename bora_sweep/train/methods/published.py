@@ -12,7 +12,7 @@ Shapes: N documents of a split, B rows, M batches, K tasks, F fits, P parameters
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -22,19 +22,23 @@ from bora_sweep.config import Config, TrainConfig
 from bora_sweep.data.batches import TaskBatch, collate, fixed_batches, longest_of
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import Layout
+from bora_sweep.model.tensor_norm import TensorNormHierarchy
 from bora_sweep.train.optim import ProximalAdam
 from bora_sweep.train.protocol import MakeBatches, Protocol
 from bora_sweep.train.state import Reported, State
 
 
-def differs_from_default(train: TrainConfig) -> bool:
+def differs_from_default(config: Config) -> bool:
     """Whether any setting asks for what only the published code does."""
-    settings = train.likelihood, train.padding, train.independent, train.reported, train.batches
-    return settings != ("tokens", "ignored", "separate", "test", "by_length")
+    train = config.train
+    settings = train.likelihood, train.padding, train.independent, train.reported, train.batches, train.initial_noise
+    return (*settings, config.prior.penalty) != ("tokens", "ignored", "separate", "test", "by_length", 0.0, "squared")
 
 
 class PublishedCode(Protocol):
-    """The published code's likelihood, padding, batches, optimiser and numbers, each where its setting asks for it.
+    """The published code's prior, likelihood, batches, optimiser and numbers, each where its setting asks for it.
 
     Args:
         config: Of the fit.
@@ -43,6 +47,7 @@ class PublishedCode(Protocol):
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
         super().__init__(config, corpus)
+        self.penalty = config.prior.penalty
         self.validation = ScoredSplit(corpus, "validation", config.train)
         self.num_validation_tokens = int(self.validation.scored_N.sum())
         self.is_separate = config.is_separate
@@ -50,6 +55,21 @@ class PublishedCode(Protocol):
             self.objective_tokens = 1
         if config.prior.tau == 0 and config.train.independent == "joint":
             self.optimizer = RowwiseAdam
+
+    def hierarchy_class(self, layout: Layout) -> Callable[..., Hierarchy]:
+        """With `prior.penalty=tensor_norm` a `TensorNormHierarchy`."""
+        if self.penalty == "squared":
+            return super().hierarchy_class(layout)
+        return partial(TensorNormHierarchy, tensor_sizes=layout.sizes)
+
+    @torch.no_grad()
+    def initialise_(self, hierarchy: Hierarchy, tasks: slice) -> None:
+        """With `train.initial_noise` move each task's adapter off Theta by noise that its seed and place decide."""
+        bank, noise = hierarchy.task_KP, self.train.initial_noise
+        if bank is not None and noise > 0:
+            for row, task in enumerate(range(tasks.start, tasks.stop)):
+                noise_P = np.random.default_rng([self.train.seed, task]).normal(0, noise, bank.shape[-1])
+                bank[row] += torch.from_numpy(noise_P).to(bank)
 
     def check_lengths(self, limits: Sequence[int]) -> None:
         """Refuse limits on the length of a row where shorter documents are padded to the longest of their batch.

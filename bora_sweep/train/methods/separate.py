@@ -15,7 +15,7 @@ class SeparateTrainer(Trainer):
 
     @property
     def num_fits(self) -> int:  # type: ignore[override]
-        """D."""
+        """D, one for each task."""
         return self.pack.corpus.num_tasks
 
     def batches(self, epoch: int) -> list[np.ndarray]:

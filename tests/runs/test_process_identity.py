@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bora_sweep.runs.processes import is_local, is_running, lock_folder, this_process
+from bora_sweep.runs.process_identity import is_local, is_running, lock_folder, this_process
 
 
 def test_this_process_is_here_and_lives():

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
-from bora_sweep.config import Config
+from bora_sweep.config import MERGES, Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, plural
 from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
-from bora_sweep.model.merge_tasks import MERGES, merge
+from bora_sweep.model.merge_tasks import merge
 from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
