@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     fit = _add(subparsers, "fit", commands.fit, FIT_TEXT, [*RUN_KEYS, "init_from", "method"])
     sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
-    for run in (fit, sweep):
-        _add_settings(run)
+    _add_settings(fit, "prior.tau=100")
+    _add_settings(sweep, "search.num_trials=12")
     _add_report_options(_add(subparsers, "report", commands.report, REPORT_TEXT))
     _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))
     _add_export_options(_add(subparsers, "export", commands.export, EXPORT_TEXT))
@@ -103,8 +103,8 @@ def _add(subparsers, name: str, command: Callable[[argparse.Namespace], int], te
     return added
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    text = "YAML files, merged left to right, then settings such as prior.tau=100"
+def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+    text = f"YAML files, merged left to right, then settings such as {example}"
     parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
     text = "resume a run: that of output=RUN, else the newest in runs/"
     parser.add_argument("--resume", action="store_true", help=text)

@@ -10,7 +10,7 @@ from bora_sweep.config import Setting
 from bora_sweep.errors import InputError
 from bora_sweep.prepare import PreparedRun
 from bora_sweep.process import defer_signals
-from bora_sweep.runs.folder import create_run, new_run, reopen_run
+from bora_sweep.runs.folder import FIT, create_run, new_run, reopen_run
 from bora_sweep.runs.run_lock import run_lock
 from bora_sweep.runs.storage import exists
 
@@ -79,7 +79,7 @@ def run_fit(prepared: PreparedRun, console: Console) -> dict[str, Any]:
 
     with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
         return run_trial(
-            Trial("fit", config),
+            Trial(FIT, config),
             prepared.corpus,
             base,
             prepared.run,

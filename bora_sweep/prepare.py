@@ -49,6 +49,11 @@ class PreparedRun:
 def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
     """Read the corpus, and refuse settings or a model that the fit could not use.
 
+    Args:
+        settings: Of the command line or of `bora_sweep.fit`.
+        resume: Whether to reopen a run.
+        console: Gets notes on the data and the settings.
+
     Raises:
         InputError: The input is wrong. Nothing was written.
     """
@@ -68,6 +73,11 @@ def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> 
 
 def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
     """Read the corpus, and refuse settings or a model that no trial could use.
+
+    Args:
+        settings: Of the command line or of `bora_sweep.sweep`.
+        resume: Whether to reopen a run.
+        console: Gets notes on the data and the settings.
 
     Raises:
         InputError: The input is wrong. Nothing was written.

@@ -171,7 +171,7 @@ def test_keys_in_its_text_are_known(page):
     for section, key in re.findall(rf"`({SECTIONS})\.([a-z]\w*)", FENCE.sub("", page.read_text(encoding="utf-8"))):
         path = ROOT / "bora_sweep" / section / key
         if path.is_dir() or path.with_suffix(".py").exists():
-            continue  # a room or a module: rooms and sections share some names
+            continue  # a package or a module: packages and sections share some names
         assert key in {field.name for field in dataclasses.fields(getattr(config, section))}, f"{section}.{key}"
 
 
@@ -200,13 +200,13 @@ def test_its_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-ROOMS = {path.stem for path in (ROOT / "bora_sweep").iterdir() if path.is_dir() or path.suffix == ".py"}
+PACKAGES = {path.stem for path in (ROOT / "bora_sweep").iterdir() if path.is_dir() or path.suffix == ".py"}
 
 
 def names_of_code(page: Path) -> list[str]:
-    """Dotted names in backticks that begin with a room or a module of the package, or with the package itself."""
+    """Dotted names in backticks that begin with a package or a module of bora_sweep, or with the package itself."""
     spans = re.findall(r"`(?:bora_sweep\.)?([a-z_]+(?:\.\w+)+)`", page.read_text(encoding="utf-8"))
-    return [span for span in spans if span.partition(".")[0] in ROOMS]
+    return [span for span in spans if span.partition(".")[0] in PACKAGES]
 
 
 @pytest.mark.parametrize("name", sorted(set(names_of_code(ROOT / "docs" / "architecture.md"))))

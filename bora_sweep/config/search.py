@@ -47,7 +47,7 @@ class SearchConfig:
     ranks: list[int] = field(default_factory=list)
     """Further ranks. At each a shared model is fitted, and in mode `path` a whole path."""
     pack: int | str = 1
-    """Number of fits in a trial, each with its own tau, that share the base model, the forward passes and the order of
+    """Number of fits, each with its own tau, that share the base model, the forward passes and the order of
     the documents. This saves time where one batch does not fill the device. `auto`: measured at the start."""
     scheduler: Literal["none", "asha", "median"] = "none"
     """Early stopping across trials. `asha` (Li et al. 2020) and `median` stop a value of tau that is behind the others

@@ -41,7 +41,13 @@ class TaskBatch:
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
-    """The batch of these documents. With `width` all rows have that many tokens, and padding is scored."""
+    """The batch of these documents. With `width` all rows have that many tokens, and padding is scored.
+
+    Args:
+        corpus: The tokenised text.
+        document_B: Indices of documents in the corpus.
+        width: None: rows as long as the longest of them.
+    """
     starts = corpus.offsets[document_B]
     length_B = corpus.offsets[document_B + 1] - starts
     given_B = length_B - corpus.documents["num_tokens"].to_numpy()[document_B]
@@ -62,6 +68,12 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
 
     Documents are shuffled, then sorted by length within `SORTED_BATCHES` batches, so that the rows of a batch have
     similar lengths and little padding. Then the batches are shuffled.
+
+    Args:
+        corpus: The tokenised text.
+        batch_size: Documents of a batch, at most.
+        seed: `train.seed`.
+        epoch: Counted from 1.
     """
     rng = np.random.default_rng([seed, epoch])
     document_N = rng.permutation(corpus.split("train"))
@@ -73,7 +85,14 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
 
 
 def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
-    """One pass over a split: the documents of each batch, in an order that `seed` decides, whatever their lengths."""
+    """One pass over a split: the documents of each batch, in an order that `seed` decides, whatever their lengths.
+
+    Args:
+        corpus: The tokenised text.
+        split: "train", "validation" or "test".
+        batch_size: Documents of a batch, at most.
+        seed: `train.seed`.
+    """
     document_N = np.random.default_rng(seed).permutation(corpus.split(split))
     return [document_N[i : i + batch_size] for i in range(0, len(document_N), batch_size)]
 
@@ -113,7 +132,13 @@ def separate_batches(
 
 
 def group_by_length(corpus: TokenizedCorpus, document_N: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
-    """These documents in groups, the longest last, so that padding never lifts a row above a limit that it is below."""
+    """These documents in groups, the longest last, so that padding never lifts a row above a limit that it is below.
+
+    Args:
+        corpus: The tokenised text.
+        document_N: Indices of documents.
+        limits: Lengths in tokens.
+    """
     if not limits:
         return [document_N]
     group_N = np.searchsorted(limits, np.diff(corpus.offsets)[document_N])
@@ -173,7 +198,14 @@ def _cut_batch(
 def scoring_batches(
     corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = ()
 ) -> Iterator[TaskBatch]:
-    """Batches of each document once, the longest first, so that a batch that does not fit in memory comes first."""
+    """Batches of each document once, the longest first, so that a batch that does not fit in memory comes first.
+
+    Args:
+        corpus: The tokenised text.
+        document_N: Indices of documents.
+        batch_size: Documents of a batch, at most.
+        limits: Lengths beyond which no shorter document is padded.
+    """
     for group_N in reversed(group_by_length(corpus, document_N, limits)):
         order = np.argsort(-np.diff(corpus.offsets)[group_N], kind="stable")
         for i in range(0, len(order), batch_size):

@@ -31,6 +31,8 @@ class TokenizedCorpus:
     offsets: np.ndarray
     padding: int = 0
     """The token that rows are padded with: the end token, which matters only where padding is scored."""
+    num_unknown: int = 0
+    """Tokens that stand for text which the tokenizer does not know."""
 
     @property
     def num_tasks(self) -> int:
@@ -112,13 +114,16 @@ def tokenize(
         # The floor is known for whole documents only.
         floor_nll_nats=corpus.documents["floor_nll_nats"].mask(was_cut),
     )
+    tokens = np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences])
+    unknown = tokenizer.unk_token_id
     return TokenizedCorpus(
         name=corpus.name,
         tasks=corpus.tasks,
         documents=documents.reset_index(drop=True),
-        tokens=np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences]),
+        tokens=tokens,
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         padding=end,
+        num_unknown=0 if unknown in (None, start[0], end) else int((tokens == unknown).sum()),
     )
 
 
@@ -129,7 +134,7 @@ def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerB
 
 
 def token_notes(corpus: TokenizedCorpus) -> list[str]:
-    """Notes on documents whose tokens are suspicious: none at all, or those of a training document."""
+    """Notes on suspicious tokens: unknown ones, none in a document, or those of a training document."""
     documents, end_N = corpus.documents, corpus.offsets[1:]
     num_N = documents["num_tokens"].to_numpy()
     scored_N = [corpus.tokens[end - num : end].tobytes() for end, num in zip(end_N, num_N, strict=True)]
@@ -138,6 +143,11 @@ def token_notes(corpus: TokenizedCorpus) -> list[str]:
     empty = int((num_N <= 1).sum())
     leaked = sum(scored in trained for scored, is_trained in zip(scored_N, is_trained_N, strict=True) if not is_trained)
     notes = [f"{plural(empty, 'document')} with no token but the end token"] if empty else []
+    if corpus.num_unknown:
+        share = f"{corpus.num_unknown:,} of {plural(len(corpus.tokens), 'token')}"
+        notes.append(
+            f"{share} stand for text that the tokenizer does not know; perplexities do not tell its words apart"
+        )
     if leaked:
         notes.append(f"{plural(leaked, 'document')} of validation and test with the same tokens as a training document")
     return notes

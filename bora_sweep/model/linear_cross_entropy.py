@@ -85,7 +85,14 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
 
 
 def workspace(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a chunk's logits, of shape (rows, columns). On a CPU each thread reuses its own: mapping is slow."""
+    """Memory for a chunk's logits, of shape (rows, columns). On a CPU each thread reuses its own: mapping is slow.
+
+    Args:
+        rows: Positions of a chunk.
+        columns: Vocabulary.
+        dtype: Of the logits.
+        device: Where they are.
+    """
     if device.type != "cpu":
         return torch.empty(rows, columns, dtype=dtype, device=device)
     space = getattr(_reused, "space", None)

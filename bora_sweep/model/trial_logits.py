@@ -25,7 +25,13 @@ def tolerance(base: PreTrainedModel) -> float:
 
 
 def agree(longer_TV: Tensor, shorter_TV: Tensor, atol: Tensor) -> bool:
-    """Whether the logits differ by at most `atol` at the positions of the shorter row; NaN is not compared."""
+    """Whether the logits differ by at most `atol` at the positions of the shorter row; NaN is not compared.
+
+    Args:
+        longer_TV: Logits of a row.
+        shorter_TV: Logits of its first tokens, run as a row of their own.
+        atol: In logits.
+    """
     longer_TV = longer_TV[..., : shorter_TV.shape[-2], :]
     return bool(torch.nan_to_num(longer_TV - shorter_TV).abs().max() <= torch.nan_to_num(atol))
 
@@ -50,7 +56,13 @@ def vocabulary_size(base: PreTrainedModel) -> int:
 
 
 def made_up_tokens(base: PreTrainedModel, rows: int, length: int) -> Tensor:
-    """tokens_BT spread over the vocabulary, without the special tokens that the configuration names."""
+    """tokens_BT spread over the vocabulary, without the special tokens that the configuration names.
+
+    Args:
+        base: The model that is to take them.
+        rows: B.
+        length: T.
+    """
     settings = base.config.to_dict().items()
     special = {value for key, value in settings if key.endswith("token_id") and isinstance(value, int)}
     plain = torch.tensor([token for token in range(vocabulary_size(base)) if token not in special] or [0])

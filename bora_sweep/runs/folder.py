@@ -9,10 +9,12 @@ from typing import Any
 
 from bora_sweep.config import Config, Setting, flatten, load_config, with_values
 from bora_sweep.errors import InputError
-from bora_sweep.runs.storage import Folder, exists, folder_at, read_local, write_bytes
+from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_local, write_bytes
 
 FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.checkpoint_minutes")
 """Beginnings of the keys that may change when a run is resumed."""
+FIT = "fit"
+"""The trial of a run that `fit` began."""
 RUNS = Path("runs")
 """Folder of the runs whose `output` is left out."""
 
@@ -61,6 +63,9 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     run = folder_at(output) if output is not None else dated[-1].parent
     if not exists(run / "config.yaml"):
         raise InputError(f"output={run}: no config.yaml there, so no run to resume; drop --resume to begin one")
+    if _command_of(run) not in (command, None):
+        again = f"bora-sweep {_command_of(run)} --resume output={shlex.quote(str(run))}"
+        raise InputError(f"output={run}: `{_command_of(run)}` began this run, not `{command}`; resume it by {again}")
     before = config_of(run)
     config = _with_absolute_paths(load_config(settings, base=before))
     values_before = flatten(before.to_dict())
@@ -68,6 +73,12 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
         if value != values_before[key] and not key.startswith(FREE_ON_RESUME):
             raise InputError(f"{key}={value}: the run was begun with {values_before[key]}; give another output")
     return config, run
+
+
+def _command_of(run: Folder) -> str | None:
+    """The command that began the run, by the names of its trials; None where it has none yet."""
+    trials = {file.name for file in list_files(run / "results" / "trials", "*.parquet")}
+    return None if not trials else "fit" if f"{FIT}.parquet" in trials else "sweep"
 
 
 def config_of(run: Folder) -> Config:

@@ -79,7 +79,8 @@ def generate(
     adapted = AdaptedModel(base.to(make_accelerator(loaded.config).device), loaded.layout)
     if problem := too_long(base, longest + sampling.max_new_tokens):
         raise InputError(
-            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; shorten either"
+            f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; lower "
+            "--max-new-tokens, or shorten the prompt"
         )
     base.generation_config = _generation_config(sampling, end)
     adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.theta_of[task]) for task in tasks)]

@@ -69,7 +69,13 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
 
 
 def save_adapters(trial: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write the fit's adapters, with `about` as JSON in the file's header."""
+    """Write the fit's adapters, with `about` as JSON in the file's header.
+
+    Args:
+        trial: The trial's folder.
+        tensors: Theta, the tasks' adapters, and what else the method gives.
+        about: JSON: tasks, base, settings of the adapters, sites.
+    """
     _save(trial / ADAPTERS, tensors, about)
 
 

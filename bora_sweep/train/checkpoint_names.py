@@ -65,7 +65,13 @@ def moments(optimizer: Optimizer, banks: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: Optimizer, banks: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `moments` gave into the optimiser."""
+    """Load what `moments` gave into the optimiser.
+
+    Args:
+        optimizer: A new optimiser of the banks.
+        banks: Theta and the tasks.
+        tensors: Of the checkpoint.
+    """
     of_bank: dict[str, dict[str, Tensor]] = {}
     for key in (key for key in tensors if key.startswith(MOMENT)):
         bank, name = key.removeprefix(MOMENT).split(".")

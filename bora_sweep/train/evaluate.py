@@ -32,7 +32,13 @@ def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, T
 
 
 def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """Nats of each row under each fit in one forward pass, nll_SB, Eq. 4; and task_B, rows of the fits' banks."""
+    """Nats of each row under each fit in one forward pass, nll_SB, Eq. 4; and task_B, rows of the fits' banks.
+
+    Args:
+        pack: What the fits share.
+        fits: S fits.
+        batch: Of documents on all processes.
+    """
     tokens_BT, length_B, task_B, given_B = to_device(pack.shard.localize(batch), pack.accelerator.device)
     likelihood = Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
     with pack.accelerator.autocast():
@@ -43,6 +49,11 @@ def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> 
     """Run `work`; after each out-of-memory error, run it again with half as many documents in a forward pass.
 
     The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead.
+
+    Args:
+        pack: Its `memory_rows` is lowered.
+        fits: Their gradients are cleared before each further try, and each gets a note.
+        work: Forward passes of `pack.rows` documents at most.
     """
     while True:
         try:

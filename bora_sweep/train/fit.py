@@ -206,7 +206,13 @@ def run_epoch(
 
 
 def validate(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None] = no_op) -> None:
-    """Score the validation split, and keep this epoch of the fits for which it is the best so far."""
+    """Score the validation split, and keep this epoch of the fits for which it is the best so far.
+
+    Args:
+        pack: What the fits share.
+        fits: Fits at the same epoch.
+        check_stop: As for `fit`.
+    """
     nll_SN, seconds = _score_validation(pack, fits, check_stop)
     for fit, nll_N in zip(fits, nll_SN, strict=True):
         fit.update_best(nll_N, seconds)
@@ -220,7 +226,13 @@ def _score_validation(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[
 
 
 def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op) -> Fit:
-    """Score validation and test at the best epoch, without padding, and take the fit's adapters."""
+    """Score validation and test at the best epoch, without padding, and take the fit's adapters.
+
+    Args:
+        pack: What the fits share.
+        fit: A fit that has ended.
+        check_stop: As for `fit`.
+    """
     fit.return_to_best()
     device = pack.accelerator.device
 

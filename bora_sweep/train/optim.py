@@ -162,7 +162,13 @@ def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
 
 
 def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.optim.Optimizer):
-    """The learning rate's schedule, `train.schedule`, over the steps of `train.max_epochs` epochs."""
+    """The learning rate's schedule, `train.schedule`, over the steps of `train.max_epochs` epochs.
+
+    Args:
+        config: Of the fit.
+        corpus: Its training split decides the number of steps of an epoch.
+        optimizer: From `make_optimizer`.
+    """
     batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],

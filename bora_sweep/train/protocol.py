@@ -82,7 +82,14 @@ class Protocol:
     def validation_batches(
         self, corpus: TokenizedCorpus, document_N: np.ndarray, rows: int, limits: Sequence[int]
     ) -> Iterator[TaskBatch]:
-        """The batches in which validation is scored after an epoch, a `MakeBatches`."""
+        """The batches in which validation is scored after an epoch, a `MakeBatches`.
+
+        Args:
+            corpus: The tokenised text.
+            document_N: Indices of the documents to score.
+            rows: Documents of a batch, at most.
+            limits: Lengths beyond which no shorter document is padded.
+        """
         return scoring_batches(corpus, document_N, rows, limits)
 
     def selection_nats(self, state: State, nll_N: np.ndarray, nats_F: np.ndarray) -> np.ndarray | None:  # noqa: ARG002

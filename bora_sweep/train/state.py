@@ -76,7 +76,13 @@ class State:
         self.num_read, self.num_positions = self.num_read + num_read, self.num_positions + num_positions
 
     def end_batch(self, nats: float, num_tokens: int, seconds: float) -> None:
-        """Add the nats, scored tokens and seconds of a step."""
+        """Add the nats, scored tokens and seconds of a step.
+
+        Args:
+            nats: Before the step.
+            num_tokens: Scored tokens.
+            seconds: What the step took; of a pack, this fit's part.
+        """
         self.batch, self.nats = self.batch + 1, self.nats + nats
         self.num_tokens, self.seconds = self.num_tokens + num_tokens, self.seconds + seconds
 

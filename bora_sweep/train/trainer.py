@@ -64,7 +64,13 @@ class Trainer:
         self.optimizer = self.pack.accelerator.prepare(optimizer)
 
     def note_fewer_rows(self, reason: str, before: int, rows: int) -> None:
-        """Note that forward passes hold `rows` documents from now on, and held `before`."""
+        """Note that forward passes hold `rows` documents from now on, and held `before`.
+
+        Args:
+            reason: Why, such as "out of memory".
+            before: Documents.
+            rows: Documents.
+        """
         self.state.micro_batch_size = rows
         self.state.notes.append(f"{reason} with {before} documents in a forward pass; went on with {rows}")
 

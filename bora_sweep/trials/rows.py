@@ -121,7 +121,13 @@ def reported_as(config: Config) -> str:
 
 
 def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
-    """The columns of a trial's row that its end fills."""
+    """The columns of a trial's row that its end fills.
+
+    Args:
+        config: Of the fit.
+        done: The fit at its best epoch.
+        tasks: Its rows of `task_scores`.
+    """
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
         of_split = tasks[tasks["split"] == split]
@@ -144,7 +150,13 @@ def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
 
 
 def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[str, Any]:
-    """What a reader of the adapters needs: tasks, base model, LoRA settings, adapted modules."""
+    """What a reader of the adapters needs: tasks, base model, LoRA settings, adapted modules.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        done: The fit at its best epoch.
+    """
     return {
         "tasks": corpus.tasks,
         "model": config.model.name,

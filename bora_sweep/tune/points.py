@@ -34,7 +34,13 @@ class Point:
 
 
 def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
-    """`007`, or `007-1` for its second seed of several."""
+    """`007`, or `007-1` for its second seed of several.
+
+    Args:
+        number: Of the point.
+        seed_index: Which of the point's seeds, from 0.
+        num_seeds: `search.seeds`.
+    """
     return f"{number:03d}" if num_seeds == 1 else f"{number:03d}-{seed_index}"
 
 
@@ -59,7 +65,13 @@ def point_of(row: dict[str, Any]) -> Point | None:
 
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
-    """The configuration of one fit of the sweep."""
+    """The configuration of one fit of the sweep.
+
+    Args:
+        config: The sweep's.
+        point: What the search has chosen.
+        seed_index: Added to `train.seed`.
+    """
     prior: dict[str, Any] = {"tau": point.tau}
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:

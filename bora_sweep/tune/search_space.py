@@ -27,7 +27,14 @@ def search_space(config: Config, groups: Sequence[str]) -> Space:
 def params_in(
     space: Space, *, tau: float, lr_per_tau: float | None, group_scales: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The values of a fit along the dimensions of `space`; a group that has no scale has 1."""
+    """The values of a fit along the dimensions of `space`; a group that has no scale has 1.
+
+    Args:
+        space: Names of the dimensions, with their distributions.
+        tau: Of the fit.
+        lr_per_tau: Of the fit, where it is searched.
+        group_scales: By group, relative to the first group.
+    """
     values = {"tau": tau, "lr_per_tau": lr_per_tau}
     values |= {SCALE + name: scale for name, scale in (group_scales or {}).items()}
     return {name: values.get(name, 1.0) for name in space}
@@ -39,6 +46,12 @@ def is_within(space: Space, params: Mapping[str, float]) -> bool:
 
 
 def spread_tau(index: int, count: int, search: SearchConfig) -> float:
-    """The middle of the index-th of `count` equal parts of log tau."""
+    """The middle of the index-th of `count` equal parts of log tau.
+
+    Args:
+        index: From 0.
+        count: Number of parts.
+        search: Has the bounds of tau.
+    """
     low, high = math.log(search.tau_low), math.log(search.tau_high)
     return math.exp(low + (high - low) * (index + 0.5) / count)

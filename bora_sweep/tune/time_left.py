@@ -35,7 +35,7 @@ def time_left(rows: Iterable[dict[str, Any]], config: Config, now: datetime, num
     num_concurrent = max(1, num_concurrent, sum(row["status"] == "running" for row in rows))
     seconds = max(sum(remaining) / num_concurrent, *remaining)
     source = f"{len(ended)} that ended" if len(ended) > 1 else "the one that ended"
-    return f"about {timedelta(seconds=round(seconds))} left, by {source}, {num_concurrent} at once"
+    return f"about {timedelta(seconds=round(seconds))} left (estimated from {source}, {num_concurrent} at once)"
 
 
 def _num_waiting(rows: list[dict[str, Any]], config: Config) -> int:

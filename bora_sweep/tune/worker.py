@@ -145,7 +145,14 @@ def _record_error(run: Folder, trial_id: str, reason: str) -> None:
 
 
 def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> int:
-    """The number of fits to pack where `search.pack` is `auto`, at most `most`, for the machine that runs this."""
+    """The number of fits to pack where `search.pack` is `auto`, at most `most`, for the machine that runs this.
+
+    Args:
+        config: The sweep's.
+        corpus: Of all tasks.
+        run: Path or address of the run's folder.
+        most: Fits that could run at once.
+    """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
     return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
 
@@ -153,6 +160,11 @@ def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -
 @lru_cache(maxsize=1)
 def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
     """The base model of the run, loaded once per worker process: the trials of a sweep share it.
+
+    Args:
+        model: Names the base.
+        data: Names the embedded base, if there is no other.
+        run: Path or address of the run's folder.
 
     Raises:
         InputError: Another base model is at its path on this machine.

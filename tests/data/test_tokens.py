@@ -145,3 +145,9 @@ def test_what_is_suspicious_in_tokens_is_said():
     whole, cut = (token_notes(tokenize(corpus, tokenizer, most)) for most in (64, 5))
     assert whole == ["1 document with no token but the end token"]
     assert cut[1:] == ["1 document of validation and test with the same tokens as a training document"]
+
+
+def test_unknown_words_are_counted_in_a_note():
+    known, mixed = (tokenize(corpus_of("w0 w1", text), make_tokenizer(), 16) for text in ("w2", "w2 xylophone quantum"))
+    assert (known.num_unknown, token_notes(known)) == (0, [])
+    assert [note for note in token_notes(mixed) if note.startswith("2 of 9 tokens stand for text that the tokenizer")]

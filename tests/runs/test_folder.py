@@ -12,6 +12,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.launch import claim_run
 from bora_sweep.prepare import prepare_fit
 from bora_sweep.runs.folder import config_of, create_run, reopen_run
+from bora_sweep.runs.results import write_table
 
 
 def test_the_newest_run_is_the_newest_of_those_that_were_named_by_the_time(tmp_path, monkeypatch):
@@ -36,6 +37,16 @@ def test_a_runs_folder_below_an_equals_sign_is_a_folder(tmp_path, monkeypatch):
         create_run(load_config(["prior.tau=7"]), Path(folder))
         config, run = reopen_run([f"output={folder}"], "fit")
         assert (config.prior.tau, run) == (7, Path(folder))
+
+
+@pytest.mark.parametrize(("trial", "command", "other"), [("fit", "fit", "sweep"), ("000", "sweep", "fit")])
+def test_a_run_is_resumed_by_the_command_that_began_it(trial, command, other, tmp_path):
+    create_run(load_config([]), tmp_path)
+    reopen_run([f"output={tmp_path}"], other)  # it has no trial yet
+    write_table(tmp_path, "trials", trial, [{"trial_id": trial, "status": "finished"}])
+    reopen_run([f"output={tmp_path}"], command)
+    with pytest.raises(InputError, match=f"`{command}` began this run.*bora-sweep {command} --resume"):
+        reopen_run([f"output={tmp_path}"], other)
 
 
 def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(corpus_file, model_folder, tmp_path, monkeypatch):

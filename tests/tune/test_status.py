@@ -80,7 +80,7 @@ def test_a_sweep_that_is_running(tmp_path, capsys):
     assert "best so far tau = inf, validation perplexity 20.00" in text  # test would choose 001
     assert "004 70 0 running 3 25.00 50 0:0" in text
     # Two that wait, 150 s each, and one that has run for 50 s of 150; less on a slow machine.
-    assert re.search(r"about 0:0\d:\d\d left, by 2 that ended, 1 at once", text)
+    assert re.search(r"about 0:0\d:\d\d left \(estimated from 2 that ended, 1 at once\)", text)
 
 
 def test_running_trials_are_cut_off_where_the_driver_is_gone(tmp_path, capsys):
@@ -186,11 +186,11 @@ def test_time_left_counts_the_trials_that_run_at_once(tmp_path):
     create(tmp_path)
     for number, seconds in ((1, 100), (2, 200)):
         put(tmp_path, f"{number:03d}", "finished", 1.0, 9.0, **times(seconds))
-    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:10:00 left, by 2 that ended, 1 at once"
+    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:10:00 left (estimated from 2 that ended, 1 at once)"
     for number, seconds in ((3, 100), (4, 500)):
         put(tmp_path, f"{number:03d}", "running", 1.0, started_at=NOW - timedelta(seconds=seconds))
     # 50 s and 0 s of those that run, 150 s each of two that wait, two at a time.
-    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:02:55 left, by 2 that ended, 2 at once"
+    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:02:55 left (estimated from 2 that ended, 2 at once)"
 
 
 def test_a_log_has_a_line_and_a_summary_for_each_trial_that_ends(tmp_path):
@@ -208,19 +208,21 @@ def test_a_log_has_a_line_and_a_summary_for_each_trial_that_ends(tmp_path):
     line, summary = log.getvalue().splitlines()
     assert line.startswith("001  tau = 1, seed 0: finished, 3 epochs, validation perplexity 9.00")
     assert "1 of 7 trials finished, 1 running, 5 waiting · best so far tau = 1" in summary
-    assert summary.endswith("left, by the one that ended, 2 at once")
+    assert summary.endswith("left (estimated from the one that ended, 2 at once)")
     view.on_trial_complete(0, [], one)
     put(tmp_path, "002", "failed", 2.0, **started, error="no memory [/x]")
     view.on_trial_error(0, [], other)
     assert "002  tau = 2, seed 0: failed, no memory [/x]" in log.getvalue()
     assert log.getvalue().count("001  tau = 1") == 1
-    assert log.getvalue().splitlines()[-1].endswith("by the one that ended, 1 at once")
+    assert log.getvalue().splitlines()[-1].endswith("(estimated from the one that ended, 1 at once)")
 
 
 def test_pauses_between_two_tries_do_not_count_as_time_of_the_fit(tmp_path):
     create(tmp_path)
     put(tmp_path, "001", "finished", 1.0, 9.0, **{**times(9_999), "attempts": 2})
-    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:04:10 left, by the one that ended, 1 at once"
+    assert (
+        time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:04:10 left (estimated from the one that ended, 1 at once)"
+    )
 
 
 def test_time_left_of_a_path_rests_on_the_fits_after_its_first(tmp_path):
@@ -230,7 +232,9 @@ def test_time_left_of_a_path_rests_on_the_fits_after_its_first(tmp_path):
         put(tmp_path, name, "finished", tau, 9.0, **times(900))
     assert time_left(rows_of(tmp_path), config, NOW) is None
     put(tmp_path, "002.01", "finished", 1e5, 9.0, **times(10))
-    assert time_left(rows_of(tmp_path), config, NOW) == "about 0:00:30 left, by the one that ended, 1 at once"
+    assert (
+        time_left(rows_of(tmp_path), config, NOW) == "about 0:00:30 left (estimated from the one that ended, 1 at once)"
+    )
 
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):

@@ -157,7 +157,7 @@ def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     states = trials["status"]
     return [
         ("Best τ", tau_text(summary.best_tau), validation),
-        ("τ by one standard error", simpler, "the most shared within the best one’s error"),
+        ("τ by one standard error", simpler, "the largest within one standard error of the best"),
         ("Test perplexity", perplexity_text(test.estimate), interval),
         ("Tasks", f"{len(summary.tasks):,}", sizes),
         ("Trials finished", f"{states.count('finished'):,}", f"of {len(states):,} begun"),

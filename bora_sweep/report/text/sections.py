@@ -82,8 +82,8 @@ def about_verdicts(analysis: Analysis) -> str:
         )
     if late:
         few += (
-            f" {late:,} of {plural(num_tasks, 'task')} {_have(late)} so few documents that a verdict is possible only "
-            "after other tasks have theirs."
+            f" {late:,} of {plural(num_tasks, 'task')} {_have(late)} so few documents that Holm's correction "
+            "leaves a verdict possible only after it has given other tasks theirs."
         )
     return (
         "Each task's test perplexity under the best fit, and how far it lies below (+) that at either end of τ. "
@@ -164,7 +164,7 @@ def _about_intervals(summary: Summary) -> str:
         "Each has weight n/(n − 1), so that the variance is right for few documents. An interval is the logarithm of "
         "the perplexity, or of a ratio of two, plus or minus its standard error times a quantile of Student's t. The "
         "degrees of freedom count documents by their tokens, so fewer documents give wider intervals. On simulated "
-        "documents, where the truth is known, such intervals held it in 93 to 97 of 100 draws "
+        "documents, where the truth is known, 93 to 97 of 100 such intervals contained it "
         f"(benchmarks/coverage.py).{alone}"
     )
 

@@ -129,7 +129,13 @@ def _refuse_foreign_sharding() -> None:
 
 
 def init_from_store(store: Store, rank: int, count: int) -> None:
-    """Initialise torch.distributed by a key-value store that all ranks reach."""
+    """Initialise torch.distributed by a key-value store that all ranks reach.
+
+    Args:
+        store: Of the processes of one fit.
+        rank: Of this process.
+        count: Of processes.
+    """
     dist.init_process_group(_backends(), store=store, rank=rank, world_size=count, timeout=LONGEST)
 
 

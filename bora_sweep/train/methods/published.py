@@ -141,7 +141,13 @@ class PublishedCode(Protocol):
 
 
 def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows: int) -> Iterator[TaskBatch]:
-    """Each batch as forward passes of at most `rows` documents, all as long as the longest of the batch."""
+    """Each batch as forward passes of at most `rows` documents, all as long as the longest of the batch.
+
+    Args:
+        corpus: The tokenised text.
+        batches: Indices of the documents of each batch.
+        rows: Documents of a forward pass, at most.
+    """
     for document_B in batches:
         width = longest_of(corpus, document_B)
         for i in range(0, len(document_B), rows):
