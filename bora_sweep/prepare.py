@@ -5,6 +5,7 @@ Nothing is written here. What is wrong is refused now, with one message, and not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -178,7 +179,7 @@ def _read_corpus(
 
     is_recorded = resume and exists(run / DOCUMENTS)
     known_from = [run] if is_recorded else record_folders(config)
-    if not known_from and config.init_from is not None and not resume:
+    if not known_from and config.init_from is not None and Path(config.init_from).is_dir() and not resume:
         unknown = "does not say which documents it was trained on; some may be in validation or test here"
         _print_notes([f"init_from={config.init_from}: {unknown}"], console)
     corpus = load_corpus(config.data, known_from, resumed=is_recorded)

@@ -74,6 +74,7 @@ def tokenize(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
+    *,
     max_text_tokens: int | None = None,
     prompt: str | None = None,
     template: str = "{text}",
@@ -130,7 +131,14 @@ def tokenize(
 def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
     """`tokenize` with the settings of `config`."""
     model, data = config.model, config.data
-    return tokenize(corpus, tokenizer, model.max_tokens, model.max_text_tokens, data.prompt, data.template)
+    return tokenize(
+        corpus,
+        tokenizer,
+        model.max_tokens,
+        max_text_tokens=model.max_text_tokens,
+        prompt=data.prompt,
+        template=data.template,
+    )
 
 
 def token_notes(corpus: TokenizedCorpus) -> list[str]:

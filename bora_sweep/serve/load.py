@@ -19,7 +19,7 @@ from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedTrial:
     """The adapters of one finished trial, with its configuration and the run's results."""
 
@@ -70,7 +70,15 @@ def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
         lora = LoraConfig(**description["lora"])
         layout = layout_of_sites([Site(**site) for site in description["sites"]], lora)
         theta_of = dict(zip(description["tasks"], tensors["theta_KP"], strict=True))
-        return LoadedTrial(row, _config_of(row), lora, layout, tensors["mean_P"], theta_of, results)
+        return LoadedTrial(
+            row=row,
+            config=_config_of(row),
+            lora=lora,
+            layout=layout,
+            mean_P=tensors["mean_P"],
+            theta_of=theta_of,
+            results=results,
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: written by another version of bora_sweep ({one_line(error, limit=200)}); install the one that "

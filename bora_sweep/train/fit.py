@@ -116,7 +116,7 @@ def fit_pack(
             for place in [place for place, fit in running.items() if fit.stopped_by is not None]:
                 yield place, finish(pack, running.pop(place), check_stop)
             if running:
-                _advance(pack, running, specs, checkpoints, on_step, check_stop)
+                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop)
 
 
 class _Checkpoints:
@@ -142,6 +142,7 @@ def _advance(
     running: dict[int, Trainer],
     specs: Sequence[FitSpec],
     checkpoints: _Checkpoints,
+    *,
     on_step: Callable[[StepReport], None],
     check_stop: Callable[[], None],
 ) -> None:

@@ -35,17 +35,17 @@ def _check_finite(config: Config, documents: pd.DataFrame) -> None:
 
 
 def write_result(
-    config: Config, corpus: TokenizedCorpus, run: Folder, trial_id: str, row: dict[str, Any], done: Fit
+    config: Config, corpus: TokenizedCorpus, done: Fit, *, run: Folder, trial_id: str, row: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the scores, adapters and row of a fit that has ended.
 
     Args:
         config: Of the fit.
         corpus: The tokenised text.
+        done: The fit.
         run: The run's folder.
         trial_id: The trial.
         row: Its row so far.
-        done: The fit.
 
     Returns:
         Its row of `trials`.
@@ -69,7 +69,7 @@ def write_result(
     return row
 
 
-def starting_point(config: Config, base: PreTrainedModel, run: Folder, trial_id: str, tasks: Sequence[str]) -> Start:
+def starting_point(config: Config, base: PreTrainedModel, *, run: Folder, trial_id: str, tasks: Sequence[str]) -> Start:
     """The starting point of a fit that begins with another trial's adapters, as they are or merged into one.
 
     Args:

@@ -147,7 +147,7 @@ class _Path:
         if from_rank_zero(lambda: exists(folder / UPWARD)):
             return
         own, base = self._config(best), self.load_base()
-        begin = from_rank_zero(lambda: starting_point(own, base, self.run, start, self.corpus.tasks))
+        begin = from_rank_zero(lambda: starting_point(own, base, run=self.run, trial_id=start, tasks=self.corpus.tasks))
         done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, check_stop=self.check_stop)
         self.rows[best] = from_rank_zero(lambda: self._keep_better(own, row, start, done))
 
@@ -157,7 +157,8 @@ class _Path:
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = sum(done.state.best_nll_nats)
         if nll < row["validation_nll_nats"]:
-            row = write_result(own, self.corpus, self.run, row["trial_id"], row | {"started_from": start}, done)
+            row = row | {"started_from": start}
+            row = write_result(own, self.corpus, done, run=self.run, trial_id=row["trial_id"], row=row)
         row = row | spent
         write_table(self.run, "trials", row["trial_id"], [row])
         write_bytes(folder / UPWARD, json.dumps({"started_from": start, "validation_nll_nats": nll}).encode())

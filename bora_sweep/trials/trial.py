@@ -127,7 +127,7 @@ class _RunningTrial:
         """What to fit, and where it starts."""
         config, source, start = self.trial.config, self.trial.start, None
         if source is not None:
-            start = from_rank_zero(lambda: starting_point(config, base, self.run, source, tasks))
+            start = from_rank_zero(lambda: starting_point(config, base, run=self.run, trial_id=source, tasks=tasks))
         after_epoch = self.after_epoch if is_rank_zero() else no_op
         return FitSpec(config, self.run / "trials" / self.trial_id, start, after_epoch)
 
@@ -146,7 +146,7 @@ class _RunningTrial:
         self._track(done.state)
         self.tracker.finish()
         self.row |= _estimated_tau(self.trial.config, corpus, base, done)
-        return write_result(self.trial.config, corpus, self.run, self.trial_id, self.row, done)
+        return write_result(self.trial.config, corpus, done, run=self.run, trial_id=self.trial_id, row=self.row)
 
     def close_unfinished(self, error: BaseException) -> None:
         """Write why the fit did not end."""

@@ -89,9 +89,9 @@ def test_a_trial_that_begins_with_anothers_adapters_takes_them_by_the_task(metho
     done = Fit(None, None, {}, theta_KP[0], theta_KP, layout, 0, "cpu")
     tensors = {"mean_P": theta_KP[0].clone(), "theta_KP": theta_KP}
     save_adapters(tmp_path / "trials" / "7", tensors, about_adapters(config, corpus, done))
-    start = starting_point(config, base, tmp_path, "7", ORDER)
+    start = starting_point(config, base, run=tmp_path, trial_id="7", tasks=ORDER)
     assert start.theta_KP[:, 0].tolist() == ([2.0, 0.0, 1.0] if method == "map" else [1.0] * 3)
     with pytest.raises(InputError, match="trial 7: has other tasks: it lacks 'zed'"):
-        starting_point(config, base, tmp_path, "7", [*ORDER, "zed"])
+        starting_point(config, base, run=tmp_path, trial_id="7", tasks=[*ORDER, "zed"])
     with pytest.raises(InputError, match="trial 7: has adapters of other modules"):
-        starting_point(make_config("lora.target_modules=[fc1]"), base, tmp_path, "7", ORDER)
+        starting_point(make_config("lora.target_modules=[fc1]"), base, run=tmp_path, trial_id="7", tasks=ORDER)

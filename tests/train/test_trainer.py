@@ -628,7 +628,7 @@ def test_scores_that_are_no_numbers_are_no_result(tmp_path):
     with pytest.raises(
         InputError, match=r"1 document of validation and test have a score of nan, the first '\d+' of task"
     ):
-        write_result(config, corpus, tmp_path, "fit", {}, done)
+        write_result(config, corpus, done, run=tmp_path, trial_id="fit", row={})
     assert not list(tmp_path.iterdir())
 
 
