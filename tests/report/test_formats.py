@@ -5,7 +5,8 @@ import math
 import pytest
 from made_up_runs import table_after
 
-from bora_sweep.report.text.formats import latex_text, markdown_text, tau_text
+from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.text.formats import latex_text, markdown_text, percent_text, tau_text
 
 
 def test_latex_escapes_every_special_character():
@@ -26,3 +27,17 @@ def test_markdown_reads_back_the_name(name: str):
 )
 def test_tau_text(tau: float, text: str):
     assert tau_text(tau) == text
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (Interval(0.012, 0.003, 0.021), "+1.2% [+0.3, +2.1]"),
+        (Interval(0.0005, -0.0002, 0.0008), "+0.1% [−0.0, +0.1]"),
+        (Interval(0.0005, 0.0002, 0.0008), "+0.05% [+0.02, +0.08]"),
+        (Interval(-0.0005, -0.0008, -0.000004), "−0.0500% [−0.0800, −0.0004]"),
+        (Interval(0.01, math.nan, math.nan), "+1.0% [–, –]"),
+    ],
+)
+def test_an_interval_that_excludes_0_is_seen_to(interval: Interval, text: str):
+    assert percent_text(interval) == text

@@ -77,10 +77,22 @@ def interval_text(interval: Interval, text: Callable[[float], str] = perplexity_
 
 
 def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> str:
-    """A fraction in per cent: `+1.2% [+0.3, +2.1]`; a dash for a bound that is not known."""
-    estimate, low, high = (
-        _percent(value, "+" if signed else "") for value in (interval.estimate, interval.low, interval.high)
-    )
+    """A fraction in per cent: `+1.2% [+0.3, +2.1]`; a dash for a bound that is not known.
+
+    An interval that excludes 0 has as many decimals as its bounds need to show it: `+0.05% [+0.02, +0.08]`.
+
+    Args:
+        interval: Of the fraction.
+        signed: Whether a plus sign is written.
+        unit: Written after the estimate.
+    """
+    decimals = 1
+    if interval.excludes_zero:
+        nearest = 100 * min(abs(interval.low), abs(interval.high))
+        decimals = next((number for number in (1, 2, 3) if round(nearest, number) > 0), 4)
+    sign = "+" if signed else ""
+    values = (interval.estimate, interval.low, interval.high)
+    estimate, low, high = (_percent(value, sign, decimals) for value in values)
     return f"{estimate}{unit} [{low}, {high}]"
 
 
@@ -89,8 +101,10 @@ def change_text(fraction: float) -> str:
     return f"{_percent(fraction, '+')}%"
 
 
-def _percent(fraction: float, sign: str) -> str:
-    return "–" if math.isnan(fraction) else f"{100 * fraction:{sign},.1f}".replace("-", "−").replace("inf", "∞")
+def _percent(fraction: float, sign: str, decimals: int = 1) -> str:
+    return (
+        "–" if math.isnan(fraction) else f"{100 * fraction:{sign},.{decimals}f}".replace("-", "−").replace("inf", "∞")
+    )
 
 
 def p_text(p: float) -> str:
