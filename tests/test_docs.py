@@ -49,11 +49,9 @@ train: {max_epochs: 1, device: cpu, learning_rate: 0.02}
 SECTIONS = "data|model|lora|prior|train|search|ray"
 
 
-def of_pages(pages: list[Path]) -> list:
-    """Pages as parameters; the one that starts Ray is marked."""
-    return [
-        pytest.param(page, id=page.name, marks=[pytest.mark.ray] if page.name == "python.md" else []) for page in pages
-    ]
+def of_pages(pages: list[Path], marks_of: dict[str, list] | None = None) -> list:
+    """Pages as parameters, with the marks of some."""
+    return [pytest.param(page, id=page.name, marks=(marks_of or {}).get(page.name, [])) for page in pages]
 
 
 def blocks(page: Path, *infos: str) -> list[str]:
@@ -105,7 +103,10 @@ def test_each_block_says_what_it_is(page):
     assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(FENCE.findall(text)), "a fence that is not closed"
 
 
-@pytest.mark.parametrize("page", of_pages([page for page in PAGES if blocks(page, "python")]))
+@pytest.mark.parametrize(
+    "page",
+    of_pages([page for page in PAGES if blocks(page, "python")], {"python.md": [pytest.mark.ray, pytest.mark.slow]}),
+)
 def test_python_runs_as_it_stands(page, place, tmp_path, monkeypatch, request):
     """The blocks of a page one after the other: a later one may use the names of an earlier one."""
     if page.name == "python.md":

@@ -65,6 +65,7 @@ def test_tau_0_and_inf_are_never_stopped(rule, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_stopped_fit_has_its_scores_and_names_the_rule(corpus_file, model_folder, tmp_path):
     sources = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, "train.max_epochs=40"]
