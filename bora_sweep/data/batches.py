@@ -31,22 +31,30 @@ class TaskBatch:
     length_B: np.ndarray
     """Tokens of each row without padding."""
     tokens_BT: np.ndarray
-    scores_padding: bool = False
+
+    @property
+    def scored_length_B(self) -> np.ndarray:
+        """Tokens of each row up to the last one that is scored."""
+        return self.length_B
+
+    @property
+    def mask_BT(self) -> np.ndarray | None:
+        """1 for tokens, 0 for padding; None where no scored token sees padding."""
+        return None
 
     @property
     def num_tokens(self) -> int:
         """Scored tokens of all rows."""
-        total = self.tokens_BT.size if self.scores_padding else int(self.length_B.sum())
-        return total - int(self.given_B.sum())
+        return int((self.scored_length_B - self.given_B).sum())
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
-    """The batch of these documents. With `width` all rows have that many tokens, and padding is scored.
+    """The batch of these documents.
 
     Args:
         corpus: The tokenised text.
         document_B: Indices of documents in the corpus.
-        width: None: rows as long as the longest of them.
+        width: Tokens of a row; None: as many as the longest document has.
     """
     starts = corpus.offsets[document_B]
     length_B = corpus.offsets[document_B + 1] - starts
@@ -55,7 +63,7 @@ def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None =
     for row, (start, length) in enumerate(zip(starts, length_B, strict=True)):
         tokens_BT[row, :length] = corpus.tokens[start : start + length]
     task_B = corpus.documents["task"].to_numpy()[document_B]
-    return TaskBatch(document_B, task_B, given_B, length_B, tokens_BT, scores_padding=width is not None)
+    return TaskBatch(document_B, task_B, given_B, length_B, tokens_BT)
 
 
 def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:

@@ -56,17 +56,16 @@ class Likelihood:
         length_B: Tensor,
         task_B: Tensor,
         given_B: Tensor | None = None,
-        scores_padding: bool = False,
+        mask_BT: Tensor | None = None,
     ) -> Tensor:
         """The negative log likelihood of each row under each hierarchy.
 
         Args:
             tokens_BT: Token IDs; each row is a document, padded on the right.
-            length_B: Tokens of each document, without padding.
+            length_B: Tokens of each row up to the last one that is scored.
             task_B: Each row's task, as its place in the hierarchies' banks.
             given_B: As in `nll_nats`.
-            scores_padding: Score the padding too, as the published code does. An attention mask then hides it from
-                the other positions.
+            mask_BT: 1 for tokens, 0 for padding; None where no scored token sees padding.
 
         Returns:
             nll_SB in nats.
@@ -78,10 +77,7 @@ class Likelihood:
             theta_BP = torch.cat([h.theta_BP(task_B).expand(len(task_B), -1) for h in self.hierarchies])
         tokens, length = tokens_BT.repeat(count, 1), length_B.repeat(count)
         given = None if given_B is None else given_B.repeat(count)
-        mask_BT = None
-        if scores_padding:
-            mask_BT = (torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]).long()
-            length = torch.full_like(length, tokens.shape[1])
+        mask_BT = None if mask_BT is None else mask_BT.repeat(count, 1)
         if head is None:
             return nll_nats(self.adapted(tokens, theta_BP, mask_BT), tokens, length, given).view(count, -1)
         next_BT = target_tokens(tokens, length, given)[:, :-1]  # the last position has nothing to predict

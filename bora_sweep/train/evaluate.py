@@ -25,8 +25,8 @@ HOST_FULL = "DefaultCPUAllocator"
 
 
 def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(tokens_BT, length_B, task_B, given_B)."""
-    arrays = (batch.tokens_BT, batch.length_B, batch.task_B, batch.given_B)
+    """(tokens_BT, scored_length_B, task_B, given_B)."""
+    arrays = (batch.tokens_BT, batch.scored_length_B, batch.task_B, batch.given_B)
     tokens_BT, length_B, task_B, given_B = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
     return tokens_BT, length_B, task_B, given_B
 
@@ -39,10 +39,12 @@ def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor
         fits: S fits.
         batch: Of documents on all processes.
     """
-    tokens_BT, length_B, task_B, given_B = to_device(pack.shard.localize(batch), pack.accelerator.device)
+    device = pack.accelerator.device
+    tokens_BT, length_B, task_B, given_B = to_device(pack.shard.localize(batch), device)
+    mask_BT = None if batch.mask_BT is None else torch.from_numpy(batch.mask_BT).to(device)
     likelihood = Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
     with pack.accelerator.autocast():
-        return likelihood(tokens_BT, length_B, task_B, given_B, batch.scores_padding), task_B
+        return likelihood(tokens_BT, length_B, task_B, given_B, mask_BT), task_B
 
 
 def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> T:
@@ -95,7 +97,7 @@ def score_documents(
         fits: The fits.
         split: "train", "validation" or "test".
         check_stop: Called after each batch.
-        make_batches: Makes the batches. A batch may say that its padding is scored.
+        make_batches: Makes the batches.
 
     Returns:
         nll_SN in float64, in the corpus's order.

@@ -151,7 +151,21 @@ def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows:
     for document_B in batches:
         width = longest_of(corpus, document_B)
         for i in range(0, len(document_B), rows):
-            yield collate(corpus, document_B[i : i + rows], width)
+            yield FilledBatch(**vars(collate(corpus, document_B[i : i + rows], width)))
+
+
+class FilledBatch(TaskBatch):
+    """Rows whose padding is scored. A mask hides it from the other positions."""
+
+    @property
+    def scored_length_B(self) -> np.ndarray:
+        """The whole row."""
+        return np.full_like(self.length_B, self.tokens_BT.shape[1])
+
+    @property
+    def mask_BT(self) -> np.ndarray:
+        """1 for tokens, 0 for padding."""
+        return (np.arange(self.tokens_BT.shape[1]) < self.length_B[:, None]).astype(np.int64)
 
 
 class RowwiseAdam(ProximalAdam):
