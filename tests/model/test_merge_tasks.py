@@ -9,7 +9,7 @@ from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from tiny import make_base
 
-from bora_sweep.config import LoraConfig
+from bora_sweep.config import MERGES, UNTRAINED, LoraConfig
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.merge_tasks import DENSITY, MERGE_OF, merge
 
@@ -46,6 +46,10 @@ def test_dare_keeps_the_mean_in_expectation_and_follows_its_seed(layout):
     mean = torch.stack([merge(theta_KP, layout, "dare", seed) for seed in range(400)]).mean(0)
     # A kept value counts 1 / DENSITY times: of 400 draws the mean's standard error is at most |theta| / 20 / sqrt(3).
     assert (mean - theta_KP.mean(0)).abs().max() < 6 * theta_KP.abs().max() / 20 / 3**0.5
+
+
+def test_every_merge_of_the_configuration_has_its_function_and_trains_nothing():
+    assert MERGE_OF.keys() == set(MERGES) <= set(UNTRAINED)
 
 
 @pytest.mark.parametrize("method", sorted(MERGE_OF))
