@@ -80,7 +80,9 @@ class World:
 
 def score(adapted: AdaptedModel, tokens_NT: Tensor, theta_NP: Tensor) -> Tensor:
     """nll_N; all documents are of one length."""
-    return nll_nats(adapted(tokens_NT, theta_NP), tokens_NT, torch.full((len(tokens_NT),), tokens_NT.shape[1])).double()
+    scored_NT = torch.ones_like(tokens_NT, dtype=torch.bool)
+    scored_NT[:, 0] = False
+    return nll_nats(adapted(tokens_NT, theta_NP), tokens_NT, scored_NT).double()
 
 
 def make_base() -> PreTrainedModel:
@@ -134,6 +136,7 @@ def make_world(base: PreTrainedModel, config: Config, seed: int) -> World:
         tasks=tuple(f"task {k}" for k in range(len(sizes_K))),
         documents=documents,
         tokens=tokens_NT.numpy().ravel().astype(np.int32),
+        scored=(np.arange(tokens_NT.numel()) % (NUM_TOKENS + 1)) > 0,
         offsets=np.arange(len(documents) + 1) * (NUM_TOKENS + 1),
     )
     probes_NT = write(adapted, mean_P.expand(NUM_PROBES, -1), generator)

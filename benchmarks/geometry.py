@@ -14,7 +14,7 @@ from bora_sweep.config import LoraConfig
 from bora_sweep.train.device import keep_freed_memory
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""tokens_BT, length_B, task_B."""
+"""tokens_BT, place_M (of the scored tokens, all but the first of a row), task_B."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Geometry:
         found = []
         for _ in range(number):
             tokens_BT = torch.randint(vocabulary, (self.rows, self.tokens), generator=generator)
-            length_B = torch.full((self.rows,), self.tokens)
+            place_M = torch.arange(self.rows * self.tokens).view(self.rows, -1)[:, 1:].flatten()
             task_B = torch.arange(self.rows)[torch.randperm(self.rows, generator=generator)] % self.num_tasks
-            found.append((tokens_BT.to(device), length_B.to(device), task_B.to(device)))
+            found.append((tokens_BT.to(device), place_M.to(device), task_B.to(device)))
         return found
 
 

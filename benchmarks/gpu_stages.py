@@ -174,7 +174,9 @@ def _of_lengths(length_N: np.ndarray, rng: np.random.Generator) -> TokenizedCorp
     frame = pd.DataFrame(columns).assign(document_id=place.astype(str), floor_nll_nats=math.nan)
     words = rng.integers(4, 50272, length_N.sum(), dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum(length_N)])
-    return TokenizedCorpus("lengths", tuple(f"t{k}" for k in range(25)), frame, words, offsets)
+    scored = np.ones(len(words), dtype=bool)
+    scored[offsets[:-1]] = False
+    return TokenizedCorpus("lengths", tuple(f"t{k}" for k in range(25)), frame, words, scored, offsets)
 
 
 def lengths() -> None:

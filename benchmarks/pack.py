@@ -42,7 +42,8 @@ def random_corpus(geometry: Geometry, tokens: int, documents: int) -> TokenizedC
     frame = pd.DataFrame(columns).assign(document_id=place.astype(str), floor_nll_nats=math.nan)
     words = np.random.default_rng(0).integers(4, vocabulary, documents * tokens, dtype=np.int32)
     tasks = tuple(f"task{k}" for k in range(geometry.num_tasks))
-    return TokenizedCorpus("random", tasks, frame, words, np.arange(documents + 1) * tokens)
+    scored, offsets = np.arange(len(words)) % tokens > 0, np.arange(documents + 1) * tokens
+    return TokenizedCorpus("random", tasks, frame, words, scored, offsets)
 
 
 def config_of(geometry: Geometry, **train) -> Config:

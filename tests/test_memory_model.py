@@ -40,7 +40,8 @@ def measured_peak(base, layout, num_tasks: int, rows: int, tokens: int, passes: 
     hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=num_tasks, tau=10.0, parametrization="noncentered")
     optimizer = make_optimizer(hierarchy, 1e-3, "proximal", 1000)
     likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
-    batch = (torch.randint(512, (rows, tokens)), torch.full((rows,), tokens), torch.arange(rows) % num_tasks)
+    place_M = torch.arange(rows * tokens).view(rows, tokens)[:, 1:].flatten()
+    batch = (torch.randint(512, (rows, tokens)), place_M, torch.arange(rows) % num_tasks)
 
     def step() -> None:
         for _ in range(passes):

@@ -26,26 +26,18 @@ class TaskBatch:
     """Index of each row's document in the corpus."""
     task_B: np.ndarray
     """Index of each row's task."""
-    given_B: np.ndarray
-    """Tokens at the start of each row that are given and not scored: the start symbol or the prompt."""
     length_B: np.ndarray
     """Tokens of each row without padding."""
     tokens_BT: np.ndarray
-
-    @property
-    def scored_length_B(self) -> np.ndarray:
-        """Tokens of each row up to the last one that is scored."""
-        return self.length_B
-
-    @property
-    def mask_BT(self) -> np.ndarray | None:
-        """1 for tokens, 0 for padding; None where no scored token sees padding."""
-        return None
+    scored_BT: np.ndarray
+    """Whether each token is scored; the first one of a row is not, for nothing predicts it."""
+    mask_BT: np.ndarray | None = None
+    """1 for tokens, 0 for padding; None where no scored token sees padding."""
 
     @property
     def num_tokens(self) -> int:
         """Scored tokens of all rows."""
-        return int((self.scored_length_B - self.given_B).sum())
+        return int(np.count_nonzero(self.scored_BT))
 
 
 def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
@@ -58,12 +50,13 @@ def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None =
     """
     starts = corpus.offsets[document_B]
     length_B = corpus.offsets[document_B + 1] - starts
-    given_B = length_B - corpus.documents["num_tokens"].to_numpy()[document_B]
     tokens_BT = np.full((len(document_B), width or length_B.max()), corpus.padding, dtype=np.int64)
+    scored_BT = np.zeros(tokens_BT.shape, dtype=bool)
     for row, (start, length) in enumerate(zip(starts, length_B, strict=True)):
         tokens_BT[row, :length] = corpus.tokens[start : start + length]
+        scored_BT[row, :length] = corpus.scored[start : start + length]
     task_B = corpus.documents["task"].to_numpy()[document_B]
-    return TaskBatch(document_B, task_B, given_B, length_B, tokens_BT)
+    return TaskBatch(document_B, task_B, length_B, tokens_BT, scored_BT)
 
 
 def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:

@@ -20,14 +20,16 @@ class TokenizedCorpus:
     """A corpus as arrays, so that worker processes can share one copy of it.
 
     `documents` has one row per document. Its columns are task (the index in `tasks`), split, document_id,
-    floor_nll_nats, num_tokens (scored tokens, which are the last of the sequence) and was_cut. The sequence of document
-    n is `tokens[offsets[n] : offsets[n + 1]]`.
+    floor_nll_nats, num_tokens (scored tokens) and was_cut. The sequence of document n is `tokens[offsets[n] :
+    offsets[n + 1]]`.
     """
 
     name: str
     tasks: tuple[str, ...]
     documents: pd.DataFrame
     tokens: np.ndarray
+    scored: np.ndarray
+    """Whether each of `tokens` is scored. The first one of a document is not, and its last one is."""
     offsets: np.ndarray
     padding: int = 0
     """The token that rows are padded with: the end token, which matters only where padding is scored."""
@@ -116,12 +118,14 @@ def tokenize(
         floor_nll_nats=corpus.documents["floor_nll_nats"].mask(was_cut),
     )
     tokens = np.concatenate([np.array(sequence, dtype=np.int32) for sequence in sequences])
+    given_N = lengths - documents["num_tokens"].to_numpy()
     unknown = tokenizer.unk_token_id
     return TokenizedCorpus(
         name=corpus.name,
         tasks=corpus.tasks,
         documents=documents.reset_index(drop=True),
         tokens=tokens,
+        scored=np.concatenate([np.arange(length) >= given for length, given in zip(lengths, given_N, strict=True)]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         padding=end,
         num_unknown=0 if unknown in (None, start[0], end) else int((tokens == unknown).sum()),

@@ -24,13 +24,6 @@ HOST_FULL = "DefaultCPUAllocator"
 """In torch's error where the host's memory runs out, a RuntimeError of no class of its own."""
 
 
-def to_device(batch: TaskBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(tokens_BT, scored_length_B, task_B, given_B)."""
-    arrays = (batch.tokens_BT, batch.scored_length_B, batch.task_B, batch.given_B)
-    tokens_BT, length_B, task_B, given_B = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-    return tokens_BT, length_B, task_B, given_B
-
-
 def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Nats of each row under each fit in one forward pass, nll_SB, Eq. 4; and task_B, rows of the fits' banks.
 
@@ -39,12 +32,16 @@ def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor
         fits: S fits.
         batch: Of documents on all processes.
     """
+    batch, likelihood = pack.shard.localize(batch), Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
+    # Found on the host, as a device would have to be waited for.
+    arrays = (batch.tokens_BT, np.flatnonzero(batch.scored_BT), batch.task_B, batch.mask_BT)
     device = pack.accelerator.device
-    tokens_BT, length_B, task_B, given_B = to_device(pack.shard.localize(batch), device)
-    mask_BT = None if batch.mask_BT is None else torch.from_numpy(batch.mask_BT).to(device)
-    likelihood = Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
+    tokens_BT, place_M, task_B, mask_BT = (
+        None if array is None else torch.from_numpy(array).to(device, non_blocking=True) for array in arrays
+    )
+    assert tokens_BT is not None and place_M is not None and task_B is not None  # noqa: PT018, the mask alone may be
     with pack.accelerator.autocast():
-        return likelihood(tokens_BT, length_B, task_B, given_B, mask_BT), task_B
+        return likelihood(tokens_BT, place_M, task_B, mask_BT), task_B
 
 
 def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> T:

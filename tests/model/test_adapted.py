@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-from tiny import FAMILIES, VOCABULARY, make_base
+from tiny import FAMILIES, VOCABULARY, make_base, scored_until
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -100,7 +100,7 @@ def test_stacked_equals_a_loop_over_peft_models(family, targets, variant):
         expected_B[row] = loss.detach()
 
     adapted = AdaptedModel(base, layout)
-    nll_B = nll_nats(adapted(tokens_BT, theta_KP[task_B]), tokens_BT, length_B)
+    nll_B = nll_nats(adapted(tokens_BT, theta_KP[task_B]), tokens_BT, scored_until(length_B, tokens_BT.shape[1]))
     torch.testing.assert_close(nll_B, expected_B, rtol=1e-10, atol=1e-10)
     nll_B.sum().backward()
     for task in task_B.unique():
@@ -212,9 +212,10 @@ def test_padding_never_counts(extra, seed):
     length_B = torch.from_numpy(rng.integers(2, 9, 4))
     tokens_BT = torch.from_numpy(rng.integers(0, VOCABULARY, (4, int(length_B.max()))))
     padding = torch.from_numpy(rng.integers(0, VOCABULARY, (4, extra)))
-    short = nll_nats(adapted(tokens_BT, theta_BP), tokens_BT, length_B)
     long_BT = torch.cat([tokens_BT, padding], dim=1)
-    torch.testing.assert_close(nll_nats(adapted(long_BT, theta_BP), long_BT, length_B), short, rtol=1e-11, atol=1e-10)
+    scored_BT = scored_until(length_B, long_BT.shape[1])
+    short = nll_nats(adapted(tokens_BT, theta_BP), tokens_BT, scored_BT[:, : tokens_BT.shape[1]])
+    torch.testing.assert_close(nll_nats(adapted(long_BT, theta_BP), long_BT, scored_BT), short, rtol=1e-11, atol=1e-10)
 
 
 def test_models_on_one_base_do_not_disturb_each_other():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES, VOCABULARY, make_base
+from tiny import FAMILIES, VOCABULARY, make_base, scored_until
 from torch import nn
 from torch.nn import functional as F
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
@@ -41,13 +41,14 @@ def test_nll_is_the_sum_of_log_probabilities_of_the_documents_tokens(rows, longe
         -sum(torch.log_softmax(logits_BTV[b, i], -1)[tokens_BT[b, i + 1]] for i in range(int(length_B[b]) - 1))
         for b in range(rows)
     ]
-    torch.testing.assert_close(nll_nats(logits_BTV, tokens_BT, length_B), torch.stack(expected))
+    scored_BT = scored_until(length_B, longest)
+    torch.testing.assert_close(nll_nats(logits_BTV, tokens_BT, scored_BT), torch.stack(expected))
 
 
 def test_bfloat16_logits_are_summed_in_float32():
     logits_BTV = torch.randn(2, 50, 9).bfloat16()
-    tokens_BT, length_B = torch.randint(9, (2, 50)), torch.tensor([50, 20])
-    assert torch.equal(nll_nats(logits_BTV, tokens_BT, length_B), nll_nats(logits_BTV.float(), tokens_BT, length_B))
+    tokens_BT, scored_BT = torch.randint(9, (2, 50)), scored_until(torch.tensor([50, 20]), 50)
+    assert torch.equal(nll_nats(logits_BTV, tokens_BT, scored_BT), nll_nats(logits_BTV.float(), tokens_BT, scored_BT))
 
 
 @given(st.integers(1, 40), st.booleans(), st.integers(1, 16), st.integers(0, 10_000))
@@ -99,7 +100,7 @@ def test_rows_with_only_a_start_symbol_have_no_loss():
     layout = make_layout(base, LoraConfig(rank=2, target_modules="all-linear"))
     hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=2, tau=10.0, parametrization="noncentered")
     likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
-    (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([1, 1]), torch.tensor([0, 1]))
+    (nll_B,) = likelihood(torch.tensor([[2], [2]]), torch.tensor([], dtype=torch.int64), torch.tensor([0, 1]))
     nll_B.sum().backward()
     assert torch.equal(nll_B, torch.zeros(2, dtype=torch.float64))
     assert not hierarchy.task_KP.grad.any()
@@ -134,10 +135,12 @@ def test_the_likelihood_equals_that_of_the_bases_own_logits(family):
     nn.init.normal_(hierarchy.mean_P, std=0.3)
     adapted = AdaptedModel(base, layout)
     tokens_BT = torch.randint(VOCABULARY, (5, 9))
-    length_B, task_B = torch.tensor([9, 2, 5, 7, 9]), torch.tensor([0, 1, 2, 2, 0])
-    plain_B = nll_nats(adapted(tokens_BT, hierarchy.theta_BP(task_B)), tokens_BT, length_B)
+    scored_BT, task_B = torch.rand(5, 9) < 0.4, torch.tensor([0, 1, 2, 2, 0])
+    scored_BT[:, 0] = scored_BT[1] = False  # a row may have nothing that is scored
+    place_M = scored_BT.flatten().nonzero().squeeze(1)
+    plain_B = nll_nats(adapted(tokens_BT, hierarchy.theta_BP(task_B)), tokens_BT, scored_BT)
     expected = torch.autograd.grad(plain_B.sum(), list(hierarchy.parameters()))
-    nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, length_B, task_B)[0]
+    nll_B = Likelihood(adapted, [hierarchy])(tokens_BT, place_M, task_B)[0]
     gradients = torch.autograd.grad(nll_B.sum(), list(hierarchy.parameters()))
     assert (adapted.head is None) == (family in NOT_LINEAR)
     torch.testing.assert_close(nll_B, plain_B, rtol=1e-12, atol=1e-12)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
+from tiny import scored_until
 
 from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.model.map_objective import map_objective
@@ -29,11 +30,12 @@ class SoftmaxTasks:
         self.X_KTVP = draw(num_tasks, self.length, VOCABULARY, size)
         self.tokens_KT = torch.randint(VOCABULARY, (num_tasks, self.length), generator=generator)
         self.theta_KP, self.mean_P = draw(num_tasks, size), draw(size)
+        self.scored_KT = scored_until(torch.full((num_tasks,), self.length), self.length)
         self.num_tokens = num_tasks * (self.length - 1)
 
     def nll(self, theta_KP: torch.Tensor) -> torch.Tensor:
         logits_KTV = (self.X_KTVP @ theta_KP[:, None, :, None]).squeeze(-1)
-        return nll_nats(logits_KTV, self.tokens_KT, torch.full((len(theta_KP),), self.length)).sum()
+        return nll_nats(logits_KTV, self.tokens_KT, self.scored_KT).sum()
 
     def nll_gradient(self) -> torch.Tensor:
         """sum_i X_i' (softmax(X_i theta) - e_{i+1}) for each task, by hand."""

@@ -56,6 +56,19 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def all_but_first(offsets: np.ndarray) -> np.ndarray:
+    """The mask of a corpus whose documents are scored but for their first token."""
+    scored = np.ones(offsets[-1], dtype=bool)
+    scored[offsets[:-1]] = False
+    return scored
+
+
+def scored_until(length_B: torch.Tensor, width: int) -> torch.Tensor:
+    """The mask of rows that are scored up to their lengths, but for their first token."""
+    place_T = torch.arange(width)
+    return (place_T > 0) & (place_T < length_B[:, None])
+
+
 def make_base(family: str = "opt", seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """A small random model of a family, with weights large enough that its logits differ."""
     with torch.random.fork_rng():

@@ -346,7 +346,7 @@ def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
     word = tokenizer.convert_tokens_to_ids
     assert batch.tokens_BT[0, :4].tolist() == word(["w20", "w1", "w21", "w3"])
     assert batch.tokens_BT[1].tolist() == word(["w20", "w2", "w21", "w5", "w6", "w7", "w8", "</s>"])
-    assert batch.given_B.tolist() == [2, 2]
+    assert batch.scored_BT.tolist() == [[False] * 2 + [True] * (n - 2) + [False] * (8 - n) for n in batch.length_B]
     assert batch.num_tokens == (batch.length_B - 2).sum() == made.documents["num_tokens"].sum()
     assert made.documents["was_cut"].tolist() == [False, True]
     at_end = tokenize(corpus, tokenizer, 8, max_text_tokens=9, prompt="w20 {task}", template="w21 {text}")

@@ -10,7 +10,6 @@ from bora_sweep.data.batches import collate
 from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.model.map_objective import map_objective
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.evaluate import to_device
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
@@ -23,8 +22,9 @@ def objective(fit: Trainer, theta_KP: torch.Tensor, mean_P: torch.Tensor) -> tor
     """J of the training split, one document after the other, each under its task's adapter."""
     pack, nll = fit.pack, torch.zeros((), dtype=torch.float64)
     for n in pack.corpus.split("train"):
-        tokens_BT, length_B, task_B, given_B = to_device(collate(pack.corpus, np.array([n])), torch.device("cpu"))
-        nll = nll + nll_nats(pack.adapted(tokens_BT, theta_KP[task_B]), tokens_BT, length_B, given_B).sum()
+        batch = collate(pack.corpus, np.array([n]))
+        tokens_BT, scored_BT = torch.from_numpy(batch.tokens_BT), torch.from_numpy(batch.scored_BT)
+        nll = nll + nll_nats(pack.adapted(tokens_BT, theta_KP[batch.task_B]), tokens_BT, scored_BT).sum()
     return map_objective(nll, theta_KP, mean_P, fit.config.prior.tau, pack.corpus.num_tokens("train"))
 
 

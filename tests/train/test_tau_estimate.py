@@ -18,7 +18,7 @@ from bora_sweep.data.batches import collate
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.evaluate import score, to_device
+from bora_sweep.train.evaluate import score
 from bora_sweep.train.fit import fit
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.methods.tau_estimate import (
@@ -139,10 +139,10 @@ def test_the_best_tau_of_the_evidence_is_mackay_s_fixed_point():
 
 def exact_fisher(adapted: AdaptedModel, corpus, n: int, theta_P: Tensor) -> Tensor:
     """F_PP of document n, the sum over its tokens of J' (diag p - p p') J, J the derivative of a token's logits."""
-    tokens_BT, length_B, *_ = to_device(collate(corpus, np.array([n])), theta_P.device)
+    tokens_BT = torch.from_numpy(collate(corpus, np.array([n])).tokens_BT)
 
     def logits(theta_P: Tensor) -> Tensor:
-        return adapted(tokens_BT, theta_P[None])[0, : length_B[0] - 1]
+        return adapted(tokens_BT, theta_P[None])[0, :-1]
 
     J_TVP = torch.autograd.functional.jacobian(logits, theta_P)
     p_TV = logits(theta_P).softmax(-1)

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from tiny import VOCABULARY, make_base, make_corpus
+from tiny import VOCABULARY, all_but_first, make_base, make_corpus
 from torch.nn import functional as F
 
 from bora_sweep.config import Config, load_config
@@ -131,7 +131,9 @@ def rewritten(corpus: TokenizedCorpus, task: int, lengthen: int = 0) -> Tokenize
         pieces[n] = np.concatenate([pieces[n][:1], words, pieces[n][-1:]])
     documents = corpus.documents.assign(num_tokens=[len(piece) - 1 for piece in pieces])
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-    return TokenizedCorpus(corpus.name, corpus.tasks, documents, np.concatenate(pieces), offsets)
+    return TokenizedCorpus(
+        corpus.name, corpus.tasks, documents, np.concatenate(pieces), all_but_first(offsets), offsets
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,6 +294,7 @@ def take(corpus, keep, task):
         tasks=(task,),
         documents=corpus.documents.iloc[rows].assign(task=0).reset_index(drop=True),
         tokens=np.concatenate(pieces),
+        scored=np.concatenate([corpus.scored[corpus.offsets[n] : corpus.offsets[n + 1]] for n in rows]),
         offsets=np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]),
     )
 

@@ -11,7 +11,7 @@ Shapes: N documents of a split, B rows, M batches, K tasks, F fits, P parameters
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -143,6 +143,8 @@ class PublishedCode(Protocol):
 def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows: int) -> Iterator[TaskBatch]:
     """Each batch as forward passes of at most `rows` documents, all as long as the longest of the batch.
 
+    Padding is scored; a mask hides it from the other positions.
+
     Args:
         corpus: The tokenised text.
         batches: Indices of the documents of each batch.
@@ -151,21 +153,9 @@ def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows:
     for document_B in batches:
         width = longest_of(corpus, document_B)
         for i in range(0, len(document_B), rows):
-            yield FilledBatch(**vars(collate(corpus, document_B[i : i + rows], width)))
-
-
-class FilledBatch(TaskBatch):
-    """Rows whose padding is scored. A mask hides it from the other positions."""
-
-    @property
-    def scored_length_B(self) -> np.ndarray:
-        """The whole row."""
-        return np.full_like(self.length_B, self.tokens_BT.shape[1])
-
-    @property
-    def mask_BT(self) -> np.ndarray:
-        """1 for tokens, 0 for padding."""
-        return (np.arange(self.tokens_BT.shape[1]) < self.length_B[:, None]).astype(np.int64)
+            batch = collate(corpus, document_B[i : i + rows], width)
+            is_text_BT = np.arange(width) < batch.length_B[:, None]
+            yield replace(batch, scored_BT=batch.scored_BT | ~is_text_BT, mask_BT=is_text_BT.astype(np.int64))
 
 
 class RowwiseAdam(ProximalAdam):

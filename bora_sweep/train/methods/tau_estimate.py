@@ -20,7 +20,6 @@ from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.evaluate import to_device
 from bora_sweep.train.state import Fit
 
 LEVEL = 0.95
@@ -152,12 +151,13 @@ def _gradients(
 
     Each row has its own copy of the adapter, so that one backward pass gives the gradient of each document.
     """
-    tokens_BT, length_B, _, given_B = to_device(collate(corpus, document_B), theta_P.device)
+    batch = collate(corpus, document_B)
+    tokens_BT, scored_BT = (torch.from_numpy(a).to(theta_P.device) for a in (batch.tokens_BT, batch.scored_BT))
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
     logits_BTV = adapted(tokens_BT, theta_BP)
 
     def nll_and_score(target_BT: Tensor) -> tuple[Tensor, Tensor]:
-        nll_B = nll_nats(logits_BTV, target_BT, length_B, given_B)
+        nll_B = nll_nats(logits_BTV, target_BT, scored_BT)
         return nll_B.detach()[:, None], -torch.autograd.grad(nll_B.sum(), theta_BP, retain_graph=True)[0]
 
     draws = [nll_and_score(draw_tokens(logits_BTV.detach(), generator))[1] for _ in range(num_samples)]
