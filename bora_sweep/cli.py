@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without τ shows \\u03c4 and does not fail
             stream.reconfigure(errors="backslashreplace")
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     try:
         if sys.flags.optimize > 1:
             raise InputError(
@@ -66,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         commands.err.print("interrupted")
         return commands.INTERRUPTED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed arguments. PROMPT may follow options, where argparse would not take one that may be left out."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "prompt", "") is None:
+        parsed.prompt = rest.pop()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,8 +143,16 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_trial(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
-    text = "a task; repeat the option for several"
+    text = "the beginning of the text, or of a row with a prompt its prompt, or with --chat what the user says"
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=text)
+    text = "PROMPT is a user's message, written by the chat template; so it is where the run has conversations"
+    parser.add_argument("--chat", action="store_true", help=text)
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message before it")
+    text = "conversations, one JSON list of messages (or object with `messages`) per line; each is replied to"
+    parser.add_argument("--messages", metavar="FILE.jsonl", help=text)
+    text = "the value of a further column that data.prompt names; repeat the option for several"
+    parser.add_argument("--column", action="append", default=[], metavar="NAME=TEXT", help=text)
+    text = "a task, or _global for what all share; repeat the option for several"
     parser.add_argument("--task", action="append", required=True, metavar="NAME", help=text)
     text = "most tokens to generate; default: 64"
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)

@@ -132,14 +132,18 @@ def export(parsed: argparse.Namespace) -> int:
 
 def generate(parsed: argparse.Namespace) -> int:
     """Generate text from several adapters, one below the other."""
-    from bora_sweep.serve.generate import Sampling, visible
+    from bora_sweep.serve.generate import Sampling, prompts_of, visible
     from bora_sweep.serve.generate import generate as texts_of
 
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.seed)
-    texts = texts_of(folder_at(parsed.run), parsed.prompt, parsed.task, parsed.trial, sampling)
-    out.print(escape(visible(parsed.prompt)))
-    for name, text in texts:
-        out.print(f"\n[bold]== {escape(visible(name))} ==[/]\n{escape(visible(text))}")
+    prompts = prompts_of(
+        parsed.prompt, chat=parsed.chat, system=parsed.system, file=parsed.messages, columns=parsed.column
+    )
+    replies = texts_of(folder_at(parsed.run), prompts, parsed.task, parsed.trial, sampling)
+    for number, (prompt, texts) in enumerate(replies):
+        out.print(("\n" if number else "") + escape(visible(prompt.shown)))
+        for name, text in texts:
+            out.print(f"\n[bold]== {escape(visible(name))} ==[/]\n{escape(visible(text))}")
     return DONE
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny import make_frame
 
-from bora_sweep.cli import _parser, main
+from bora_sweep.cli import _parse, main
 from bora_sweep.config import load_config
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize
@@ -161,7 +161,7 @@ def commands(page: Path) -> list[str]:
 def test_commands_parse_and_their_keys_are_known(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands(page):
-        parsed = _parser().parse_args([word for word in shlex.split(command) if word not in ("…", "FILE.yaml")])
+        parsed = _parse([word for word in shlex.split(command) if word not in ("…", "FILE.yaml")])
         settings = [re.sub(r"^\S*/bora_sweep/", "", word) for word in getattr(parsed, "settings", [])]
         load_config([word for word in settings if "=" in word or word.endswith(".yaml")])
 

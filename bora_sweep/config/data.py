@@ -2,16 +2,24 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.template import check_template
-from bora_sweep.errors import require
+from bora_sweep.errors import InputError, one_line, require
 
 Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
-COLUMNS = {"text_column": "text", "task_column": "task", "id_column": None, "time_column": None}
+COLUMNS = {
+    "text_column": None, "prompt_column": None, "completion_column": None, "messages_column": None,
+    "task_column": "task", "id_column": None, "time_column": None, "split_column": None, "choices_column": None,
+}  # fmt: skip
 """Keys that name the columns of a source, with their defaults."""
+TEXT, COMPLETION = "text", "completion"
+"""Names of the columns with what is scored, where no key says otherwise."""
+SMALL = 6
+"""Documents below which `data.small_tasks=leave_out` leaves a task out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +72,30 @@ class DataConfig:
     """Name of the configuration, for a Hugging Face data set that has several."""
     hub_split: str = "train"
     """Which of a Hugging Face data set's own splits is read. Our three splits are made from it."""
-    text_column: str = "text"
-    """Column with the text of a document."""
+    text_column: str | None = None
+    """Column with the text of a document, where rows are running text. Left out: `text`."""
+    prompt_column: str | None = None
+    """Column with what is given of a document and not scored, where rows are a prompt and its completion: text, or a
+    list of messages. Left out: `prompt`."""
+    completion_column: str | None = None
+    """Column with what follows the prompt and is scored: text, or a list of messages. Left out: `completion`."""
+    messages_column: str | None = None
+    """Column with a whole conversation, a list of messages with `role` and `content`. Left out: `messages`."""
+    choices_column: str | None = None
+    """Column with the candidate answers of a document, a list of texts, for `metrics=[accuracy]`. Left out: the
+    distinct completions of the training split, if they are at most 64."""
     task_column: str = "task"
     """Column with the name of a document's task."""
     id_column: str | None = None
     """Column with the name of a document. Left out: its row in the source, counted from 0."""
     time_column: str | None = None
     """Column with the time of a document. It orders the tasks, for `max_tasks`, each by its earliest document."""
-    min_documents: int = 6
-    """Fewest documents of a task. Tasks with fewer are left out."""
+    small_tasks: Literal["keep", "leave_out"] = "keep"
+    """Tasks with few documents. `keep`: one document is trained on, a second one validates, and a third one tests; so
+    such a task gets an adapter, and maybe no test score of its own. `leave_out`: tasks with fewer than 6 documents are
+    left out."""
+    min_documents: int | None = None
+    """Fewest documents of a task. Tasks with fewer are left out. Left out: as `small_tasks` says."""
     max_documents: int | None = None
     """Most documents of a task. The first ones in the source are kept. Left out: all."""
     max_tasks: int | None = None
@@ -88,6 +110,16 @@ class DataConfig:
     """Share of each task's documents that chooses the epoch and tau."""
     test_fraction: float = 0.33
     """Share of each task's documents that is reported, and chooses nothing."""
+    split_column: str | None = None
+    """Column with the split of a document: train, validation or test. A split that no document names is drawn from
+    those of training. Left out: splits are drawn."""
+    validation_path: str | None = None
+    """A file of documents to validate on, with the columns of `path`. Left out: they are drawn from `path`."""
+    test_path: str | None = None
+    """A file of documents to test on, with the columns of `path`. Left out: they are drawn from `path`."""
+    keep_together: Literal["prompt", "document"] = "prompt"
+    """Which documents share a split. `prompt`: those with the same prompt, so that no question is both trained on and
+    tested. `document`: only those that are equal as a whole, for prompts that say nothing of their own."""
     seed: int = 0
     """Random seed of the splits."""
     split: Literal["by_text", "sample"] = "by_text"
@@ -97,10 +129,23 @@ class DataConfig:
     """Folder of a run or an export whose splits are kept. Documents that it knows, by their text, stay in its splits;
     only the others are drawn. Left out: the export that `init_from` or a merged `model.name` is part of, else none."""
     prompt: str | None = None
-    """Text before each document, in place of the start symbol. It is not scored. `{task}` is the name of the document's
-    task; write `{{` and `}}` for braces."""
+    """Text before each document. It is given, not scored. `{task}` is the name of the document's task, and any other
+    name in braces is a column of its row; write `{{` and `}}` for braces. Left out: the prompt column, where rows have
+    one. A prompt without a column replaces the start symbol."""
     template: str = "{text}"
-    """What is scored of a document, together with the end token. `{text}` is its text, `{task}` its task's name."""
+    """What is scored of a document, together with the end token. `{text}` is its text or completion, `{task}` its
+    task's name, and any other name in braces a column of its row."""
+    truncate: Literal["end", "prompt"] = "end"
+    """Where a document with more than `model.max_tokens` is cut. `end`: at its end; if nothing that is scored is left,
+    it is left out, and counted. `prompt`: at the left of its prompt, so that the answer stays."""
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """What is scored of a conversation. `assistant`: every turn of the assistant, with the token that ends it.
+    `last_assistant`: the last one. `all`: all turns; where rows are a prompt and a completion, the whole completion."""
+    chat_template: str | None = None
+    """Chat template of conversations: a file with a Jinja template, which is read at once, or the template itself. Left
+    out: the tokenizer's own."""
+    template_kwargs: dict[str, str | bool | int | float] = field(default_factory=dict)
+    """Variables for the chat template, such as `{enable_thinking: false}`."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Settings of the embedded corpus."""
 
@@ -109,12 +154,16 @@ class DataConfig:
             object.__setattr__(self, "path", local_path(self.path, "data.path"))
         if self.split_from is not None:
             object.__setattr__(self, "split_from", expand_home(self.split_from, "data.split_from"))
+        for name in ("validation_path", "test_path"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, local_path(value, f"data.{name}"))
         require(
-            self.min_documents >= 3, f"data.min_documents={self.min_documents}: need at least 3, one for each split"
+            self.min_documents is None or self.min_documents >= 1,
+            f"data.min_documents={self.min_documents}: need at least 1",
         )
         require(
-            self.max_documents is None or self.max_documents >= self.min_documents,
-            f"data.max_documents={self.max_documents}: need at least data.min_documents={self.min_documents}",
+            self.max_documents is None or self.max_documents >= self.fewest_documents,
+            f"data.max_documents={self.max_documents}: need at least data.min_documents={self.fewest_documents}",
         )
         require(
             self.max_tasks is None or self.max_tasks >= 2, f"data.max_tasks={self.max_tasks}: need at least 2 tasks"
@@ -129,12 +178,10 @@ class DataConfig:
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
         )
-        if self.prompt is not None:
-            check_template(self.prompt, "data.prompt", ["task"])
-        require(
-            check_template(self.template, "data.template", ["text", "task"]).count("text") == 1,
-            f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
-        )
+        if self.chat_template is not None and "{" not in self.chat_template:
+            object.__setattr__(self, "chat_template", _read_template(self.chat_template))
+        self._check_templates()
+        self._check_splits()
         require(
             self.split == "by_text" or 0 <= self.seed < 2**32,
             f"data.seed={self.seed}: data.split=sample needs a value from 0 to 2^32 - 1",
@@ -146,6 +193,43 @@ class DataConfig:
             require(
                 self.path is None, f"data.source=synthetic reads no file: drop data.path={self.path}, or data.source"
             )
+
+    def _check_templates(self) -> None:
+        """Refuse templates without the text that is scored, and prompts that would give it away."""
+        if self.prompt is not None:
+            given = check_template(self.prompt, "data.prompt")
+            scored = next((name for name in given if name in self.scored_names), None)
+            require(
+                scored is None,
+                f"data.prompt={self.prompt!r}: {{{scored}}} is what is scored, and would be given; drop it",
+            )
+        placeholders = check_template(self.template, "data.template")
+        require(
+            sum(name in self.scored_names for name in placeholders) == 1,
+            f"data.template={self.template!r}: need {{text}} in it once, such as ' [text] {{text}}'",
+        )
+
+    def _check_splits(self) -> None:
+        """Refuse two sources of the same splits."""
+        files = {"validation_path": self.validation_path, "test_path": self.test_path}
+        given = {f"data.{name}": value for name, value in {"split_column": self.split_column, **files}.items() if value}
+        for key in given:
+            require(
+                self.split == "by_text", f"{key}={given[key]}: gives the splits; drop it, or data.split={self.split}"
+            )
+            require(
+                self.split_from is None,
+                f"{key}={given[key]}: gives the splits; drop it, or data.split_from={self.split_from}",
+            )
+        require(
+            self.split_column is None or len(given) == 1,
+            f"data.split_column={self.split_column}: the splits are in the column or in files of their own; drop one",
+        )
+        named = next((name for name, value in files.items() if value), None)
+        require(
+            named is None or (self.path is not None and self.kind == "file"),
+            f"data.{named}={files.get(named or '')}: goes with data.path=FILE, the documents to train on",
+        )
 
     def _check_source_keys(self) -> None:
         """Refuse keys that another source has, as far as `source` alone tells."""
@@ -175,6 +259,18 @@ class DataConfig:
             )
 
     @property
+    def scored_names(self) -> set[str]:
+        """Placeholders that stand for what is scored."""
+        return {TEXT, self.text_column or TEXT, self.completion_column or COMPLETION}
+
+    @property
+    def fewest_documents(self) -> int:
+        """`min_documents`, or what `small_tasks` makes of it."""
+        if self.min_documents is not None:
+            return self.min_documents
+        return 1 if self.small_tasks == "keep" else SMALL
+
+    @property
     def tasks_by(self) -> str:
         """What orders the tasks, in words."""
         if self.kind == "talk_of_norway":
@@ -187,3 +283,13 @@ class DataConfig:
         if self.source is not None:
             return self.source
         return "synthetic" if self.path is None else "file"
+
+
+def _read_template(file: str) -> str:
+    """The text of a file with a chat template."""
+    try:
+        template = Path(local_path(file, "data.chat_template")).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.chat_template={file}: cannot be read ({one_line(error)}); give a Jinja file") from None
+    require("{" in template, f"data.chat_template={file}: holds no Jinja template, not one brace")
+    return template

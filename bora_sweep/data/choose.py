@@ -14,7 +14,7 @@ def choose(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, l
     """The documents and tasks that `config` keeps.
 
     Args:
-        documents: Columns task, text, floor_nll_nats and time.
+        documents: Columns task, text, content, floor_nll_nats and time.
         config: The limits.
 
     Returns:
@@ -40,8 +40,12 @@ def _limit_lengths(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.Data
     if num := int(is_short.sum()):
         below = f"shorter than data.min_characters={config.min_characters}, or blank, left out"
         notes.append(f"{plural(num, 'document')} {below}")
-    is_long = num_characters[~is_short] > config.max_characters
-    documents = documents.loc[~is_short].copy()
+    is_conversation = pd.Series([content is not None and "messages" in content for content in documents["content"]])
+    is_beyond = is_conversation.to_numpy() & (num_characters > config.max_characters).to_numpy() & ~is_short.to_numpy()
+    if num := int(is_beyond.sum()):  # a turn that breaks off would be learnt with the token that ends it
+        notes.append(f"{plural(num, 'conversation')} longer than data.max_characters={config.max_characters} left out")
+    documents = documents.loc[~is_short.to_numpy() & ~is_beyond].copy()
+    is_long = documents["text"].str.len() > config.max_characters
     if num := int(is_long.sum()):
         notes.append(f"{plural(num, 'document')} cut at data.max_characters={config.max_characters}")
         documents.loc[is_long, "text"] = documents.loc[is_long, "text"].str.slice(stop=config.max_characters)
@@ -60,9 +64,12 @@ def _choose_tasks(documents: pd.DataFrame, earliest: dict[Any, Any], config: Dat
             notes.append(f"{plural(len(tasks), 'task')} {why} left out ({plural(num, 'document')})")
 
     in_order = sorted(earliest, key=lambda task: (earliest[task], task))
-    large = [task for task in in_order if num_documents[task] >= config.min_documents]
-    small = [task for task in in_order if num_documents[task] < config.min_documents]
-    leave_out(small, f"with fewer than data.min_documents={config.min_documents} documents")
+    fewest = config.fewest_documents
+    large = [task for task in in_order if num_documents[task] >= fewest]
+    small = [task for task in in_order if num_documents[task] < fewest]
+    asked = f"data.min_documents={fewest} documents"
+    asked = asked if config.min_documents is not None else f"{fewest} documents (data.small_tasks=leave_out)"
+    leave_out(small, f"with fewer than {asked}" if fewest > 1 else "without a document that is kept")
     tasks = large[: config.max_tasks]
     leave_out(large[len(tasks) :], f"beyond the first data.max_tasks={config.max_tasks} by {config.tasks_by}")
     return tasks, notes

@@ -1,113 +1,118 @@
-"""Read the documents of a table: check the columns that the configuration names, and convert their values."""
+"""Which columns of a source hold what: the shape of its rows is recognised by their names."""
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from bora_sweep.config import DataConfig
-from bora_sweep.errors import InputError, plural
+from bora_sweep.config.data import COMPLETION, TEXT
+from bora_sweep.config.template import check_template
+from bora_sweep.data.table import check_columns
+from bora_sweep.errors import InputError
+
+Shape = Literal["text", "prompt", "messages"]
+SHAPES: dict[Shape, dict[str, str]] = {
+    "text": {"text_column": TEXT},
+    "prompt": {"prompt_column": "prompt", "completion_column": COMPLETION},
+    "messages": {"messages_column": "messages"},
+}
+"""The keys that name the columns of each shape of rows, with the columns that they name where they are left out."""
+SHAPE_IN_WORDS = {"text": "running text", "prompt": "a prompt and a completion", "messages": "a conversation"}
+TOOLS = "tools"
+"""The column with the tools that a conversation may call, where it has one."""
+NESTED = ("data.prompt_column", "data.completion_column", "data.messages_column", "data.choices_column", TOOLS)
+"""Columns whose values may be lists."""
+NAMES = ("data.task_column", "data.id_column")
+"""Columns whose values are names: text or whole numbers."""
 
 
-def named_columns(config: DataConfig) -> dict[str, str]:
-    """The columns that the configuration names: configuration key to column name."""
-    columns = {
-        "data.text_column": config.text_column,
-        "data.task_column": config.task_column,
-        "data.id_column": config.id_column,
-        "data.time_column": config.time_column,
-    }
-    return {key: name for key, name in columns.items() if name is not None}
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read of a source."""
+
+    shape: Shape
+    of: dict[str, str]
+    """From what asks for a column, such as the key `data.text_column` or a placeholder `{question}`, to its name."""
+
+    @property
+    def scored(self) -> str:
+        """The column with the text, the completion or the conversation."""
+        return self.of[f"data.{list(SHAPES[self.shape])[-1]}"]
+
+    @property
+    def filled_in(self) -> list[str]:
+        """Columns that `data.prompt` and `data.template` name, beside the task and what is scored."""
+        return [name for key, name in self.of.items() if key.startswith("{")]
 
 
-def documents_of(table: pa.Table, config: DataConfig) -> pd.DataFrame:
-    """The rows of `table` as documents.
+def choose_columns(source: object, existing: Sequence[str], config: DataConfig) -> Columns:
+    """The columns that `config` names, and those by which the shape of the rows is recognised.
 
     Args:
-        table: Has the columns that `config` names.
-        config: Which column is which.
-
-    Returns:
-        Columns task, text, document_id, floor_nll_nats (NaN) and time, in the order of the rows.
+        source: The file or data set, for messages.
+        existing: The names of all its columns.
+        config: Names the columns.
 
     Raises:
-        InputError: A value is missing or has the wrong type, or an id occurs twice.
+        InputError: A column is missing or occurs twice, or the shape of the rows is not clear.
     """
-    documents = pd.DataFrame(
-        {
-            "task": _strings(table, "data.task_column", config, is_name=True),
-            "text": _strings(table, "data.text_column", config, is_name=False),
-            "document_id": np.arange(table.num_rows).astype(str),
-            "floor_nll_nats": np.nan,
-            "time": 0,
-        }
-    )
-    if config.id_column is not None:
-        documents["document_id"] = ids = _strings(table, "data.id_column", config, is_name=True)
-        if ids.duplicated().any():
-            second = int(ids.duplicated().argmax())
-            first = int((ids == ids[second]).argmax())
+    shape = _shape(source, existing, config)
+    names = {f"data.{key}": getattr(config, key) or usual for key, usual in SHAPES[shape].items()}
+    for key in ("task_column", "id_column", "time_column", "split_column", "choices_column"):
+        if (name := getattr(config, key)) is not None:
+            names[f"data.{key}"] = name
+    if shape == "messages":
+        refuse_templates(source, config)
+    else:
+        known = {"task", TEXT, names["data.text_column" if shape == "text" else "data.completion_column"]}
+        for key, template in {"data.prompt": config.prompt or "", "data.template": config.template}.items():
+            for name in check_template(template, key):
+                if name not in known:
+                    check_columns(source, existing, {key: name})
+                    names[f"{{{name}}}"] = name
+        if shape == "prompt" and config.prompt is not None and not any(key.startswith("{") for key in names):
+            prompt = names["data.prompt_column"]
             raise InputError(
-                f"{config.path}: rows {first} and {second} (counted from 0) both have {ids[second]!r} in column "
-                f"{config.id_column!r}; data.id_column needs a column without repeats, or drop it to use row numbers"
+                f"data.prompt={config.prompt!r}: names no column of {source}, so that its prompts would be left out; "
+                f"write {{{prompt}}} where they belong"
             )
-    if config.time_column is not None:
-        documents["time"] = _times(_decoded(table, config.time_column), config)
-    return documents
+    if shape != "text" and TOOLS in existing:
+        names[TOOLS] = TOOLS
+    check_columns(source, existing, names)
+    return Columns(shape, names)
 
 
-def _strings(table: pa.Table, key: str, config: DataConfig, is_name: bool) -> pd.Series:
-    """The column that `key` names, as strings. No value may be missing. Names may be whole numbers, but not blank."""
-    name = named_columns(config)[key]
-    column = _decoded(table, name)
-    kind = column.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_null(kind) or (is_name and pa.types.is_integer(kind))):
-        needed = "text or whole numbers (1, not 1.0)" if is_name else "text"
-        raise InputError(f"{config.path}: column {name!r} ({key}) holds values of type {kind}; it needs {needed}")
-    strings = column.cast(pa.large_string()).to_pandas()
-    missing = strings.isna() | (strings.str.strip() == "") if is_name else strings.isna()
-    if missing.any():
-        raise InputError(
-            f"{config.path}: column {name!r} ({key}) has no value in {plural(int(missing.sum()), 'row')}, the first "
-            f"is row {int(missing.argmax())} (counted from 0); fill the gaps, or remove these rows"
-        )
-    return strings
-
-
-def _decoded(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The column, with the values of a dictionary in place of its codes."""
-    column = table.column(name)
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-
-
-def _times(column: pa.ChunkedArray, config: DataConfig) -> pd.Series:
-    """The column as numbers, else as dates.
-
-    Booleans, durations and times of day are neither, nor are words such as `now`, whose date would be that of the run.
-    """
-    kinds = ("string", "large_string", "string_view", "integer", "floating", "decimal", "date", "timestamp")
-    if not any(getattr(pa.types, f"is_{kind}")(column.type) for kind in kinds):
-        raise _not_a_time(column, 0, config)
-    values = column.to_pandas()
-    numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
-    finite = np.isfinite(numbers)
-    if not column.null_count and finite.all():
-        rounded = numbers.dtype.kind == "f" and values.astype(str).str.fullmatch(r"[+-]?\d+").all()
-        return values.map(int).astype(object) if rounded else numbers
-    texts = values.astype(str)
-    dates = pd.to_datetime(texts, errors="coerce", format="ISO8601", utc=True)
-    is_no_date = dates.isna() | texts.isin(["now", "today"])  # pandas reads them as the current day
-    if is_no_date.any():
-        neither = is_no_date & ~finite
-        raise _not_a_time(column, int((neither if neither.any() else is_no_date).argmax()), config)
-    return dates
-
-
-def _not_a_time(column: pa.ChunkedArray, row: int, config: DataConfig) -> InputError:
-    value = column[row].as_py()
-    shown = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
-    shown = shown.lower() if isinstance(value, bool) else shown[:60]
-    return InputError(
-        f"{config.path}: row {row} (counted from 0): {shown} in column {config.time_column!r} (data.time_column) is "
-        f"not a time, of type {column.type}; write numbers throughout, or dates such as 1998-10-07"
+def _shape(source: object, existing: Sequence[str], config: DataConfig) -> Shape:
+    """The shape whose columns the configuration names, else the one whose usual columns are there."""
+    named: dict[Shape, list[str]] = {
+        shape: [key for key in keys if getattr(config, key) is not None] for shape, keys in SHAPES.items()
+    }
+    chosen: list[Shape] = [shape for shape, keys in named.items() if keys]
+    if not chosen:
+        chosen = [shape for shape, keys in SHAPES.items() if set(keys.values()) <= set(existing)]
+        if len(chosen) > 1:
+            clear = " or ".join(f"data.{list(SHAPES[s])[-1]}={list(SHAPES[s].values())[-1]}" for s in chosen)
+            raise InputError(
+                f"{source}: its rows could be {' or '.join(SHAPE_IN_WORDS[shape] for shape in chosen)}, by the columns "
+                f"{', '.join(repr(name) for shape in chosen for name in SHAPES[shape].values())}; say which by {clear}"
+            )
+    elif len(chosen) > 1:
+        keys = [f"data.{key}={getattr(config, key)}" for shape in chosen for key in named[shape]]
+        raise InputError(f"{source}: {' and '.join(keys)} name rows of different shapes; keep one shape")
+    if chosen:
+        return chosen[0]
+    raise InputError(
+        f"{source}: no column 'text' (data.text_column), no 'prompt' with 'completion' (data.prompt_column, "
+        f"data.completion_column), and no 'messages' (data.messages_column). The columns are "
+        f"{', '.join(map(repr, existing))}: name those that there are, as in data.text_column=NAME"
     )
+
+
+def refuse_templates(source: object, config: DataConfig) -> None:
+    """Refuse templates of plain text where the chat template writes the text."""
+    for key, default in (("prompt", None), ("template", "{text}")):
+        if (value := getattr(config, key)) != default:
+            raise InputError(
+                f"data.{key}={value!r}: {source} has conversations, which the chat template writes; drop it, or give "
+                "data.chat_template"
+            )

@@ -6,13 +6,14 @@ its blocks ends within CRLF. On one core it is no faster.
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 
-from bora_sweep.data.table import check_columns, open_text, to_table
+from bora_sweep.data.table import ChooseColumns, check_columns, open_text, to_table
 from bora_sweep.errors import InputError, plural
 
 _FIELD = re.compile(r'"(?:[^"]|"")*"|[^,]*')
@@ -20,24 +21,25 @@ _OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'"}
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
-def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
+def read_csv(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
     """The rows of a file, with all values as strings, and notes. An empty field is null; `""` is an empty string.
 
     Args:
         path: The file, compressed if its name ends in .gz.
-        columns: Configuration key to column name; only these columns are read.
+        choose: Chooses the columns that are read.
 
     Raises:
         InputError: The file is empty, a column is missing, or a row is malformed.
     """
     tasks: set[str] = set()
     suspects: list[tuple[int, int, str]] = []
-    _refuse_other_separator(path, columns)
+    _refuse_other_separator(path, choose)
     with open_text(path) as lines:
         rows = csv_rows(path, lines)
         _, header, _ = next(rows, (1, [], []))
         if not header:
             raise InputError(f"{path}: the file is empty; data.path needs a header line and documents below it")
+        columns = choose(path, header)
         needed = check_columns(path, header, columns)
         places, task_place = [header.index(name) for name in needed], header.index(columns["data.task_column"])
 
@@ -52,7 +54,7 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str
     return table, _note_on_quotes([suspect for suspect in suspects if suspect[-1] in tasks])
 
 
-def _refuse_other_separator(path: Path, columns: Mapping[str, str]) -> None:
+def _refuse_other_separator(path: Path, choose: ChooseColumns) -> None:
     """Refuse a file whose header has another separator and no comma, or has all the columns by that separator."""
     with open_text(path) as lines:
         first = next((line.rstrip("\r\n") for line in lines if line.strip()), "")
@@ -62,9 +64,16 @@ def _refuse_other_separator(path: Path, columns: Mapping[str, str]) -> None:
         )
     is_one_field = "," not in first and first.count('"') % 2 == 0  # else the field may go on in the next line
     for separator, shown in _OTHER_SEPARATORS.items():
-        names = {name.strip('" ') for name in first.split(separator)}
-        if separator in first and (is_one_field or names >= set(columns.values())):
+        if separator in first and (is_one_field or _has_columns(path, first.split(separator), choose)):
             raise InputError(f"{path}: its columns are separated by {shown}; save it comma-separated")
+
+
+def _has_columns(path: Path, fields: list[str], choose: ChooseColumns) -> bool:
+    """Whether all the columns that are read are among these fields of a header."""
+    with suppress(InputError):
+        choose(path, [field.strip('" ') for field in fields])
+        return True
+    return False
 
 
 def csv_rows(source: object, lines: Iterable[str]) -> Iterator[tuple[int, list[str], list[str]]]:

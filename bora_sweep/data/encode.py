@@ -6,8 +6,9 @@ template. Where a document or a task's name contains the characters of a mark, t
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,7 +21,9 @@ PROBES = ("x", "a b", "0", "The cat.")
 UNASSIGNED = "\ufdd1 \u1c9f \U0003fffd"
 """Code points that are no characters, so that no tokenizer knows them."""
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(task|text)\}")
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+AS_CHARACTERS = re.compile(r"zqxcharacters(\d+)sretcarahcxqz")
+"""What stands for a control mark that is characters of a text, while a chat template writes its own marks around it."""
 
 
 class Encoder:
@@ -37,12 +40,39 @@ class Encoder:
         # The token for unknown characters may come from a text, unless it is also the end token.
         self.refused = self.control - {token for token in _unknown_tokens(tokenizer) if token != tokenizer.eos_token_id}
 
+    @cached_property
+    def end(self) -> int:
+        """The end token of a document.
+
+        Raises:
+            InputError: The tokenizer has none.
+        """
+        end = self.tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise InputError(f"{self.tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
+        return end
+
+    @cached_property
+    def prepended(self) -> list[int]:
+        """All tokens that the tokenizer prepends to a text by itself, found by encoding `PROBES` with and without.
+
+        Raises:
+            InputError: They depend on the text.
+        """
+        return _prepended(self.tokenizer)
+
+    @cached_property
+    def start(self) -> list[int]:
+        """The start symbol of a document: what the tokenizer prepends, else its BOS, else its EOS."""
+        bos = self.tokenizer.bos_token_id
+        return self.prepended or [bos if isinstance(bos, int) else self.end]
+
     def encode(self, template: str, values_N: Sequence[Mapping[str, str]]) -> list[list[int]]:
         """The tokens of `template` filled in with each of `values_N`, with nothing before or after.
 
         Args:
             template: `data.prompt` or `data.template`. Marks in it are control tokens.
-            values_N: The values of `{task}` and `{text}`, for each of N documents.
+            values_N: The values of the placeholders, for each of N documents.
 
         Raises:
             InputError: The tokenizer makes a control token of a text, and no encoding avoids it.
@@ -61,6 +91,58 @@ class Encoder:
                 self._refuse(texts_N[n], tokens)
             tokens_N[n] = tokens
         return tokens_N
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts that a chat template wrote: marks are control tokens, but for those `as_characters`.
+
+        Raises:
+            InputError: A text has such marks, and the tokenizer has no twin to encode them by.
+        """
+        if not texts:
+            return []
+        tokens_N = self._encode_plain(list(texts))
+        for n, text in enumerate(texts):
+            if AS_CHARACTERS.search(text):
+                tokens_N[n] = self._encode_with_characters(text)
+        return tokens_N
+
+    def as_characters(self, text: str) -> str:
+        """`text` with each special mark replaced by what `encode_rendered` encodes as the mark's characters."""
+        token_of = {mark: token for token, mark in self.special.items()}
+        return self.special_pattern.sub(lambda match: f"zqxcharacters{token_of[match[0]]}sretcarahcxqz", text)
+
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """The control marks of special tokens. Added tokens such as `<think>` are words that a message may contain."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        bounds = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids]
+        return {t: mark for t, mark in self.mark_of.items() if t in bounds or (t in added and added[t].special)}
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches the mark of any special token; of marks that begin alike the longest."""
+        marks = sorted(self.special.values(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+
+    def _encode_with_characters(self, text: str) -> list[int]:
+        plain = AS_CHARACTERS.sub(lambda match: self.special[int(match[1])], text)
+        if not self.tokenizer.is_fast:
+            self._refuse(plain, list(self.special))
+        renamed = self.special_pattern.sub(lambda match: self._renamed.get(match[0], match[0]), text)
+        renamed = AS_CHARACTERS.sub(lambda match: self.special[int(match[1])], renamed)
+        tokens = self._special_twin.encode(renamed, add_special_tokens=False).ids
+        wanted = self.special_pattern.findall(AS_CHARACTERS.sub(" ", text))
+        if [self.special[token] for token in tokens if token in self.special] != wanted:
+            self._refuse(plain, tokens)
+        return tokens
+
+    @cached_property
+    def _renamed(self) -> dict[str, str]:
+        return {mark: _twin_name(token) for token, mark in self.special.items() if not _may_be_text(mark)}
+
+    @cached_property
+    def _special_twin(self) -> Tokenizer:
+        return _twin(self.tokenizer, self._renamed)
 
     def _encode_plain(self, texts: list[str], **options: Any) -> list[list[int]]:
         return self.tokenizer(  # type: ignore[return-value]
@@ -94,14 +176,19 @@ class Encoder:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with `{task}` and `{text}` filled in, and `{{` as a brace. Braces within the values stay."""
+    """`template` with its placeholders filled in, and `{{` as a brace. Braces within the values stay."""
     return PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]) if match[1] else match[0][0], template)
 
 
-def until_text(template: str) -> str:
-    """`data.template` up to and with its `{text}`."""
-    end = next(match.end() for match in PLACEHOLDER.finditer(template) if match[1] == "text")
+def until_text(template: str, scored_names: Collection[str]) -> str:
+    """`data.template` up to and with its `{text}`, or whichever of `scored_names` it has."""
+    end = next(match.end() for match in PLACEHOLDER.finditer(template) if match[1] in scored_names)
     return template[:end]
+
+
+def placeholders(template: str) -> set[str]:
+    """The names in braces."""
+    return {match[1] for match in PLACEHOLDER.finditer(template) if match[1]}
 
 
 def control_marks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -145,21 +232,6 @@ def _unknown_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _is_word(added: Any) -> bool:
     return re.fullmatch(r"[\w\s]+", added.content) is not None
-
-
-def boundary_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-    """The start symbol and the end token of a document.
-
-    Returns:
-        The start symbol: all tokens that the tokenizer prepends, else its BOS, else its EOS. And its EOS.
-
-    Raises:
-        InputError: The tokenizer has no end token, or prepends different tokens to different texts.
-    """
-    end, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    if not isinstance(end, int):
-        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token; set its eos_token")
-    return _prepended(tokenizer) or [bos if isinstance(bos, int) else end], end
 
 
 def _prepended(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,27 +2,29 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from bora_sweep.data.table import check_columns, open_text, to_table
+from bora_sweep.data.columns import NAMES, NESTED
+from bora_sweep.data.table import JSON, ChooseColumns, check_columns, open_text, to_table
 from bora_sweep.errors import InputError
 
-_NAME_KEYS = ("data.task_column", "data.id_column")  # in these columns whole numbers are names, of any length
 _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", tuple: "an object"}
 _NESTED = ("a list", "an object")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def read_jsonl(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
+def read_jsonl(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
     """The rows of a file, with one type per column, and no notes. Tasks and ids that are whole numbers become text.
+
+    Lists and objects become JSON in a string, in a column that says so (`bora_sweep.data.table.JSON`).
 
     Args:
         path: The file, compressed if its name ends in .gz.
-        columns: Configuration key to column name; only these columns are read.
+        choose: Chooses the columns that are read.
 
     Raises:
         InputError: The file is empty, a column is missing, or a line is malformed.
@@ -30,9 +32,15 @@ def read_jsonl(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[s
     first = next(_objects(path), (1, None))[1]
     if first is None:
         raise InputError(f"{path}: the file is empty; data.path needs one JSON object per line")
+    columns = choose(path, list(dict(first)))
     needed = check_columns(path, list(dict(first)), columns)
-    named = {columns[key] for key in _NAME_KEYS if key in columns}
+    named = {columns[key] for key in NAMES if key in columns}
+    nested = {columns[key] for key in NESTED if key in columns}
     first_cells: dict[str, tuple[int, Any]] = {}
+    types: dict[str, pa.Field | None] = dict.fromkeys(needed)
+    for name in nested:
+        if not isinstance(dict(first)[name], str):
+            types[name] = pa.field(name, pa.large_string(), metadata=JSON)
 
     def rows() -> Iterator[list[Any]]:
         for line, pairs in _objects(path):
@@ -42,13 +50,34 @@ def read_jsonl(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[s
             cells = [value.get(name) for name in needed]
             for name, cell in zip(needed, cells, strict=True):
                 if cell is not None:
-                    _check_cell(path, line, name, cell, first_cells.setdefault(name, (line, cell)), name in named)
+                    _check_cell(
+                        path, line, name, cell, first_cells.setdefault(name, (line, cell)),
+                        is_name=name in named, may_be_nested=types[name] is not None,
+                    )  # fmt: skip
             yield [
+                _json(path, line, name, cell) if types[name] is not None else
                 str(cell) if type(cell) is int and name in named else cell
                 for name, cell in zip(needed, cells, strict=True)
-            ]
+            ]  # fmt: skip
 
-    return to_table(rows(), dict.fromkeys(needed)), []
+    return to_table(rows(), types), []
+
+
+def _json(path: Path, line: int, name: str, cell: Any) -> str | None:
+    """A list or an object as JSON; each key once. `cell` has objects as tuples of pairs."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            _check_repeated(path, line, value, [key for key, _ in value])
+            return {key: plain(inner) for key, inner in value}
+        return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+    if cell is None:
+        return None
+    text = json.dumps(plain(cell), ensure_ascii=False)
+    if _HALF.search(text):
+        raise InputError(f"{path}, line {line}: {name!r} contains half a surrogate pair; replace it")
+    return text
 
 
 def _objects(path: Path) -> Iterator[tuple[int, tuple[tuple[str, Any], ...]]]:
@@ -88,11 +117,13 @@ def _check_repeated(path: Path, line: int, pairs: tuple[tuple[str, Any], ...], n
             raise InputError(f"{path}, line {line}: {name!r} occurs {keys.count(name)} times; keep one of them")
 
 
-def _check_cell(path: Path, line: int, name: str, cell: Any, first_cell: tuple[int, Any], is_name: bool) -> None:
+def _check_cell(
+    path: Path, line: int, name: str, cell: Any, first_cell: tuple[int, Any], *, is_name: bool, may_be_nested: bool
+) -> None:
     """Refuse a value whose type differs from the column's first value, or that a column cannot hold."""
     first_line, first = first_cell
     kind = _KINDS[type(cell)]
-    if kind in _NESTED:
+    if kind in _NESTED and not may_be_nested:
         raise InputError(f"{path}, line {line}: {name!r} is {kind}; it needs text, or a number")
     if is_name and isinstance(cell, bool | float):
         raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}; it needs text, or a whole number")

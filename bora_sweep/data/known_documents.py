@@ -4,6 +4,7 @@ A run that starts from another's adapters must not report a document that those 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bora_sweep.config import Config, DataConfig
+from bora_sweep.data.documents import prompt_of
 from bora_sweep.data.split import SPLITS, normalized
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, read_bytes
@@ -33,13 +35,20 @@ _TASKS = "tasks.json"  # in an export
 _IDENTITY = ["task", "document_id", "fingerprint"]
 
 
-def with_fingerprints(documents: pd.DataFrame) -> pd.DataFrame:
-    """`documents` with columns fingerprint (of the text) and loose_fingerprint (of the text once it is `normalized`).
+def with_fingerprints(documents: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """`documents` with columns fingerprint (of all of it) and loose_fingerprint (of what documents of a split share).
 
-    A fingerprint is the first half of a SHA-256, in hexadecimal.
+    The second one is of the prompt, or of the text where there is none, once it is `normalized`. A fingerprint is the
+    first half of a SHA-256, in hexadecimal.
+
+    Args:
+        documents: Columns text and content, as `bora_sweep.data.documents.documents_of` makes them.
+        data: What is kept together.
     """
-    loose = [normalized(text) for text in documents["text"]]
-    return documents.assign(fingerprint=_fingerprints(documents["text"]), loose_fingerprint=_fingerprints(loose))
+    pairs = list(zip(documents["text"], documents["content"], strict=True))
+    whole = [text if content is None else json.dumps([content, text], ensure_ascii=False) for text, content in pairs]
+    loose = [normalized(prompt_of(text, content, data)) for text, content in pairs]
+    return documents.assign(fingerprint=_fingerprints(whole), loose_fingerprint=_fingerprints(loose))
 
 
 def _fingerprints(texts: Iterable[str]) -> list[str]:
@@ -109,7 +118,8 @@ def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | Non
     """The split of each known document, and None for the others.
 
     A document is known by task, id and text; else by its text; else by its normalized text, since a file may be saved
-    with other line breaks. A text in several splits counts as train before validation, and as validation before test.
+    with other line breaks, or by its prompt, so that no question is both trained on and tested. A text in several
+    splits counts as train before validation, and as validation before test.
 
     Args:
         documents: Columns task, document_id, fingerprint and loose_fingerprint.

@@ -3,7 +3,7 @@
 import codecs
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pa_parquet
 
 from bora_sweep.data.csv_rows import read_csv
 from bora_sweep.data.json_rows import read_jsonl
-from bora_sweep.data.table import check_columns, is_gzip, open_bytes
+from bora_sweep.data.table import ChooseColumns, check_columns, is_gzip, open_bytes
 from bora_sweep.errors import InputError, one_line, plural
 
 _CONVERSIONS = {
@@ -24,12 +24,12 @@ _CONVERSIONS = {
 """What to do with files that are nearly of a known type."""
 
 
-def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
+def read_file(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
     """The rows of a .parquet, .csv or .jsonl file (also .gz), and notes.
 
     Args:
         path: The file.
-        columns: Configuration key to column name. Only these columns are read. Those of a .csv file are all strings.
+        choose: Chooses the columns that are read. Those of a .csv file are all strings.
 
     Raises:
         InputError: The file does not exist, has an unknown type or no rows, lacks a column, has a malformed row, or is
@@ -48,7 +48,7 @@ def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[st
             + (f": {_CONVERSIONS[suffix]}" if suffix in _CONVERSIONS else "")
         )
     try:
-        table, notes = readers[suffix](path, columns)
+        table, notes = readers[suffix](path, choose)
         table.validate(full=True)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
@@ -59,23 +59,22 @@ def read_file(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[st
     return table, notes
 
 
-def _read_parquet(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
+def _read_parquet(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
     with open_bytes(path) as stream:
         # Parquet is read from its end, and gzip.open cannot seek cheaply.
         file = pa_parquet.ParquetFile(pa.BufferReader(stream.read()) if is_gzip(path) else path)
-        table = file.read(columns=check_columns(path, file.schema_arrow.names, columns))
+        table = file.read(columns=_needed(path, file.schema_arrow.names, choose))
     return _with_label_names(path, table, file.schema_arrow), []
 
 
-def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[str]]:
+def read_folder(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
     """One document for each .txt file in the subfolders of `path`, and notes. Each subfolder is a task.
 
     The columns are task, text and document_id, which is the file's path below `path`. Hidden files and folders are
     skipped.
 
     Raises:
-        InputError: No subfolder has a .txt file, a file cannot be read or is not UTF-8, or `columns` names another
-            column.
+        InputError: No subfolder has a .txt file, a file cannot be read or is not UTF-8, or another column is chosen.
     """
     visible = (entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry))
     folders = sorted(visible, key=lambda folder: folder.name)
@@ -97,7 +96,11 @@ def read_folder(path: Path, columns: Mapping[str, str]) -> tuple[pa.Table, list[
     visible_below = (file for file in path.rglob("*") if not any(map(_is_hidden, file.relative_to(path).parents)))
     if num_elsewhere := sum(map(_is_text, visible_below)) - len(rows):
         notes.append(f"{plural(num_elsewhere, '.txt file')} not directly in a subfolder skipped")
-    return pa.Table.from_pylist(rows).select(check_columns(path, list(rows[0]), columns)), notes
+    return pa.Table.from_pylist(rows).select(_needed(path, list(rows[0]), choose)), notes
+
+
+def _needed(source: object, existing: Sequence[str], choose: ChooseColumns) -> list[str]:
+    return check_columns(source, existing, choose(source, existing))
 
 
 def _is_hidden(path: Path) -> bool:
@@ -108,14 +111,14 @@ def _is_text(file: Path) -> bool:
     return file.suffix.lower() == ".txt" and not _is_hidden(file) and not file.is_dir()
 
 
-def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]) -> pa.Table:
+def read_hub(path: str, name: str | None, split: str, choose: ChooseColumns) -> pa.Table:
     """The rows of a Hugging Face data set, or of a local folder that `datasets` can load or has saved.
 
     Args:
         path: The name of the data set, or the folder.
         name: Its configuration, if it has several.
         split: Which of its splits is read.
-        columns: Configuration key to column name; only these columns are read.
+        choose: Chooses the columns that are read.
 
     Raises:
         InputError: It cannot be loaded, has no rows, or lacks a column.
@@ -132,7 +135,7 @@ def read_hub(path: str, name: str | None, split: str, columns: Mapping[str, str]
             "read"
         ) from error
     dataset = _split_of_saved(path, loaded, name, split) if is_saved else loaded
-    needed = check_columns(f"data.path={path}", dataset.column_names, columns)
+    needed = _needed(f"data.path={path}", dataset.column_names, choose)
     if len(dataset) == 0:
         raise InputError(f"data.path={path}: no rows in data.hub_split={split}")
     table = dataset.select_columns(needed).with_format("arrow")[:]

@@ -16,16 +16,20 @@ SPLITS = ("train", "validation", "test")
 def split_sizes(num_documents: int, fractions: Sequence[float]) -> list[int]:
     """`num_documents` times `fractions`, rounded by largest remainder so that the sizes sum to `num_documents`.
 
-    An empty split takes one document from the largest, if that leaves the largest at least one.
+    An empty split takes one document from the largest, if that leaves the largest at least one. With fewer documents
+    than splits the first splits have one each. A fraction of 0 is no split.
     """
+    splits = [split for split, fraction in enumerate(fractions) if fraction > 0]
+    if num_documents < len(splits):
+        return [int(split in splits[:num_documents]) for split in range(len(fractions))]
     exact = [num_documents * fraction / sum(fractions) for fraction in fractions]
     sizes = [int(size) for size in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda split: sizes[split] - exact[split])
     for split in by_remainder[: num_documents - sum(sizes)]:
         sizes[split] += 1
-    while min(sizes) == 0 and max(sizes) > 1:
+    while empty := [split for split in splits if sizes[split] == 0]:
         sizes[sizes.index(max(sizes))] -= 1
-        sizes[sizes.index(0)] += 1
+        sizes[empty[0]] += 1
     return sizes
 
 
@@ -44,7 +48,10 @@ class _Counts:
     def best_split(self, tasks: Sequence[str]) -> int:
         """The split that most of these tasks lack; between equals, the one with the most room in them."""
         need = [
-            (sum(self.placed[t][s] == 0 for t in tasks), sum(self.wanted[t][s] - self.placed[t][s] for t in tasks))
+            (
+                sum(self.placed[t][s] == 0 < self.wanted[t][s] for t in tasks),
+                sum(self.wanted[t][s] - self.placed[t][s] for t in tasks),
+            )
             for s in range(len(SPLITS))
         ]
         return need.index(max(need))
@@ -56,26 +63,30 @@ def split_documents(
     fractions: Sequence[float],
     seed: int,
     known: Sequence[str | None] | None = None,
+    *,
+    whole: bool = False,
 ) -> list[str]:
-    """The split of each document, drawn by a hash of its text.
+    """The split of each document, drawn by a hash of its text, or of its prompt.
 
     Equal texts share a split, in whatever tasks they are, and so do texts that are equal once they are `normalized`.
     Texts that occur most often are placed first; texts that occur equally often, in the order of a hash of seed and
     text. Each goes to the split that most of its tasks lack, else to the one with the most room. So the result does not
-    depend on the order of the documents, and a task without repeated texts gets exactly its `split_sizes`.
+    depend on the order of the documents, and a task without repeated texts gets exactly its `split_sizes`. A task with
+    one text trains on it; with two, the second one is in another split.
 
     Known documents stay in their splits. A new document whose text equals a known one goes there too: to train before
     validation, and to validation before test. The others then bring each task as near to its sizes as possible.
 
     Args:
         tasks: The task of each document.
-        texts: The text of each document.
-        fractions: Shares of train, validation and test, summing to 1.
+        texts: What the documents that share a split have in common, the text or the prompt of each.
+        fractions: Shares of train, validation and test, summing to 1. From a share of 0 nothing is drawn.
         seed: Another seed gives another assignment.
         known: The split of each document, or None where it is to be drawn; left out: all are drawn.
+        whole: Whether each task needs all three splits.
 
     Raises:
-        InputError: A task would have no document in some split.
+        InputError: A task would have no document to train on, or with `whole` none in some split.
     """
     documents = list(zip(tasks, _one_of_equals(list(texts)), strict=True))
     known_N = [None if split is None else SPLITS.index(split) for split in known or [None] * len(documents)]
@@ -87,8 +98,6 @@ def split_documents(
             counts.place([task], split)
             split_of_text[text] = min(split, split_of_text.get(text, split))
     distinct = Counter(task for task, _ in set(documents))
-    too_few = [task for task, count in distinct.items() if count < len(SPLITS) and not any(counts.placed[task])]
-    _refuse(too_few, wanted, distinct)
     tasks_of_text: dict[str, list[str]] = {}
     for (task, text), split in zip(documents, known_N, strict=True):
         if split is None and text in split_of_text:
@@ -98,7 +107,7 @@ def split_documents(
     for text in sorted(tasks_of_text, key=lambda text: (-len(tasks_of_text[text]), _digest(seed, text))):
         split_of_text[text] = counts.best_split(tasks_of_text[text])
         counts.place(tasks_of_text[text], split_of_text[text])
-    empty = [task for task, placed in counts.placed.items() if min(placed) == 0]
+    empty = [task for task, placed in counts.placed.items() if placed[0] == 0 or (whole and min(placed) == 0)]
     _refuse(empty, wanted, distinct, ", and known documents stay in theirs" if known and any(known) else "")
     splits = (
         split_of_text[text] if split is None else split for (_, text), split in zip(documents, known_N, strict=True)
@@ -167,7 +176,7 @@ def _refuse(tasks: list[str], wanted: dict[str, list[int]], distinct: Counter[st
     enough = max(sum(wanted[name]) for name in tasks) + 1
     raise InputError(
         f"task {task!r}{others}: {plural(sum(wanted[task]), 'document')} with "
-        f"{plural(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts "
-        f"share a split, across tasks too{also}. Leave such tasks out with "
-        f"data.min_documents={enough}, or remove their repeated texts"
+        f"{plural(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts, or "
+        f"prompts, share a split, across tasks too{also}. Leave such tasks out with data.min_documents={enough}, "
+        "remove what is repeated, or where prompts say nothing of their own set data.keep_together=document"
     )

@@ -2,7 +2,7 @@
 
 import difflib
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -11,6 +11,10 @@ import pyarrow as pa
 
 from bora_sweep.errors import InputError
 
+ChooseColumns = Callable[[object, Sequence[str]], Mapping[str, str]]
+"""From a source and the names of all its columns to those that are read, by what asks for each: a configuration key."""
+JSON = {b"bora_sweep": b"json"}
+"""Metadata of an Arrow column whose strings are JSON, for lists and objects that no one Arrow type may hold."""
 _ROWS = 5_000
 """Rows that are Python objects at a time, before they become Arrow's."""
 
@@ -42,12 +46,19 @@ def check_columns(source: object, existing: Sequence[str], columns: Mapping[str,
     return list(dict.fromkeys(columns.values()))
 
 
-def to_table(rows: Iterator[Sequence[Any]], types: Mapping[str, pa.DataType | None]) -> pa.Table:
+def to_table(rows: Iterator[Sequence[Any]], types: Mapping[str, pa.DataType | pa.Field | None]) -> pa.Table:
     """An Arrow table of `rows`, with the columns of `types`; where a type is None, Arrow infers it."""
     blocks = []
     while block := list(islice(rows, _ROWS)):
-        columns = zip(types.items(), zip(*block, strict=True), strict=True)
-        blocks.append(pa.table({name: pa.array(column, kind) for (name, kind), column in columns}))
+        fields, arrays = [], []
+        for (name, kind), column in zip(types.items(), zip(*block, strict=True), strict=True):
+            if isinstance(kind, pa.Field):
+                arrays.append(pa.array(column, kind.type))  # type: ignore[union-attr]
+                fields.append(kind)
+            else:
+                arrays.append(pa.array(column, kind))
+                fields.append(pa.field(name, arrays[-1].type))
+        blocks.append(pa.table(arrays, schema=pa.schema(fields)))
     return pa.concat_tables(blocks, promote_options="permissive") if blocks else pa.table({})
 
 

@@ -1,20 +1,18 @@
 """Exports a trial's adapters as folders for other programs: PEFT adapters or full models, each with a model card."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bora_sweep.config.paths import local_path
-from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.encode import fill, until_text
+from bora_sweep.data.chat import template_variables
+from bora_sweep.data.encode import Encoder, fill, placeholders, until_text
 from bora_sweep.data.known_documents import DOCUMENTS
-from bora_sweep.data.tokens import tokenize_for
+from bora_sweep.data.tokens import given_tokens
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.full_model import write_full
@@ -25,6 +23,9 @@ from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
 from bora_sweep.trials.fingerprints import check_base_model
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The file that transformers reads a chat template from."""
 
 
 def export(
@@ -68,6 +69,8 @@ def export(
             rounding_error = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
             card = _card(loaded, tokenizer, task=task, folder=name, rounding_error=rounding_error)
             (out / name / "README.md").write_text(card, encoding="utf-8")
+            if (template := loaded.config.data.chat_template) is not None:
+                (out / name / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
             if merge and documents is not None:  # each full model is used on its own
                 (out / name / DOCUMENTS).write_bytes(documents)
     except BaseException:
@@ -137,15 +140,20 @@ def _card(
 
 def _text_format(loaded: LoadedTrial, task: str | None, tokenizer: PreTrainedTokenizerBase) -> TextFormat:
     """How fits score a text of the task; for Theta, of the first task."""
-    data, task = loaded.config.data, task or next(iter(loaded.theta_of))
-    row = {"task": task, "text": "", "document_id": "0", "split": "test", "floor_nll_nats": math.nan}
-    empty = tokenize_for(loaded.config, Corpus("", (task,), pd.DataFrame([row]), ()), tokenizer)
-    until = until_text(data.template)
+    data, task, encoder = loaded.config.data, task or next(iter(loaded.theta_of)), Encoder(tokenizer)
+    until = until_text(data.template, data.scored_names)
+    columns = placeholders(f"{data.prompt}{data.template}") - data.scored_names - {"task"}
+    shown = {name: f"…{name}…" for name in columns} | {"task": task}
+    starts = given_tokens(encoder, data, [{"task": task}]) if loaded.form == "text" else [encoder.prepended]
     return TextFormat(
+        form=loaded.form,
         task=task,
         depends_on_task="{task}" in f"{data.prompt}{data.template}",
-        start_tokens=empty.tokens[: len(empty.tokens) - empty.num_tokens("test")].tolist(),
-        before=fill(until, {"task": task, "text": ""}),
-        after=fill(data.template[len(until) :], {"task": task}),
-        end_token=str(tokenizer.convert_ids_to_tokens(empty.padding)),
+        start_tokens=starts[0],
+        prompt=fill(data.prompt if data.prompt is not None else "{prompt}", {**shown, "prompt": "…"}),
+        before=fill(until, {**shown, **dict.fromkeys(data.scored_names, "")}),
+        after=fill(data.template[len(until) :], shown),
+        end_token=str(tokenizer.convert_ids_to_tokens(encoder.end)),
+        has_own_template=data.chat_template is not None,
+        template_variables=template_variables(data),
     )

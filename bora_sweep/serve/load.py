@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bora_sweep.config import Config, LoraConfig, read_config
+from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
@@ -35,6 +36,8 @@ class LoadedTrial:
     """Theta."""
     theta_of: dict[str, Tensor]
     """Each task's adapter, theta_P."""
+    form: Form
+    """What its documents are: running text, prompts with completions, or conversations."""
     results: Results
     """The results of the whole run."""
 
@@ -77,6 +80,7 @@ def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
             layout=layout,
             mean_P=tensors["mean_P"],
             theta_of=theta_of,
+            form=description.get("form", "text"),  # older trials have running text
             results=results,
         )
     except (KeyError, TypeError, ValueError) as error:

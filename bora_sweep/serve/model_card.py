@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from bora_sweep.config import Config
+from bora_sweep.data.corpus import Form
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.runs.results import Results, perplexity
@@ -61,17 +62,25 @@ class ExportedFolder:
 class TextFormat:
     """How a document's text is put into the sequence of tokens that is scored."""
 
+    form: Form
+    """Running text, prompts with completions, or conversations."""
     task: str
     """The document's task."""
     depends_on_task: bool
     """Whether the format differs between tasks."""
     start_tokens: list[int]
-    """Unscored tokens before the document."""
+    """Unscored tokens before the document, or before its prompt."""
+    prompt: str
+    """Of prompts with completions: the prompt, with dots where a row's text belongs."""
     before: str
     """The template's text before the document's text."""
     after: str
     """The template's text after it."""
     end_token: str
+    has_own_template: bool
+    """Whether the chat template is the run's, and not the tokenizer's."""
+    template_variables: dict[str, Any]
+    """Of the chat template."""
 
 
 def model_card(exported: ExportedFolder, results: Results) -> str:
@@ -185,8 +194,6 @@ def _snippet(exported: ExportedFolder) -> str:
     model, text_format = exported.config.model, exported.text_format
     code = ", trust_remote_code=True" if model.trust_remote_code else ""
     loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{code})"
-    before = f"{text_format.before!a} + " if text_format.before else ""
-    one_of = f", here one of {text_format.task!a}" if exported.task is None and text_format.depends_on_task else ""
     lines = [
         "import torch",
         *([] if exported.is_full else ["from peft import PeftModel"]),
@@ -196,21 +203,56 @@ def _snippet(exported: ExportedFolder) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
         *([] if exported.is_full else [f"model = PeftModel.from_pretrained(model, {exported.folder!a})"]),
         "",
-        f"start = {text_format.start_tokens}  # what a document begins with{one_of}",
-        f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
-        "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))",
+        *_generating(exported, text_format),
     ]
     return "\n".join(lines)
+
+
+def _generating(exported: ExportedFolder, text_format: TextFormat) -> list[str]:
+    """The lines that generate, from what a document begins with."""
+    if text_format.form == "conversation":
+        options = {name: repr(value) for name, value in text_format.template_variables.items()}
+        if text_format.has_own_template:
+            options |= {"chat_template": f'open({exported.folder!a} + "/chat_template.jinja").read()'}
+        more = "".join(f", {name}={value}" for name, value in options.items())
+        return [
+            'messages = [{"role": "user", "content": "…"}]',
+            f"inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True{more}, return_dict=True, "
+            'return_tensors="pt")',
+            'ids = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(ids, skip_special_tokens=True))",
+        ]
+    one_of = f", here one of {text_format.task!a}" if exported.task is None and text_format.depends_on_task else ""
+    before = f"{text_format.before!a} + " if text_format.before else ""
+    begun = [
+        f"start = {text_format.start_tokens}  # what a document begins with{one_of}",
+        f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
+    ]
+    if text_format.form == "prompt":
+        answer = (
+            f' + tokenizer({text_format.before!a}, add_special_tokens=False)["input_ids"]' if text_format.before else ""
+        )
+        begun = [
+            f"start = {text_format.start_tokens}  # what the tokenizer itself prepends",
+            f"prompt = {text_format.prompt!a}  # with the row's own text for the dots{one_of}",
+            f'ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]{answer}',
+        ]
+    return [*begun, "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))"]
 
 
 def _how_scored(exported: ExportedFolder) -> list[str]:
     """What the perplexities are computed on."""
     text_format, config = exported.text_format, exported.config
     before, after = (f"“{text}”" if text else "" for text in (text_format.before, text_format.after))
-    parts = [markdown_text(part) for part in (before, "text", after, text_format.end_token) if part]
+    what = "completion" if text_format.form == "prompt" else "text"
+    parts = [markdown_text(part) for part in (before, what, after, text_format.end_token) if part]
+    scored = f"What follows `{'prompt' if text_format.form == 'prompt' else 'start'}` is scored: {', '.join(parts)}"
+    if text_format.form == "conversation":
+        turns = {"assistant": "Every turn", "last_assistant": "The last turn"}.get(config.data.loss_on)
+        scored = f"{turns} of the assistant is scored, with the token that ends it" if turns else "All turns are scored"
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
-        f"What follows `start` is scored: {', '.join(parts)}; at most {config.model.max_tokens} tokens of a document, "
+        f"{scored}; at most {config.model.max_tokens} tokens of a document, "
         f"with weights in {config.model.dtype}{mixed}.",
         *([] if (exported.rounding_error or 0) < LARGE_ROUNDING_ERROR else [_how_rounded(exported)]),
     ]

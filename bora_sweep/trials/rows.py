@@ -159,6 +159,7 @@ def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[s
     """
     return {
         "tasks": corpus.tasks,
+        "form": corpus.form,
         "model": config.model.name,
         "lora": asdict(config.lora),
         "sites": [asdict(site) for site in done.layout.sites],

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
 from bora_sweep.process import gc_paused
@@ -157,7 +156,10 @@ def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -
     return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
 
 
-@lru_cache(maxsize=1)
+_bases: dict[str, PreTrainedModel] = {}
+"""The base model that is loaded in this process, by what names it."""
+
+
 def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
     """The base model of the run, loaded once per worker process: the trials of a sweep share it.
 
@@ -169,5 +171,9 @@ def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedMod
     Raises:
         InputError: Another base model is at its path on this machine.
     """
-    check_base_model(folder_at(run), model, data)
-    return load_base(model, data)
+    key = repr((model, data, run))
+    if key not in _bases:
+        check_base_model(folder_at(run), model, data)
+        _bases.clear()
+        _bases[key] = load_base(model, data)
+    return _bases[key]

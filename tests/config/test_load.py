@@ -85,9 +85,9 @@ def through_yaml(config: Config) -> Config:
 
 def held(text: str) -> None:
     """A text given in any way is the text, and so is what is read back."""
-    given_ways = [f"data.text_column={text}", {"data": {"text_column": text}}]
+    given_ways = [f"data.task_column={text}", {"data": {"task_column": text}}]
     config, other = (load_config([way]) for way in given_ways)
-    assert config.data.text_column == other.data.text_column == text
+    assert config.data.task_column == other.data.task_column == text
     assert through_yaml(config) == read_config(config.to_json()) == load_config([config]) == config
 
 
@@ -143,10 +143,10 @@ def test_null_is_none_where_a_key_may_be_that_and_else_the_word(tmp_path):
     (tmp_path / "b.yaml").write_text("data: {prompt: null, id_column: 'null'}\ntracking: ~\n")
     config = load_config([tmp_path / "a.yaml", "data.prompt=null", "lora.alpha=null", "lora.target_modules=null"])
     assert (config.data.prompt, config.lora.alpha, config.lora.target_modules) == (None, None, None)
-    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml", "data.text_column=null"])
-    assert (config.data.prompt, config.data.id_column, config.data.text_column) == (None, "null", "null")
-    (tmp_path / "b.yaml").write_text("data: {text_column: null}\n")
-    with pytest.raises(InputError, match=r"data\.text_column=null: need text"):
+    config = load_config([tmp_path / "a.yaml", tmp_path / "b.yaml", "data.task_column=null"])
+    assert (config.data.prompt, config.data.id_column, config.data.task_column) == (None, "null", "null")
+    (tmp_path / "b.yaml").write_text("data: {task_column: null}\n")
+    with pytest.raises(InputError, match=r"data\.task_column=null: need text"):
         load_config([tmp_path / "b.yaml"])
 
 

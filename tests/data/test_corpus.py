@@ -78,7 +78,7 @@ def test_every_format_gives_the_same_corpus(tmp_path: Path, suffix: str) -> None
     assert corpus.name == "talk"
     assert corpus.tasks == ("t0", "t1", "t2")
     assert corpus.notes == ()
-    assert list(corpus.documents) == ["task", "text", "document_id", "split", "floor_nll_nats"]
+    assert list(corpus.documents) == ["task", "text", "content", "document_id", "split", "floor_nll_nats"]
     expected = frame.assign(document_id=[str(row) for row in range(len(frame))]).sort_values("task", kind="stable")
     for column in expected:
         assert corpus.documents[column].tolist() == expected[column].tolist()
@@ -432,8 +432,11 @@ def test_ids_that_repeat(tmp_path: Path) -> None:
 
 def test_one_task_is_too_few(tmp_path: Path) -> None:
     assert "need at least 2 tasks, got 1" in refusal(write(rows(1), tmp_path / "x.csv"))
-    message = refusal(write(rows(3, 5), tmp_path / "y.csv"))
+    path = write(rows(3, 5), tmp_path / "y.csv")
+    message = refusal(path, min_documents=6)
     assert "got 0: 3 tasks with fewer than data.min_documents=6 documents left out (15 documents)" in message
+    message = refusal(path, small_tasks="leave_out")
+    assert "3 tasks with fewer than 6 documents (data.small_tasks=leave_out) left out (15 documents)" in message
 
 
 @pytest.mark.parametrize(
@@ -460,7 +463,7 @@ def test_filters_in_their_order_with_a_note_each(tmp_path: Path) -> None:
     )
     frame.iloc[0, 1] = "abcdefghijklmnopqrstuvwxyz"
     path = write(frame, tmp_path / "x.parquet")
-    corpus = load(path, min_characters=2, max_characters=25, max_documents=7, max_tasks=3)
+    corpus = load(path, min_characters=2, max_characters=25, max_documents=7, max_tasks=3, min_documents=6)
     assert corpus.notes == (
         "5 documents shorter than data.min_characters=2, or blank, left out",
         "1 document cut at data.max_characters=25",
@@ -582,12 +585,12 @@ def test_a_task_without_repeated_texts_gets_its_sizes(
 
 
 @settings(max_examples=300)
-@given(documents_of_tasks, st.integers(0, 3), st.randoms(use_true_random=False))
-def test_laws_of_the_split(documents: list[tuple[str, str]], seed: int, random) -> None:
+@given(documents_of_tasks, st.integers(0, 3), st.randoms(use_true_random=False), st.booleans())
+def test_laws_of_the_split(documents: list[tuple[str, str]], seed: int, random, whole: bool) -> None:
     def split(order: list[int]) -> dict[int, str] | str:
         tasks, texts = zip(*(documents[row] for row in order), strict=True)
         try:
-            return dict(zip(order, split_documents(tasks, texts, FRACTIONS, seed), strict=True))
+            return dict(zip(order, split_documents(tasks, texts, FRACTIONS, seed, whole=whole), strict=True))
         except InputError as error:
             return str(error)
 
@@ -603,7 +606,14 @@ def test_laws_of_the_split(documents: list[tuple[str, str]], seed: int, random) 
         by_text.setdefault(text, set()).add(result[row])
         by_task.setdefault(task, set()).add(result[row])
     assert all(len(splits) == 1 for splits in by_text.values())
-    assert all(splits == set(SPLITS) for splits in by_task.values())
+    if whole:
+        assert all(splits == set(SPLITS) for splits in by_task.values())
+    for task, splits in by_task.items():
+        num_texts = len({text for name, text in documents if name == task})
+        assert "train" in splits
+        assert len(splits) <= num_texts
+        if not any(name != task and text in {t for n, t in documents if n == task} for name, text in documents):
+            assert len(splits) == min(num_texts, len(SPLITS))  # a task that shares no text has every split that it can
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -664,13 +674,26 @@ def test_a_task_of_one_text_cannot_be_split(tmp_path: Path) -> None:
     frame.loc[frame["task"] == "t2", "text"] = ["Aye.", "Nay."] * 4
     path = write(frame, tmp_path / "x.csv")
     with pytest.raises(InputError, match=r"task 't1' \(and 1 task more\): 8 documents with 1 distinct text "):
-        load(path)
+        load(path, small_tasks="leave_out")
     with pytest.raises(InputError, match=r"data\.min_documents=9"):
-        load(path)
+        load(path, small_tasks="leave_out")
     with pytest.raises(InputError, match=r"'b': 3 documents with 3 distinct texts are too few .*across tasks too"):
-        split_documents("aaabbbfff", "uwzvwzuvx", FRACTIONS, 0)  # every text but one is shared
+        split_documents("aaabbbfff", "uwzvwzuvx", FRACTIONS, 0, whole=True)  # every text but one is shared
     with pytest.raises(InputError, match="'a': 2 documents with 2 distinct texts"):
-        split_documents(["a", "a", *"bbb"], ["1", "2", *"345"], FRACTIONS, 0)
+        split_documents(["a", "a", *"bbb"], ["1", "2", *"345"], FRACTIONS, 0, whole=True)
+
+
+def test_a_task_with_few_texts_trains_on_the_first_and_has_the_splits_that_it_can(tmp_path: Path) -> None:
+    frame = pd.concat([rows(2, 8), pd.DataFrame({"task": ["one", "two", "two"], "text": ["a", "b", "c"]})])
+    corpus = load(write(frame, tmp_path / "x.csv"))
+    splits = corpus.documents.groupby("task")["split"].agg(lambda names: sorted(set(names))).to_dict()
+    everything = sorted(SPLITS)
+    assert splits == {"one": ["train"], "two": ["train", "validation"], "t0": everything, "t1": everything}
+    assert corpus.notes == (
+        "2 tasks without a test document of their own: trained on, with an adapter and no test score",
+    )
+    alone = pd.DataFrame({"task": ["a", "a", "b", "b"], "text": list("wxyz")})
+    assert "no document for test: no task has 3 documents" in refusal(write(alone, tmp_path / "y.csv"))
 
 
 # Folder names

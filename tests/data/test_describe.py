@@ -18,7 +18,7 @@ def corpus_of(sizes: dict[str, tuple[int, int, int]], notes: tuple[str, ...] = (
         for i in range(count)
     ]
     documents = pd.DataFrame(rows, columns=["task", "text", "split"])
-    return Corpus("talk", tuple(sizes), documents.assign(document_id="", floor_nll_nats=np.nan), notes)
+    return Corpus("talk", tuple(sizes), documents.assign(content=None, document_id="", floor_nll_nats=np.nan), notes)
 
 
 def printed(corpus: Corpus, num_tokens: pd.DataFrame | None = None, color: bool = False, width: int = 80) -> str:

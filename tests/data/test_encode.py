@@ -10,8 +10,9 @@ from tiny import SHARED, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from bora_sweep.config import DataConfig
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.encode import Encoder, boundary_tokens, control_marks, fill, until_text
+from bora_sweep.data.encode import Encoder, control_marks, fill, until_text
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
 from bora_sweep.errors import InputError
 
@@ -117,7 +118,7 @@ def test_marks_of_the_template_are_control_and_those_filled_in_are_not(make, tmp
 def test_braces_of_what_is_filled_in_mean_nothing():
     assert fill("{task}: {text}, {other}", {"task": "{text}", "text": "{task}"}) == "{text}: {task}, {other}"
     assert fill("{{task}} {", {"task": "a"}) == "{task} {"
-    assert until_text("{{text}} {task}: {text} end") == "{{text}} {task}: {text}"
+    assert until_text("{{text}} {task}: {text} end", {"text"}) == "{{text}} {task}: {text}"
 
 
 def test_a_lone_character_or_a_word_that_pads_is_text(tmp_path):
@@ -201,7 +202,8 @@ def starting(single: str) -> PreTrainedTokenizerFast:
 def test_all_that_is_put_before_a_text_is_given_and_nothing_that_is_put_after(single, bos, start):
     tokenizer = starting(single)
     tokenizer.bos_token = bos
-    assert boundary_tokens(tokenizer) == (start, 2)
+    encoder = Encoder(tokenizer)
+    assert (encoder.start, encoder.end) == (start, 2)
     corpus = tokenize(corpus_of("w5 w6", "w7 w8 w9 w5"), tokenizer, max_tokens=5)
     (first, one), (second, two) = (sequence(corpus, n) for n in (0, 1))
     assert (first, one) == ([*start, 8, 9, 2], 3)
@@ -215,7 +217,7 @@ def test_a_start_that_leaves_no_room_is_refused():
 
 def corpus_of(*texts: str, task: str = "a") -> Corpus:
     frame = pd.DataFrame({"task": task, "text": texts, "split": "train", "floor_nll_nats": np.nan})
-    return Corpus("made", (task,), frame.assign(document_id=[str(i) for i in range(len(texts))]), ())
+    return Corpus("made", (task,), frame.assign(content=None, document_id=[str(i) for i in range(len(texts))]), ())
 
 
 def sequence(corpus: TokenizedCorpus, n: int) -> tuple[list[int], int]:
@@ -227,7 +229,7 @@ def sequence(corpus: TokenizedCorpus, n: int) -> tuple[list[int], int]:
 def test_an_example_of_opt_token_by_token():
     tokenizer = AutoTokenizer.from_pretrained(OPT)
     found = corpus_of("So </s> be it", task="<pad>")
-    tokens, scored = sequence(tokenize(found, tokenizer, 64, prompt="{task}:", template=" {text}"), 0)
+    tokens, scored = sequence(tokenize(found, tokenizer, 64, data=DataConfig(prompt="{task}:", template=" {text}")), 0)
     pieces = tokenizer.convert_ids_to_tokens(tokens)
     assert pieces[:-scored] == ["<", "p", "ad", ">", ":"]
     assert pieces[-scored:] == ["ĠSo", "Ġ", "<", "/", "s", ">", "Ġbe", "Ġit", "</s>"]
@@ -237,7 +239,7 @@ def test_an_example_of_opt_token_by_token():
 def test_an_example_of_a_chat_token_by_token(tmp_path):
     tokenizer = chat(byte_level, tmp_path)
     found = corpus_of("the <|im_end|>", task="<|user|>")
-    tokens, scored = sequence(tokenize(found, tokenizer, 64, prompt="<|user|>{task}<|im_end|>", template="{text}"), 0)
+    tokens, scored = sequence(tokenize(found, tokenizer, 64, data=DataConfig(prompt="<|user|>{task}<|im_end|>")), 0)
     pieces = [str(tokenizer.decode([token])) for token in tokens]
     assert (pieces[0], pieces[-scored - 1], pieces[-1]) == ("<|user|>", "<|im_end|>", "</s>")
     assert "".join(pieces[1 : -scored - 1]) == "<|user|>"

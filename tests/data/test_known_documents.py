@@ -40,7 +40,7 @@ some_fractions = st.tuples(*[st.floats(0.05, 1)] * 3).map(lambda parts: tuple(pa
 def frame_of(documents: list[tuple[str, str]]) -> pd.DataFrame:
     """Ids are rows, as where no column has them: they move when rows do."""
     frame = pd.DataFrame(documents, columns=["task", "text"])
-    return with_fingerprints(frame.assign(document_id=frame.index.astype(str)))
+    return with_fingerprints(frame.assign(content=None, document_id=frame.index.astype(str)), DataConfig())
 
 
 # Laws
@@ -77,7 +77,7 @@ def test_every_known_document_stays_whatever_the_seed_the_fractions_the_order_an
     known = known_splits(new, make_record(old, None))
     assert known == [split_of.get(text, near_of.get(" ".join(text.split()))) for text in new["text"]]
     try:
-        found = split_documents(new["task"], new["text"], fractions, seed, known)
+        found = split_documents(new["task"], new["text"], fractions, seed, known, whole=True)
     except InputError:
         return
     assert all(split in (None, now) for split, now in zip(known, found, strict=True))
@@ -157,7 +157,7 @@ def test_a_task_whose_known_documents_leave_a_split_empty_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"task 'b': 4 documents with 4 distinct texts .* known documents stay in theirs"
     ):
-        split_documents("aaabbbb", "uvwxyzt", FRACTIONS, 0, [None, None, None, *["train"] * 4])
+        split_documents("aaabbbb", "uvwxyzt", FRACTIONS, 0, [None, None, None, *["train"] * 4], whole=True)
 
 
 def test_texts_that_differ_in_white_space_alone_share_a_split() -> None:
@@ -210,7 +210,9 @@ def test_no_setting_moves_a_known_document(run: Path, changes: dict) -> None:
     texts = pd.read_csv(run.parent / "new.csv")["text"]
     corpus = load(run.parent / "new.csv", split_from=str(run), **changes)
     before = read_documents(run).set_index("fingerprint")["split"].to_dict()
-    whole = with_fingerprints(pd.DataFrame({"text": texts[corpus.documents["document_id"].astype(int)]}))
+    whole = with_fingerprints(
+        pd.DataFrame({"text": texts[corpus.documents["document_id"].astype(int)], "content": None}), DataConfig()
+    )
     now = dict(zip(whole["fingerprint"], corpus.documents["split"], strict=True))
     num_known = sum(mark in before for mark in now)
     assert num_known > 20

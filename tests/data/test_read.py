@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bora_sweep.data.read import read_file
+from bora_sweep.data.table import check_columns
 from bora_sweep.errors import InputError
 
 COLUMNS = {"data.text_column": "text", "data.task_column": "task"}
@@ -21,9 +22,15 @@ NASTY = st.text(st.sampled_from('",\r\n ab\t;\u2028\x0b漢\0'), max_size=8)
 anywhere = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
+def check(source, existing, columns):
+    check_columns(source, existing, columns)
+    return columns
+
+
 def read(path: Path, content: bytes, **more: str) -> tuple[list[tuple], list[str]]:
     path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
-    table, notes = read_file(path, {**COLUMNS, **{f"data.{key}_column": name for key, name in more.items()}})
+    columns = {**COLUMNS, **{f"data.{key}_column": name for key, name in more.items()}}
+    table, notes = read_file(path, lambda source, existing: check(source, existing, columns))
     return list(zip(table["task"].to_pylist(), table["text"].to_pylist(), strict=True)), notes
 
 
@@ -276,7 +283,7 @@ def with_labels(labels: list, names: list[str] | None) -> pa.Table:
 
 def read_parquet(path: Path, table: pa.Table) -> list[str | None]:
     pq.write_table(table, path)
-    return read_file(path, COLUMNS)[0]["task"].to_pylist()
+    return read_file(path, lambda source, existing: check(source, existing, COLUMNS))[0]["task"].to_pylist()
 
 
 def test_labels_in_parquet_that_datasets_wrote_are_their_names(tmp_path):

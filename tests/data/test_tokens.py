@@ -19,16 +19,22 @@ from bora_sweep.data.batches import (
     training_batches,
 )
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.data.encode import boundary_tokens
+from bora_sweep.data.encode import Encoder
 from bora_sweep.data.tokens import token_notes, tokenize
 from bora_sweep.errors import InputError
 
 START = END = 2
 
 
+def bounds(tokenizer) -> tuple[list[int], int]:
+    """The start symbol and the end token."""
+    encoder = Encoder(tokenizer)
+    return encoder.start, encoder.end
+
+
 def corpus_of(*texts: str) -> Corpus:
     frame = pd.DataFrame({"task": "a", "text": texts, "split": "train", "floor_nll_nats": 5.0})
-    return Corpus("made", ("a",), frame.assign(document_id=[str(i) for i in range(len(texts))]), ())
+    return Corpus("made", ("a",), frame.assign(content=None, document_id=[str(i) for i in range(len(texts))]), ())
 
 
 def test_a_sequence_is_start_text_end_and_long_ones_are_cut_before_the_end():
@@ -43,16 +49,16 @@ def test_a_sequence_is_start_text_end_and_long_ones_are_cut_before_the_end():
 
 def test_the_start_symbol_is_what_the_tokenizer_prepends_else_bos_else_eos():
     tokenizer = make_tokenizer()
-    assert boundary_tokens(tokenizer) == ([2], 2)
+    assert bounds(tokenizer) == ([2], 2)
     plain = make_tokenizer()
     plain.backend_tokenizer.post_processor = None
     plain.bos_token = "w1"
-    assert boundary_tokens(plain) == ([4], 2)
+    assert bounds(plain) == ([4], 2)
     plain.bos_token = None
-    assert boundary_tokens(plain) == ([2], 2)
+    assert bounds(plain) == ([2], 2)
     plain.eos_token = None
     with pytest.raises(InputError, match="end token"):
-        boundary_tokens(plain)
+        bounds(plain)
 
 
 @given(st.integers(1, 20), st.integers(0, 99), st.integers(1, 9))
@@ -141,7 +147,7 @@ def test_what_is_suspicious_in_tokens_is_said():
     tokenizer = make_tokenizer()
     texts = ["w5 w6 w7", "", "w5 w6 w7 w8", "w9 w9 w9"]
     frame = pd.DataFrame({"task": "a", "text": texts, "document_id": list("0123"), "floor_nll_nats": math.nan})
-    corpus = Corpus("c", ("a",), frame.assign(split=["train", "train", "test", "validation"]), ())
+    corpus = Corpus("c", ("a",), frame.assign(content=None, split=["train", "train", "test", "validation"]), ())
     whole, cut = (token_notes(tokenize(corpus, tokenizer, most)) for most in (64, 5))
     assert whole == ["1 document with no token but the end token"]
     assert cut[1:] == ["1 document of validation and test with the same tokens as a training document"]
@@ -149,5 +155,5 @@ def test_what_is_suspicious_in_tokens_is_said():
 
 def test_unknown_words_are_counted_in_a_note():
     known, mixed = (tokenize(corpus_of("w0 w1", text), make_tokenizer(), 16) for text in ("w2", "w2 xylophone quantum"))
-    assert (known.num_unknown, token_notes(known)) == (0, [])
+    assert token_notes(known) == []
     assert [note for note in token_notes(mixed) if note.startswith("2 of 9 tokens stand for text that the tokenizer")]

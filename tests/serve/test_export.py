@@ -301,7 +301,10 @@ def test_the_front_matter_names_the_base_only_if_it_is_a_hub_name(exported, base
     results = read_results(exported / "run")
     row = results.trials.set_index("trial_id", drop=False).loc["fit"].to_dict()
     config = Config(model=ModelConfig(name=base))
-    text_format = TextFormat(task="a", depends_on_task=False, start_tokens=[2], before="", after="", end_token="</s>")
+    text_format = TextFormat(
+        form="text", task="a", depends_on_task=False, start_tokens=[2], prompt="", before="", after="",
+        end_token="</s>", has_own_template=False, template_variables={},
+    )  # fmt: skip
     exported_folder = ExportedFolder(
         row=row, task=None, folder="_global", corpus="x", config=config, text_format=text_format, rounding_error=None
     )

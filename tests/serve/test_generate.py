@@ -10,10 +10,16 @@ from bora_sweep.cli import main
 from bora_sweep.data.encode import Encoder
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
-from bora_sweep.serve.generate import Sampling, _continuation, _prompt_tokens, generate, visible
+from bora_sweep.serve.generate import Prompt, Sampling, _continuation, generate, visible
 from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"
+
+
+def texts_of(run, tasks, sampling):
+    """The texts that follow PROMPT, by name."""
+    ((_, texts),) = generate(run, [Prompt(PROMPT)], tasks, sampling=sampling)
+    return texts
 
 
 VARIANTS = {"opt": "dora", "gpt2": "lora", "llama": "mora"}
@@ -49,7 +55,7 @@ def most_likely(model, theta_P, num: int) -> str:
 
 @families
 def test_at_temperature_0_each_token_is_the_most_likely(family, runs):
-    texts = generate(runs / family, PROMPT, ["bob", "ann"], sampling=Sampling(8, 0.0))
+    texts = texts_of(runs / family, ["bob", "ann"], Sampling(8, 0.0))
     assert [name for name, _ in texts] == ["base model", "_global", "bob", "ann"]
     loaded = load_trial(runs / family)
     model = AdaptedModel(make_base(family, dtype=torch.float32), loaded.layout)
@@ -60,18 +66,16 @@ def test_at_temperature_0_each_token_is_the_most_likely(family, runs):
 
 @families
 def test_a_text_depends_on_the_seed_but_not_on_the_others(family, runs):
-    alone, beside = (
-        dict(generate(runs / family, PROMPT, tasks, sampling=Sampling(8))) for tasks in (["ann"], ["bob", "ann"])
-    )
+    alone, beside = (dict(texts_of(runs / family, tasks, Sampling(8))) for tasks in (["ann"], ["bob", "ann"]))
     assert alone["ann"] == beside["ann"]
-    assert alone["ann"] != dict(generate(runs / family, PROMPT, ["ann"], sampling=Sampling(8, seed=1)))["ann"]
+    assert alone["ann"] != dict(texts_of(runs / family, ["ann"], Sampling(8, seed=1)))["ann"]
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(runs):
     loaded = load_trial(runs / "opt")
     encoder = Encoder(load_tokenizer(loaded.config.model, loaded.config.data))
-    assert _prompt_tokens(encoder, loaded.config.data, "ann", "w1 w2") == [2, 4, 5]
-    start, *rest = _prompt_tokens(encoder, loaded.config.data, "ann", "w1 </s><pad> w2")
+    assert Prompt("w1 w2").tokens(encoder, loaded, "ann") == [2, 4, 5]
+    start, *rest = Prompt("w1 </s><pad> w2").tokens(encoder, loaded, "ann")
     assert (start, rest[0], rest[-1]) == (2, 4, 5)
     assert not {1, 2} & set(rest)
 
@@ -88,7 +92,7 @@ def test_the_command_prints_one_block_per_text(runs, capsys):
     arguments = ["--task", "ann", "--max-new-tokens", "5", "--temperature", "0.5", "--seed", "3", PROMPT]
     assert main(["generate", str(runs / "opt"), *arguments]) == 0
     blocks = capsys.readouterr().out.split("\n\n")
-    texts = generate(runs / "opt", PROMPT, ["ann"], sampling=Sampling(5, 0.5, 3))
+    texts = texts_of(runs / "opt", ["ann"], Sampling(5, 0.5, 3))
     assert blocks == [PROMPT, *(f"== {name} ==\n{text}" for name, text in texts[:-1]), f"== ann ==\n{texts[-1][1]}\n"]
 
 

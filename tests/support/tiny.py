@@ -110,5 +110,5 @@ def make_corpus(sizes: dict[str, int] | None = None, seed: int = 0, longest: int
     frame = make_frame(sizes, seed, longest)
     place = frame.groupby("task").cumcount()
     frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
-    frame = frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
+    frame = frame.assign(content=None, document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
     return tokenize(Corpus("made", tuple(sizes), frame, ()), make_tokenizer(), max_tokens=16)

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_base, make_corpus, make_frame, make_tokenizer
 from torch.nn import functional as F
 
-from bora_sweep.config import load_config
+from bora_sweep.config import DataConfig, load_config
 from bora_sweep.data.batches import collate, longest_of
 from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.split import sample_documents
@@ -146,7 +146,7 @@ class PublishedLoop:
 def test_it_equals_the_published_algorithm_step_by_step(tau):
     """Twenty steps over several epochs, with documents that are cut, padded and absent, and what each epoch reports."""
     config, frame, base = published(f"prior.tau={tau}", "model.max_text_tokens=11"), split_frame(), make_base()
-    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame, ()), make_tokenizer())
+    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame.assign(content=None), ()), make_tokenizer())
     trainer = trainer_of(config, corpus, base)
     loop = PublishedLoop(frame, tau, config.learning_rate, 16, 11, trainer)
     ours: list[float] = []
@@ -189,7 +189,7 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
 def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
     """A whole fit: the lowest of each task over the epochs, and test as always."""
     config, frame, base = published("prior.tau=30", "train.lr_per_tau=3e-3"), split_frame(), make_base()
-    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame, ()), make_tokenizer())
+    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame.assign(content=None), ()), make_tokenizer())
     done = fit(config, corpus, base)
     assert done.reported is not None
     assert done.reported.split == "validation"
@@ -337,11 +337,14 @@ def test_the_likelihood_by_documents_is_each_tasks_mean_times_its_documents(padd
     assert trainer.pack.protocol.objective_tokens == 1
 
 
+PROMPTED = DataConfig(prompt="w20 {task}", template="w21 {text}")
+
+
 def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
     frame = pd.DataFrame({"task": ["w1", "w2"], "text": ["w3 {task}", "w5 w6 w7 w8 w9 w10"], "floor_nll_nats": np.nan})
-    corpus = Corpus("made", ("w1", "w2"), frame.assign(split="test"), ())
+    corpus = Corpus("made", ("w1", "w2"), frame.assign(split="train", content=None), ())
     tokenizer = make_tokenizer()
-    made = tokenize(corpus, tokenizer, 8, prompt="w20 {task}", template="w21 {text}")
+    made = tokenize(corpus, tokenizer, 8, data=PROMPTED)
     batch = collate(made, np.array([0, 1]))
     word = tokenizer.convert_tokens_to_ids
     assert batch.tokens_BT[0, :4].tolist() == word(["w20", "w1", "w21", "w3"])
@@ -349,7 +352,7 @@ def test_a_prompt_is_given_and_never_scored_and_braces_in_a_text_stay():
     assert batch.scored_BT.tolist() == [[False] * 2 + [True] * (n - 2) + [False] * (8 - n) for n in batch.length_B]
     assert batch.num_tokens == (batch.length_B - 2).sum() == made.documents["num_tokens"].sum()
     assert made.documents["was_cut"].tolist() == [False, True]
-    at_end = tokenize(corpus, tokenizer, 8, max_text_tokens=9, prompt="w20 {task}", template="w21 {text}")
+    at_end = tokenize(corpus, tokenizer, 8, max_text_tokens=9, data=PROMPTED)
     assert at_end.tokens[at_end.offsets[1] :].tolist() == word(["w20", "w2", "w21", "w5", "w6", "w7", "w8", "w9"])
     base = make_base()
     config = load_config([*SETTINGS[:4], "lora.alpha=null"])
