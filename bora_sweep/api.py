@@ -1,17 +1,21 @@
 """The commands `fit` and `sweep` as Python functions."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
 
-from bora_sweep.config import Setting
+from bora_sweep.config import DataConfig, ModelConfig, Setting
+from bora_sweep.errors import InputError
 from bora_sweep.launch import claim_run, join_processes, run_fit, run_prepared_sweep
 from bora_sweep.prepare import prepare_fit, prepare_sweep
 from bora_sweep.runs.results import Results, read_results
 
 
-def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections: Any) -> Results:
+def fit(
+    *settings: Setting, resume: bool = False, quiet: bool = True, tokenizer: Any = None, **sections: Any
+) -> Results:
     """Fit adapters for every task, and for what they share, at one value of `prior.tau`.
 
     The fit maximises Eq. 6 (`bora_sweep.model.map_objective`), with early stopping on the validation split.
@@ -20,12 +24,15 @@ def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections
     sections or top-level keys. Files and configurations are merged first; of equal kinds the later one wins.
 
         bora_sweep.fit("conf/model.yaml", "prior.tau=100", data={"path": "speeches.parquet"}, output="runs/mine")
+        bora_sweep.fit("data.task_column=customer", data=frame, model=model, tokenizer=tokenizer)
 
     Args:
         settings: What to fit; without any: the embedded corpus and model.
         resume: Resume the run at `output`, else the newest fit in `runs/`.
         quiet: Print nothing; otherwise epochs are reported on standard error.
-        sections: More settings, for example `train={"max_epochs": 20}`.
+        tokenizer: Of a `model` that is given as an object.
+        sections: More settings, for example `train={"max_epochs": 20}`. `data` may also be a DataFrame, a `Dataset` or
+            a `DatasetDict` of `datasets`, and `model` a model that is loaded; both are written into the run's folder.
 
     Returns:
         The run's four tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
@@ -35,12 +42,18 @@ def fit(*settings: Setting, resume: bool = False, quiet: bool = True, **sections
         InputError: A setting, the corpus or the model is wrong. Nothing was written.
         KeyboardInterrupt: Ctrl-C or SIGTERM. A checkpoint was written, and `resume=True` continues from it.
     """
-    together = _all(settings, sections)
-    with join_processes(together, resume) as is_rank_zero:
+    data, model = _objects(sections, tokenizer)
+    with ExitStack() as stack:
+        together = stack.enter_context(_stored(settings, sections, "fit", data=data, model=model, tokenizer=tokenizer))
+        if model is not None:
+            from bora_sweep.in_memory import given_back
+
+            stack.enter_context(given_back(model))
+        is_rank_zero = stack.enter_context(join_processes(together, resume))
         console = _console(quiet or not is_rank_zero)
         prepared = prepare_fit(together, resume, console)
         with claim_run(prepared, "fit") if is_rank_zero else nullcontext():
-            run_fit(prepared, console)
+            run_fit(prepared, console, model)
     return read_results(prepared.run)
 
 
@@ -57,7 +70,8 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
         settings: As for `fit`, with the keys of `bora-sweep sweep`; without any: the embedded corpus and model.
         resume: Resume the run at `output`, else the newest sweep in `runs/`.
         quiet: Print nothing; otherwise each trial is reported on standard error when it ends.
-        sections: More settings, for example `search={"num_trials": 20}`.
+        sections: More settings, for example `search={"num_trials": 20}`. `data` may also be a DataFrame, a `Dataset` or
+            a `DatasetDict` of `datasets`, which is written into the run's folder.
 
     Returns:
         The run's four tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
@@ -67,16 +81,41 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
         KeyboardInterrupt: Ctrl-C or SIGTERM. What finished is kept, and `resume=True` continues.
     """
     console = _console(quiet)
-    prepared = prepare_sweep(_all(settings, sections), resume, console)
-    with claim_run(prepared, "sweep"):
-        is_complete = run_prepared_sweep(prepared, console)
+    data, model = _objects(sections, None)
+    if model is not None:
+        raise InputError("model: a sweep loads its base in many processes; save it, and give model={'name': FOLDER}")
+    with _stored(settings, sections, "sweep", data=data) as together:
+        prepared = prepare_sweep(together, resume, console)
+        with claim_run(prepared, "sweep"):
+            is_complete = run_prepared_sweep(prepared, console)
     if not is_complete:
         raise KeyboardInterrupt
     return read_results(prepared.run)
 
 
-def _all(settings: tuple[Setting, ...], sections: dict[str, Any]) -> list[Setting]:
-    return [*settings, *([sections] if sections else [])]
+def _objects(sections: dict[str, Any], tokenizer: Any) -> tuple[Any, Any]:
+    """The data and the model that are given as objects, taken out of the sections; None where settings name them."""
+    data, model = sections.get("data"), sections.get("model")
+    data = None if data is None or isinstance(data, (Mapping, DataConfig)) else sections.pop("data")
+    model = None if model is None or isinstance(model, (Mapping, ModelConfig)) else sections.pop("model")
+    if model is None and tokenizer is not None:
+        raise InputError("tokenizer: goes with a model that is loaded, as in fit(model=model, tokenizer=tokenizer)")
+    return data, model
+
+
+@contextmanager
+def _stored(
+    settings: tuple[Setting, ...], sections: dict[str, Any], command: str, **objects: Any
+) -> Iterator[list[Setting]]:
+    """Within, all settings, among them those that name what objects were written to."""
+    together: list[Setting] = [*settings, *([sections] if sections else [])]
+    if all(value is None for value in objects.values()):
+        yield together
+        return
+    from bora_sweep.in_memory import stored
+
+    with stored(together, command, **objects) as more:
+        yield more
 
 
 def _console(quiet: bool) -> Console:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bora_sweep.config import is_setting, load_config
-from bora_sweep.errors import InputError, one_line, plural, redact
+from bora_sweep.errors import InputError, one_line, plural, redact, visible
 from bora_sweep.runs.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -132,7 +132,7 @@ def export(parsed: argparse.Namespace) -> int:
 
 def generate(parsed: argparse.Namespace) -> int:
     """Generate text from several adapters, one below the other."""
-    from bora_sweep.serve.generate import Sampling, prompts_of, visible
+    from bora_sweep.serve.generate import Sampling, prompts_of
     from bora_sweep.serve.generate import generate as texts_of
 
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.seed)
@@ -151,6 +151,7 @@ def describe(parsed: argparse.Namespace) -> int:
     """Describe each corpus that is named, or else that of the settings."""
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.describe import describe as describe_corpus
+    from bora_sweep.data.describe import example
     from bora_sweep.data.known_documents import record_folders
     from bora_sweep.data.tokens import token_notes, tokenize_for
     from bora_sweep.model.base import load_tokenizer
@@ -162,11 +163,18 @@ def describe(parsed: argparse.Namespace) -> int:
         raise InputError(f"{also_named}: {paths[0]} names a corpus too; drop one of the two")
     for config in [load_config([*settings, {"data": {"path": path}}]) for path in paths] or [load_config(settings)]:
         corpus = load_corpus(config.data, record_folders(config))
-        counts, notes = None, []
-        if config.model.name is not None or config.data.kind == "synthetic":
-            tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
-            counts, notes = tokenized.table(), [f"• {escape(note)}" for note in token_notes(tokenized)]
-        for part in (*describe_corpus(corpus, counts), *notes):
+        if config.model.name is None and config.data.kind != "synthetic":
+            for part in describe_corpus(corpus):
+                out.print(part)
+            continue
+        tokenizer = load_tokenizer(config.model, config.data)
+        tokenized = tokenize_for(config, corpus, tokenizer)
+        notes = [f"• {escape(note)}" for note in token_notes(tokenized)]
+        for part in (
+            *describe_corpus(corpus, tokenized.table()),
+            *notes,
+            example(tokenized, tokenizer, in_color=out.is_terminal),
+        ):
             out.print(part)
     return DONE
 

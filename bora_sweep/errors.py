@@ -44,3 +44,8 @@ def redact(text: str) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 task`, `1,200 tasks`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes such as `\\x1b`, so that none of them reaches the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

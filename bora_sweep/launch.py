@@ -59,8 +59,13 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         yield
 
 
-def run_fit(prepared: PreparedRun, console: Console) -> dict[str, Any]:
+def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | None" = None) -> dict[str, Any]:
     """Fit, with progress on `console`. Ctrl-C writes a checkpoint first.
+
+    Args:
+        prepared: The run.
+        console: Shows the progress.
+        model: The base model, where it is loaded already.
 
     Returns:
         The fit's row of `trials`.
@@ -72,7 +77,7 @@ def run_fit(prepared: PreparedRun, console: Console) -> dict[str, Any]:
     config = prepared.config
 
     def base() -> "PreTrainedModel":
-        return load_base(config.model, config.data)
+        return load_base(config.model, config.data) if model is None else model
 
     def say_stopping() -> None:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")

@@ -24,7 +24,7 @@ from bora_sweep.runs.storage import Folder
 
 Form = Literal["text", "prompt", "conversation"]
 """Running text; a prompt of the row's own, then what is scored; or turns, which a chat template writes."""
-COLUMNS = ["task", "text", "content", "document_id", "split", "floor_nll_nats"]
+COLUMNS = ["task", "prompt", "text", "content", "document_id", "split", "floor_nll_nats"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Corpus:
     tasks: tuple[str, ...]
     """In the order used everywhere: by name, or by time with `data.time_column`, or by `data.selection`."""
     documents: pd.DataFrame
-    """Columns task, text and content (`bora_sweep.data.documents`), document_id, split ("train", "validation", "test")
-    and floor_nll_nats (NaN where unknown). Ordered by task, then as in the source."""
+    """Columns task, prompt (what documents that share a split have in common), text and content
+    (`bora_sweep.data.documents`), document_id, split ("train", "validation", "test") and floor_nll_nats (NaN where
+    unknown). Ordered by task, then as in the source."""
     notes: tuple[str, ...]
     """What was left out or cut, and how much of it."""
     record: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -75,6 +76,8 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
         because = "; ".join(notes) or f"data.task_column={config.task_column} has one name only"
         raise InputError(f"{config.path or name}: need at least 2 tasks, got {len(tasks)}: {because}")
     refuse_shared_folders(config.path, tasks)
+    pairs = zip(documents["text"], documents["content"], strict=True)
+    documents["prompt"] = [prompt_of(text, content, config) for text, content in pairs]
     kept = None if known is None else known_splits(documents, known)
     if not documents["split"].isna().to_numpy().all():
         documents["split"] = _given_splits(documents, config)
@@ -98,7 +101,7 @@ def _drawn_splits(documents: pd.DataFrame, config: DataConfig, kept: list[str | 
     if config.split == "sample" and kept is None:
         return sample_documents(documents["task"], fractions, config.seed)
     whole = config.small_tasks == "leave_out"
-    return split_documents(documents["task"], _together(documents, config), fractions, config.seed, kept, whole=whole)
+    return split_documents(documents["task"], documents["prompt"], fractions, config.seed, kept, whole=whole)
 
 
 def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
@@ -122,7 +125,7 @@ def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
         drawn = {split: wanted[split] if split in ("train", *missing) else 0.0 for split in SPLITS}
         fractions = [drawn[split] / sum(drawn.values()) for split in SPLITS]
         opened = documents.loc[is_open]
-        splits[is_open] = split_documents(opened["task"], _together(opened, config), fractions, config.seed)
+        splits[is_open] = split_documents(opened["task"], opened["prompt"], fractions, config.seed)
     without = sorted(set(documents["task"]) - set(documents["task"].to_numpy()[splits == "train"]))
     if without:
         raise InputError(
@@ -130,13 +133,6 @@ def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
             "one"
         )
     return splits.tolist()
-
-
-def _together(documents: pd.DataFrame, config: DataConfig) -> list[str]:
-    """What documents that share a split have in common."""
-    return [
-        prompt_of(text, content, config) for text, content in zip(documents["text"], documents["content"], strict=True)
-    ]
 
 
 def _note_on_trained(documents: pd.DataFrame, kept: list[str | None], known_from: Sequence[Folder]) -> list[str]:

@@ -1,14 +1,17 @@
 """Describe a corpus in the terminal: its tasks and splits, and what may be wrong with it."""
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.split import SPLITS
-from bora_sweep.errors import plural
+from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.errors import plural, visible
 
 _MOST_ROWS = 40
 _FEW_DOCUMENTS = 20
@@ -35,6 +38,35 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
     for note in notes:
         bullets.add_row("•", Text(note), style="yellow")
     return [title, _table(sizes), bullets]
+
+
+def example(corpus: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, *, in_color: bool) -> Text:
+    """One whole document as tokens, a dot between two of them, with what is scored in green or in brackets.
+
+    It is the training document of median length.
+
+    Args:
+        corpus: The tokenised text.
+        tokenizer: Decodes the tokens.
+        in_color: Whether colours are seen.
+    """
+    train = corpus.split("train")
+    n = int(train[np.argsort(np.diff(corpus.offsets)[train], kind="stable")[len(train) // 2]])
+    where = slice(corpus.offsets[n], corpus.offsets[n + 1])
+    tokens, scored, document = corpus.tokens[where].tolist(), corpus.scored[where], corpus.documents.iloc[n]
+    task, how = corpus.tasks[document["task"]], "in green" if in_color else "in brackets"
+    shown = Text(
+        f"document {document['document_id']!r} of task {task!r} as tokens, {int(scored.sum()):,} of {len(tokens):,} "
+        f"scored ({how}):\n"
+    )
+    for place, token in enumerate(tokens):
+        begins = scored[place] and not scored[place - 1]
+        ends = scored[place] and (place + 1 == len(tokens) or not scored[place + 1])
+        text = visible(str(tokenizer.decode([token])).replace("\n", "⏎"))
+        left, right = ("", "") if in_color else ("[" * int(begins), "]" * int(ends))
+        shown.append("·" if place else "", style="dim")
+        shown.append(f"{left}{text}{right}", style=("bold green" if scored[place] else "dim") if in_color else "")
+    return shown
 
 
 def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
@@ -78,11 +110,14 @@ def _table(sizes: pd.DataFrame) -> Table:
 def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
     documents = corpus.documents
     warnings = []
-    repeated = documents.loc[documents["text"].duplicated(keep=False)]
+    what = "text" if corpus.form == "text" else "prompt"
+    repeated = documents.loc[documents[what].duplicated(keep=False)]
     if len(repeated):
+        by_text = repeated.groupby(what)
+        across, apart = (int((by_text[column].nunique() > 1).sum()) for column in ("task", "split"))
+        splits = f"equal {what}s are in one split" if not apart else f"{plural(apart, what)} in several splits"
         warnings.append(
-            f"{len(repeated):,} documents share {plural(repeated['text'].nunique(), 'text')} "
-            f"({_num_across(repeated):,} across tasks); equal texts are in one split"
+            f"{len(repeated):,} documents share {plural(repeated[what].nunique(), what)} ({across:,} across tasks); {splits}"
         )
     train = documents.loc[documents["split"] == "train", "task"].value_counts().reindex(corpus.tasks, fill_value=0)
     if few := sum(train < _FEW_DOCUMENTS):
@@ -100,8 +135,3 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
         share = cut / len(documents)
         warnings.append(f"{plural(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut there")
     return warnings
-
-
-def _num_across(repeated: pd.DataFrame) -> int:
-    """Number of texts that occur in more than one task."""
-    return sum(tasks > 1 for tasks in repeated.groupby("text")["task"].nunique())

@@ -130,7 +130,7 @@ def tokenize(
     kept = [cut for cut in cuts if cut is not None]
     _refuse_untrained(corpus, is_kept, max_tokens)
     lengths = np.array([len(tokens) for tokens, _, _ in kept])
-    documents = corpus.documents.loc[is_kept].drop(columns=["text", "content"])
+    documents = corpus.documents.loc[is_kept].drop(columns=["prompt", "text", "content"], errors="ignore")
     was_cut = [was_cut for *_, was_cut in kept]
     documents = documents.assign(
         task=pd.Categorical(documents["task"], categories=list(corpus.tasks)).codes.astype(np.int64),

@@ -258,8 +258,3 @@ def _sample(base: PreTrainedModel, prompt_T: list[int], seed: int) -> list[int]:
                 f"({one_line(error, limit=200)}); its scores are in the results"
             ) from error
     return tokens_1T[0].tolist()
-
-
-def visible(text: str) -> str:
-    """The text with control characters as escapes such as `\\x1b`, so that none of them reaches the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -41,6 +41,8 @@ class State:
     best_epochs: list[int] = field(default_factory=list)
     """The best epoch of the fit; at tau = 0 of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
+    pooled: list[bool] = field(default_factory=list)
+    """At tau = 0: whether a task has no validation documents, and its `best_nll_nats` are those of all tasks."""
     """The validation nats of those epochs."""
     reported_nats: list[float] = field(default_factory=list)
     """With `train.reported=best_epochs`: each task's lowest mean over its tokens and batches so far."""
@@ -60,6 +62,12 @@ class State:
     notes: list[str] = field(default_factory=list)
     """Events that a reader of the results should know."""
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def validation_nats(self) -> float:
+        """Nats of the validation split, each task at its best epoch so far."""
+        flags = self.pooled or [False] * len(self.best_nll_nats)
+        return sum(nats for nats, pooled in zip(self.best_nll_nats, flags, strict=True) if not pooled)
 
     @property
     def best_epoch(self) -> int:
@@ -93,7 +101,7 @@ class State:
 
     def reorder(self, order: Sequence[int]) -> None:
         """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`."""
-        for name in ("best_epochs", "best_nll_nats", "reported_nats"):
+        for name in ("best_epochs", "best_nll_nats", "pooled", "reported_nats"):
             values = getattr(self, name)
             if len(values) == len(order):
                 setattr(self, name, [values[row] for row in order])

@@ -155,7 +155,7 @@ class _Path:
         """Write the better of a value's two fits, and what both took."""
         folder = self.run / "trials" / row["trial_id"]
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
-        nll = sum(done.state.best_nll_nats)
+        nll = done.state.validation_nats
         if nll < row["validation_nll_nats"]:
             row = row | {"started_from": start}
             row = write_result(own, self.corpus, done, run=self.run, trial_id=row["trial_id"], row=row)

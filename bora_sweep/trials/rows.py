@@ -98,7 +98,7 @@ def initial_row(config: Config) -> dict[str, Any]:
 
 def progress_row(state: State) -> dict[str, Any]:
     """What changes in it after each epoch."""
-    nll = sum(state.best_nll_nats)
+    nll = state.validation_nats
     num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
     return {
         "epochs": state.epoch,

@@ -90,7 +90,7 @@ def _make_report(config: Config, run: Folder, trial_id: str) -> Callable[[State]
         scheduler = config.search.scheduler
         if scheduler == "none" and time.monotonic() - reported_at < REPORT_SECONDS:
             return
-        tune.report({"epoch": state.epoch, "validation_nll_nats": sum(state.best_nll_nats)})
+        tune.report({"epoch": state.epoch, "validation_nll_nats": state.validation_nats})
         reported_at = time.monotonic()
         if scheduler != "none" and exists(run / "trials" / trial_id / EARLY_STOP_FILE):
             state.stopped = scheduler

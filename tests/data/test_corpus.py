@@ -78,7 +78,7 @@ def test_every_format_gives_the_same_corpus(tmp_path: Path, suffix: str) -> None
     assert corpus.name == "talk"
     assert corpus.tasks == ("t0", "t1", "t2")
     assert corpus.notes == ()
-    assert list(corpus.documents) == ["task", "text", "content", "document_id", "split", "floor_nll_nats"]
+    assert list(corpus.documents) == ["task", "prompt", "text", "content", "document_id", "split", "floor_nll_nats"]
     expected = frame.assign(document_id=[str(row) for row in range(len(frame))]).sort_values("task", kind="stable")
     for column in expected:
         assert corpus.documents[column].tolist() == expected[column].tolist()

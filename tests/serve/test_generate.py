@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 
 from bora_sweep.cli import main
 from bora_sweep.data.encode import Encoder
+from bora_sweep.errors import visible
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
-from bora_sweep.serve.generate import Prompt, Sampling, _continuation, generate, visible
+from bora_sweep.serve.generate import Prompt, Sampling, _continuation, generate
 from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"

@@ -6,12 +6,25 @@ Shapes: N documents, F fits (one for each task).
 import numpy as np
 import torch
 
+from bora_sweep.config import Config
 from bora_sweep.data.batches import separate_batches
+from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
 
 class SeparateTrainer(Trainer):
-    """Independent fits, one for each task: each has batches, a best epoch and patience of its own."""
+    """Independent fits, one for each task: each has batches, a best epoch and patience of its own.
+
+    A task without validation documents cannot tell when to stop. It stops by the nats of all tasks' validation
+    documents, the one thing that it learns from the others.
+    """
+
+    def __init__(self, config: Config, pack: Pack) -> None:
+        super().__init__(config, pack)
+        corpus = pack.corpus
+        task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
+        self.is_pooled_F = np.bincount(task_N, minlength=self.num_fits) == 0
+        self.state.pooled = self.is_pooled_F.tolist()
 
     @property
     def num_fits(self) -> int:  # type: ignore[override]
@@ -30,9 +43,10 @@ class SeparateTrainer(Trainer):
         bank.grad = torch.zeros_like(bank)
 
     def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
-        """Nats of each task's validation documents."""
+        """Nats of each task's validation documents, or of all documents where it has none."""
         corpus = self.pack.corpus
-        return np.bincount(corpus.documents["task"].to_numpy()[corpus.split("validation")], nll_N, self.num_fits)
+        nats_F = np.bincount(corpus.documents["task"].to_numpy()[corpus.split("validation")], nll_N, self.num_fits)
+        return np.where(self.is_pooled_F, nll_N.sum(), nats_F)
 
     def keep(self, better_F: np.ndarray) -> None:
         """Keep the adapters of the tasks that are better."""
