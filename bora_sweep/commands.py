@@ -170,12 +170,9 @@ def describe(parsed: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(config.model, config.data)
         tokenized = tokenize_for(config, corpus, tokenizer)
         notes = [f"• {escape(note)}" for note in token_notes(tokenized)]
-        for part in (
-            *describe_corpus(corpus, tokenized.table()),
-            *notes,
-            example(tokenized, tokenizer, in_color=out.is_terminal),
-        ):
+        for part in (*describe_corpus(corpus, tokenized.table()), *notes):
             out.print(part)
+        out.print(example(tokenized, tokenizer, in_color=out.is_terminal))
     return DONE
 
 

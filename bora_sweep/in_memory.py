@@ -1,7 +1,7 @@
 """Data and models that a program has in memory: written into the run's folder, so that the run stands on its own.
 
-A run is resumed, exported and handed on by its folder alone. So what a notebook gives as an object becomes a file there,
-which the run's `config.yaml` names.
+A run is resumed, exported and handed on by its folder alone. So what a notebook gives as an object becomes a file
+there, which the run's `config.yaml` names.
 """
 
 import shutil
@@ -77,8 +77,8 @@ def _store_data(data: Any, run: Path, written: list[Path]) -> dict[str, str]:
         return {"path": _store_table(data, run / DATA, written)}
     if unknown := sorted(map(str, set(data) - set(SPLITS))):
         raise InputError(
-            f"data: a DatasetDict with the split {unknown[0]!r}; give one with train, validation and test, or one split "
-            "alone, which is then split"
+            f"data: a DatasetDict with the split {unknown[0]!r}; give one with train, validation and test, or one "
+            "split alone, which is then split"
         )
     if "train" not in data:
         raise InputError("data: a DatasetDict without the split 'train', so that there is nothing to learn from")
@@ -93,7 +93,7 @@ def _store_table(data: pd.DataFrame | datasets.Dataset, path: Path, written: lis
         if isinstance(data, pd.DataFrame):
             table = pa.Table.from_pandas(data, preserve_index=False)
         else:
-            table = data.with_format("arrow")[:]
+            table: Any = data.with_format("arrow")[:]
             table = table.replace_schema_metadata(data.features.arrow_schema.metadata)  # the names of labels
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(f"data: cannot be written as Parquet ({one_line(error)}); give plain columns") from None

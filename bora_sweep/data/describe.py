@@ -117,7 +117,8 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
         across, apart = (int((by_text[column].nunique() > 1).sum()) for column in ("task", "split"))
         splits = f"equal {what}s are in one split" if not apart else f"{plural(apart, what)} in several splits"
         warnings.append(
-            f"{len(repeated):,} documents share {plural(repeated[what].nunique(), what)} ({across:,} across tasks); {splits}"
+            f"{len(repeated):,} documents share {plural(repeated[what].nunique(), what)} ({across:,} across tasks); "
+            f"{splits}"
         )
     train = documents.loc[documents["split"] == "train", "task"].value_counts().reindex(corpus.tasks, fill_value=0)
     if few := sum(train < _FEW_DOCUMENTS):
