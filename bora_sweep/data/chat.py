@@ -116,9 +116,8 @@ class ChatFormat:
         chosen = [turn for turn in turns if turn >= (num_given or 0)]
         chosen = chosen[-1:] if self.loss_on == "last_assistant" else chosen
         if marked is not None:
-            return whole, [
-                (start, self._with_mark(whole, end)) for start, end in (marked[turns.index(t)] for t in chosen)
-            ]
+            spans = [marked[turns.index(turn)] for turn in chosen]
+            return whole, [(start, self._with_mark(whole, end, marked[-1][1])) for start, end in spans]
         return whole, [self._span(whole, messages, tools, turn, name) for turn in chosen]
 
     def _span(self, whole: str, messages: list[Message], tools: Any, turn: int, name: str) -> Span:
@@ -189,12 +188,16 @@ class ChatFormat:
             )
         return [(int(start), int(end)) for start, end in spans]
 
-    def _with_mark(self, whole: str, end: int) -> int:
-        """The end of a marked span, with the token that ends the turn if that follows, without white space after it."""
-        if mark := self.encoder.special_pattern.match(whole, end):
-            return mark.end()
+    def _with_mark(self, whole: str, end: int, last_end: int) -> int:
+        """The end of a marked span, with the token that ends the turn, and without white space after it.
+
+        The token may follow the span. Then it is the one that follows the last span, after which no turn begins.
+        """
         stripped = len(whole[:end].rstrip())
-        return stripped if self._ends_with_mark(whole[:stripped]) else end
+        if self._ends_with_mark(whole[:stripped]):
+            return stripped
+        follows, closes = (self.encoder.special_pattern.match(whole, place) for place in (end, last_end))
+        return follows.end() if follows and closes and follows[0] == closes[0] else end
 
     def _content_end(self, text: str, start: int) -> int:
         """The end of the last mark if only white space follows it, else the end of the text."""
