@@ -145,8 +145,9 @@ def test_the_templates_own_marks_decide_where_it_has_them(inside):
     if not inside:
         end = "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>\n' }}"
     marked = (
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
-        "{% generation %}" + end + "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}" + end + "{% else %}"
+        "{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     for messages, options in ((TALK, {}), (TALK, {"loss_on": "last_assistant"}), (TALK, {"num_given": 3})):
