@@ -115,7 +115,7 @@ def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
     is_open = documents["split"].isin(["train", None]).to_numpy()
     if not is_open.any():
         raise InputError(f"{source}: no document to train on; write 'train' in column {config.split_column!r}")
-    splits = documents["split"].where(~is_open, "train").to_numpy(dtype=object)
+    splits = documents["split"].where(~is_open, "train").to_numpy(dtype=object, copy=True)
     if missing:
         wanted = {
             "train": config.train_fraction,
