@@ -96,7 +96,9 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
 def _objects(sections: dict[str, Any], tokenizer: Any) -> tuple[Any, Any]:
     """The data and the model that are given as objects, taken out of the sections; None where settings name them."""
     data, model = sections.get("data"), sections.get("model")
-    data = None if data is None or isinstance(data, (Mapping, DataConfig)) else sections.pop("data")
+    is_data_set = hasattr(data, "num_rows")  # a DatasetDict is a dictionary
+    are_settings = data is None or (isinstance(data, (Mapping, DataConfig)) and not is_data_set)
+    data = None if are_settings else sections.pop("data")
     model = None if model is None or isinstance(model, (Mapping, ModelConfig)) else sections.pop("model")
     if model is None and tokenizer is not None:
         raise InputError("tokenizer: goes with a model that is loaded, as in fit(model=model, tokenizer=tokenizer)")

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from chats import make_byte_tokenizer, make_chat_base
+from datasets import Dataset, DatasetDict
 from made_up_runs import write_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bora_sweep
 from bora_sweep.cli import main
@@ -126,3 +130,83 @@ def test_a_report_takes_what_is_read_or_several_runs(run, tmp_path):
     assert bora_sweep.Report(results).answer == bora_sweep.Report([run]).answer
     with pytest.raises(bora_sweep.InputError, match="not a run's folder"):
         bora_sweep.Report(tmp_path)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """Conversations as rows, and a tiny model with its tokenizer, in a folder."""
+    tokenizer = make_byte_tokenizer()
+    make_chat_base("llama", tokenizer, torch.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return [
+        {"who": who, "messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{who} {n}"}]}
+        for n in range(8)
+        for who in ("ann", "bob")
+    ]
+
+
+CHAT = ["data.task_column=who", "model.max_tokens=64", "lora.rank=2", "train.max_epochs=1", "train.device=cpu"]
+
+
+def loaded(folder: Path):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_frame_or_a_data_set_is_as_good_as_its_file(chats, tmp_path):
+    pd.DataFrame(chats).to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    model = {"name": str(tmp_path / "base")}
+    file = bora_sweep.fit(*CHAT, data={"path": tmp_path / "x.jsonl"}, model=model, output=tmp_path / "file")
+    split = Dataset.from_list(chats).train_test_split(0.5, shuffle=False)
+    given = {"frame": pd.DataFrame(chats), "set": Dataset.from_list(chats), "splits": split}
+    for name, data in given.items():
+        results = bora_sweep.fit(*CHAT, data=data, model=model, output=tmp_path / name)
+        config = bora_sweep.load_config([str(tmp_path / name / "config.yaml")])
+        assert config.data.path == str(tmp_path / name / "data.parquet")
+        if name == "splits":
+            assert config.data.test_path == str(tmp_path / name / "test.parquet")
+            assert len(results.document_scores.query("split == 'test'")) == 8
+            continue
+        ours, theirs = (found.document_scores.drop(columns="run") for found in (results, file))
+        pd.testing.assert_frame_equal(ours, theirs)
+    resumed = bora_sweep.fit(data=pd.DataFrame(chats), output=tmp_path / "frame", resume=True)
+    assert resumed.trials["status"].tolist() == ["finished"]
+    with pytest.raises(bora_sweep.InputError, match=r"data: differs from .*data\.parquet, with which the run began"):
+        bora_sweep.fit(data=pd.DataFrame(chats[2:]), output=tmp_path / "frame", resume=True)
+
+
+def test_a_loaded_model_is_fitted_as_it_is_and_given_back(chats, tmp_path):
+    data = pd.DataFrame(chats)
+    named = bora_sweep.fit(*CHAT, data=data, model={"name": str(tmp_path / "base")}, output=tmp_path / "named")
+    model, tokenizer = loaded(tmp_path / "base")
+    model.train()
+    same = bora_sweep.fit(*CHAT, data=data, model=model, tokenizer=tokenizer, output=tmp_path / "same")
+    pd.testing.assert_series_equal(same.document_scores["nll_nats"], named.document_scores["nll_nats"])
+    assert bora_sweep.load_config([str(tmp_path / "same/config.yaml")]).model.name == str(tmp_path / "base")
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    other = bora_sweep.fit(*CHAT, data=data, model=model, tokenizer=tokenizer, output=tmp_path / "other")
+    assert bora_sweep.load_config([str(tmp_path / "other/config.yaml")]).model.name == str(tmp_path / "other/base")
+    assert (other.document_scores["nll_nats"] - named.document_scores["nll_nats"]).abs().max() > 0.1
+    bora_sweep.export(tmp_path / "other", tmp_path / "out")
+
+
+def test_objects_that_are_none_of_these_are_refused_and_leave_nothing(chats, tmp_path):
+    frame, (model, _) = pd.DataFrame(chats), loaded(tmp_path / "base")
+    run = tmp_path / "run"
+    for options, says in (
+        ({"data": [1, 2]}, "data=list: give a DataFrame, a Dataset"),
+        ({"data": frame, "model": model}, "loaded and its tokenizer"),
+        ({"data": frame, "tokenizer": 1}, "tokenizer: goes with a model"),
+        ({"data": DatasetDict({"dev": Dataset.from_list(chats)})}, "the split 'dev'"),
+        ({"data": frame.rename(columns={"who": "x"}), "model": {"name": str(tmp_path / "base")}}, "no column 'who'"),
+        ({"data": frame.assign(messages=[1, "a"] * 8), "model": {"name": "x"}}, "cannot be written as Parquet"),
+    ):
+        with pytest.raises(bora_sweep.InputError, match=says):
+            bora_sweep.fit(*CHAT, **options, output=run)
+        assert not run.exists()
+    with pytest.raises(bora_sweep.InputError, match="a sweep loads its base in many processes"):
+        bora_sweep.sweep(*CHAT, data=frame, model=model, output=run)
