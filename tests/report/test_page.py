@@ -19,7 +19,7 @@ from made_up_runs import HOSTILE, SIZES, write_run, write_trial
 
 from bora_sweep.cli import main
 from bora_sweep.report import Report, write_report
-from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, perplexity_data, tau_curve_data
+from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, level_data, tau_curve_data
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.axes import count_axis, even_ticks, log_ticks, percent_axis, value_axis
 from bora_sweep.report.html.charts import significant
@@ -103,12 +103,12 @@ def report(run: Path) -> Report:
 def test_perplexities_are_those_of_the_documents(document: dict[str, Any], test_scores: pd.DataFrame):
     sums = test_scores.groupby("trial_id").sum()
     whole = np.exp(sums["nll_nats"] / sums["num_tokens"])  # type: ignore[reportCallIssue]
-    assert document["charts"]["overall"]["fits"]["perplexity"] == near(whole.tolist()[1:])
+    assert document["charts"]["overall"]["fits"]["level"] == near(whole.tolist()[1:])
     by_task = np.exp(test_scores["nll_nats"] / test_scores["num_tokens"]).unstack("trial_id")  # type: ignore
     values, by_task = document["tables"]["tasks"]["values"], by_task.loc[document["tables"]["tasks"]["texts"]["task"]]
     views = document["charts"]["each"]["views"]
     for v, trial_id in enumerate(["001", "002", "003", "004", "005", "006"]):
-        change = 100 * (by_task[trial_id] / by_task["004"] - 1)
+        change = by_task[trial_id] / by_task["004"] - 1
         assert [row[v] for row in views["absolute"]["values"]] == pytest.approx(by_task[trial_id].tolist(), rel=1e-3)
         assert [row[v] for row in views["relative"]["values"]] == pytest.approx(change.tolist(), rel=1e-3)
     for role, trial_id in (("independent", "001"), ("best", "004"), ("shared", "006")):
@@ -144,7 +144,7 @@ def test_learning_curves_are_those_of_the_table(document: dict[str, Any], run: P
 
 
 @pytest.mark.parametrize(
-    ("chart", "make"), [("gains", improvement_data), ("distance", distance_data), ("perplexity", perplexity_data)]
+    ("chart", "make"), [("gains", improvement_data), ("distance", distance_data), ("level", level_data)]
 )
 def test_the_page_has_the_points_and_lines_of_figures_3_to_5(document: dict[str, Any], report: Report, chart, make):
     data: BySize = make(report.analysis)
@@ -163,7 +163,7 @@ def test_the_page_has_the_points_and_lines_of_figures_3_to_5(document: dict[str,
 
 def test_the_page_has_the_data_of_figure_2(document: dict[str, Any], report: Report):
     data, shown = tau_curve_data(report.analysis), document["charts"]["overall"]
-    for name in ("x", "perplexity", "low", "high"):
+    for name in ("x", "level", "low", "high"):
         assert shown["fits"][name] == near(data.fits[name].tolist())
         assert shown["smooth"][name] == near(data.smooth[name].tolist()[::4])
     assert shown["fits"]["role"] == data.fits["role"].tolist()

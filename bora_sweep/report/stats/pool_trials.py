@@ -8,25 +8,27 @@ D tasks, M candidates or settings, L splits (train, validation, test), C columns
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError
-from bora_sweep.report.stats.document_scores import DocumentScores, align_documents, sorted_keys
+from bora_sweep.report.stats.document_scores import DocumentScores, align_documents, sorted_keys, values_of
+from bora_sweep.report.stats.measure import Measure, measure_of
 from bora_sweep.report.stats.summary import (
     SPLITS,
     TEST,
     TRAIN,
     VALIDATION,
     Key,
+    Scores,
     Setting,
     Structure,
     Summary,
     structure_of,
 )
-from bora_sweep.runs.results import Results
+from bora_sweep.runs.results import PERPLEXITY, Results, objective_name
 
 _COLUMNS = ["num_documents", "num_tokens", "nll_nats", "floor_nll_nats", "distance_to_global"]
 _DOCUMENTS, _TOKENS, _NATS, _FLOOR, _DISTANCE = range(5)
@@ -37,39 +39,125 @@ _CANDIDATE = ["method", "tau", *Structure._fields, "learning_rate", "parametriza
 def summarise(results: Results) -> Summary:
     """Pool the finished trials into settings.
 
-    Of a setting's candidates the one with the lowest validation perplexity represents it. Fits are compared over tau
-    in the structure that was fitted at most values of tau.
+    Of a setting's candidates the one that is best on validation represents it. Fits are compared over tau in the
+    structure that was fitted at most values of tau.
 
     Raises:
-        InputError: No MAP fit has finished, or the trials did not score the same documents.
+        InputError: No MAP fit has finished, the trials did not score the same documents by the same metrics, or tau was
+            not chosen by the same measure in all of them.
     """
     trials = results.trials.assign(lora_variant=results.trials["lora_variant"].fillna("lora"))  # null in older results
     rows_of_candidate = _finished_candidates(trials)
+    chosen_by = _objective(rows_of_candidate)
     candidate_of = {_key(row): m for m, rows in enumerate(rows_of_candidate) for row in rows}
     tasks, means_DMLC = _mean_scores(results.task_scores, candidate_of, [len(rows) for rows in rows_of_candidate])
-    candidates = [_candidate(rows, means_DMLC[:, m]) for m, rows in enumerate(rows_of_candidate)]
+    documents = _documents(results, trials, candidate_of)
+    objective_M = _objectives(chosen_by, documents, means_DMLC)
+    candidates = [_candidate(*pair) for pair in zip(rows_of_candidate, objective_M.tolist(), strict=True)]
     structure = _most_fitted_structure(candidates)
     chosen = _choose_candidates(candidates, structure)
     means_DMLC = means_DMLC[:, list(chosen)]
     order_D = np.lexsort((np.arange(len(tasks)), -means_DMLC[:, 0, TRAIN, _DOCUMENTS]))
-    means_DMLC = means_DMLC[order_D]
-    test_DMC, sizes_DLC = means_DMLC[:, :, TEST], means_DMLC[:, 0]
-    scores = _with_seeds(results.document_scores, trials)
-    scores = scores.assign(setting=_candidate_of_rows("document_scores", scores, candidate_of))
+    sizes_DLC, test_DMC = means_DMLC[order_D, 0], means_DMLC[order_D, :, TEST]
+    pooled = _Pooled(list(chosen), tasks, order_D, means_DMLC)
+    names = [chosen_by.name, *(name for name in documents if name != chosen_by.name)]
     return Summary(
         settings=[replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()],
         structure=structure,
         tasks=[tasks[d] for d in order_D],
         num_documents_DL=sizes_DLC[..., _DOCUMENTS],
         num_tokens_DL=sizes_DLC[..., _TOKENS],
-        perplexity_DM=_perplexity(test_DMC, _NATS),
-        distance_DM=test_DMC[..., _DISTANCE],
+        distance_DM=np.where(test_DMC[..., _DOCUMENTS] > 0, test_DMC[..., _DISTANCE], np.nan),
         floor_D=_perplexity(sizes_DLC[:, TEST], _FLOOR),
         floor=float(_perplexity(sizes_DLC[:, TEST].sum(axis=0), _FLOOR)),
-        test_scores=_scores_of(scores, list(chosen), "test"),
-        validation_scores=_scores_of(scores, list(chosen), "validation"),
+        scores={name: _scores(measure_of(name), documents[name], pooled) for name in names},
         trials=trials,
     )
+
+
+def _objective(rows_of_candidate: list[list[dict[Any, Any]]]) -> Measure:
+    """The measure that chose tau, in all trials the same."""
+    run_of = {objective_name(row): row["run"] for rows in rows_of_candidate for row in rows}
+    if len(run_of) > 1:
+        (one, first), (other, second), *_ = sorted(run_of.items())
+        raise InputError(
+            f"{first} chose tau by {one}, {second} by {other} (search.objective): report runs of one objective together"
+        )
+    return measure_of(next(iter(run_of)))
+
+
+def _documents(results: Results, trials: pd.DataFrame, candidate_of: dict[Key, int]) -> dict[str, pd.DataFrame]:
+    """By measure, perplexity first: the finished trials' rows, with `seed` and `setting`, the number of a candidate."""
+    predictions = results.predictions.assign(setting=_candidate_of_rows(results.predictions, candidate_of))
+    rows_of: dict[str, pd.DataFrame] = {PERPLEXITY: results.document_scores}
+    rows_of |= {str(name): rows for name, rows in predictions.loc[predictions["setting"] >= 0].groupby("metric")}
+    documents = {}
+    for name, rows in rows_of.items():
+        kind = "document_scores" if name == PERPLEXITY else "predictions"
+        _check_trials(rows, candidate_of, kind, "missing or empty" if name == PERPLEXITY else f"without {name} scores")
+        documents[name] = _with_seeds(rows, trials).assign(setting=_candidate_of_rows(rows, candidate_of))
+    return documents
+
+
+def _objectives(chosen_by: Measure, documents: dict[str, pd.DataFrame], means_DMLC: np.ndarray) -> np.ndarray:
+    """What selection minimises, of each of M candidates."""
+    if not chosen_by.is_metric:
+        return chosen_by.rank(_perplexity(means_DMLC[:, :, VALIDATION].sum(axis=0), _NATS))
+    if chosen_by.name not in documents:
+        raise InputError(f"search.objective={chosen_by.name} chose tau, but no finished trial has scores by it")
+    rows = documents[chosen_by.name].query("split == 'validation'")
+    value_n, weight_n = values_of(rows, chosen_by)
+    setting_n, num_candidates = rows["setting"].to_numpy(), means_DMLC.shape[1]
+    value_M, weight_M = (np.bincount(setting_n, part_n, num_candidates) for part_n in (value_n, weight_n))
+    return chosen_by.rank(chosen_by.level(_ratio(value_M, weight_M)))
+
+
+class _Pooled(NamedTuple):
+    """The chosen candidates, the tasks by name, the order in which they are shown, and their mean scores."""
+
+    chosen: list[int]
+    tasks: list[str]
+    order_D: np.ndarray
+    means_DMLC: np.ndarray
+
+
+def _scores(measure: Measure, rows: pd.DataFrame, pooled: _Pooled) -> Scores:
+    """Scores by one measure. Levels of perplexity are those of `task_scores`, levels of a metric of its documents."""
+    is_chosen = rows["setting"].isin(pooled.chosen)
+    validation, test = (
+        align_documents(rows.loc[is_chosen & (rows["split"] == split)], pooled.chosen, measure)
+        for split in ("validation", "test")
+    )
+    validation_M, _ = _levels(_sums(validation, VALIDATION, pooled), measure)
+    test_M, test_DM = _levels(_sums(test, TEST, pooled), measure)
+    return Scores(measure, validation, test, validation_M, test_M, test_DM[pooled.order_D])
+
+
+def _sums(documents: DocumentScores, split: int, pooled: _Pooled) -> tuple[np.ndarray, np.ndarray]:
+    """value_DM and weight_DM, summed over the documents of each task; 0 for a task without."""
+    means_DMC = pooled.means_DMLC[:, :, split]
+    if not documents.measure.is_metric:
+        return means_DMC[..., _NATS], means_DMC[..., _TOKENS]
+    if not documents.tasks:
+        raise InputError(f"no {SPLITS[split]} document has a {documents.measure.name} score, though others have")
+    number_of = {task: d for d, task in enumerate(pooled.tasks)}
+    at = [number_of[task] for task in documents.tasks]
+    value_DM, weight_DM = np.zeros(means_DMC.shape[:2]), np.zeros(means_DMC.shape[:2])
+    value_DM[at] = np.add.reduceat(documents.value_NM, documents.starts_D, axis=0)
+    weight_DM[at] = documents.counts_D[:, None]
+    return value_DM, weight_DM
+
+
+def _levels(sums_DM: tuple[np.ndarray, np.ndarray], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of all tasks together, shape M, and of each, DM; NaN where nothing was scored."""
+    value_DM, weight_DM = sums_DM
+    whole_M = _ratio(value_DM.sum(axis=0), weight_DM.sum(axis=0))
+    return measure.level(whole_M), measure.level(_ratio(value_DM, weight_DM))
+
+
+def _ratio(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return value / weight
 
 
 def perplexities(nll_nats: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
@@ -106,8 +194,9 @@ def _mean_scores(
     scores: pd.DataFrame, candidate_of: dict[Key, int], num_seeds: list[int]
 ) -> tuple[list[str], np.ndarray]:
     """Tasks by name, and `task_scores` as means over each candidate's trials: a ratio of means is a ratio of sums."""
-    candidate_n = _candidate_of_rows("task_scores", scores, candidate_of)
-    known_n = candidate_n >= 0
+    _check_trials(scores, candidate_of, "task_scores", "missing or empty")
+    candidate_n = _candidate_of_rows(scores, candidate_of)
+    known_n = (candidate_n >= 0) & (scores["num_documents"] > 0).to_numpy()
     tasks, task_n = np.unique(scores["task"].to_numpy(dtype=object)[known_n], return_inverse=True)
     split_n = np.array([SPLITS.index(split) for split in scores["split"]], dtype=int)[known_n]
     totals_DMLC = np.zeros((len(tasks), len(num_seeds), len(SPLITS), len(_COLUMNS)))
@@ -115,11 +204,16 @@ def _mean_scores(
     return tasks.tolist(), totals_DMLC / np.array(num_seeds)[:, None, None]
 
 
-def _candidate_of_rows(table: str, rows: pd.DataFrame, candidate_of: dict[Key, int]) -> np.ndarray:
+def _check_trials(rows: pd.DataFrame, candidate_of: dict[Key, int], table: str, trouble: str) -> None:
+    """Refuse a finished trial that has no row."""
+    keys, _ = sorted_keys(rows, ["run", "trial_id"])
+    for run, trial in sorted(candidate_of.keys() - set(keys))[:1]:
+        raise InputError(f"{run}: trial {trial} has finished, but results/{table}/{trial}.parquet is {trouble}")
+
+
+def _candidate_of_rows(rows: pd.DataFrame, candidate_of: dict[Key, int]) -> np.ndarray:
     """The candidate of each row's trial; -1 for a trial that has not finished."""
     keys, index_n = sorted_keys(rows, ["run", "trial_id"])
-    for run, trial in sorted(candidate_of.keys() - set(keys))[:1]:
-        raise InputError(f"{run}: trial {trial} has finished, but results/{table}/{trial}.parquet is missing or empty")
     return np.array([candidate_of.get(key, -1) for key in keys], dtype=int)[index_n]
 
 
@@ -131,9 +225,8 @@ def _with_seeds(scores: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float)[index_n])
 
 
-def _candidate(rows: list[dict[Any, Any]], means_DLC: np.ndarray) -> Setting:
+def _candidate(rows: list[dict[Any, Any]], objective: float) -> Setting:
     """A setting as one candidate made it; `rows` are its seeds."""
-    micro_L = _perplexity(means_DLC.sum(axis=0), _NATS)
     keys = [_key(row) for row in rows]
     return Setting(
         method=rows[0]["method"],
@@ -145,9 +238,7 @@ def _candidate(rows: list[dict[Any, Any]], means_DLC: np.ndarray) -> Setting:
         epochs=[row["epochs"] for row in rows],
         best_epochs=[row["best_epoch"] for row in rows],
         hit_max_epochs=any(row["stopped_by"] == "max_epochs" for row in rows),
-        validation_perplexity=float(micro_L[VALIDATION]),
-        test_perplexity=float(micro_L[TEST]),
-        test_macro_perplexity=float(_perplexity(means_DLC[:, TEST], _NATS).mean()),
+        objective=objective,
     )
 
 
@@ -179,8 +270,3 @@ def _choose_candidates(candidates: list[Setting], structure: Structure) -> dict[
         best = min(numbers, key=lambda m: candidates[m].objective)
         chosen[best] = [key for m in numbers for key in candidates[m].trials]
     return chosen
-
-
-def _scores_of(scores: pd.DataFrame, chosen: list[int], split: str) -> DocumentScores:
-    """Documents of one split under the chosen candidates."""
-    return align_documents(scores.loc[scores["setting"].isin(chosen) & (scores["split"] == split)], chosen)
