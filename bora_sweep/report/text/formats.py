@@ -100,7 +100,7 @@ def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> st
 
 def level_text(measure: Measure) -> Callable[[float], str]:
     """How a level is written: `11.10`, `71.2%`, `0.1234`; a dash for NaN."""
-    return {"perplexity": perplexity_text, "share": _share_text, "number": score_text}[measure.unit]
+    return {"perplexity": perplexity_text, "share": _share_text, "number": _score_text}[measure.unit]
 
 
 def level_interval_text(interval: Interval, measure: Measure) -> str:
@@ -124,9 +124,8 @@ def difference_text(interval: Interval, measure: Measure, signed: bool = True) -
     return f"{estimate} [{low}, {high}]"
 
 
-def score_text(value: float) -> str:
-    """Four significant digits; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:,.4g}".replace("-", "−")
+def _score_text(value: float) -> str:
+    return significant_text(value, 4).replace("-", "−")
 
 
 def _share_text(value: float) -> str:

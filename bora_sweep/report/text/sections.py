@@ -219,7 +219,7 @@ def _about_metrics(summary: Summary) -> str:
         "of a share are in percentage points. The intervals are those of a mean, or of a difference of two means: it "
         "plus or minus standard errors by Student's t, cut where no mean can lie. Where all documents of a task score "
         "alike (all right, say), nothing is known of how the next would differ: the task has no interval, not one of "
-        "width 0."
+        "width 0. Of simulated answers, 94 to 100 of 100 intervals contained the truth (benchmarks/coverage.py)."
     )
 
 
