@@ -13,7 +13,7 @@ from scipy import stats
 
 from bora_sweep.errors import InputError
 from bora_sweep.report import DocumentScores, Report, measure_of, paired_bootstrap, task_contrasts, write_report
-from bora_sweep.report.figures.data import improvement_data, tau_curve_data
+from bora_sweep.report.figures.data import distance_data, improvement_data, level_data, tau_curve_data
 from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.stats.significance import holm
 from bora_sweep.report.text.formats import difference_text, level_interval_text
@@ -116,6 +116,8 @@ def test_documents_that_all_agree_give_no_interval():
     whole = paired_bootstrap(documents, replicates=20_000).contrast(0)
     assert whole.standard_error == pytest.approx(math.sqrt(4 * np.var([1, 0, 1, 0], ddof=1)) / 8, rel=0.02)
     assert not math.isnan(whole.level().low)
+    itself = paired_bootstrap(documents.of_task("a")).difference(0, 0)
+    assert (itself.estimate, itself.low, itself.high) == (0, 0, 0)
     alike = paired_bootstrap(documents.of_task("a"))
     assert math.isnan(alike.level(0).low)
     nats = DocumentScores(documents.task_N, documents.weight_N, documents.value_NJ)
@@ -258,6 +260,18 @@ def test_small_tasks_are_listed_and_decide_nothing(tmp_path: Path):
     assert [vars(gain) for gain in one.analysis.task_gains] == [vars(gain) for gain in other.analysis.task_gains]
     assert one.analysis.trends["distance"].slope == other.analysis.trends["distance"].slope
     assert one.answer == other.answer
+    for make in (improvement_data, distance_data, level_data):
+        (shown, alone) = (make(report.analysis) for report in (one, other))
+        assert shown is not None
+        assert alone is not None
+        pd.testing.assert_frame_equal(shown.points, alone.points)
+
+
+def test_the_paper_is_compared_with_the_tasks_that_have_test_documents(tmp_path: Path):
+    run = write_run(tmp_path, sizes=SMALL, metrics=("accuracy",), search_objective="accuracy")
+    page = (write_report(run, against_paper=True).parent / "paper.md").read_text()
+    assert "None of this run's 5 tasks has the name of one of the paper's" in page
+    assert "test perplexity, over all tokens" in page
 
 
 def test_holm_counts_the_tasks_with_test_documents_alone(tmp_path: Path):

@@ -197,7 +197,8 @@ def distance_data(analysis: Analysis) -> BySize | None:
         return None
     trend = analysis.trends.get("distance")
     y = Quantity("Distance to the global adapter", "number", may_be_log=True)
-    return _single_series(summary, y, summary.distance_DM[:, m], trend=trend)
+    distance_D = summary.distance_DM[:, m]
+    return _single_series(summary, y, ~np.isnan(distance_D), distance_D, trend=trend)
 
 
 def level_data(analysis: Analysis) -> BySize:
@@ -205,13 +206,14 @@ def level_data(analysis: Analysis) -> BySize:
     summary, measure, m = analysis.summary, analysis.measure, analysis.summary.best
     low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.level_bounds())
     level_D, trend = analysis.scores.test_DM[:, m], analysis.trends.get(measure.name)
-    data = _single_series(summary, level_quantity(analysis), level_D, low_D, high_D, trend=trend)
+    data = _single_series(summary, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)
     return replace(data, lines=data.lines.assign(**data.lines[["value", "low", "high"]].clip(*measure.limits)))
 
 
 def _single_series(
     summary: Summary,
     y: Quantity,
+    is_shown_D: np.ndarray,
     values_D: np.ndarray,
     low_D: np.ndarray | float = math.nan,
     high_D: np.ndarray | float = math.nan,
@@ -219,7 +221,7 @@ def _single_series(
     trend: Trend | None,
 ) -> BySize:
     columns = {"documents": summary.train_documents_D, "value": values_D, "low": low_D, "high": high_D}
-    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False})
+    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False}).loc[is_shown_D]
     return BySize(y, {"best": Series("best", "ink", "circle")}, points, _line_data("best", trend))
 
 

@@ -74,7 +74,7 @@ def make_document(
         "are_few": are_few,
         "num_tasks": charts.tasks_text(len(summary.tasks)),
         "tables": {
-            "tasks": tables.task_table(analysis, others, are_few).to_json(),
+            "tasks": tables.task_table(analysis, others, len(analysis.tested) <= MOST_NAMES).to_json(),
             "taus": tables.overall_table(analysis).to_json(),
             "methods": None if compared.empty else tables.methods_table(analysis, compared).to_json(),
             "trials": trial_table(trials).to_json(),

@@ -54,7 +54,7 @@ class Bootstrap:
             np.asarray(mean),
             *_add_variance(np.asarray(error), np.asarray(degrees), seed_variance),
             measure=self.documents.measure,
-            documents_agree=bool(self.documents.agree(value_N, self.documents.strata).all()),
+            documents_agree=setting != reference and bool(self.documents.agree(value_N, self.documents.strata).all()),
         )
 
     def level(self, setting: int) -> Interval:
@@ -118,6 +118,7 @@ def task_contrasts(
     rng = np.random.default_rng(seed)
     value_NM, starts_D, counts_D = documents.value_NM, documents.starts_D, documents.counts_D
     columns = [value_NM[:, m] - (0 if r is None else value_NM[:, r]) for m, r in pairs]
+    agree = [documents.agree(c_N, documents.task_rows) & (m != r) for c_N, (m, r) in zip(columns, pairs, strict=True)]
     values_NC = np.column_stack([*columns, documents.weight_N])
     error_DC = np.full((len(starts_D), len(pairs)), np.nan)
     for d in np.flatnonzero(counts_D > 1):
@@ -135,7 +136,7 @@ def task_contrasts(
         mean_DC,
         *(np.column_stack(part) for part in zip(*parts, strict=True)),
         measure=documents.measure,
-        documents_agree=np.column_stack([documents.agree(value_N, documents.task_rows) for value_N in columns]),
+        documents_agree=np.column_stack(agree),
     )
 
 
