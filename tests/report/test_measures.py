@@ -242,6 +242,14 @@ def test_a_trial_without_the_objective_is_named(tmp_path: Path):
         Report(run)
 
 
+def test_a_metric_of_one_split_alone_is_refused(tmp_path: Path):
+    run = write_run(tmp_path, metrics=("accuracy",))
+    for trial_id in read_results(tmp_path).trials["trial_id"]:
+        rewrite(run, trial_id, lambda rows: rows[rows["split"] == "test"])
+    with pytest.raises(InputError, match="no validation document is scored by accuracy"):
+        Report(run)
+
+
 def test_predictions_of_a_trial_that_has_not_finished_do_not_count(tmp_path: Path):
     run = write_run(tmp_path)
     write_trial(run, 5.0, metrics=("accuracy",), status="running")

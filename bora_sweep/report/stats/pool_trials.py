@@ -8,21 +8,21 @@ D tasks, M candidates or settings, L splits (train, validation, test), C columns
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError
-from bora_sweep.report.stats.document_scores import DocumentScores, align_documents, sorted_keys, values_of
+from bora_sweep.report.stats.document_scores import sorted_keys, values_of
 from bora_sweep.report.stats.measure import Measure, measure_of
+from bora_sweep.report.stats.pool_scores import Sums, pool_scores, ratio
 from bora_sweep.report.stats.summary import (
     SPLITS,
     TEST,
     TRAIN,
     VALIDATION,
     Key,
-    Scores,
     Setting,
     Structure,
     Summary,
@@ -59,7 +59,8 @@ def summarise(results: Results) -> Summary:
     means_DMLC = means_DMLC[:, list(chosen)]
     order_D = np.lexsort((np.arange(len(tasks)), -means_DMLC[:, 0, TRAIN, _DOCUMENTS]))
     sizes_DLC, test_DMC = means_DMLC[order_D, 0], means_DMLC[order_D, :, TEST]
-    pooled = _Pooled(list(chosen), tasks, order_D, means_DMLC)
+    nats_DML, tokens_DML = means_DMLC[..., _NATS], means_DMLC[..., _TOKENS]
+    sums_of = {PERPLEXITY: Sums(*(part[..., i] for i in (VALIDATION, TEST) for part in (nats_DML, tokens_DML)))}
     names = [chosen_by.name, *(name for name in documents if name != chosen_by.name)]
     return Summary(
         settings=[replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()],
@@ -70,7 +71,10 @@ def summarise(results: Results) -> Summary:
         distance_DM=np.where(test_DMC[..., _DOCUMENTS] > 0, test_DMC[..., _DISTANCE], np.nan),
         floor_D=_perplexity(sizes_DLC[:, TEST], _FLOOR),
         floor=float(_perplexity(sizes_DLC[:, TEST].sum(axis=0), _FLOOR)),
-        scores={name: _scores(measure_of(name), documents[name], pooled) for name in names},
+        scores={
+            name: pool_scores(measure_of(name), documents[name], list(chosen), tasks, order_D, sums_of.get(name))
+            for name in names
+        },
         trials=trials,
     )
 
@@ -109,55 +113,7 @@ def _objectives(chosen_by: Measure, documents: dict[str, pd.DataFrame], means_DM
     value_n, weight_n = values_of(rows, chosen_by)
     setting_n, num_candidates = rows["setting"].to_numpy(), means_DMLC.shape[1]
     value_M, weight_M = (np.bincount(setting_n, part_n, num_candidates) for part_n in (value_n, weight_n))
-    return chosen_by.rank(chosen_by.level(_ratio(value_M, weight_M)))
-
-
-class _Pooled(NamedTuple):
-    """The chosen candidates, the tasks by name, the order in which they are shown, and their mean scores."""
-
-    chosen: list[int]
-    tasks: list[str]
-    order_D: np.ndarray
-    means_DMLC: np.ndarray
-
-
-def _scores(measure: Measure, rows: pd.DataFrame, pooled: _Pooled) -> Scores:
-    """Scores by one measure. Levels of perplexity are those of `task_scores`, levels of a metric of its documents."""
-    is_chosen = rows["setting"].isin(pooled.chosen)
-    validation, test = (
-        align_documents(rows.loc[is_chosen & (rows["split"] == split)], pooled.chosen, measure)
-        for split in ("validation", "test")
-    )
-    validation_M, _ = _levels(_sums(validation, VALIDATION, pooled), measure)
-    test_M, test_DM = _levels(_sums(test, TEST, pooled), measure)
-    return Scores(measure, validation, test, validation_M, test_M, test_DM[pooled.order_D])
-
-
-def _sums(documents: DocumentScores, split: int, pooled: _Pooled) -> tuple[np.ndarray, np.ndarray]:
-    """value_DM and weight_DM, summed over the documents of each task; 0 for a task without."""
-    means_DMC = pooled.means_DMLC[:, :, split]
-    if not documents.measure.is_metric:
-        return means_DMC[..., _NATS], means_DMC[..., _TOKENS]
-    if not documents.tasks:
-        raise InputError(f"no {SPLITS[split]} document has a {documents.measure.name} score, though others have")
-    number_of = {task: d for d, task in enumerate(pooled.tasks)}
-    at = [number_of[task] for task in documents.tasks]
-    value_DM, weight_DM = np.zeros(means_DMC.shape[:2]), np.zeros(means_DMC.shape[:2])
-    value_DM[at] = np.add.reduceat(documents.value_NM, documents.starts_D, axis=0)
-    weight_DM[at] = documents.counts_D[:, None]
-    return value_DM, weight_DM
-
-
-def _levels(sums_DM: tuple[np.ndarray, np.ndarray], measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of all tasks together, shape M, and of each, DM; NaN where nothing was scored."""
-    value_DM, weight_DM = sums_DM
-    whole_M = _ratio(value_DM.sum(axis=0), weight_DM.sum(axis=0))
-    return measure.level(whole_M), measure.level(_ratio(value_DM, weight_DM))
-
-
-def _ratio(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return value / weight
+    return chosen_by.rank(chosen_by.level(ratio(value_M, weight_M)))
 
 
 def perplexities(nll_nats: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
