@@ -1,13 +1,13 @@
 """How often the report's 95% intervals hold the truth, and how often its verdicts are false, where the truth is known.
 
-    python benchmarks/coverage.py [SKEWNESS …]
+    python benchmarks/coverage.py [SKEWNESS | accuracy …]
 
 Scores of documents are drawn, not fitted: tasks of unlike sizes (3 test documents to 120), documents of unlike lengths,
 some hard and some easy under every fit alike, and each leaning its own way over tau; fits that differ by their seeds. A
 thousand draws, each with tasks, documents and fits of its own, for each skewness of the effects of documents (0 and 1,
 if none is given; 0 is a normal distribution, 2 an exponential one). Beside the report's intervals stand percentiles of
-the plain paired bootstrap. In as many processes as there are cores, two minutes or so for each skewness. Written to
-`benchmarks/results/coverage.md`.
+the plain paired bootstrap. `accuracy`, also if nothing is given, draws right and wrong answers instead of nats. In as
+many processes as there are cores, two minutes or so for each. Written to `benchmarks/results/coverage.md`.
 
 N documents, D tasks, M settings (values of tau), J trials, S replicates.
 """
@@ -23,9 +23,11 @@ from functools import cached_property, partial
 import numpy as np
 from arguments import start
 from provenance import RESULTS, record
+from scipy.stats import norm
 
 from bora_sweep.report.stats.bootstrap import REPLICATES, paired_bootstrap, task_contrasts
 from bora_sweep.report.stats.document_scores import DocumentScores
+from bora_sweep.report.stats.measure import measure_of
 from bora_sweep.report.stats.significance import ALPHA, holm, task_p_values
 from bora_sweep.report.stats.smooth_curve import fit_smooth_curve
 from bora_sweep.report.stats.tau_choice import best_tau_interval
@@ -44,6 +46,10 @@ TEST_D = np.maximum(3, TRAIN_D // 5).astype(int)
 PER_DOUBLING, EXPONENT = -0.03, 0.25
 """Of the gain over one model per task, and of the distance to the global adapter."""
 SKEWNESS = (0.0, 1.0)
+ACCURACY, ACCURACY_D = "accuracy", (0.3, 0.95)
+"""Of a task under the best fit: between these."""
+ALIKE = 0.8
+"""Correlation between two fits of what decides whether a document is answered right."""
 BANDS = ((3, 5), (6, 10), (11, 30), (31, 120))
 FIT, FIT_OF_TASK, SEED = 0.003, 0.01, 0.004
 """Standard deviations, in nats per token, of a fit: for all tasks alike, for each, and shared by fits of one seed."""
@@ -111,6 +117,36 @@ def _lengths(rng: np.random.Generator, middle: np.ndarray) -> np.ndarray:
     return np.clip(middle * np.exp(rng.normal(0, 0.7, middle.shape)), 4, 512).round()
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Tasks, and how often a document of each is answered right."""
+
+    right_DM: np.ndarray
+
+    @cached_property
+    def overall_M(self) -> np.ndarray:
+        """Expected accuracy over all documents."""
+        return TEST_D @ self.right_DM / TEST_D.sum()
+
+    def documents(self, rng: np.random.Generator) -> DocumentScores:
+        """One document after another, right (-1) or wrong (0) under every setting; a hard one is hard for all."""
+        task_N = np.repeat(np.arange(len(TEST_D)), TEST_D)
+        hard_N1, own_NM = rng.normal(size=(len(task_N), 1)), rng.normal(size=(len(task_N), len(TAUS)))
+        is_right_NM = ALIKE**0.5 * hard_N1 + (1 - ALIKE) ** 0.5 * own_NM < norm.ppf(self.right_DM[task_N])
+        names_N = np.array([f"{d:02d}" for d in task_N], dtype=object)
+        return DocumentScores(names_N, np.ones(len(task_N)), -is_right_NM.astype(float), measure=measure_of(ACCURACY))
+
+
+def draw_answers(rng: np.random.Generator, null: float = 0.0) -> Answers:
+    """The ends are worse than the best; in a share `null` of the tasks they are as good."""
+    tasks = len(TEST_D)
+    best_D1 = rng.uniform(*ACCURACY_D, (tasks, 1))
+    worse_DM = rng.uniform(0, 0.1, (tasks, len(TAUS))) * (np.arange(len(TAUS)) != BEST)
+    worse_DM[:, INDEPENDENT] += 0.1
+    worse_DM[rng.permutation(tasks) < round(null * tasks)] = 0
+    return Answers(best_D1 - worse_DM)
+
+
 Hit = tuple[str, str, float, float]
 """Quantity, documents, 1 where the report's interval holds the truth, and the same of plain percentiles or NaN."""
 
@@ -148,8 +184,8 @@ def _plain_of_task(documents: DocumentScores, d: int, rng: np.random.Generator, 
 
 
 def _plain(documents: DocumentScores, rng: np.random.Generator) -> np.ndarray:
-    """nats_per_token_SM of n draws of a task's n documents."""
-    values_NC = np.column_stack([documents.nats_NM, documents.tokens_N])
+    """mean_SM of n draws of a task's n documents."""
+    values_NC = np.column_stack([documents.value_NM, documents.weight_N])
     totals_SC = np.zeros((REPLICATES, values_NC.shape[1]))
     for values_nC in np.split(values_NC, documents.starts_D[1:]):
         n = len(values_nC)
@@ -157,10 +193,39 @@ def _plain(documents: DocumentScores, rng: np.random.Generator) -> np.ndarray:
     return totals_SC[:, :-1] / totals_SC[:, -1:]
 
 
+def accuracy_hits(number: int) -> list[Hit]:
+    """All intervals of accuracy of one draw. Tasks whose documents all agree have none; the others are counted."""
+    rng = np.random.default_rng([number, 1])
+    answers = draw_answers(rng)
+    documents, hits = answers.documents(rng), []
+    bootstrap, plain_SM = paired_bootstrap(documents, seed=int(rng.integers(2**31))), _plain(documents, rng)
+    pairs = (("accuracy", BEST, None), ("against τ = 0", BEST, INDEPENDENT), ("against τ = ∞", BEST, SHARED))
+    contrasts = task_contrasts(documents, [(m, reference) for _, m, reference in pairs], seed=int(rng.integers(2**31)))
+    for c, (name, m, reference) in enumerate(pairs):
+        truth = answers.overall_M[m] - (0 if reference is None else answers.overall_M[reference])
+        truth_D = answers.right_DM[:, m] - (0 if reference is None else answers.right_DM[:, reference])
+        shown = bootstrap.level(m) if reference is None else bootstrap.difference(m, reference)
+        plain_S = plain_SM[:, m] - (0 if reference is None else plain_SM[:, reference])
+        hits.append(
+            (f"all tasks, {name}", "", _holds(shown.low, shown.high, truth), _percentiles_hold(-plain_S, truth))
+        )
+        for d, n in enumerate(TEST_D):
+            shown = contrasts.level(d, c) if reference is None else contrasts.difference(d, c)
+            is_known = not math.isnan(shown.low)
+            hits.append((f"*tasks with an interval*, {name}", _band(n), float(is_known), math.nan))
+            if is_known:
+                hits.append((f"one task, {name}", _band(n), _holds(shown.low, shown.high, truth_D[d]), math.nan))
+    for null, said in ((1.0, "every task alike"), (0.5, "half of the tasks alike")):
+        world = draw_answers(rng, null)
+        is_null_D = world.right_DM[:, BEST] == world.right_DM[:, SHARED]
+        hits.append((FALSE, said, _false_verdict(world.documents(rng), is_null_D, rng), math.nan))
+    return hits
+
+
 def slope_hits(world: World, documents: DocumentScores) -> Iterator[Hit]:
     """Lines through tasks, against the law that tasks are drawn from."""
-    totals_DM = np.add.reduceat(documents.nats_NM, documents.starts_D, axis=0)
-    per_token_DM = totals_DM / np.add.reduceat(documents.tokens_N, documents.starts_D)[:, None]
+    totals_DM = np.add.reduceat(documents.value_NM, documents.starts_D, axis=0)
+    per_token_DM = totals_DM / np.add.reduceat(documents.weight_N, documents.starts_D)[:, None]
     gain_D = -np.expm1(per_token_DM[:, BEST] - per_token_DM[:, INDEPENDENT])
     lines = (
         ("gain over τ = 0", fit_trend("", TRAIN_D, gain_D), PER_DOUBLING),
@@ -177,7 +242,7 @@ def tau_hits(world: World, documents: DocumentScores, rng: np.random.Generator, 
     shape = np.polyfit(PLACE_M[BETWEEN], world.overall_M[BETWEEN], 2)
     truth = float(10 ** (-shape[1] / (2 * shape[0])))
     bootstrap = paired_bootstrap(documents, seed=int(rng.integers(2**31)))
-    observed_M, nats_SM = bootstrap.nats_per_token_M, bootstrap.with_seeds(int(rng.integers(2**31)))
+    observed_M, nats_SM = bootstrap.mean_M, bootstrap.with_seeds(int(rng.integers(2**31)))
     curve = fit_smooth_curve(TAUS[BETWEEN], observed_M[BETWEEN], nats_SM[:, BETWEEN])
     assert curve is not None
     found = {
@@ -192,9 +257,12 @@ def false_verdicts(rng: np.random.Generator, skewness: float, null: float) -> fl
     """1 where a task whose ends are as good as its best is said to gain or lose."""
     world = draw_world(rng, skewness, null)
     documents = world.documents(rng)
+    return _false_verdict(documents, world.nats_DM[:, BEST] == world.nats_DM[:, SHARED], rng)
+
+
+def _false_verdict(documents: DocumentScores, is_null_D: np.ndarray, rng: np.random.Generator) -> float:
     differences = task_contrasts(documents, [(BEST, SHARED)], seed=int(rng.integers(2**31)))
     adjusted_D = holm(task_p_values(documents, differences, 0, BEST, SHARED))
-    is_null_D = world.nats_DM[:, BEST] == world.nats_DM[:, SHARED]
     return float((adjusted_D[is_null_D] < ALPHA).any())
 
 
@@ -256,16 +324,26 @@ NOTES = [
 ]
 
 
-def run(skewness: list[float]) -> None:
-    """A section for each skewness; none: for all of `SKEWNESS`."""
+ACCURACY_NOTES = [
+    f"{DRAWS:,} draws of right and wrong answers, in tasks of {ACCURACY_D[0]:.0%} to {ACCURACY_D[1]:.0%} accuracy. A "
+    "task whose documents all agree (all right, or the same under both fits) has no interval; the rows *tasks with an "
+    "interval* say how many of 100 have one, and the other rows are of these.",
+]
+
+
+def run(sections: list[str]) -> None:
+    """A section for each skewness and for `accuracy`; none: for all of `SKEWNESS`, and for accuracy."""
     os.environ["OMP_NUM_THREADS"] = "1"
     RESULTS.mkdir(exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for value in skewness or SKEWNESS:
-            found = pool.map(partial(draw, value), range(DRAWS), chunksize=10)
-            rows = table([hit for hits in found for hit in hits])
-            record("coverage", "Coverage of 95% intervals", f"Skewness {value:g}", rows, NOTES)
+        for section in sections or [*(f"{value:g}" for value in SKEWNESS), ACCURACY]:
+            work = accuracy_hits if section == ACCURACY else partial(draw, float(section))
+            heading, notes = ("Accuracy", ACCURACY_NOTES) if section == ACCURACY else (f"Skewness {section}", NOTES)
+            found = pool.map(work, range(DRAWS), chunksize=10)
+            record(
+                "coverage", "Coverage of 95% intervals", heading, table([hit for hits in found for hit in hits]), notes
+            )
 
 
 if __name__ == "__main__":
-    start(run, __doc__, "SKEWNESS", kind=float)
+    start(run, __doc__, "SKEWNESS|accuracy")

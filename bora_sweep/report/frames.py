@@ -3,22 +3,22 @@
 import math
 from dataclasses import astuple
 
-import numpy as np
 import pandas as pd
 
 from bora_sweep.report.stats.analysis import Analysis
-from bora_sweep.report.stats.bootstrap import Bootstrap
 from bora_sweep.report.stats.gains import Gain
 from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.method_comparison import Method, reference_setting, training_cost
-from bora_sweep.report.stats.summary import SPLITS, Setting, Summary
+from bora_sweep.report.stats.smooth_curve import SmoothCurve
+from bora_sweep.report.stats.summary import SPLITS, Setting
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.setting_names import method_name
 
 
 def overall_frame(analysis: Analysis) -> pd.DataFrame:
-    """Table 1: a row for each tau; perplexities and differences to the best, with 95% intervals."""
-    summary, rows = analysis.summary, []
+    """Table 1: a row for each tau; levels and differences to the best, with 95% intervals."""
+    summary, name, difference, rows = analysis.summary, analysis.measure.name, analysis.measure.difference_name, []
     for m in (summary.zero_shot, *summary.fits):
         if m is None:
             continue
@@ -32,15 +32,15 @@ def overall_frame(analysis: Analysis) -> pd.DataFrame:
             "seeds": setting.seeds,
         }
         intervals = {
-            "validation_perplexity": analysis.choice.bootstrap.perplexity(m),
-            "test_perplexity": analysis.bootstrap.perplexity(m),
-            "test_macro_perplexity": analysis.macro_perplexity(m),
-            "relative_difference_to_best": analysis.bootstrap.relative_difference(m, summary.best),
-            "validation_relative_difference_to_best": analysis.choice.bootstrap.relative_difference(m, summary.best),
+            f"validation_{name}": analysis.validation.level(m),
+            f"test_{name}": analysis.bootstrap.level(m),
+            f"test_macro_{name}": analysis.macro(m),
+            f"{difference}_to_best": analysis.bootstrap.difference(m, summary.best),
+            f"validation_{difference}_to_best": analysis.validation.difference(m, summary.best),
         }
-        for name, interval in intervals.items():
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        rows.append(row | {"floor_test_perplexity": summary.floor})
+        for column, interval in intervals.items():
+            row |= {column: interval.estimate, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        rows.append(row if analysis.measure.is_metric else row | {"floor_test_perplexity": summary.floor})
     return pd.DataFrame(rows)
 
 
@@ -58,24 +58,27 @@ def choice_frame(analysis: Analysis) -> pd.DataFrame:
 
 
 def curve_frame(analysis: Analysis) -> pd.DataFrame:
-    """The smooth curves over tau: of validation, which chooses, and of test, which Figure 2 shows."""
-    parts = []
-    for split, curve in (("validation", analysis.choice.curve), ("test", analysis.curve)):
-        if curve is not None:
-            low_G, high_G = curve.band
-            nats = {"perplexity": curve.nats_per_token_G, "low": low_G, "high": high_G}
-            perplexity = {name: np.exp(nats_G) for name, nats_G in nats.items()}
-            parts.append(pd.DataFrame({"split": split, "tau": curve.tau_G, **perplexity}))
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["split", "tau", "perplexity", "low", "high"])
+    """The smooth curves over tau: of validation, where this measure chose tau, and of test, which Figure 2 shows."""
+    curves = {"validation": analysis.choice.curve if analysis.chose_tau else None, "test": analysis.curve}
+    columns = ["split", "tau", analysis.measure.name, "low", "high"]
+    known = [(split, curve) for split, curve in curves.items() if curve is not None]
+    parts = [curve_levels(curve, analysis.measure).assign(split=split) for split, curve in known]
+    return pd.concat(parts).reindex(columns=columns) if parts else pd.DataFrame(columns=columns)
 
 
-def method_frame(summary: Summary, bootstrap: Bootstrap, methods: list[Method]) -> pd.DataFrame:
-    """Methods compared: test perplexity, its difference to the reference, and the cost of training."""
-    rows = []
+def curve_levels(curve: SmoothCurve, measure: Measure) -> pd.DataFrame:
+    """Columns `tau`, the measure's name, and the band `low` and `high`."""
+    low_G, high_G = measure.level_bounds(*curve.band)
+    return pd.DataFrame({"tau": curve.tau_G, measure.name: measure.level(curve.value_G), "low": low_G, "high": high_G})
+
+
+def method_frame(analysis: Analysis, methods: list[Method]) -> pd.DataFrame:
+    """Methods compared: their level on test, its difference to the reference, and the cost of training."""
+    summary, measure, rows = analysis.summary, analysis.measure, []
     for method in methods:
-        setting, test = summary.settings[method.setting], bootstrap.perplexity(method.setting)
+        setting, test = summary.settings[method.setting], analysis.bootstrap.level(method.setting)
         reference = reference_setting(summary)
-        difference = bootstrap.relative_difference(method.setting, reference)
+        difference = analysis.bootstrap.difference(method.setting, reference)
         cost = training_cost(summary.trials, setting.trials)
         candidate_trials = [key for m in method.candidates for key in summary.settings[m].candidate_trials]
         search_cost = training_cost(summary.trials, candidate_trials)
@@ -86,12 +89,12 @@ def method_frame(summary: Summary, bootstrap: Bootstrap, methods: list[Method]) 
                 "tau": setting.tau,
                 **setting.structure._asdict(),
                 "seeds": setting.seeds,
-                "validation_perplexity": setting.validation_perplexity,
-                "test_perplexity": test.estimate,
+                f"validation_{measure.name}": float(analysis.scores.validation_M[method.setting]),
+                f"test_{measure.name}": test.estimate,
                 "test_low": test.low,
                 "test_high": test.high,
                 "is_reference": method.setting == reference,
-                "relative_difference_to_reference": difference.estimate,
+                f"{measure.difference_name}_to_reference": difference.estimate,
                 "low": difference.low,
                 "high": difference.high,
                 "train_tokens": cost.train_tokens,
@@ -115,15 +118,15 @@ def gain_frame(gains: list[Gain]) -> pd.DataFrame:
 
 
 def task_frame(analysis: Analysis) -> pd.DataFrame:
-    """Table A.1: a row for each task, most training documents first; test perplexity at each setting."""
+    """Table A.1: a row for each task, most training documents first; its level on test at each setting."""
     summary = analysis.summary
     columns: dict[str, object] = {"task": summary.tasks}
     columns |= {f"{split}_documents": summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)}
-    low_DM, high_DM = analysis.task_levels.perplexity_bounds
+    low_DM, high_DM = analysis.task_levels.level_bounds()
     for m, setting in enumerate(summary.settings):
-        name = _column_name(setting, m in summary.others)
-        columns |= {name: summary.perplexity_DM[:, m], f"{name} low": low_DM[:, m], f"{name} high": high_DM[:, m]}
-    return pd.DataFrame(columns | {"floor": summary.floor_D})
+        name, level_D = _column_name(setting, m in summary.others), analysis.scores.test_DM[:, m]
+        columns |= {name: level_D, f"{name} low": low_DM[:, m], f"{name} high": high_DM[:, m]}
+    return pd.DataFrame(columns if analysis.measure.is_metric else columns | {"floor": summary.floor_D})
 
 
 def _column_name(setting: Setting, is_other: bool) -> str:

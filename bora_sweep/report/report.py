@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bora_sweep.errors import require
 from bora_sweep.report import frames
 from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.method_comparison import compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.stats.summary import Summary
+from bora_sweep.report.stats.tau_choice import TauChoice
 from bora_sweep.report.text.answer import answer
-from bora_sweep.report.text.captions import captioned_figures
+from bora_sweep.report.text.captions import captioned_figures, figures_of_other_measure
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.storage import Folder
@@ -22,32 +24,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Report:
-    """The results of a run, or of several read as one; also of a run that is not finished.
+class MeasureReport:
+    """A report by one measure: of `Report`, the one that chose tau; of `Report.of`, another.
 
-    Each part is computed when it is first used. Differences and their intervals are fractions: 0.05 is 5%. Intervals
-    are 95%, by a bootstrap over documents that is paired between trials. Validation chose tau; test is only reported.
+    Each part is computed when it is first used. Differences and their intervals are as fractions: 0.05 is 5% of
+    perplexity, or 5 points of a metric from 0 to 1. Intervals are 95%, by a bootstrap over documents that is paired
+    between trials.
 
     Args:
-        run: A run's folder (also `s3://…`, `gs://…`), a list of them, or `Results`.
-
-    Raises:
-        InputError: Not a run's folder, no MAP fit has finished, or runs that did not score the same documents.
+        summary: Of the run.
+        measure: A name in `summary.scores`; None: the measure that chose tau.
+        choice: Of tau, if it is at hand.
     """
 
-    def __init__(self, run: str | Folder | list[str | Folder] | Results) -> None:
-        self.results = run if isinstance(run, Results) else read_results(run)
-        self.summary: Summary = summarise(self.results)
+    def __init__(self, summary: Summary, measure: str | None = None, choice: TauChoice | None = None) -> None:
+        self.summary = summary
+        self._measure, self._choice = measure, choice
 
     @property
     def best_tau(self) -> float:
-        """The tau of the lowest validation perplexity: 0, `inf`, or between."""
+        """The tau that is best on validation: 0, `inf`, or between."""
         return self.summary.best_tau
 
     @cached_property
     def analysis(self) -> Analysis:
         """Every estimate with its interval, the choice of tau, each task's verdicts, trends."""
-        return analyse(self.summary)
+        return analyse(self.summary, self._measure, self._choice)
 
     @cached_property
     def answer(self) -> str:
@@ -56,37 +58,82 @@ class Report:
 
     @cached_property
     def overall(self) -> pd.DataFrame:
-        """Table 1: a row for each tau; perplexities, and the difference of test perplexity to the best, a fraction."""
+        """Table 1: a row for each tau; perplexities, and the difference of test perplexity to the best, a fraction.
+
+        By a metric: mean scores, and the difference of two.
+        """
         return frames.overall_frame(self.analysis)
 
     @cached_property
     def by_task(self) -> pd.DataFrame:
-        """Table A.1: a row for each task, test perplexity at each tau."""
+        """Table A.1: a row for each task, test perplexity or mean score at each tau; NaN without test documents."""
         return frames.task_frame(self.analysis)
 
     @cached_property
     def improvements(self) -> pd.DataFrame:
-        """Figure 3: how far each task's test perplexity lies below a reference's, a fraction, with `low` and `high`."""
+        """Figure 3: how far each task's test perplexity lies below a reference's, a fraction, with `low` and `high`.
+
+        By a metric: how far the mean score lies above. Tasks without test documents are left out.
+        """
         return frames.gain_frame(self.analysis.task_gains)
+
+    @cached_property
+    def figures(self) -> "dict[str, Figure]":
+        """The report's figures by the names of their files; those that the results do not hold are left out.
+
+        Figures 1 to 5 by the measure that chose tau, 2 and 3 by another.
+        """
+        captioned = captioned_figures if self.analysis.chose_tau else figures_of_other_measure
+        return {shown.name: draw(shown.data) for shown in captioned(self.analysis) if shown.data is not None}
+
+    def _repr_markdown_(self) -> str:
+        return self.answer
+
+
+class Report(MeasureReport):
+    """The results of a run, or of several read as one; also of a run that is not finished.
+
+    Each part is computed when it is first used, and is by the measure that chose tau; `of` has the others. Differences
+    and their intervals are fractions: 0.05 is 5%, or 5 points of a metric from 0 to 1. Intervals are 95%, by a
+    bootstrap over documents that is paired between trials. Validation chose tau; test is only reported.
+
+    Args:
+        run: A run's folder (also `s3://…`, `gs://…`), a list of them, or `Results`.
+
+    Raises:
+        InputError: Not a run's folder, no MAP fit has finished, or runs that did not score the same documents by the
+            same metrics, or chose tau by different ones.
+    """
+
+    def __init__(self, run: str | Folder | list[str | Folder] | Results) -> None:
+        self.results = run if isinstance(run, Results) else read_results(run)
+        super().__init__(summarise(self.results))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that were scored beside perplexity."""
+        return [name for name, scores in self.summary.scores.items() if scores.measure.is_metric]
+
+    def of(self, measure: str) -> MeasureReport:
+        """The same by one measure: `perplexity`, or one of `metrics`.
+
+        Raises:
+            InputError: It was not scored.
+        """
+        names = list(self.summary.scores)
+        require(measure in names, f"{measure}: not scored in this run, which has {', '.join(names)}")
+        return self if measure == names[0] else MeasureReport(self.summary, measure, self.analysis.choice)
 
     @cached_property
     def methods(self) -> pd.DataFrame:
         """A row for each method; empty where only fits over tau were made."""
-        return frames.method_frame(self.summary, self.analysis.bootstrap, compare_methods(self.summary))
+        return frames.method_frame(self.analysis, compare_methods(self.summary))
 
     @property
     def trials(self) -> pd.DataFrame:
         """Every trial, finished or not: the table `trials`."""
         return self.summary.trials
 
-    @cached_property
-    def figures(self) -> "dict[str, Figure]":
-        """The report's figures by the names of their files; those that the results do not hold are left out."""
-        return {shown.name: draw(shown.data) for shown in captioned_figures(self.analysis) if shown.data is not None}
-
     def write(self) -> Path | Folder:
         """Write `report/` in the (first) run's folder; returns the path of `report.md`, as `bora-sweep report` does."""
         return write_report(list(self.results.trials["run"].unique()))
-
-    def _repr_markdown_(self) -> str:
-        return self.answer

@@ -8,13 +8,14 @@ from bora_sweep.report.figures.style import render
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.document import make_document
 from bora_sweep.report.paper.markdown import write_paper
-from bora_sweep.report.stats.analysis import Analysis, analyse
+from bora_sweep.report.stats.analysis import Analysis, analyse, analyse_others
 from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.text import notes, sections, tables
 from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
-from bora_sweep.report.text.captions import captioned_figures
+from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import Table, latex_table, markdown_text
+from bora_sweep.report.text.measured import suffix
 from bora_sweep.report.text.tau_section import tau_section
 from bora_sweep.runs.results import read_results
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
@@ -38,16 +39,19 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
     summary = summarise(results)
     analysis = analyse(summary)
     methods = compare_methods(summary)
-    compared = frames.method_frame(summary, analysis.bootstrap, methods)
+    others = analyse_others(analysis)
+    compared = frames.method_frame(analysis, methods)
     folder = runs[0] / "report"
-    _write_tables(folder / "tables", analysis, compared)
-    document = make_document(analysis, methods, compared, results.curves)
+    for by_measure in (analysis, *others):
+        _write_tables(folder / "tables", by_measure)
+    _write_tables_of_run(folder / "tables", analysis, compared)
+    document = make_document(analysis, others, methods, compared, results.curves)
     write_bytes(folder / "index.html", html.page(document))
     parts = [
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
         *_opening(analysis, methods),
         f"[Compared with the paper]({write_paper(folder, summary, results).name})." if against_paper else "",
-        *_sections(analysis, compared, figures=_write_figures(folder / "figures", analysis)),
+        *_sections(analysis, others, compared, folder / "figures"),
     ]
     page = folder / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
@@ -64,37 +68,48 @@ def _opening(analysis: Analysis, methods: list[Method]) -> list[str]:
     ]
 
 
-def _sections(analysis: Analysis, compared: pd.DataFrame, figures: list[str]) -> list[str]:
+def _sections(analysis: Analysis, others: list[Analysis], compared: pd.DataFrame, folder: Folder) -> list[str]:
+    """The sections below the opening; their figures are written to `folder`."""
     summary = analysis.summary
     return [
         notes.protocol(summary),
         sections.overall(analysis),
         tau_section(analysis),
-        sections.methods(summary, compared),
+        sections.methods(analysis, compared),
         sections.by_verdict(analysis),
         sections.by_task(analysis),
         "## Figures",
-        *figures,
+        *_write_figures(folder, captioned_figures(analysis), numbers=[1, 2, 3, 4, 5]),
+        *(
+            sections.by_other_measure(other, _write_figures(folder, figures_of_other_measure(other), numbers=[2, 3]))
+            for other in others
+        ),
         sections.trials(summary),
         sections.measured(analysis),
     ]
 
 
-def _write_tables(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:
-    _write_csv(folder, "table_1", frames.overall_frame(analysis))
-    _write_csv(folder, "table_a1", frames.task_frame(analysis))
-    _write_csv(folder, "improvements", frames.gain_frame(analysis.task_gains))
+def _write_tables(folder: Folder, analysis: Analysis) -> None:
+    """The tables of one measure; those of a measure that did not choose tau have its name at their end."""
+    end = suffix(analysis)
+    _write_csv(folder, f"table_1{end}", frames.overall_frame(analysis))
+    _write_csv(folder, f"table_a1{end}", frames.task_frame(analysis))
+    _write_csv(folder, f"improvements{end}", frames.gain_frame(analysis.task_gains))
+    _write_csv(folder, f"curve{end}", frames.curve_frame(analysis))
+    _write_csv(folder, f"trends{end}", frames.trend_frame(analysis.trends))
+    _write_latex(folder, f"table_1{end}", tables.overall_table(analysis))
+    _write_latex(folder, f"table_a1{end}", tables.task_table(analysis, intervals=False))
+    if analysis.task_gains:
+        _write_latex(folder, f"table_2{end}", tables.verdict_table(analysis))
+
+
+def _write_tables_of_run(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:
+    """The tables that there are once, by the measure that chose tau."""
     _write_csv(folder, "choice", frames.choice_frame(analysis))
-    _write_csv(folder, "curve", frames.curve_frame(analysis))
-    _write_csv(folder, "trends", frames.trend_frame(analysis.trends))
     _write_csv(folder, "trials", analysis.summary.trials)
-    _write_latex(folder, "table_1", tables.overall_table(analysis))
-    _write_latex(folder, "table_a1", tables.task_table(analysis, intervals=False))
     if not compared.empty:
         _write_csv(folder, "methods", compared)
-        _write_latex(folder, "methods", tables.method_table(analysis.summary, compared))
-    if analysis.task_gains:
-        _write_latex(folder, "table_2", tables.verdict_table(analysis))
+        _write_latex(folder, "methods", tables.method_table(analysis, compared))
 
 
 def _write_csv(folder: Folder, name: str, frame: pd.DataFrame) -> None:
@@ -105,10 +120,10 @@ def _write_latex(folder: Folder, name: str, table: Table) -> None:
     write_bytes(folder / f"{name}.tex", latex_table(table).encode())
 
 
-def _write_figures(folder: Folder, analysis: Analysis) -> list[str]:
+def _write_figures(folder: Folder, figures: list[CaptionedFigure], numbers: list[int]) -> list[str]:
     """Write each figure as PNG and SVG; returns them as Markdown, with their captions."""
     parts = []
-    for number, shown in enumerate(captioned_figures(analysis), start=1):
+    for number, shown in zip(numbers, figures, strict=True):
         if shown.data is not None:
             png, svg = render(draw(shown.data))
             write_bytes(folder / f"{shown.name}.png", png)

@@ -1,9 +1,11 @@
-"""The results of a run: four Parquet tables with one file per trial, each written atomically.
+"""The results of a run: five Parquet tables with one file per trial, each written atomically.
 
-The files are `RUN/results/{trials,task_scores,curves,document_scores}/TRIAL.parquet`. They are plain Parquet with plain
-types: `pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
+The files are `RUN/results/{trials,task_scores,curves,document_scores,predictions}/TRIAL.parquet`; only a run with
+metrics has the last. They are plain Parquet with plain types: `pd.read_parquet("RUN/results/task_scores")` reads a
+table where this package is not installed.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -51,6 +53,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("test_macro_perplexity", pa.float64()),
             ("reported_perplexity", pa.float64()),  # the protocol's, null where that is test_perplexity
             ("reported_as", pa.string()),  # what it is: of which split and epoch, and whether padding counts
+            ("search_objective", pa.string()),  # what chose tau: perplexity or a metric; null in older results
+            ("validation_metrics", pa.string()),  # JSON: metric to its mean score over documents; null without metrics
+            ("test_metrics", pa.string()),
             ("train_tokens", pa.int64()),  # scored, by this trial alone
             ("train_seconds", pa.float64()),
             ("tokens_per_second", pa.float64()),
@@ -80,6 +85,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("distance_to_global", pa.float64()),
             ("reported_perplexity", pa.float64()),  # the protocol's, beside the split that it is of
             ("posterior_std", pa.float64()),  # root mean square over the task's parameters; null but for vi
+            ("metrics", pa.string()),  # JSON: metric to its mean score over the documents; null without metrics
         ]
     ),
     "curves": pa.schema(
@@ -106,17 +112,34 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("floor_nll_nats", pa.float64()),
         ]
     ),
+    "predictions": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("task", pa.string()),
+            ("split", pa.string()),  # validation, test
+            ("document_id", pa.string()),
+            ("metric", pa.string()),  # accuracy, exact_match, rouge_l, or module:function
+            ("prediction", pa.string()),
+            ("reference", pa.string()),
+            ("score", pa.float64()),  # higher is better
+        ]
+    ),
 }
+
+PERPLEXITY = "perplexity"
+"""The `search_objective` that is no metric."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The four tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
+    """The five tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
 
     trials: pd.DataFrame
     task_scores: pd.DataFrame
     curves: pd.DataFrame
     document_scores: pd.DataFrame
+    predictions: pd.DataFrame
+    """Empty without metrics."""
 
 
 def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
@@ -226,9 +249,24 @@ def _read_file(file: Folder, table: str) -> pa.Table:
 
 
 def objective(row: dict[str, Any]) -> float:
-    """The value that a search minimises: validation nats per token of a row of `trials`; NaN without tokens."""
+    """The value that a search minimises, of a row of `trials`; every choice between trials is by it.
+
+    Where `search_objective` is perplexity or null, it is validation nats per token. Where it is a metric, whose higher
+    scores are better, it is minus its validation mean. NaN where the trial has no such score.
+    """
+    name = objective_name(row)
+    if name != PERPLEXITY:
+        metrics = row["validation_metrics"]
+        score = json.loads(metrics).get(name) if isinstance(metrics, str) else None
+        return math.nan if score is None else -score
     tokens = row["validation_num_tokens"]
     return row["validation_nll_nats"] / tokens if tokens else math.nan
+
+
+def objective_name(row: dict[Any, Any]) -> str:
+    """What chose tau, of a row of `trials`: perplexity, also in older results, or a metric."""
+    name = row.get("search_objective")
+    return name if isinstance(name, str) else PERPLEXITY
 
 
 def perplexity(nll_nats: float, num_tokens: int) -> float:

@@ -23,8 +23,8 @@ def draw(seed: int, sizes: tuple[int, ...] = (7, 30, 12), trials: int = 2) -> Do
 @settings(max_examples=20, deadline=None)
 def test_a_trial_does_not_differ_from_itself(seed: int):
     documents = draw(seed)
-    twin = DocumentScores(documents.task_N, documents.tokens_N, documents.nats_NM[:, [0, 0]])
-    interval = paired_bootstrap(twin, replicates=50).relative_difference(0, 1)
+    twin = DocumentScores(documents.task_N, documents.weight_N, documents.value_NM[:, [0, 0]])
+    interval = paired_bootstrap(twin, replicates=50).difference(0, 1)
     assert (interval.estimate, interval.low, interval.high) == (0, 0, 0)
     assert not interval.excludes_zero
 
@@ -33,9 +33,9 @@ def test_a_trial_does_not_differ_from_itself(seed: int):
 @settings(max_examples=20, deadline=None)
 def test_a_constant_shift_per_token_is_found_exactly(seed: int, shift: float):
     documents = draw(seed, trials=1)
-    nats_NM = np.column_stack([documents.nats_NM, documents.nats_NM[:, 0] + shift * documents.tokens_N])
-    pair = DocumentScores(documents.task_N, documents.tokens_N, nats_NM)
-    interval = paired_bootstrap(pair, 50).relative_difference(1, 0)
+    nats_NM = np.column_stack([documents.value_NM, documents.value_NM[:, 0] + shift * documents.weight_N])
+    pair = DocumentScores(documents.task_N, documents.weight_N, nats_NM)
+    interval = paired_bootstrap(pair, 50).difference(1, 0)
     for value in (interval.estimate, interval.low, interval.high):
         assert value == pytest.approx(math.exp(shift) - 1, abs=1e-12)
 
@@ -44,10 +44,10 @@ def test_a_constant_shift_per_token_is_found_exactly(seed: int, shift: float):
 @settings(max_examples=20, deadline=None)
 def test_a_constant_ratio_of_nats_moves_the_estimate_by_the_ratio(seed: int, ratio: float):
     documents = draw(seed, trials=1)
-    nats_NM = documents.nats_NM * np.array([1, ratio])
-    pair = DocumentScores(documents.task_N, documents.tokens_N, nats_NM)
-    interval = paired_bootstrap(pair, 50).relative_difference(1, 0)
-    nats_per_token = documents.nats_NM.sum() / documents.tokens_N.sum()
+    nats_NM = documents.value_NM * np.array([1, ratio])
+    pair = DocumentScores(documents.task_N, documents.weight_N, nats_NM)
+    interval = paired_bootstrap(pair, 50).difference(1, 0)
+    nats_per_token = documents.value_NM.sum() / documents.weight_N.sum()
     assert interval.estimate == pytest.approx(math.exp((ratio - 1) * nats_per_token) - 1)
     assert interval.low <= interval.estimate + 1e-12
     assert interval.high >= interval.estimate - 1e-12
@@ -57,14 +57,14 @@ def test_a_constant_ratio_of_nats_moves_the_estimate_by_the_ratio(seed: int, rat
 @settings(max_examples=20, deadline=None)
 def test_swapping_the_two_inverts_the_ratio(seed: int):
     bootstrap = paired_bootstrap(draw(seed), replicates=100)
-    one, other = bootstrap.relative_difference(0, 1), bootstrap.relative_difference(1, 0)
+    one, other = bootstrap.difference(0, 1), bootstrap.difference(1, 0)
     for a, b in ((one.estimate, other.estimate), (one.low, other.high), (one.high, other.low)):
         assert (1 + a) * (1 + b) == pytest.approx(1, abs=1e-12)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     documents = draw(0)
-    first, again, other = (paired_bootstrap(documents, 100, seed).relative_difference(0, 1) for seed in (3, 3, 4))
+    first, again, other = (paired_bootstrap(documents, 100, seed).difference(0, 1) for seed in (3, 3, 4))
     assert first == again
     assert first.estimate == other.estimate
     assert first != other
@@ -74,7 +74,7 @@ def test_pairing_narrows_the_interval():
     """DocumentScores differ far more than trials do: unpaired draws would add both variances."""
     documents = draw(0, sizes=(200, 100))
     bootstrap = paired_bootstrap(documents)
-    paired, alone = bootstrap.relative_difference(0, 1), bootstrap.perplexity(0)
+    paired, alone = bootstrap.difference(0, 1), bootstrap.level(0)
     assert (paired.high - paired.low) < 0.5 * (alone.high - alone.low) / alone.estimate
 
 
@@ -83,7 +83,7 @@ def test_tasks_are_kept_and_only_documents_drawn():
     tokens_N = np.repeat([10.0, 30.0], [8, 5])
     nats_NM = tokens_N[:, None] * np.repeat([[2.0], [5.0]], [8, 5], axis=0)
     documents = DocumentScores(np.repeat(["a", "b"], [8, 5]).astype(object), tokens_N, nats_NM)
-    interval = paired_bootstrap(documents, 50).perplexity(0)
+    interval = paired_bootstrap(documents, 50).level(0)
     assert interval.low == pytest.approx(interval.high) == pytest.approx(math.exp(nats_NM.sum() / tokens_N.sum()))
 
 
@@ -94,7 +94,7 @@ def test_95_of_100_intervals_hold_the_truth():
     for seed in range(draws):
         base_N, difference_N = 3 + rng.normal(0, 0.5, 160), rng.normal(0.02, 0.1, 160)
         nats_NM = tokens_N[:, None] * np.column_stack([base_N + difference_N, base_N])
-        interval = paired_bootstrap(DocumentScores(task_N, tokens_N, nats_NM), 300, seed).relative_difference(0, 1)
+        interval = paired_bootstrap(DocumentScores(task_N, tokens_N, nats_NM), 300, seed).difference(0, 1)
         hits += interval.low <= truth <= interval.high
     assert 0.90 <= hits / draws <= 0.985
 
@@ -138,7 +138,7 @@ def test_a_task_alone_is_as_a_run_of_that_task():
         bootstrap = paired_bootstrap(documents.of_task(task), replicates=20_000)
         for c, pair in enumerate([(0, None), (0, 1)]):
             alone = bootstrap.contrast(*pair)
-            assert found.nats_per_token[d, c] == pytest.approx(alone.nats_per_token)
+            assert found.estimate[d, c] == pytest.approx(alone.estimate)
             assert found.standard_error[d, c] == pytest.approx(alone.standard_error, rel=0.03)
             assert found.degrees_of_freedom[d, c] == pytest.approx(alone.degrees_of_freedom)
 
@@ -149,7 +149,7 @@ def test_a_task_with_one_document_has_no_interval_and_takes_none_away():
     assert np.isnan(found.standard_error[:, 0]).tolist() == [True, True, False, True]
     assert (found.p_value[[0, 1, 3], 0] == 1).all()
     overall, alone = (paired_bootstrap(part).contrast(0, 1) for part in (documents, documents.of_task("t2")))
-    share = documents.of_task("t2").tokens_N.sum() / documents.tokens_N.sum()
+    share = documents.of_task("t2").weight_N.sum() / documents.weight_N.sum()
     assert overall.standard_error > 1.01 * share * alone.standard_error
     assert np.isnan(paired_bootstrap(documents.of_task("t0")).contrast(0, 1).standard_error)
 

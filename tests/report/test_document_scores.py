@@ -24,16 +24,16 @@ def test_alignment_forgets_the_order_of_rows():
     both = pd.concat([scores("a", 0), scores("b", 1, shift=0.2)], ignore_index=True)
     straight = align_documents(both, [0, 1])
     mixed = align_documents(both.sample(frac=1, random_state=0), [0, 1])
-    for name in ("task_N", "tokens_N", "nats_NM"):
+    for name in ("task_N", "weight_N", "value_NM"):
         np.testing.assert_array_equal(getattr(straight, name), getattr(mixed, name))
-    assert straight.of_task("t1").nats_NM.shape == (4, 2)
+    assert straight.of_task("t1").value_NM.shape == (4, 2)
     assert (straight.of_task("t1").task_N == "t1").all()
 
 
 def test_seeds_of_a_setting_are_pooled_document_by_document():
     rows = pd.concat([scores("a", 0), scores("b", 0, shift=0.2), scores("c", 1, shift=0.1)])
     documents = align_documents(rows, [1, 0])
-    np.testing.assert_allclose(documents.nats_NM[:, 0], documents.nats_NM[:, 1])
+    np.testing.assert_allclose(documents.value_NM[:, 0], documents.value_NM[:, 1])
 
 
 def test_documents_that_do_not_match_are_named():

@@ -18,7 +18,7 @@ from bora_sweep.report.figures.data import (
     BySize,
     distance_data,
     improvement_data,
-    perplexity_data,
+    level_data,
     task_sizes_data,
     tau_curve_data,
 )
@@ -28,13 +28,13 @@ from bora_sweep.report.figures.style import MARKERS, plain_style
 DRAW = """
 import hashlib, sys
 import pandas as pd
-from bora_sweep.report.figures.data import BySize, Series
+from bora_sweep.report.figures.data import BySize, Quantity, Series
 from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.figures.style import render
 assert "matplotlib.pyplot" not in sys.modules
 values = {"documents": [3, 30, 300.0], "value": [2, 20, 200.0], "low": float("nan"), "high": float("nan")}
 points = pd.DataFrame({"series": "best", "task": list("abc"), **values, "is_open": False})
-data = BySize("a $x$ _ %", False, {"best": Series("best", "ink", "circle")}, points, points[:0])
+data = BySize(Quantity("a $x$ _ %", "number"), {"best": Series("best", "ink", "circle")}, points, points[:0])
 print(hashlib.sha256(b"".join(render(draw(data)))).hexdigest())
 """
 RC = """text.usetex: True
@@ -112,19 +112,19 @@ def test_figure_2_draws_its_data(analysis: Analysis):
     data = tau_curve_data(analysis)
     overall, each = draw(data).axes
     for axes in (overall, each):
-        assert points_of(axes, "o") == rows_of(data.fits, "x", "perplexity")
+        assert points_of(axes, "o") == rows_of(data.fits, "x", "level")
         for marker, role in (("s", "independent"), ("^", "shared")):
-            assert points_of(axes, marker) == rows_of(data.fits[data.fits["role"] == role], "x", "perplexity")
+            assert points_of(axes, marker) == rows_of(data.fits[data.fits["role"] == role], "x", "level")
         assert list(axes.get_xticks()) == data.axis.ticks["x"].tolist()
     curves = [line.get_xydata() for line in overall.lines]
-    assert any(np.array_equal(curve, data.smooth[["x", "perplexity"]]) for curve in curves)
+    assert any(np.array_equal(curve, data.smooth[["x", "level"]]) for curve in curves)
     segments = [segment for collection in each.collections for segment in collection.get_segments()]  # type: ignore
     drawn = {point for segment in segments for point in map(tuple, segment)}
     assert drawn == {(x, value) for row_V in data.tasks_DV for x, value in zip(data.axis.x, row_V, strict=True)}
     assert {text.get_text() for text in overall.texts} >= {data.best_text, *data.references["text"]}
 
 
-@pytest.mark.parametrize("make", [improvement_data, distance_data, perplexity_data])
+@pytest.mark.parametrize("make", [improvement_data, distance_data, level_data])
 def test_figures_3_to_5_draw_their_points_and_lines(analysis: Analysis, make):
     data: BySize = make(analysis)
     (axes,) = draw(data).axes
@@ -148,5 +148,5 @@ def test_the_data_is_that_of_the_analysis(analysis: Analysis):
     ]
     fits = tau_curve_data(analysis).fits
     assert fits["tau"].tolist() == [summary.settings[m].tau for m in summary.fits]
-    assert fits["perplexity"].tolist() == [summary.settings[m].test_perplexity for m in summary.fits]
-    assert perplexity_data(analysis).points["value"].tolist() == summary.perplexity_DM[:, summary.best].tolist()
+    assert fits["level"].tolist() == analysis.scores.test_M[summary.fits].tolist()
+    assert level_data(analysis).points["value"].tolist() == analysis.scores.test_DM[:, summary.best].tolist()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import HOSTILE, SIZES, write_run, write_trial
+from made_up_runs import HOSTILE, METRICS, SIZES, SMALL, write_run, write_trial
 
 from bora_sweep.cli import main
 from bora_sweep.report import Report, write_report
-from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, perplexity_data, tau_curve_data
+from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, level_data, tau_curve_data
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.axes import count_axis, even_ticks, log_ticks, percent_axis, value_axis
 from bora_sweep.report.html.charts import significant
@@ -103,12 +103,12 @@ def report(run: Path) -> Report:
 def test_perplexities_are_those_of_the_documents(document: dict[str, Any], test_scores: pd.DataFrame):
     sums = test_scores.groupby("trial_id").sum()
     whole = np.exp(sums["nll_nats"] / sums["num_tokens"])  # type: ignore[reportCallIssue]
-    assert document["charts"]["overall"]["fits"]["perplexity"] == near(whole.tolist()[1:])
+    assert document["charts"]["overall"]["fits"]["level"] == near(whole.tolist()[1:])
     by_task = np.exp(test_scores["nll_nats"] / test_scores["num_tokens"]).unstack("trial_id")  # type: ignore
     values, by_task = document["tables"]["tasks"]["values"], by_task.loc[document["tables"]["tasks"]["texts"]["task"]]
     views = document["charts"]["each"]["views"]
     for v, trial_id in enumerate(["001", "002", "003", "004", "005", "006"]):
-        change = 100 * (by_task[trial_id] / by_task["004"] - 1)
+        change = by_task[trial_id] / by_task["004"] - 1
         assert [row[v] for row in views["absolute"]["values"]] == pytest.approx(by_task[trial_id].tolist(), rel=1e-3)
         assert [row[v] for row in views["relative"]["values"]] == pytest.approx(change.tolist(), rel=1e-3)
     for role, trial_id in (("independent", "001"), ("best", "004"), ("shared", "006")):
@@ -144,7 +144,7 @@ def test_learning_curves_are_those_of_the_table(document: dict[str, Any], run: P
 
 
 @pytest.mark.parametrize(
-    ("chart", "make"), [("gains", improvement_data), ("distance", distance_data), ("perplexity", perplexity_data)]
+    ("chart", "make"), [("gains", improvement_data), ("distance", distance_data), ("level", level_data)]
 )
 def test_the_page_has_the_points_and_lines_of_figures_3_to_5(document: dict[str, Any], report: Report, chart, make):
     data: BySize = make(report.analysis)
@@ -163,7 +163,7 @@ def test_the_page_has_the_points_and_lines_of_figures_3_to_5(document: dict[str,
 
 def test_the_page_has_the_data_of_figure_2(document: dict[str, Any], report: Report):
     data, shown = tau_curve_data(report.analysis), document["charts"]["overall"]
-    for name in ("x", "perplexity", "low", "high"):
+    for name in ("x", "level", "low", "high"):
         assert shown["fits"][name] == near(data.fits[name].tolist())
         assert shown["smooth"][name] == near(data.smooth[name].tolist()[::4])
     assert shown["fits"]["role"] == data.fits["role"].tolist()
@@ -566,6 +566,73 @@ def test_a_thousand_tasks_and_a_hundred_trials(browser: Any, document: dict[str,
     assert opened.column("task-table", 0) == ["customer 0042 of the northern branch"]
     assert opened.troubles == []
     opened.context.close()
+
+
+@pytest.fixture(scope="module")
+def metrics_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run whose tau was chosen by accuracy, with tasks without test documents."""
+    run = tmp_path_factory.mktemp("metrics")
+    write_run(run, taus=TAUS, sizes=SMALL, metrics=METRICS, metric_best=100.0, search_objective="accuracy")
+    write_report(run)
+    return run / "report" / "index.html"
+
+
+def test_the_page_has_every_other_measure_by_the_numbers_of_its_report(metrics_page: Path):
+    document, report = embedded(metrics_page.read_text()), Report(metrics_page.parents[1])
+    assert document["measure"] == "Accuracy"
+    assert [part["title"] for part in document["measures"]] == ["Perplexity", "my_module:score", "ROUGE-L"]
+    tasks = document["tables"]["tasks"]
+    for part, name in zip(document["measures"], ("perplexity", "my_module:score", "rouge_l"), strict=True):
+        analysis, end = report.of(name).analysis, f"_{name.replace(':', '.')}"
+        assert part["charts"]["overall"]["fits"]["level"] == near(
+            analysis.scores.test_M[analysis.summary.fits].tolist()
+        )
+        assert list(zip(*part["table"]["texts"].values(), strict=True)) == [*map(tuple, overall_table(analysis).rows)]
+        gains = {gain.task: gain for gain in analysis.task_gains if gain.reference == "shared"}
+        expected = [gains[task].interval.estimate if task in gains else math.nan for task in tasks["texts"]["task"]]
+        assert [number(value) for value in tasks["values"][f"gain_shared{end}"]] == near(expected)
+        assert [one["columns"]["value"] for one in part["charts"]["gains"]["series"]] == [
+            f"gain_independent{end}",
+            f"gain_shared{end}",
+        ]
+    heads = [column["title"] for column in document["tables"]["trials"]["columns"]]
+    assert {"Validation, perplexity", "Test, accuracy", "Validation, ROUGE-L", "Test, my_module:score"} <= set(heads)
+    assert all(column["kind"] == "hidden" for column in tasks["columns"] if column["name"].endswith("_rouge_l"))
+
+
+def test_a_page_without_metrics_has_no_other_measures(document: dict[str, Any]):
+    assert document["measures"] == []
+    assert document["measure"] == "Perplexity"
+
+
+@pytest.mark.slow
+def test_other_measures_are_drawn_and_read(browser: Any, metrics_page: Path, page: Path):
+    opened = Opened(browser, metrics_page)
+    assert opened.page.locator("h1").inner_text().startswith("τ\xa0=\xa0100 gives test accuracy ")
+    assert opened.page.locator("#measures h3").all_inner_texts() == ["Perplexity", "my_module:score", "ROUGE-L"]
+    assert opened.page.locator("#measures .chart svg").count() == 9
+    assert opened.page.locator("#chart-level").is_visible()
+    opened.point("#chart-0-gains", 0.6)
+    assert "test perplexity " in opened.page.locator("#tip").inner_text()
+    opened.point("#chart-2-each", 0.6)
+    assert "test ROUGE-L " in opened.page.locator("#tip").inner_text()
+    opened.page.locator("#scale input[value=absolute]").check(force=True)
+    opened.page.locator("#chart-each").focus()
+    seen = set()
+    for _ in SMALL:
+        opened.page.keyboard.press("ArrowRight")
+        seen.add(opened.page.locator("#tip strong").inner_text())
+    assert seen == set(SIZES)  # a task without test documents has no curve
+    opened.page.locator("#task-table button.name", has_text="gil").click()  # and is kept without one
+    assert opened.page.locator("#task-table [aria-pressed=true]").inner_text() == "gil"
+    opened.page.set_viewport_size({"width": 380, "height": 800})
+    opened.page.wait_for_function("() => document.documentElement.scrollWidth === 380")
+    assert opened.troubles == []
+    opened.context.close()
+    plain = Opened(browser, page)
+    assert not plain.page.locator("#measures").is_visible()
+    assert not plain.page.locator("#measures-link").is_visible()
+    plain.context.close()
 
 
 def test_report_prints_where_the_page_is_and_opens_it(

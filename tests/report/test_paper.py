@@ -55,7 +55,7 @@ def test_tasks_are_matched_by_name_and_each_number_is_paired_with_its_own(tmp_pa
         assert row["ratio"] == row["ours"] / row["paper"] == pytest.approx(2.0, rel=0.15)  # documents are noisy
     summary = summarise(read_results(run))
     for task, part in numbers.groupby("task"):
-        ours = summary.perplexity_DM[summary.tasks.index(str(task))]
+        ours = summary.chosen_by.test_DM[summary.tasks.index(str(task))]
         assert part["ours"].tolist() == ours[[summary.fits[i] for i in range(6)]].tolist()
 
 

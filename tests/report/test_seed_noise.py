@@ -22,7 +22,7 @@ def of_seeds(seed: int, effect: float, seeds: int = 4, fits: int = 30) -> Docume
 @pytest.mark.parametrize("effect", [0.0, 0.5])
 def test_what_fits_of_one_seed_share_cancels_in_differences(effect: float):
     documents = of_seeds(0, effect)
-    noise = estimate_seed_noise(documents, documents.nats_NJ.sum(axis=0) / 1_000)
+    noise = estimate_seed_noise(documents, documents.value_NJ.sum(axis=0) / 1_000)
     assert noise is not None
     assert noise.same_seeds
     assert (noise.degrees, noise.paired_degrees) == (30 * 3, 29 * 3)
@@ -37,8 +37,8 @@ def test_seeds_that_are_not_the_same_for_all_cancel_nothing():
     assert documents.setting_J is not None
     assert documents.seed_J is not None
     seed_J = documents.seed_J + 10 * documents.setting_J
-    unlike = DocumentScores(documents.task_N, documents.tokens_N, documents.nats_NJ, documents.setting_J, seed_J)
-    noise = estimate_seed_noise(unlike, unlike.nats_NJ.sum(axis=0) / 1_000)
+    unlike = DocumentScores(documents.task_N, documents.weight_N, documents.value_NJ, documents.setting_J, seed_J)
+    noise = estimate_seed_noise(unlike, unlike.value_NJ.sum(axis=0) / 1_000)
     assert noise is not None
     assert not noise.same_seeds
     assert noise.of_difference(0, 1)[0] == pytest.approx(noise.variance * 2 / 4)
@@ -52,8 +52,8 @@ def test_one_seed_tells_nothing_of_seeds_and_zero_shot_has_none():
     assert several.seed_J is not None
     without = DocumentScores(
         task_N=several.task_N,
-        tokens_N=several.tokens_N,
-        nats_NJ=np.column_stack([several.nats_NJ, several.nats_NJ[:, 0]]),
+        weight_N=several.weight_N,
+        value_NJ=np.column_stack([several.value_NJ, several.value_NJ[:, 0]]),
         setting_J=np.r_[several.setting_J, 2],
         seed_J=np.r_[several.seed_J, math.nan],
     )

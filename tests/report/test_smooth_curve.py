@@ -26,7 +26,7 @@ def test_the_smooth_curve_is_the_one_it_was_drawn_from():
     curve = of_parabola()
     true_G = 2 + 0.01 * (np.log10(curve.tau_G) - 2.4) ** 2
     low_G, high_G = curve.band
-    assert np.abs(curve.nats_per_token_G - true_G).max() < 3e-3
+    assert np.abs(curve.value_G - true_G).max() < 3e-3
     assert ((low_G <= true_G) & (true_G <= high_G)).mean() > 0.9
     assert curve.tau_G[curve.lowest] == pytest.approx(10**2.4, rel=0.3)
     assert curve.as_good.low < 10**2.4 < curve.as_good.high
@@ -43,7 +43,7 @@ def test_more_noise_makes_more_values_as_good():
 
 
 def test_the_smooth_curve_is_the_same_each_time_and_needs_four_fits():
-    np.testing.assert_array_equal(of_parabola().nats_per_token_G, of_parabola().nats_per_token_G)
+    np.testing.assert_array_equal(of_parabola().value_G, of_parabola().value_G)
     nats_V = np.array([3.0, 2.0, 3.0])
     assert fit_smooth_curve(DECADES[:3], nats_V, replicates(nats_V, 0.01)) is None
     assert fit_smooth_curve(DECADES[:4], np.array([3.0, 2.0, math.inf, 2.0]), np.zeros((400, 4))) is None

@@ -48,7 +48,7 @@ def test_95_of_100_intervals_hold_the_best_tau():
         middle_N = rng.normal(math.log(200), 4, 80)
         documents = DocumentScores(task_N.astype(object), tokens_N, (x_V - middle_N[:, None]) ** 2)
         bootstrap = paired_bootstrap(documents, 300, seed)
-        interval = best_tau_interval(taus_V, bootstrap.nats_per_token_M, bootstrap.nats_per_token_SM)
+        interval = best_tau_interval(taus_V, bootstrap.mean_M, bootstrap.mean_SM)
         assert interval.low <= interval.estimate <= interval.high
         hits += interval.low <= 200 <= interval.high
     assert 0.89 <= hits / draws <= 0.985
@@ -59,7 +59,7 @@ def test_an_interval_of_the_best_tau_may_reach_an_end():
     documents = DocumentScores(np.full(40, "a", dtype=object), np.full(40, 20.0), nats_NM)
     bootstrap = paired_bootstrap(documents)
     taus_V = np.array([0, 1.0, 10.0, math.inf])
-    interval = best_tau_interval(taus_V, bootstrap.nats_per_token_M, bootstrap.nats_per_token_SM)
+    interval = best_tau_interval(taus_V, bootstrap.mean_M, bootstrap.mean_SM)
     assert (interval.low, interval.high) == (0, math.inf)
 
 

@@ -1,5 +1,6 @@
 """The Parquet contract: read without this package, written whole, null where nothing is known."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from bora_sweep.errors import InputError
-from bora_sweep.runs.results import SCHEMAS, perplexity, read_results, read_trial_row, trial_rows, write_table
+from bora_sweep.runs.results import (
+    SCHEMAS,
+    objective,
+    perplexity,
+    read_results,
+    read_trial_row,
+    trial_rows,
+    write_table,
+)
 
 ROW = {"task": "ann", "split": "test", "num_documents": 3, "num_tokens": 10, "nll_nats": 20.0, "tau": math.inf}
 
@@ -86,7 +95,7 @@ def test_copies_and_what_systems_leave_among_the_tables_are_passed_over(tmp_path
 
 def test_results_that_lack_newer_columns_are_read(tmp_path):
     """The columns are there, null; also beside trials that have them."""
-    newer = ["lora_variant", "prior_groups", "started_from", "train_tokens"]
+    newer = ["lora_variant", "prior_groups", "started_from", "train_tokens", "search_objective", "test_metrics"]
     write_table(tmp_path, "trials", "000", [{"status": "finished", "lora_rank": 8, "train_tokens": 5}])
     path = tmp_path / "results" / "trials" / "000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(newer), path)
@@ -112,6 +121,31 @@ def test_several_runs_are_read_as_one(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a run's folder"):
         read_results(tmp_path)
+
+
+def trial(**columns) -> dict:
+    return {"validation_nll_nats": 20.0, "validation_num_tokens": 10, "search_objective": None} | columns
+
+
+def test_the_objective_follows_what_chose_tau():
+    metrics = json.dumps({"accuracy": 0.75, "my_module:score": -3.0, "rouge_l": math.nan, "exact_match": None})
+    scored = trial(validation_metrics=metrics)
+    assert objective(trial()) == objective(scored) == objective(scored | {"search_objective": "perplexity"}) == 2.0
+    assert objective(scored | {"search_objective": math.nan}) == 2.0  # as pandas has a null
+    assert objective(scored | {"search_objective": "accuracy"}) == -0.75
+    assert objective(scored | {"search_objective": "my_module:score"}) == 3.0
+    for missing in ("rouge_l", "exact_match", "other"):
+        assert math.isnan(objective(scored | {"search_objective": missing}))
+    assert math.isnan(objective(trial(search_objective="accuracy", validation_metrics=None)))
+    assert math.isnan(objective(trial(validation_num_tokens=None)))
+
+
+def test_the_objective_is_of_a_row_as_it_is_read(tmp_path):
+    row = trial(search_objective="accuracy", validation_metrics='{"accuracy": 0.5}')
+    write_table(tmp_path, "trials", "000", [row])
+    assert objective(read_trial_row(tmp_path, "000")) == -0.5
+    assert objective(read_results(tmp_path).trials.to_dict("records")[0]) == -0.5
+    assert read_results(tmp_path).predictions.empty  # a run without metrics has no such folder
 
 
 def test_perplexity_is_of_sums():

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from bora_sweep.report.figures.data import Quantity
 from bora_sweep.report.figures.style import GREY
 from bora_sweep.report.figures.tau_axis import TauAxis
 
@@ -45,6 +46,14 @@ def spread_log(axes: Axes, which: str, values: np.ndarray, factor: float = LOG_F
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def percent_axis(axes: Axes) -> None:
+def draw_value_axis(axes: Axes, quantity: Quantity, values: np.ndarray) -> None:
+    """The vertical axis: fractions as percentages or points, other values on logarithms where they may need them."""
+    if quantity.unit != "number":
+        percent_axis(axes, "%" if quantity.unit == "percent" else "")
+    elif quantity.may_be_log:
+        spread_log(axes, "y", values)
+
+
+def percent_axis(axes: Axes, suffix: str = "%") -> None:
     """A vertical axis of fractions, written as percentages."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%".replace("-", "−")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}{suffix}".replace("-", "−")))

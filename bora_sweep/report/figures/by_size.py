@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bora_sweep.report.figures.axes import percent_axis, spread_log
+from bora_sweep.report.figures.axes import draw_value_axis, spread_log
 from bora_sweep.report.figures.data import BySize, Series
 from bora_sweep.report.figures.style import COLORS, INK, MARKERS, MOST_NAMES, panels, set_labels
 
@@ -13,17 +13,14 @@ from bora_sweep.report.figures.style import COLORS, INK, MARKERS, MOST_NAMES, pa
 def draw(data: BySize) -> Figure:
     """Points with intervals where they can be told apart, and regression lines with bands."""
     figure, (axes,) = panels(7, 4)
-    if data.is_percent:
+    if data.y.is_change:
         axes.axhline(0, color=INK, lw=1)
     for name, series in data.series.items():
         lines = data.lines.loc[data.lines["series"] == name]
         _draw_series(axes, series, data.points.loc[data.points["series"] == name], lines)
-    if data.is_percent:
-        percent_axis(axes)
-    else:
-        spread_log(axes, "y", data.points["value"].to_numpy())
+    draw_value_axis(axes, data.y, data.points["value"].to_numpy())
     spread_log(axes, "x", data.points["documents"].to_numpy())
-    set_labels(axes, "Training documents of the task", data.y_title)
+    set_labels(axes, "Training documents of the task", data.y.title)
     if any(series.label for series in data.series.values()):
         style = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handletextpad": 0.2}
         figure.legend(loc="outside upper left", ncols=2, **style)

@@ -4,7 +4,8 @@ D tasks in the order of `Summary.tasks`, V fits in ascending tau.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,32 @@ import pandas as pd
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, gains_against
+from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.significance import UNKNOWN
 from bora_sweep.report.stats.smooth_curve import SmoothCurve
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
-from bora_sweep.report.text.formats import perplexity_text, tau_text
+from bora_sweep.report.text.formats import level_text, tau_text
+from bora_sweep.report.text.measured import better, plain_label
 
 ROLES = {"independent": "square", "shared": "triangle-up", "best": "diamond"}
 """The marks of tau = 0, of tau = inf and of the best fit; their colors are the palette's by the same names."""
 _LINE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a vertical axis shows."""
+
+    title: str
+    unit: Literal["number", "percent", "points"]
+    """`percent` and `points`: fractions of 1, whose texts are percentages, with and without the sign."""
+    is_change: bool = False
+    """Around a line at 0, with signs."""
+    may_be_log: bool = False
+    """On logarithms, where values span much."""
+    is_better_above: bool = False
+    """Higher is better: the best lies above what is around it."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +55,18 @@ class TauCurve:
 
     axis: TauAxis
     fits: pd.DataFrame
-    """A row for each of the V fits: `setting`, `tau`, `x` on the axis, test `perplexity` with the interval `low` and
+    """A row for each of the V fits: `setting`, `tau`, `x` on the axis, the `level` on test with the interval `low` and
     `high`, `role` (a key of `ROLES`, or empty), and whether it is the `one_standard_error` choice beside the best."""
     smooth: pd.DataFrame
-    """The smooth curve through the fits between the ends: `x`, `perplexity`, `low`, `high`; maybe empty."""
+    """The smooth curve through the fits between the ends: `x`, `level`, `low`, `high`; maybe empty."""
     references: pd.DataFrame
-    """Horizontal lines that fit the plot: `name` (zero-shot, floor), `perplexity`, `text`."""
+    """Horizontal lines that fit the plot: `name` (zero-shot, floor), `level`, `text`."""
     as_good: tuple[float, float] | None
     """From where to where on the axis validation does not tell tau from the best."""
     best_text: str
     tasks_DV: np.ndarray
-    """Test perplexity of each task."""
+    """Level of each task that has test documents."""
+    y: Quantity
 
 
 @dataclass(frozen=True)
@@ -67,9 +86,7 @@ class Series:
 class BySize:
     """Figures 3, 4 and 5: a value of each task against its training documents."""
 
-    y_title: str
-    is_percent: bool
-    """The values are fractions of 1, shown as percentages around a line at 0."""
+    y: Quantity
     series: dict[str, Series]
     points: pd.DataFrame
     """`series`, `task`, `documents`, `value`, its interval `low` and `high` (NaN without), and `is_open`: a mark that
@@ -87,56 +104,74 @@ def task_sizes_data(summary: Summary) -> TaskSizes:
 
 
 def tau_curve_data(analysis: Analysis) -> TauCurve:
-    """Figure 2: test perplexity over tau, of all tasks together and of each."""
-    summary, choice = analysis.summary, analysis.choice
+    """Figure 2: the level on test over tau, of all tasks together and of each."""
+    summary, choice, scores = analysis.summary, analysis.choice, analysis.scores
     axis = TauAxis([summary.settings[m].tau for m in summary.fits])
     roles = {summary.independent: "independent", summary.shared: "shared", summary.best: "best"}
     rows = []
     for x, m in zip(axis.x, summary.fits, strict=True):
-        fit, interval = summary.settings[m], analysis.bootstrap.perplexity(m)
+        fit, interval = summary.settings[m], analysis.bootstrap.level(m)
         is_simpler = m == choice.one_standard_error != choice.minimum
-        values = (fit.test_perplexity, interval.low, interval.high)
+        values = (scores.test_M[m], interval.low, interval.high)
         rows.append((m, fit.tau, x, *values, roles.get(m, ""), is_simpler))
-    columns = ["setting", "tau", "x", "perplexity", "low", "high", "role", "one_standard_error"]
+    columns = ["setting", "tau", "x", "level", "low", "high", "role", "one_standard_error"]
     as_good = None if choice.curve is None else choice.curve.as_good
-    lines = [(name, value, f"{name} {perplexity_text(value)}") for name, value in references_in_view(summary).items()]
+    text = level_text(analysis.measure)
+    lines = [(name, value, f"{name} {text(value)}") for name, value in references_in_view(analysis).items()]
     return TauCurve(
         axis=axis,
         fits=pd.DataFrame(rows, columns=columns),
-        smooth=_smooth_data(analysis.curve),
-        references=pd.DataFrame(lines, columns=["name", "perplexity", "text"]),
+        smooth=_smooth_data(analysis.curve, analysis.measure),
+        references=pd.DataFrame(lines, columns=["name", "level", "text"]),
         as_good=None if as_good is None else (math.log10(as_good.low), math.log10(as_good.high)),
         best_text=f"best: τ = {tau_text(summary.best_tau)}",
-        tasks_DV=summary.perplexity_DM[:, summary.fits],
+        tasks_DV=scores.test_DM[analysis.tested][:, summary.fits],
+        y=level_quantity(analysis),
     )
 
 
-def _smooth_data(curve: SmoothCurve | None) -> pd.DataFrame:
+def level_quantity(analysis: Analysis) -> Quantity:
+    """The level on test."""
+    unit = "percent" if analysis.measure.unit == "share" else "number"
+    name = f"Test {plain_label(analysis.measure)}{better(analysis)}"
+    is_metric = analysis.measure.is_metric
+    return Quantity(name, unit, may_be_log=not is_metric, is_better_above=is_metric)
+
+
+def change_quantity(analysis: Analysis, change: str) -> Quantity:
+    """A change or a gain of the level on test, `change` in words."""
+    if analysis.measure.unit == "share":
+        return Quantity(f"{change}, points", "points", is_change=True)
+    return Quantity(change, "percent" if analysis.measure.unit == "perplexity" else "number", is_change=True)
+
+
+def _smooth_data(curve: SmoothCurve | None, measure: Measure) -> pd.DataFrame:
     if curve is None:
-        return pd.DataFrame(columns=["x", "perplexity", "low", "high"], dtype=float)
-    low_G, high_G = curve.band
-    nats = {"perplexity": curve.nats_per_token_G, "low": low_G, "high": high_G}
-    return pd.DataFrame({"x": np.log10(curve.tau_G)} | {name: np.exp(nats_G) for name, nats_G in nats.items()})
+        return pd.DataFrame(columns=["x", "level", "low", "high"], dtype=float)
+    low_G, high_G = measure.level_bounds(*curve.band)
+    levels = {"level": measure.level(curve.value_G), "low": low_G, "high": high_G}
+    return pd.DataFrame({"x": np.log10(curve.tau_G)} | levels)
 
 
-def references(summary: Summary) -> dict[str, float]:
-    """Test perplexity of the zero-shot model and of the true source, where they are known."""
-    zero_shot = math.nan if summary.zero_shot is None else summary.settings[summary.zero_shot].test_perplexity
-    return {name: value for name, value in (("zero-shot", zero_shot), ("floor", summary.floor)) if value == value}
+def references(analysis: Analysis) -> dict[str, float]:
+    """Level on test of the zero-shot model and of the true source, where they are known."""
+    m = analysis.summary.zero_shot
+    zero_shot = math.nan if m is None else float(analysis.scores.test_M[m])
+    return {name: value for name, value in (("zero-shot", zero_shot), ("floor", analysis.floor)) if value == value}
 
 
-def references_in_view(summary: Summary) -> dict[str, float]:
+def references_in_view(analysis: Analysis) -> dict[str, float]:
     """Those for which a line at their height leaves most of the plot to the curve over tau."""
-    fits = [summary.settings[m].test_perplexity for m in summary.fits]
+    fits = analysis.scores.test_M[analysis.summary.fits].tolist()
     room = 0.8 * (max(fits) - min(fits))
-    return {name: v for name, v in references(summary).items() if min(fits) - room <= v <= max(fits) + room}
+    return {name: v for name, v in references(analysis).items() if min(fits) - room <= v <= max(fits) + room}
 
 
 def improvement_data(analysis: Analysis) -> BySize | None:
-    """Figure 3: how far the best fit lies below either end for each task; None without an end to compare with."""
+    """Figure 3: the gain of the best fit over either end for each task; None without an end to compare with."""
     if not analysis.task_gains:
         return None
-    points, lines, series = [], [], {}
+    points, lines, series, measure = [], [], {}, analysis.measure
     for reference, marker, shift in (("independent", "circle", -1), ("shared", "triangle-up", 1)):
         gains = gains_against(analysis.task_gains, reference)
         if gains:
@@ -148,8 +183,7 @@ def improvement_data(analysis: Analysis) -> BySize | None:
             points.append((reference, gain.task, gain.train_documents, gain.interval.estimate, *ends, is_open))
     columns = ["series", "task", "documents", "value", "low", "high", "is_open"]
     return BySize(
-        y_title="Reduction of test perplexity",
-        is_percent=True,
+        y=change_quantity(analysis, f"{'Gain' if measure.is_metric else 'Reduction'} of test {plain_label(measure)}"),
         series=series,
         points=pd.DataFrame(points, columns=columns),
         lines=pd.concat(lines),
@@ -162,20 +196,24 @@ def distance_data(analysis: Analysis) -> BySize | None:
     if m is None or np.isnan(summary.distance_DM[:, m]).all():
         return None
     trend = analysis.trends.get("distance")
-    return _single_series(summary, "Distance to the global adapter", summary.distance_DM[:, m], trend=trend)
+    y = Quantity("Distance to the global adapter", "number", may_be_log=True)
+    distance_D = summary.distance_DM[:, m]
+    return _single_series(summary, y, ~np.isnan(distance_D), distance_D, trend=trend)
 
 
-def perplexity_data(analysis: Analysis) -> BySize:
-    """Figure 5: test perplexity of each task under the best fit, with 95% intervals."""
-    summary, m = analysis.summary, analysis.summary.best
-    low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.perplexity_bounds)
-    trend = analysis.trends.get("perplexity")
-    return _single_series(summary, "Test perplexity", summary.perplexity_DM[:, m], low_D, high_D, trend=trend)
+def level_data(analysis: Analysis) -> BySize:
+    """Figure 5: level on test of each task under the best fit, with 95% intervals."""
+    summary, measure, m = analysis.summary, analysis.measure, analysis.summary.best
+    low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.level_bounds())
+    level_D, trend = analysis.scores.test_DM[:, m], analysis.trends.get(measure.name)
+    data = _single_series(summary, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)
+    return replace(data, lines=data.lines.assign(**data.lines[["value", "low", "high"]].clip(*measure.limits)))
 
 
 def _single_series(
     summary: Summary,
-    y_title: str,
+    y: Quantity,
+    is_shown_D: np.ndarray,
     values_D: np.ndarray,
     low_D: np.ndarray | float = math.nan,
     high_D: np.ndarray | float = math.nan,
@@ -183,8 +221,8 @@ def _single_series(
     trend: Trend | None,
 ) -> BySize:
     columns = {"documents": summary.train_documents_D, "value": values_D, "low": low_D, "high": high_D}
-    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False})
-    return BySize(y_title, False, {"best": Series("best", "ink", "circle")}, points, _line_data("best", trend))
+    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False}).loc[is_shown_D]
+    return BySize(y, {"best": Series("best", "ink", "circle")}, points, _line_data("best", trend))
 
 
 def _line_data(series: str, trend: Trend | None) -> pd.DataFrame:

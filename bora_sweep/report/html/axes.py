@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bora_sweep.report.figures.axes import needs_log
+from bora_sweep.report.figures.data import Quantity
 from bora_sweep.report.figures.tau_axis import TauAxis
 
 
@@ -41,16 +42,31 @@ def tau_axis(scale: TauAxis) -> dict[str, Any]:
     return axis.to_json() | {"breaks": scale.breaks}
 
 
-def value_axis(title: str, *values: Iterable[float], pad: float = 0.06) -> dict[str, Any]:
+def quantity_axis(quantity: Quantity, *values: Iterable[float]) -> dict[str, Any]:
+    """The axis of a quantity of the figures.
+
+    Args:
+        quantity: Whose values they are.
+        values: Arrays; what is not finite is left out.
+    """
+    if quantity.unit == "number" and not quantity.is_change:
+        return value_axis(quantity.title, *values, may_be_log=quantity.may_be_log)
+    unit = 1.0 if quantity.unit != "number" else 100.0
+    sign = "+" if quantity.is_change else ""
+    return percent_axis(quantity.title, *values, unit=unit, sign=sign, suffix="%" if quantity.unit == "percent" else "")
+
+
+def value_axis(title: str, *values: Iterable[float], pad: float = 0.06, may_be_log: bool = True) -> dict[str, Any]:
     """An axis that holds all finite values, on logarithms where they need it.
 
     Args:
         title: Of the axis.
         values: Arrays; what is not finite is left out.
         pad: Room at either side, as a fraction of the axis.
+        may_be_log: Logarithms are used where values span much.
     """
     known, low, high = _range(values)
-    if not needs_log(known):
+    if not (may_be_log and needs_log(known)):
         low, high = _widened(low, high, pad)
         ticks, digits = even_ticks(low, high)
         return Axis(title, "linear", low, high, ticks, [_signed(f"{tick:,.{digits}f}") for tick in ticks]).to_json()
@@ -66,12 +82,14 @@ def count_axis(title: str, most: float, pad: float = 0.0) -> dict[str, Any]:
     return Axis(title, "linear", 0, high, ticks, [f"{tick:,.0f}" for tick in ticks]).to_json()
 
 
-def percent_axis(title: str, *values: Iterable[float], unit: float = 1.0) -> dict[str, Any]:
-    """A linear axis of percentages; a value of `unit` is 100%."""
+def percent_axis(
+    title: str, *values: Iterable[float], unit: float = 1.0, sign: str = "+", suffix: str = "%"
+) -> dict[str, Any]:
+    """A linear axis of percentages; a value of `unit` is 100%, `sign` is that of what is above 0."""
     _, low, high = _range(values)
     low, high = _widened(low, high, 0.06)
     ticks, digits = even_ticks(100 / unit * low, 100 / unit * high)
-    texts = [_signed(f"{tick:+,.{digits}f}%") if tick else "0%" for tick in ticks]
+    texts = [_signed(f"{tick:{sign},.{digits}f}{suffix}") if tick else f"0{suffix}" for tick in ticks]
     return Axis(title, "linear", low, high, [tick * unit / 100 for tick in ticks], texts).to_json()
 
 

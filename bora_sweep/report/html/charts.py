@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve
+from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve, change_quantity
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.figures.tau_axis import TauAxis
-from bora_sweep.report.html.axes import count_axis, percent_axis, tau_axis, value_axis
+from bora_sweep.report.html.axes import count_axis, quantity_axis, tau_axis, value_axis
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
-from bora_sweep.report.text.formats import interval_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text
+from bora_sweep.report.text.measured import chosen_by, plain_label
 
 MOST_TAUS, MOST_POINTS = 24, 60_000
 """Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
@@ -41,19 +42,20 @@ def sizes_chart(data: TaskSizes) -> Chart:
 def overall_chart(data: TauCurve, analysis: Analysis) -> Chart:
     """Figure 2, left: all tasks together."""
     fits = data.fits
-    ends = (fits["low"], fits["high"], data.references["perplexity"])
+    ends = (fits["low"], fits["high"], fits["level"], data.references["level"])
     return {
         "x": tau_axis(data.axis),
-        "y": value_axis("Test perplexity", *ends),
+        "y": quantity_axis(data.y, *ends),
         "fits": fits.drop(columns=["setting", "tau"]).to_dict("list"),
         "parts": _parts(data.axis),
         "smooth": data.smooth.iloc[::4].to_dict("list"),
         "references": data.references.to_dict("list"),
         "as_good": data.as_good,
         "best_text": data.best_text,
+        "is_better_above": data.y.is_better_above,
         "marks": ROLES,
         "tips": [_fit_tip(fit, analysis) for fit in fits.to_dict("records")],
-        "label": "Test perplexity of all tasks together over the precision τ. Arrow keys go from value to value.",
+        "label": f"{data.y.title} of all tasks together over the precision τ. Arrow keys go from value to value.",
     }
 
 
@@ -63,43 +65,51 @@ def _parts(axis: TauAxis) -> list[tuple[int, int, bool]]:
 
 
 def _fit_tip(fit: dict[Any, Any], analysis: Analysis) -> list[str]:
-    summary, m = analysis.summary, int(fit["setting"])
+    summary, measure, m = analysis.summary, analysis.measure, int(fit["setting"])
     lines = [
         f"τ = {tau_text(fit['tau'])}",
-        f"test perplexity {interval_text(analysis.bootstrap.perplexity(m))}",
-        f"validation {perplexity_text(summary.settings[m].validation_perplexity)}",
-        "best on validation"
+        f"test {plain_label(measure)} {level_interval_text(analysis.bootstrap.level(m), measure)}",
+        f"validation {level_text(measure)(float(analysis.scores.validation_M[m]))}",
+        f"best on validation{chosen_by(summary, plain_label)}"
         if m == summary.best
-        else f"{percent_text(analysis.bootstrap.relative_difference(m, summary.best))} against the best",
+        else f"{difference_text(analysis.bootstrap.difference(m, summary.best), measure)} against the best",
     ]
     return [*lines, "the one-standard-error choice"] if fit["one_standard_error"] else lines
 
 
-def each_chart(data: TauCurve) -> Chart:
-    """Figure 2, right: each task, as perplexity and as the change to its own at the best tau.
+def each_chart(data: TauCurve, analysis: Analysis) -> Chart:
+    """Figure 2, right: each task with test documents, its level and the change to its own at the best tau.
 
     A drawing of some 300 pixels shows no more than four digits.
     """
     taus, best = data.axis.taus, int(np.flatnonzero(data.fits["role"] == "best")[0])
     most = max(8, min(MOST_TAUS, MOST_POINTS // len(data.tasks_DV)))
     shown = spread(range(len(taus)), {0, best, len(taus) - 1}, most)
-    tasks_DV = data.tasks_DV[:, shown]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        change_DV = 100 * (tasks_DV / data.tasks_DV[:, [best]] - 1)
-    title = "Test perplexity against the best τ"
+    measure = analysis.measure
+    change_DV = measure.change(data.tasks_DV[:, shown], data.tasks_DV[:, [best]])
+    change = change_quantity(analysis, f"Test {plain_label(measure)} against the best τ")
+    views = {"relative": (change, change_DV), "absolute": (data.y, data.tasks_DV[:, shown])}
+    tested = tasks_text(len(data.tasks_DV))
     return {
         "x": tau_axis(data.axis),
         "places": data.axis.x[shown],
         "parts": _parts(TauAxis([taus[i] for i in shown])),
         "best": shown.index(best),
         "views": {
-            "relative": {"y": percent_axis(title, change_DV, unit=100), "values": significant(change_DV)},
-            "absolute": {"y": value_axis("Test perplexity", tasks_DV), "values": significant(tasks_DV)},
+            name: {"y": quantity_axis(quantity, values_DV), "values": _of_all_tasks(significant(values_DV), analysis)}
+            for name, (quantity, values_DV) in views.items()
         },
-        "label": f"Test perplexity of each of {tasks_text(len(tasks_DV))} over τ. {_KEYS.format(one='task')}",
-        "heading": f"Each of {tasks_text(len(tasks_DV))}",
+        "label": f"Test {plain_label(measure)} of each of {tested} over τ. {_KEYS.format(one='task')}",
+        "heading": f"Each of {tested}",
         "remark": f" Tasks are drawn at {len(shown)} of {len(taus)} values of τ." if len(shown) < len(taus) else "",
     }
+
+
+def _of_all_tasks(values_DV: np.ndarray, analysis: Analysis) -> np.ndarray:
+    """Rows of the tasks with test documents among those of all tasks; the others are NaN."""
+    all_DV = np.full((len(analysis.summary.tasks), values_DV.shape[1]), np.nan)
+    all_DV[analysis.tested] = values_DV
+    return all_DV
 
 
 def significant(values: np.ndarray, digits: int = 4) -> np.ndarray:
@@ -115,21 +125,27 @@ def tasks_text(count: int) -> str:
     return f"{count:,} task{'' if count == 1 else 's'}"
 
 
-def size_chart(data: BySize, columns: dict[str, dict[str, str]], tip: list[Any]) -> Chart:
+def size_chart(
+    data: BySize, columns: dict[str, dict[str, str]], tip: list[Any], tasks: list[str], lines: list[Any] | None = None
+) -> Chart:
     """Figures 3, 4 and 5.
 
     Args:
         data: Of the figure.
         columns: Of each series, the columns of the table of tasks that hold its `value`, `low` and `high`.
-        tip: What is read of a point beside what is read of every task.
+        tip: What is read of a point beside `lines`.
+        tasks: In the order of that table.
+        lines: What is read of every point; None: what is read of a task elsewhere.
     """
-    points, lines = data.points, data.lines
+    points, regressions = data.points, data.lines
     are_few = len(set(points["task"])) <= MOST_NAMES
     drawn = (points["low"], points["high"]) if are_few and not np.isnan(points["low"].to_numpy(float)).all() else ()
-    values = (points["value"], *drawn, lines["low"], lines["high"])
+    zero = ([0.0],) if data.y.is_change else ()
+    values = (points["value"], *drawn, regressions["low"], regressions["high"], *zero)
     series = []
     for name, style in data.series.items():
-        is_open, line = points.loc[points["series"] == name, "is_open"], lines.loc[lines["series"] == name]
+        is_open = points.loc[points["series"] == name].set_index("task")["is_open"].reindex(tasks, fill_value=False)
+        line = regressions.loc[regressions["series"] == name]
         series.append(
             asdict(style)
             | {"columns": {part: column for part, column in columns[name].items() if part == "value" or drawn}}
@@ -138,12 +154,13 @@ def size_chart(data: BySize, columns: dict[str, dict[str, str]], tip: list[Any])
         )
     return {
         "x": value_axis(_DOCUMENTS, points["documents"], pad=0.04),
-        "y": percent_axis(data.y_title, *values) if data.is_percent else value_axis(data.y_title, *values),
-        "is_percent": data.is_percent,
+        "y": quantity_axis(data.y, *values),
+        "is_change": data.y.is_change,
         "has_intervals": bool(drawn),
         "series": series,
         "tip": tip,
-        "label": f"{data.y_title} against the task’s training documents. {_KEYS.format(one='task')}",
+        "lines": lines,
+        "label": f"{data.y.title} against the task’s training documents. {_KEYS.format(one='task')}",
     }
 
 
@@ -166,14 +183,8 @@ def learning_chart(curves: pd.DataFrame, trials: Columns, summary: Summary) -> C
 
 def tips(analysis: Analysis) -> dict[str, Any]:
     """What is read of a task and of a trial: the column of its name, and lines of text and of columns' texts."""
-    references = dict.fromkeys(gain.reference for gain in analysis.task_gains)
-    gains = [
-        [{"of": f"gain_{name}"}, f" against τ = {tables.END_TAUS[name]}: ", {"of": f"verdict_{name}"}]
-        for name in references
-    ]
-    level = ["test perplexity ", {"of": "level"}, f" at τ = {tau_text(analysis.summary.best_tau)}"]
     return {
-        "tasks": {"name": "task", "lines": [["training documents: ", {"of": "documents"}], level, *gains]},
+        "tasks": {"name": "task", "lines": task_lines(analysis)},
         "trials": {
             "name": "name",
             "lines": [
@@ -183,6 +194,18 @@ def tips(analysis: Analysis) -> dict[str, Any]:
             ],
         },
     }
+
+
+def task_lines(analysis: Analysis, end: str = "") -> list[Any]:
+    """What is read of a task by one measure; its columns' names have `end` at their end."""
+    references = dict.fromkeys(gain.reference for gain in analysis.task_gains)
+    gains = [
+        [{"of": f"gain_{name}{end}"}, f" against τ = {tables.END_TAUS[name]}: ", {"of": f"verdict_{name}{end}"}]
+        for name in references
+    ]
+    name, tau = plain_label(analysis.measure), tau_text(analysis.summary.best_tau)
+    level = [f"test {name} ", {"of": f"level{end}"}, f" at τ = {tau}"]
+    return [["training documents: ", {"of": "documents"}], level, *gains]
 
 
 def legends(data: TauCurve, gains: BySize | None, analysis: Analysis) -> dict[str, list[tuple[str, str, str]]]:
@@ -198,7 +221,7 @@ def legends(data: TauCurve, gains: BySize | None, analysis: Analysis) -> dict[st
     if not data.smooth.empty:
         tau.append(("ink", "line", "smooth curve with the 95% band of its shape"))
     if data.as_good is not None:
-        tau.append(("best", "strip", "τ as good as the best on validation"))
+        tau.append(("best", "strip", f"τ as good as the best on validation{chosen_by(summary, plain_label)}"))
     others = [("task", "line", "other fits"), ("task", "line-dotted", "on the training split")]
     series = {} if gains is None else gains.series
     return {

@@ -28,26 +28,27 @@ from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import TRAIN
 from bora_sweep.report.text import notes, sections
 from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
-from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures
-from bora_sweep.report.text.formats import markdown_text, number_text, perplexity_text, tau_text, visible
+from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
+from bora_sweep.report.text.formats import level_text, markdown_text, number_text, tau_text, visible
+from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
 from bora_sweep.report.text.tau_section import tau_section
 
-FIGURES = (
-    "figure_1_task_sizes", "figure_2_tau_perplexity", "figure_3_improvement", "figure_4_distance",
-    "figure_5_perplexity_by_size",
-)  # fmt: skip
-"""The figures of the report that the page has a chart of."""
 _DIGITS = 6
 _EXACT = 2**53  # whole numbers that JavaScript holds
 
 
 def make_document(
-    analysis: Analysis, methods: list[Method], compared: pd.DataFrame, curves: pd.DataFrame
+    analysis: Analysis,
+    others: list[Analysis],
+    methods: list[Method],
+    compared: pd.DataFrame,
+    curves: pd.DataFrame,
 ) -> dict[str, Any]:
     """The document, of plain values and arrays.
 
     Args:
-        analysis: Of a run, or of several.
+        analysis: Of a run, or of several, by the measure that chose tau.
+        others: By the other measures.
         methods: `compare_methods`.
         compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
@@ -60,21 +61,22 @@ def make_document(
     drawn["learning"] = charts.learning_chart(curves, trials, summary)
     are_few = len(summary.tasks) <= MOST_NAMES
     markdown = _markdown(analysis, methods, compared, trials) | {
-        "tau": f"*Change* is each task's perplexity against its own at the best τ.{remark}",
+        "tau": f"*Change* is each task's {label(analysis.measure)} against its own at the best τ.{remark}",
         "settings": f"The whole configuration of trial {markdown_text(settings['trial'])}, of the best fit; keys that "
         "differ between trials are marked.",
     }
     markdown |= {f"figure_{n}": figure.caption for n, figure in enumerate(figures, start=1)}
     return {
         "runs": [visible(run.rstrip("/").rpartition("/")[2] or run) for run in dict.fromkeys(summary.trials["run"])],
+        "measure": analysis.measure.title,
         "words": {name: words(text) for name, text in markdown.items()},
         "facts": _facts(analysis, trials),
         "are_few": are_few,
         "num_tasks": charts.tasks_text(len(summary.tasks)),
         "tables": {
-            "tasks": tables.task_table(analysis, are_few).to_json(),
+            "tasks": tables.task_table(analysis, others, len(analysis.tested) <= MOST_NAMES).to_json(),
             "taus": tables.overall_table(analysis).to_json(),
-            "methods": None if compared.empty else tables.methods_table(summary, compared).to_json(),
+            "methods": None if compared.empty else tables.methods_table(analysis, compared).to_json(),
             "trials": trial_table(trials).to_json(),
             "splits": tables.split_table(summary).to_json(),
             "versions": tables.version_table(settings["versions"]).to_json(),
@@ -83,35 +85,70 @@ def make_document(
         "charts": drawn,
         "tips": charts.tips(analysis),
         "legends": legends,
+        "measures": [_other_measure(other) for other in others],
         "configuration": {name: settings[name] for name in ("trial", "lines", "differ")},
     }
 
 
 def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures 1 to 5, None where the results do not hold one; and the legends."""
-    data_of = {figure.name: figure.data for figure in figures}
-    sizes, tau, gains, distance, perplexity = (data_of[name] for name in FIGURES)
+    sizes, tau, gains, distance, level = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
-    assert isinstance(perplexity, BySize)
+    assert isinstance(level, BySize)
+    tasks, columns = analysis.summary.tasks, {"best": {"value": "best", "low": "best_low", "high": "best_high"}}
     made: dict[str, Any] = {
         "sizes": charts.sizes_chart(sizes),
         "overall": charts.overall_chart(tau, analysis),
-        "each": charts.each_chart(tau),
-        "perplexity": charts.size_chart(
-            perplexity, {"best": {"value": "best", "low": "best_low", "high": "best_high"}}, []
-        ),
-        "gains": None,
+        "each": charts.each_chart(tau, analysis),
+        "level": charts.size_chart(level, columns, [], tasks),
+        "gains": _gain_chart(gains, tasks) if isinstance(gains, BySize) else None,
         "distance": None,
     }
-    if isinstance(gains, BySize):
-        columns = {name: {"value": f"gain_{name}"} for name in gains.series}
-        columns = {name: of | {end: f"{of['value']}_{end}" for end in ("low", "high")} for name, of in columns.items()}
-        made["gains"] = charts.size_chart(gains, columns, [])
     if isinstance(distance, BySize):
         tip = [["distance ", {"of": "distance"}]]
-        made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip)
+        made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip, tasks)
     return made, charts.legends(tau, gains if isinstance(gains, BySize) else None, analysis)
+
+
+def _gain_chart(gains: BySize, tasks: list[str], end: str = "", lines: list[Any] | None = None) -> charts.Chart:
+    """Figure 3, of a measure whose columns in the table of tasks have `end` at the end of their names."""
+    columns = {
+        name: {"value": f"gain_{name}{end}", "low": f"gain_{name}_low{end}", "high": f"gain_{name}_high{end}"}
+        for name in gains.series
+    }
+    return charts.size_chart(gains, columns, [], tasks, lines)
+
+
+def _other_measure(analysis: Analysis) -> dict[str, Any]:
+    """What the page shows of a measure that did not choose tau."""
+    end, (tau, gains) = suffix(analysis), figures_of_other_measure(analysis)
+    assert isinstance(tau.data, TauCurve)
+    lines = charts.task_lines(analysis, end)
+    each = charts.each_chart(tau.data, analysis)
+    each["views"].pop("absolute")
+    drawn = {
+        "overall": charts.overall_chart(tau.data, analysis),
+        "each": each | {"lines": lines},
+        "gains": _gain_chart(gains.data, analysis.summary.tasks, end, lines)
+        if isinstance(gains.data, BySize)
+        else None,
+    }
+    markdown = {
+        "answer": sections.about_other_measure(analysis),
+        "verdicts": tasks_that_gain(analysis),
+        "table": sections.about_other_table(analysis),
+        "figure_2": f"{tau.caption}\n\nOn the right, each task's change against its own at the best τ."
+        f"{each.pop('remark')}",
+        "figure_3": gains.caption,
+    }
+    return {
+        "title": analysis.measure.title,
+        "words": {name: words(text) for name, text in markdown.items()},
+        "table": tables.overall_table(analysis).to_json(),
+        "charts": drawn,
+        "legends": charts.legends(tau.data, gains.data if isinstance(gains.data, BySize) else None, analysis),
+    }
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -145,20 +182,20 @@ def _rounded(value: float) -> float | int | str | None:
 def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     """Name, value and a remark, for the row below the answer."""
     summary, choice = analysis.summary, analysis.choice
-    test = analysis.bootstrap.perplexity(summary.best)
+    test, text = analysis.bootstrap.level(summary.best), level_text(analysis.measure)
     as_good = None if choice.curve is None else choice.curve.as_good
-    validation = "on validation"
+    validation = f"on validation{chosen_by(summary, plain_label)}"
     if as_good is not None:
-        validation = f"as good on validation: {tau_text(as_good.low)} to {tau_text(as_good.high)}"
+        validation = f"as good {validation}: {tau_text(as_good.low)} to {tau_text(as_good.high)}"
     num_documents, num_tokens = float(summary.train_documents_D.sum()), float(summary.num_tokens_DL[:, TRAIN].sum())
     sizes = f"{number_text(num_documents)} training documents, {number_text(num_tokens)} tokens"
     simpler = tau_text(summary.settings[choice.one_standard_error].tau)
-    interval = f"95% interval {perplexity_text(test.low)} to {perplexity_text(test.high)}"
+    interval = f"95% interval {text(test.low)} to {text(test.high)}"
     states = trials["status"]
     return [
         ("Best τ", tau_text(summary.best_tau), validation),
         ("τ by one standard error", simpler, "the largest within one standard error of the best"),
-        ("Test perplexity", perplexity_text(test.estimate), interval),
+        (f"Test {plain_label(analysis.measure)}", text(test.estimate), interval),
         ("Tasks", f"{len(summary.tasks):,}", sizes),
         ("Trials finished", f"{states.count('finished'):,}", f"of {len(states):,} begun"),
         ("Training", duration_text(total(trials["train_seconds"])), "all trials added up"),
@@ -173,7 +210,7 @@ def _markdown(analysis: Analysis, methods: list[Method], compared: pd.DataFrame,
         "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
         "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
-        "methods": sections.methods(summary, compared),
+        "methods": sections.methods(analysis, compared),
         "verdicts": tasks_that_gain(analysis),
         "tasks": f"{sections.about_verdicts(analysis) if analysis.task_gains else ''} "
         "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,17 @@ from bora_sweep.report.stats.summary import SPLITS, Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import (
     Table,
-    interval_text,
+    difference_text,
+    level_interval_text,
+    level_text,
     number_text,
     p_text,
-    percent_text,
     perplexity_text,
     significant_text,
     tau_text,
     visible,
 )
+from bora_sweep.report.text.measured import plain_label, suffix
 
 _VERDICTS = {GAINS: f"▲ {GAINS}", LOSES: f"▼ {LOSES}", UNKNOWN: UNKNOWN}
 _VERDICT_STYLES = {_VERDICTS[GAINS]: "gains", _VERDICTS[LOSES]: "loses", _VERDICTS[UNKNOWN]: "open"}
@@ -77,59 +79,87 @@ def numbers(
     return Column(name, title, [text(value) for value in known], known, **more)
 
 
-def task_table(analysis: Analysis, names_are_few: bool) -> PageTable:
-    """Each task: its size, perplexity at the ends and the best, gains with verdicts, and the distance of Figure 4.
+def task_table(analysis: Analysis, others: list[Analysis], names_are_few: bool) -> PageTable:
+    """Each task: its size, level at the ends and the best, gains with verdicts, and the distance of Figure 4.
 
     Args:
         analysis: Of the run.
+        others: By other measures; their columns are for charts alone.
         names_are_few: The charts draw an interval for each task, so their ends are kept.
     """
     summary, best = analysis.summary, analysis.summary.best
-    levels = [analysis.task_levels.perplexity(d, best) for d in range(len(summary.tasks))]
     columns = [
         Column("task", "Task", [visible(task) for task in summary.tasks], kind="name"),
         numbers("documents", "Documents", summary.train_documents_D),
-        *_perplexities(summary),
-        Column("level", "", [interval_text(level) for level in levels], kind="hidden"),
+        *_levels(analysis),
+        _level_texts(analysis),
     ]
     if names_are_few:
+        levels = [analysis.task_levels.level(d, best) for d in range(len(summary.tasks))]
         columns.append(Column("best_low", "", None, [level.low for level in levels], "hidden"))
         columns.append(Column("best_high", "", None, [level.high for level in levels], "hidden"))
-    for reference in END_NAMES:
-        gains = gains_against(analysis.task_gains, reference)
-        columns += _gain_columns(reference, gains) if gains else []
+    columns += _all_gain_columns(analysis)
     m = summary.best_between
     if m is not None and not np.isnan(summary.distance_DM[:, m]).all():
         columns.append(numbers("distance", "Distance", summary.distance_DM[:, m], significant_text))
+    for other in others:
+        hidden = [_level_texts(other), *_all_gain_columns(other)]
+        columns += [replace(c, name=f"{c.name}{suffix(other)}", kind="hidden") for c in hidden if c.kind != "interval"]
     return PageTable("Tasks", columns, sorted_by="documents", descending=True)
 
 
-def _perplexities(summary: Summary) -> list[Column]:
+def _levels(analysis: Analysis) -> list[Column]:
+    summary, text = analysis.summary, level_text(analysis.measure)
     named = [("independent", "τ = 0", summary.independent), ("best", f"τ = {tau_text(summary.best_tau)}", summary.best)]
     named.append(("shared", "τ = ∞", summary.shared))
     shown = [(name, title, m) for name, title, m in named if m is not None and (name == "best" or m != summary.best)]
-    columns = [numbers(name, title, summary.perplexity_DM[:, m], perplexity_text) for name, title, m in shown]
-    has_floor = not np.isnan(summary.floor_D).all()
-    return [*columns, numbers("floor", "Floor", summary.floor_D, perplexity_text)] if has_floor else columns
+    columns = [numbers(name, title, analysis.scores.test_DM[:, m], text) for name, title, m in shown]
+    has_floor = not np.isnan(analysis.floor_D).all()
+    return [*columns, numbers("floor", "Floor", analysis.floor_D, perplexity_text)] if has_floor else columns
 
 
-def _gain_columns(reference: str, gains: list[Gain]) -> list[Column]:
-    end = f"vs τ = {tables.END_TAUS[reference]}"
-    hint = {"hint": f"How far perplexity lies below {END_NAMES[reference]}"}
-    low, high = [gain.interval.low for gain in gains], [gain.interval.high for gain in gains]
+def _level_texts(analysis: Analysis) -> Column:
+    """Each task's level at the best tau with its interval, for what is read of it."""
+    levels = [analysis.task_levels.level(d, analysis.summary.best) for d in range(len(analysis.summary.tasks))]
+    texts = [level_interval_text(level, analysis.measure) for level in levels]
+    texts = [text if is_tested else "–" for text, is_tested in zip(texts, analysis.tested_D, strict=True)]
+    return Column("level", "", texts, kind="hidden")
+
+
+def _all_gain_columns(analysis: Analysis) -> list[Column]:
+    parts = {reference: gains_against(analysis.task_gains, reference) for reference in END_NAMES}
+    return [
+        column
+        for reference, gains in parts.items()
+        if gains
+        for column in _gain_columns(reference, {gain.task: gain for gain in gains}, analysis)
+    ]
+
+
+def _gain_columns(reference: str, gain_of: dict[str | None, Gain], analysis: Analysis) -> list[Column]:
+    """Gains against one end; a task without test documents has dashes."""
+    measure, end = analysis.measure, f"vs τ = {tables.END_TAUS[reference]}"
+    gains = [gain_of.get(task) for task in analysis.summary.tasks]
+    hint = {"hint": f"How far {plain_label(measure)} lies {measure.better_side} {END_NAMES[reference]}"}
+    estimate, low, high = (
+        [math.nan if gain is None else getattr(gain.interval, part) for gain in gains]
+        for part in ("estimate", "low", "high")
+    )
     ends = np.abs([value for value in (*low, *high) if math.isfinite(value)])
     limit = float(np.quantile(ends, 0.98, method="higher")) if len(ends) else 0.0
     drawing = {"of": f"gain_{reference}", "limit": limit or 0.01, "color": reference}
-    texts = [percent_text(gain.interval) for gain in gains]
-    verdicts = [_VERDICTS[gain.verdict] for gain in gains]
+    texts = ["–" if gain is None else difference_text(gain.interval, measure) for gain in gains]
+    verdicts = ["–" if gain is None else _VERDICTS[gain.verdict] for gain in gains]
     look = {"styles": _VERDICT_STYLES, "hints": f"p_{reference}", "hinted": "p (Holm)"}
     return [
-        Column(f"gain_{reference}", f"Gain {end}", texts, [gain.interval.estimate for gain in gains], more=hint),
+        Column(f"gain_{reference}", f"Gain {end}", texts, estimate, more=hint),
         Column(f"interval_{reference}", "", kind="interval", more=drawing),
         Column(f"verdict_{reference}", f"Verdict {end}", verdicts, kind="verdict", more=look),
         Column(f"gain_{reference}_low", "", None, low, "hidden"),
         Column(f"gain_{reference}_high", "", None, high, "hidden"),
-        Column(f"p_{reference}", "", [p_text(gain.adjusted_p) for gain in gains], kind="hidden"),
+        Column(
+            f"p_{reference}", "", ["–" if gain is None else p_text(gain.adjusted_p) for gain in gains], kind="hidden"
+        ),
     ]
 
 
@@ -153,21 +183,23 @@ def overall_table(analysis: Analysis) -> PageTable:
     """Table 1, as `report.md` has it."""
     summary, table, frame = analysis.summary, tables.overall_table(analysis), overall_frame(analysis)
     settings = [summary.settings[m] for m in (summary.zero_shot, *summary.fits) if m is not None]
+    name, difference = analysis.measure.name, f"{analysis.measure.difference_name}_to_best"
     by = [frame["tau"].where(frame["method"] == "map", -1.0), frame["learning_rate"], frame["seeds"]]
-    by += [[max(setting.epochs) for setting in settings], frame["validation_perplexity"], frame["test_perplexity"]]
-    by += [frame["test_macro_perplexity"], frame["relative_difference_to_best"]]
+    by += [[max(setting.epochs) for setting in settings], frame[f"validation_{name}"], frame[f"test_{name}"]]
+    by += [frame[f"test_macro_{name}"], frame[difference]]
     is_simpler = frame["one_standard_error"] & ~frame["best"]
     for i in np.flatnonzero(is_simpler):
         table.rows[i][0] += " (one standard error)"
     return of_table("Every τ", table, by, sorted_by=0)
 
 
-def methods_table(summary: Summary, compared: pd.DataFrame) -> PageTable:
+def methods_table(analysis: Analysis, compared: pd.DataFrame) -> PageTable:
     """Methods compared, as `report.md` has them."""
-    names = ["seeds", "validation_perplexity", "test_perplexity", "relative_difference_to_reference", "train_tokens"]
+    name, difference = analysis.measure.name, f"{analysis.measure.difference_name}_to_reference"
+    names = ["seeds", f"validation_{name}", f"test_{name}", difference, "train_tokens"]
     names += ["search_train_tokens", "train_seconds", "search_train_seconds"]
     by = [None, *(compared[name] for name in names)]
-    return of_table("Methods compared", tables.method_table(summary, compared), by, sorted_by=3)
+    return of_table("Methods compared", tables.method_table(analysis, compared), by, 3, analysis.measure.is_metric)
 
 
 def split_table(summary: Summary) -> PageTable:
@@ -192,7 +224,9 @@ def version_table(rows: list[tuple[str, str]]) -> PageTable:
     )
 
 
-def of_table(label: str, table: Table, values: Sequence[Any], sorted_by: int | None = None) -> PageTable:
+def of_table(
+    label: str, table: Table, values: Sequence[Any], sorted_by: int | None = None, descending: bool = False
+) -> PageTable:
     """A table of `report.md`; rows below the last of `values` stay last.
 
     Args:
@@ -200,6 +234,7 @@ def of_table(label: str, table: Table, values: Sequence[Any], sorted_by: int | N
         table: Its first column is the rows' heading.
         values: For each column what it is sorted by; None for its texts.
         sorted_by: The column that it is sorted by at first.
+        descending: Largest first.
     """
     columns = []
     for j, (title, of_column) in enumerate(zip(table.columns, values, strict=True)):
@@ -207,4 +242,4 @@ def of_table(label: str, table: Table, values: Sequence[Any], sorted_by: int | N
         known = None if known is None else known + [math.nan] * (len(table.rows) - len(known))
         columns.append(Column(f"column_{j}", title, [row[j] for row in table.rows], known, "number" if j else "head"))
     bold = sorted({i for i, _ in table.bold})
-    return PageTable(label, columns, None if sorted_by is None else f"column_{sorted_by}", bold=bold)
+    return PageTable(label, columns, None if sorted_by is None else f"column_{sorted_by}", descending, bold)

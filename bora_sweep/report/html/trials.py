@@ -12,9 +12,11 @@ from bora_sweep.config import flatten
 from bora_sweep.config.yaml import dump_yaml
 from bora_sweep.errors import redact
 from bora_sweep.report.html.tables import Column, PageTable, numbers
+from bora_sweep.report.stats.measure import measure_of
 from bora_sweep.report.stats.pool_trials import perplexities
 from bora_sweep.report.stats.summary import Summary, structure_of
-from bora_sweep.report.text.formats import hours_text, perplexity_text, visible
+from bora_sweep.report.text.formats import hours_text, level_text, perplexity_text, visible
+from bora_sweep.report.text.measured import plain_label
 from bora_sweep.report.text.setting_names import setting_name
 
 MOST_POINTS = 8_000
@@ -70,8 +72,7 @@ def trial_table(trials: Columns) -> PageTable:
         numbers("seed", "Seed", trials["seed"], _whole_text),
         Column("epochs", "Epochs (best)", epochs, trials["epochs"]),
         *_texts("stopped_by", "Ended by", trials),
-        numbers("validation_perplexity", "Validation", trials["validation_perplexity"], perplexity_text),
-        numbers("test_perplexity", "Test", trials["test_perplexity"], perplexity_text),
+        *_scores(trials),
         numbers("train_tokens", "Tokens", trials["train_tokens"]),
         numbers("tokens_per_second", "Tokens/s", trials["tokens_per_second"]),
         numbers("train_seconds", "Seconds", trials["train_seconds"]),
@@ -88,6 +89,24 @@ def trial_table(trials: Columns) -> PageTable:
         Column("best_epoch", "", None, trials["best_epoch"], "hidden"),
     ]
     return PageTable("Trials", columns, sorted_by="trial_id")
+
+
+def _scores(trials: Columns) -> list[Column]:
+    """Perplexity, and the mean score by each metric, of both splits."""
+    splits = {"Validation": "validation", "Test": "test"}
+    means = {split: [json.loads(row or "{}") for row in trials[f"{split}_metrics"]] for split in splits.values()}
+    metrics = [measure_of(name) for name in sorted({name for rows in means.values() for row in rows for name in row})]
+    of = ", perplexity" if metrics else ""
+    columns = [
+        numbers(f"{split}_perplexity", f"{heading}{of}", trials[f"{split}_perplexity"], perplexity_text)
+        for heading, split in splits.items()
+    ]
+    for metric in metrics:
+        for heading, split in splits.items():
+            values = [row.get(metric.name) for row in means[split]]
+            title = f"{heading}, {plain_label(metric)}"
+            columns.append(numbers(f"{split}_{metric.name}", title, values, level_text(metric)))
+    return columns
 
 
 def _if_known(trials: Columns, column: Column) -> list[Column]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from bora_sweep.report.stats.rank_correlation import RankCorrelation, spearman
 from bora_sweep.report.stats.summary import Summary
-from bora_sweep.runs.results import Results
+from bora_sweep.runs.results import PERPLEXITY, Results
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,21 @@ def _paper_curves() -> TauCurves:
 def _our_curves(summary: Summary, results: Results) -> tuple[TauCurves, str]:
     """What the run's protocol reports, test perplexity or another number, and what that is in words."""
     settings = [summary.settings[m] for m in summary.fits]
-    overall_V = np.array([setting.test_perplexity for setting in settings])
-    perplexity_DV, measure = summary.perplexity_DM[:, summary.fits], "test perplexity, over all tokens"
+    scores = summary.scores[PERPLEXITY]
+    overall_V, perplexity_DV = scores.test_M[summary.fits], scores.test_DM[:, summary.fits]
+    measure = "test perplexity, over all tokens"
     trials = results.trials.set_index(["run", "trial_id"])
     fits = [key for setting in settings for key in setting.trials]
     if "reported_perplexity" in trials and trials.loc[fits, "reported_perplexity"].notna().all():
         reported = results.task_scores.dropna(subset=["reported_perplexity"]).set_index(["run", "trial_id"])
         means = [reported.loc[s.trials].groupby("task")["reported_perplexity"].mean() for s in settings]
         overall_V = np.array([trials.loc[s.trials, "reported_perplexity"].mean() for s in settings])
-        perplexity_DV = pd.concat(means, axis=1).loc[summary.tasks].to_numpy()
+        perplexity_DV = pd.concat(means, axis=1).reindex(summary.tasks).to_numpy()
         measure = str(trials.loc[fits[0], "reported_as"])
     rates = [setting.learning_rate for setting in settings]
     taus = [setting.tau for setting in settings]
-    return TauCurves(taus, rates, overall_V, summary.tasks, perplexity_DV), measure
+    scored = np.flatnonzero(~np.isnan(perplexity_DV).all(axis=1))  # the others have no test documents
+    return TauCurves(taus, rates, overall_V, [summary.tasks[d] for d in scored], perplexity_DV[scored]), measure
 
 
 def name_key(name: str) -> str:

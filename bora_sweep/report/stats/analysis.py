@@ -1,90 +1,156 @@
-"""All statistics of a report, computed once.
+"""All statistics of a report by one measure, computed once.
 
 D tasks in the order of `Summary.tasks`, M settings in the order of `Summary.settings`.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from bora_sweep.report.stats.bootstrap import Bootstrap, paired_bootstrap, task_contrasts
 from bora_sweep.report.stats.gains import Gain, gains_against, overall_gains, task_gains
 from bora_sweep.report.stats.interval import Contrast, Interval, t_quantile
+from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.smooth_curve import SmoothCurve
-from bora_sweep.report.stats.summary import Summary
+from bora_sweep.report.stats.summary import Scores, Summary
 from bora_sweep.report.stats.tau_choice import TauChoice, choose_tau, smooth_test_curve
 from bora_sweep.report.stats.trends import Trend, fit_trend
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Statistics of the test documents; `choice` alone is of the validation documents."""
+    """Statistics of the test documents by one measure; `validation` and `choice` are of the validation documents."""
 
     summary: Summary
+    scores: Scores
+    """By the measure."""
     bootstrap: Bootstrap
-    """All tasks together: `perplexity(m)`, `relative_difference(m, reference)`."""
+    """All tasks together: `level(m)`, `difference(m, reference)`."""
+    validation: Bootstrap
+    """The same on validation."""
     gains: list[Gain]
     """Of the best fit over the ends of tau, all tasks together."""
     task_gains: list[Gain]
-    """The same for each task, with verdicts."""
+    """The same for each task that has test documents, with verdicts."""
     task_levels: Contrast
-    """Nats per token of each task and setting, arrays DM: `perplexity(d, m)` is an `Interval`."""
+    """Mean value of each task and setting, arrays DM: `level(d, m)` is an `Interval`; NaN without test documents."""
     choice: TauChoice
+    """By the measure that chose tau, whatever measure this analysis is by."""
     curve: SmoothCurve | None
     """Through the test scores at 0 < tau < inf."""
     trends: dict[str, Trend]
-    """`improvement_independent`, `improvement_shared`, `distance` and `perplexity`, where they could be fitted."""
+    """`improvement_independent`, `improvement_shared`, `distance` and the measure's name, where they could be
+    fitted."""
 
-    def macro_perplexity(self, m: int) -> Interval:
-        """Mean of the tasks' test perplexities.
+    @property
+    def measure(self) -> Measure:
+        """What this analysis is by."""
+        return self.scores.measure
 
-        Tasks have different documents, so the variances of their perplexities add. Degrees of freedom are combined by
+    @property
+    def chose_tau(self) -> bool:
+        """Tau was chosen by this measure."""
+        return self.scores is self.summary.chosen_by
+
+    @property
+    def floor(self) -> float:
+        """Test perplexity of the source that wrote the text; NaN where it is not known, and for a metric."""
+        return math.nan if self.measure.is_metric else self.summary.floor
+
+    @property
+    def floor_D(self) -> np.ndarray:
+        """The same of each task."""
+        return np.full_like(self.summary.floor_D, np.nan) if self.measure.is_metric else self.summary.floor_D
+
+    @cached_property
+    def tested_D(self) -> np.ndarray:
+        """Which tasks have test documents."""
+        return np.isin(np.array(self.summary.tasks, dtype=object), self.scores.test.tasks)
+
+    @property
+    def tested(self) -> list[int]:
+        """Their indices."""
+        return np.flatnonzero(self.tested_D).tolist()
+
+    def macro(self, m: int) -> Interval:
+        """Mean of the tasks' test levels, over the tasks with test documents.
+
+        Tasks have different documents, so the variances of their levels add. Degrees of freedom are combined by
         Satterthwaite (1946).
         """
+        levels, at = self.task_levels, (self.tested, m)
         with np.errstate(over="ignore", invalid="ignore"):
-            perplexity_D = np.exp(self.task_levels.nats_per_token[:, m])
-            variance_D = (perplexity_D * self.task_levels.standard_error[:, m] / len(perplexity_D)) ** 2
-            degrees_D = self.task_levels.degrees_of_freedom[:, m]
-            degrees = variance_D.sum() ** 2 / (variance_D**2 / degrees_D).sum()
+            level_D = self.measure.level(levels.estimate[at])
+            error_D = self.measure.level_error(levels.estimate[at], levels.standard_error[at])
+            variance_D = (error_D / len(level_D)) ** 2
+            degrees = variance_D.sum() ** 2 / (variance_D**2 / levels.degrees_of_freedom[at]).sum()
         half_width = float(t_quantile(degrees) * variance_D.sum() ** 0.5) if variance_D.any() else 0.0
-        mean = float(perplexity_D.mean())
-        return Interval(mean, mean - half_width, mean + half_width)
+        if np.asarray(levels.documents_agree)[at].all():
+            half_width = np.nan
+        mean = float(level_D.mean())
+        low, high = np.clip([mean - half_width, mean + half_width], *self.measure.limits)
+        return Interval(mean, float(low), float(high))
 
     def task_differences(self, setting: int, reference: int) -> Contrast:
-        """Difference of two settings for each task, arrays D: `relative(d)` is an `Interval`."""
-        differences = task_contrasts(self.summary.test_scores, [(setting, reference)])
-        return _reordered(differences, (_task_order(self.summary), 0))
+        """Difference of two settings for each task, arrays D: `difference(d)` is an `Interval`."""
+        differences = task_contrasts(self.scores.test, [(setting, reference)])
+        return _of_all_tasks(differences, self.summary, self.scores, column=0)
 
 
-def analyse(summary: Summary) -> Analysis:
-    """All statistics of a report."""
-    bootstrap = paired_bootstrap(summary.test_scores)
-    levels = task_contrasts(summary.test_scores, [(m, None) for m in range(len(summary.settings))])
-    gains = task_gains(summary)
+def analyse(summary: Summary, measure: str | None = None, choice: TauChoice | None = None) -> Analysis:
+    """All statistics of a report by one measure.
+
+    Args:
+        summary: Of a run.
+        measure: A name in `summary.scores`; None: the measure that chose tau.
+        choice: `choose_tau(summary)`, if it is at hand.
+    """
+    scores = summary.chosen_by if measure is None else summary.scores[measure]
+    choice = choose_tau(summary) if choice is None else choice
+    bootstrap = paired_bootstrap(scores.test)
+    levels = task_contrasts(scores.test, [(m, None) for m in range(len(summary.settings))])
+    gains = task_gains(summary, scores.test)
     return Analysis(
         summary=summary,
+        scores=scores,
         bootstrap=bootstrap,
+        validation=choice.bootstrap if scores is summary.chosen_by else paired_bootstrap(scores.validation),
         gains=overall_gains(summary, bootstrap),
         task_gains=gains,
-        task_levels=_reordered(levels, _task_order(summary)),
-        choice=choose_tau(summary),
+        task_levels=_of_all_tasks(levels, summary, scores),
+        choice=choice,
         curve=smooth_test_curve(summary, bootstrap),
-        trends=_trends(summary, gains),
+        trends=_trends(summary, scores, gains),
     )
 
 
-def _reordered(contrast: Contrast, index: np.ndarray | tuple[np.ndarray, int]) -> Contrast:
-    return Contrast(contrast.nats_per_token[index], contrast.standard_error[index], contrast.degrees_of_freedom[index])
+def analyse_others(analysis: Analysis) -> list[Analysis]:
+    """The same run by every other measure."""
+    others = (name for name in analysis.summary.scores if name != analysis.measure.name)
+    return [analyse(analysis.summary, name, analysis.choice) for name in others]
 
 
-def _task_order(summary: Summary) -> np.ndarray:
-    """For each task of the summary, its index among the documents' tasks."""
-    number_of = {task: d for d, task in enumerate(summary.test_scores.tasks)}
-    return np.array([number_of[task] for task in summary.tasks], dtype=int)
+def _of_all_tasks(contrast: Contrast, summary: Summary, scores: Scores, column: int | slice = slice(None)) -> Contrast:
+    """A contrast of the tasks with test documents, for all tasks in the summary's order; NaN for the others."""
+    number_of = {task: d for d, task in enumerate(scores.test.tasks)}
+    at_D = [number_of.get(task, len(number_of)) for task in summary.tasks]
+
+    def of_all(values: np.ndarray, missing: float | bool) -> np.ndarray:
+        return np.concatenate([values, np.full_like(values[:1], missing)])[at_D, column]
+
+    return replace(
+        contrast,
+        estimate=of_all(contrast.estimate, np.nan),
+        standard_error=of_all(contrast.standard_error, np.nan),
+        degrees_of_freedom=of_all(contrast.degrees_of_freedom, np.nan),
+        documents_agree=of_all(np.asarray(contrast.documents_agree), False),
+    )
 
 
-def _trends(summary: Summary, gains: list[Gain]) -> dict[str, Trend]:
-    sizes_D, m = summary.train_documents_D, summary.best_between
+def _trends(summary: Summary, scores: Scores, gains: list[Gain]) -> dict[str, Trend]:
+    sizes_D, m, measure = summary.train_documents_D, summary.best_between, scores.measure
     trends = []
     for reference in ("independent", "shared"):
         tasks = gains_against(gains, reference)
@@ -94,5 +160,6 @@ def _trends(summary: Summary, gains: list[Gain]) -> dict[str, Trend]:
         )
     if m is not None:
         trends.append(fit_trend("distance", sizes_D, summary.distance_DM[:, m], is_log=True))
-    trends.append(fit_trend("perplexity", sizes_D, summary.perplexity_DM[:, summary.best], is_log=True))
+    level_D = scores.test_DM[:, summary.best]
+    trends.append(fit_trend(measure.name, sizes_D, level_D, is_log=not measure.is_metric))
     return {trend.name: trend for trend in trends if trend is not None}

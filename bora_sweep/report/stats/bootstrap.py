@@ -6,8 +6,11 @@ n documents of one stratum.
 Percentile intervals are too narrow for a task with few documents, for two reasons: n draws of n documents have a
 variance that is too small by (n - 1) / n, and percentiles ignore that the spread is itself estimated. Therefore n - 1
 documents are drawn, each with weight n / (n - 1) (Rao & Wu 1988), and the interval is the estimate plus or minus
-standard errors by Student's t. Its degrees of freedom count documents by their tokens (Kish 1965) and are combined
-over tasks by Satterthwaite (1946).
+standard errors by Student's t. Its degrees of freedom count documents by their weights, tokens or 1 (Kish 1965), and
+are combined over tasks by Satterthwaite (1946).
+
+Where all documents of a task score alike by a metric, their variance is 0. Over all tasks together it counts as 0: the
+sum of the tasks' variances is right on average. Alone it says nothing of the next document, and there is no interval.
 
 - J. N. K. Rao, C. F. J. Wu (1988). Resampling inference with complex survey data. JASA 83, 231-241.
 - L. Kish (1965). Survey Sampling. Wiley.
@@ -29,42 +32,50 @@ _CELLS = 4_000_000  # of a counts array, 32 MB each: bounds the memory whatever 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Nats per token of each setting over all documents: as observed, and in each replicate."""
+    """Mean value of each setting over all documents, such as nats per token: as observed, and in each replicate."""
 
     documents: DocumentScores
-    nats_per_token_M: np.ndarray
-    nats_per_token_SM: np.ndarray
+    mean_M: np.ndarray
+    mean_SM: np.ndarray
     """Varies over documents alone; `with_seeds` adds the variance over seeds."""
     seed_noise: SeedNoise | None
     """None where no setting has several seeds."""
 
     def contrast(self, setting: int, reference: int | None = None) -> Contrast:
-        """Nats per token of a setting, less those of a reference on the same documents if one is given."""
-        nats_N, nats, nats_S = (
+        """Mean value of a setting, less that of a reference on the same documents if one is given."""
+        value_N, mean, mean_S = (
             values[..., setting] - (0 if reference is None else values[..., reference])
-            for values in (self.documents.nats_NM, self.nats_per_token_M, self.nats_per_token_SM)
+            for values in (self.documents.value_NM, self.mean_M, self.mean_SM)
         )
-        variance, degrees = nats_S.var(), _pooled_degrees(self.documents, nats_N)
-        error = variance**0.5 if len(nats_N) > 1 else np.nan
+        variance, degrees = mean_S.var(), _pooled_degrees(self.documents, value_N)
+        error = variance**0.5 if len(value_N) > 1 else np.nan
         seed_variance = _seed_variance(self.seed_noise, setting, reference)
-        return Contrast(np.asarray(nats), *_add_variance(np.asarray(error), np.asarray(degrees), seed_variance))
+        return Contrast(
+            np.asarray(mean),
+            *_add_variance(np.asarray(error), np.asarray(degrees), seed_variance),
+            measure=self.documents.measure,
+            documents_agree=setting != reference and bool(self.documents.agree(value_N, self.documents.strata).all()),
+        )
 
-    def perplexity(self, setting: int) -> Interval:
-        """Micro perplexity of a setting."""
-        return self.contrast(setting).perplexity()
+    def level(self, setting: int) -> Interval:
+        """Micro perplexity of a setting, or its mean score over all documents."""
+        return self.contrast(setting).level()
 
-    def relative_difference(self, setting: int, reference: int) -> Interval:
-        """`perplexity(setting) / perplexity(reference) - 1`, both on the same resampled documents."""
-        return self.contrast(setting, reference).relative()
+    def difference(self, setting: int, reference: int) -> Interval:
+        """`perplexity(setting) / perplexity(reference) - 1`, or the difference of two mean scores.
+
+        Both are on the same resampled documents.
+        """
+        return self.contrast(setting, reference).difference()
 
     def with_seeds(self, seed: int = 0) -> np.ndarray:
-        """`nats_per_token_SM` plus a draw of each setting's noise over seeds, where that was estimated."""
+        """`mean_SM` plus a draw of each setting's noise over seeds, where that was estimated."""
         if self.seed_noise is None:
-            return self.nats_per_token_SM
+            return self.mean_SM
         rng, fits_M = np.random.default_rng(seed), self.seed_noise.num_fits_M
         scale_M = np.sqrt(np.where(fits_M > 0, self.seed_noise.paired_variance / np.maximum(fits_M, 1), 0))
-        drawn_SM = rng.standard_t(self.seed_noise.paired_degrees, self.nats_per_token_SM.shape)
-        return self.nats_per_token_SM + scale_M * drawn_SM
+        drawn_SM = rng.standard_t(self.seed_noise.paired_degrees, self.mean_SM.shape)
+        return self.mean_SM + scale_M * drawn_SM
 
 
 def paired_bootstrap(documents: DocumentScores, replicates: int = REPLICATES, seed: int = 0) -> Bootstrap:
@@ -79,17 +90,17 @@ def paired_bootstrap(documents: DocumentScores, replicates: int = REPLICATES, se
         seed: Fixes the draws.
     """
     rng = np.random.default_rng(seed)
-    values_NC = np.column_stack([documents.nats_NM, documents.tokens_N])
+    values_NC = np.column_stack([documents.value_NM, documents.weight_N])
     totals_SC = np.zeros((replicates, values_NC.shape[1]))
     for rows_n in documents.strata:
         totals_SC += _resampled_totals(rng, replicates, values_NC[rows_n])
     observed_C = values_NC.sum(axis=0)
-    per_token_J = documents.nats_NJ.sum(axis=0) / documents.tokens_N.sum()
+    mean_J = documents.value_NJ.sum(axis=0) / documents.weight_N.sum()
     return Bootstrap(
         documents=documents,
-        nats_per_token_M=observed_C[:-1] / observed_C[-1],
-        nats_per_token_SM=totals_SC[:, :-1] / totals_SC[:, -1:],
-        seed_noise=estimate_seed_noise(documents, per_token_J),
+        mean_M=observed_C[:-1] / observed_C[-1],
+        mean_SM=totals_SC[:, :-1] / totals_SC[:, -1:],
+        seed_noise=estimate_seed_noise(documents, mean_J),
     )
 
 
@@ -100,28 +111,33 @@ def task_contrasts(
 
     Args:
         documents: Scores of N documents under M settings, from `align_documents`.
-        pairs: C pairs of a setting and its reference; None instead of a reference gives the setting's own nats.
+        pairs: C pairs of a setting and its reference; None instead of a reference gives the setting's own mean.
         replicates: S, the number of bootstrap replicates.
         seed: Fixes the draws.
     """
     rng = np.random.default_rng(seed)
-    nats_NM, starts_D, counts_D = documents.nats_NM, documents.starts_D, documents.counts_D
-    columns = [nats_NM[:, m] - (0 if r is None else nats_NM[:, r]) for m, r in pairs]
-    values_NC = np.column_stack([*columns, documents.tokens_N])
+    value_NM, starts_D, counts_D = documents.value_NM, documents.starts_D, documents.counts_D
+    columns = [value_NM[:, m] - (0 if r is None else value_NM[:, r]) for m, r in pairs]
+    agree = [documents.agree(c_N, documents.task_rows) & (m != r) for c_N, (m, r) in zip(columns, pairs, strict=True)]
+    values_NC = np.column_stack([*columns, documents.weight_N])
     error_DC = np.full((len(starts_D), len(pairs)), np.nan)
     for d in np.flatnonzero(counts_D > 1):
         totals_SC = _resampled_totals(rng, replicates, values_NC[starts_D[d] : starts_D[d] + counts_D[d]])
         error_DC[d] = (totals_SC[:, :-1] / totals_SC[:, -1:]).std(axis=0)
     totals_DC = np.add.reduceat(values_NC, starts_D, axis=0)
-    degrees_D = _effective_documents(documents.tokens_N, starts_D) - 1
-    nats_DC = totals_DC[:, :-1] / totals_DC[:, -1:]
-    tokens_D = totals_DC[:, -1]
-    per_token_DJ = np.add.reduceat(documents.nats_NJ, starts_D, axis=0) / tokens_D[:, None]
-    seed_noise = estimate_seed_noise(documents, per_token_DJ)
-    columns = [
+    degrees_D = _effective_documents(documents.weight_N, starts_D) - 1
+    mean_DC, weight_D = totals_DC[:, :-1] / totals_DC[:, -1:], totals_DC[:, -1]
+    mean_DJ = np.add.reduceat(documents.value_NJ, starts_D, axis=0) / weight_D[:, None]
+    seed_noise = estimate_seed_noise(documents, mean_DJ)
+    parts = [
         _add_variance(error_DC[:, c], degrees_D, _seed_variance(seed_noise, *pair)) for c, pair in enumerate(pairs)
     ]
-    return Contrast(nats_DC, *(np.column_stack(part) for part in zip(*columns, strict=True)))
+    return Contrast(
+        mean_DC,
+        *(np.column_stack(part) for part in zip(*parts, strict=True)),
+        measure=documents.measure,
+        documents_agree=np.column_stack(agree),
+    )
 
 
 def _seed_variance(noise: SeedNoise | None, setting: int, reference: int | None) -> tuple[np.ndarray, int] | None:
@@ -160,22 +176,22 @@ def _resampled_counts(rng: np.random.Generator, replicates: int, n: int) -> np.n
     return np.bincount(cell_Sn.ravel(), minlength=replicates * n).reshape(replicates, n).astype(float)
 
 
-def _pooled_degrees(documents: DocumentScores, nats_N: np.ndarray) -> float:
+def _pooled_degrees(documents: DocumentScores, value_N: np.ndarray) -> float:
     """Degrees of freedom of the standard error over all strata, each weighted by its variance (Satterthwaite 1946)."""
     strata = documents.strata
     order_N, starts_H = np.concatenate(strata), np.cumsum([0, *(len(rows) for rows in strata[:-1])])
-    nats_N, tokens_N = nats_N[order_N], documents.tokens_N[order_N]
-    residual_N = nats_N - nats_N.sum() / tokens_N.sum() * tokens_N
+    value_N, weight_N = value_N[order_N], documents.weight_N[order_N]
+    residual_N = value_N - value_N.sum() / weight_N.sum() * weight_N
     counts_H = np.diff(np.r_[starts_H, len(order_N)])
     means_H = np.add.reduceat(residual_N, starts_H) / counts_H
     variance_H = np.add.reduceat((residual_N - np.repeat(means_H, counts_H)) ** 2, starts_H)
     variance_H *= counts_H / np.maximum(counts_H - 1, 1)
-    degrees_H = np.maximum(_effective_documents(tokens_N, starts_H) - 1, 1.0)
+    degrees_H = np.maximum(_effective_documents(weight_N, starts_H) - 1, 1.0)
     if not variance_H.any():
         return float(degrees_H.sum())
     return float(variance_H.sum() ** 2 / (variance_H**2 / degrees_H).sum())
 
 
-def _effective_documents(tokens_N: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
-    """Effective number of documents of each stratum: (sum of tokens)^2 / sum of tokens^2 (Kish 1965)."""
-    return np.add.reduceat(tokens_N, starts_H) ** 2 / np.add.reduceat(tokens_N**2, starts_H)
+def _effective_documents(weight_N: np.ndarray, starts_H: np.ndarray) -> np.ndarray:
+    """Effective number of documents of each stratum: (sum of weights)^2 / sum of weights^2 (Kish 1965)."""
+    return np.add.reduceat(weight_N, starts_H) ** 2 / np.add.reduceat(weight_N**2, starts_H)

@@ -1,4 +1,4 @@
-"""How far the best tau's test perplexity lies below one model per task and below one model for all.
+"""How much better the best tau is on test than one model per task and one model for all.
 
 D tasks, C references.
 """
@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from bora_sweep.report.stats.bootstrap import Bootstrap, task_contrasts
+from bora_sweep.report.stats.document_scores import DocumentScores
 from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.stats.significance import holm, sign_flip_limit, task_p_values, verdict
 from bora_sweep.report.stats.summary import Summary
@@ -16,7 +17,10 @@ END_NAMES = {"independent": "one model per task (τ = 0)", "shared": "one model 
 
 @dataclass(frozen=True)
 class Gain:
-    """How far the best fit's test perplexity lies below a reference's, as a fraction with its 95% interval."""
+    """How much better the best fit is on test than a reference, with its 95% interval; above 0 where it is better.
+
+    Of perplexity, how far it lies below, as a fraction. Of a metric, how far its mean lies above.
+    """
 
     reference: str
     """`independent` (tau = 0) or `shared` (tau = inf)."""
@@ -40,12 +44,17 @@ class Gain:
 
 def overall_gains(summary: Summary, bootstrap: Bootstrap) -> list[Gain]:
     """All tasks together, against each end of tau that was fitted and is not itself the best."""
-    return [Gain(name, -bootstrap.relative_difference(summary.best, m)) for name, m in _ends(summary)]
+    return [Gain(name, bootstrap.contrast(summary.best, m).gain()) for name, m in _ends(summary)]
 
 
-def task_gains(summary: Summary) -> list[Gain]:
-    """Figure 3: each task's gain against each end, with a verdict; most training documents first."""
-    ends, documents = _ends(summary), summary.test_scores
+def task_gains(summary: Summary, documents: DocumentScores) -> list[Gain]:
+    """Figure 3: the gain of each task with test documents against each end, with a verdict.
+
+    Args:
+        summary: Of the run; its order of tasks is kept, most training documents first.
+        documents: Test documents by one measure.
+    """
+    ends = _ends(summary)
     if not ends:
         return []
     differences = task_contrasts(documents, [(summary.best, m) for _, m in ends])
@@ -54,18 +63,20 @@ def task_gains(summary: Summary) -> list[Gain]:
     number_of = {task: d for d, task in enumerate(documents.tasks)}
     gains = []
     for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
+        if task not in number_of:
+            continue
         d = number_of[task]
         for c, (name, _) in enumerate(ends):
             gains.append(
                 Gain(
                     reference=name,
-                    interval=-differences.relative(d, c),
+                    interval=differences.gain(d, c),
                     task=task,
                     train_documents=float(size),
                     test_documents=float(documents.counts_D[d]),
                     p_value=float(p_CD[c][d]),
                     adjusted_p=float(adjusted_CD[c][d]),
-                    verdict=verdict(float(differences.nats_per_token[d, c]), float(adjusted_CD[c][d])),
+                    verdict=verdict(float(differences.estimate[d, c]), float(adjusted_CD[c][d])),
                     smallest_p=sign_flip_limit(float(documents.counts_D[d])),
                 )
             )

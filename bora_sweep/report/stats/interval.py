@@ -1,10 +1,13 @@
 """Estimates with standard errors, and their 95% intervals by Student's t."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy import stats
+
+from bora_sweep.report.stats.measure import NATS, Measure
 
 LEVEL = 0.95
 
@@ -27,44 +30,57 @@ class Interval:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Nats per token of settings, or differences of two settings, with standard errors. All arrays have one shape."""
+    """Mean values of settings, or differences of two settings, with standard errors. All arrays have one shape.
 
-    nats_per_token: np.ndarray
+    Lower is better: nats per token, or minus the mean score of a metric. `level` and `difference` are as they are read.
+    """
+
+    estimate: np.ndarray
     standard_error: np.ndarray
     """NaN where there are too few documents to estimate it."""
     degrees_of_freedom: np.ndarray
+    measure: Measure = NATS
+    documents_agree: np.ndarray | bool = False
+    """All documents of a task score alike by a metric. Then their spread is not known and is not 0: with a few more
+    documents one would differ. There is no interval."""
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bound of the 95% interval, in nats per token."""
-        half_width = t_quantile(self.degrees_of_freedom) * self.standard_error
-        return self.nats_per_token - half_width, self.nats_per_token + half_width
-
-    @cached_property
-    def perplexity_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """exp of `bounds`; inf where it overflows."""
-        with np.errstate(over="ignore"):
-            low, high = (np.exp(bound) for bound in self.bounds)
-        return low, high
+        """Lower and upper bound of the 95% interval; NaN where it is not known."""
+        half_width = np.where(self.documents_agree, np.nan, t_quantile(self.degrees_of_freedom) * self.standard_error)
+        return self.estimate - half_width, self.estimate + half_width
 
     @cached_property
     def p_value(self) -> np.ndarray:
         """Two-sided p-value of no difference, by the t test; 1 where there are too few documents."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.abs(self.nats_per_token) / self.standard_error
+            t = np.abs(self.estimate) / self.standard_error
         p = 2 * stats.t.sf(t, self.degrees_of_freedom)
         return np.where(np.isnan(p), 1.0, p)
 
-    def perplexity(self, *index: int) -> Interval:
-        """exp of one entry. Swapping a setting with its reference inverts the estimate and both bounds exactly."""
-        with np.errstate(over="ignore"):
-            low, high = (float(np.exp(bound[index])) for bound in self.bounds)
-            return Interval(float(np.exp(self.nats_per_token[index])), low, high)
+    def level(self, *index: int) -> Interval:
+        """One entry as perplexity, or as the mean score."""
+        return self._interval(self.measure.level, index)
 
-    def relative(self, *index: int) -> Interval:
-        """`perplexity(setting) / perplexity(reference) - 1` of one entry."""
-        ratio = self.perplexity(*index)
-        return Interval(ratio.estimate - 1, ratio.low - 1, ratio.high - 1)
+    def difference(self, *index: int) -> Interval:
+        """One entry as `perplexity(setting) / perplexity(reference) - 1`, or as the difference of two mean scores.
+
+        Swapping setting and reference inverts the ratio of two perplexities, or negates the difference of two scores,
+        and both bounds, exactly.
+        """
+        return self._interval(self.measure.difference, index)
+
+    def gain(self, *index: int) -> Interval:
+        """One entry as how much better the setting is than the reference: above 0 where it is better."""
+        return self.difference(*index) if self.measure.is_metric else -self.difference(*index)
+
+    def _interval(self, shown: Callable[[np.ndarray], np.ndarray], index: tuple[int, ...]) -> Interval:
+        estimate, *ends = (float(shown(values[index])) for values in (self.estimate, *self.bounds))
+        return Interval(estimate, *(reversed(ends) if self.measure.is_metric else ends))
+
+    def level_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds of `level`, of all entries."""
+        return self.measure.level_bounds(*self.bounds)
 
 
 def t_quantile(degrees_of_freedom: np.ndarray | float) -> np.ndarray:

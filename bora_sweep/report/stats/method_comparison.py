@@ -14,7 +14,7 @@ from bora_sweep.report.stats.summary import Key, Setting, Summary
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the comparison: of `candidates`, the setting with the lowest validation perplexity."""
+    """A row of the comparison: of `candidates`, the setting that is best on validation."""
 
     kind: str
     """`independent`, `shared` or `bora` for MAP fits, else the column `method` of `trials`."""
@@ -31,7 +31,7 @@ class Cost:
 
 
 def compare_methods(summary: Summary) -> list[Method]:
-    """Methods in ascending test perplexity; none where there are only zero-shot and the fits over tau.
+    """Methods, the best on test first; none where there are only zero-shot and the fits over tau.
 
     A method that was fitted at several ranks has one row at the rank of the fits over tau, and one at the rank that is
     best on validation.
@@ -48,11 +48,8 @@ def compare_methods(summary: Summary) -> list[Method]:
         usual = [m for m in members if summary.settings[m].structure.lora_rank in (None, usual_rank)]
         rows = [members] if usual in ([], members) else [usual, members]
         methods += [_best_of(summary, candidates) for candidates in rows]
-    return sorted(methods, key=lambda method: _nan_last(summary.settings[method.setting].test_perplexity))
-
-
-def _nan_last(perplexity: float) -> float:
-    return math.inf if math.isnan(perplexity) else perplexity
+    rank_M = summary.chosen_by.measure.rank(summary.chosen_by.test_M)
+    return sorted(methods, key=lambda method: rank_M[method.setting])
 
 
 def _kind(setting: Setting) -> str:

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError
-from bora_sweep.report.stats.document_scores import DocumentScores, align_documents, sorted_keys
+from bora_sweep.report.stats.document_scores import sorted_keys, values_of
+from bora_sweep.report.stats.measure import Measure, measure_of
+from bora_sweep.report.stats.pool_scores import Sums, pool_scores, ratio
 from bora_sweep.report.stats.summary import (
     SPLITS,
     TEST,
@@ -26,7 +28,7 @@ from bora_sweep.report.stats.summary import (
     Summary,
     structure_of,
 )
-from bora_sweep.runs.results import Results
+from bora_sweep.runs.results import PERPLEXITY, Results, objective_name
 
 _COLUMNS = ["num_documents", "num_tokens", "nll_nats", "floor_nll_nats", "distance_to_global"]
 _DOCUMENTS, _TOKENS, _NATS, _FLOOR, _DISTANCE = range(5)
@@ -37,39 +39,81 @@ _CANDIDATE = ["method", "tau", *Structure._fields, "learning_rate", "parametriza
 def summarise(results: Results) -> Summary:
     """Pool the finished trials into settings.
 
-    Of a setting's candidates the one with the lowest validation perplexity represents it. Fits are compared over tau
-    in the structure that was fitted at most values of tau.
+    Of a setting's candidates the one that is best on validation represents it. Fits are compared over tau in the
+    structure that was fitted at most values of tau.
 
     Raises:
-        InputError: No MAP fit has finished, or the trials did not score the same documents.
+        InputError: No MAP fit has finished, the trials did not score the same documents by the same metrics, or tau was
+            not chosen by the same measure in all of them.
     """
     trials = results.trials.assign(lora_variant=results.trials["lora_variant"].fillna("lora"))  # null in older results
     rows_of_candidate = _finished_candidates(trials)
+    chosen_by = _objective(rows_of_candidate)
     candidate_of = {_key(row): m for m, rows in enumerate(rows_of_candidate) for row in rows}
     tasks, means_DMLC = _mean_scores(results.task_scores, candidate_of, [len(rows) for rows in rows_of_candidate])
-    candidates = [_candidate(rows, means_DMLC[:, m]) for m, rows in enumerate(rows_of_candidate)]
+    documents = _documents(results, trials, candidate_of)
+    objective_M = _objectives(chosen_by, documents, means_DMLC)
+    candidates = [_candidate(*pair) for pair in zip(rows_of_candidate, objective_M.tolist(), strict=True)]
     structure = _most_fitted_structure(candidates)
     chosen = _choose_candidates(candidates, structure)
     means_DMLC = means_DMLC[:, list(chosen)]
     order_D = np.lexsort((np.arange(len(tasks)), -means_DMLC[:, 0, TRAIN, _DOCUMENTS]))
-    means_DMLC = means_DMLC[order_D]
-    test_DMC, sizes_DLC = means_DMLC[:, :, TEST], means_DMLC[:, 0]
-    scores = _with_seeds(results.document_scores, trials)
-    scores = scores.assign(setting=_candidate_of_rows("document_scores", scores, candidate_of))
+    sizes_DLC, test_DMC = means_DMLC[order_D, 0], means_DMLC[order_D, :, TEST]
+    nats_DML, tokens_DML = means_DMLC[..., _NATS], means_DMLC[..., _TOKENS]
+    sums_of = {PERPLEXITY: Sums(*(part[..., i] for i in (VALIDATION, TEST) for part in (nats_DML, tokens_DML)))}
+    names = [chosen_by.name, *(name for name in documents if name != chosen_by.name)]
     return Summary(
         settings=[replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()],
         structure=structure,
         tasks=[tasks[d] for d in order_D],
         num_documents_DL=sizes_DLC[..., _DOCUMENTS],
         num_tokens_DL=sizes_DLC[..., _TOKENS],
-        perplexity_DM=_perplexity(test_DMC, _NATS),
-        distance_DM=test_DMC[..., _DISTANCE],
+        distance_DM=np.where(test_DMC[..., _DOCUMENTS] > 0, test_DMC[..., _DISTANCE], np.nan),
         floor_D=_perplexity(sizes_DLC[:, TEST], _FLOOR),
         floor=float(_perplexity(sizes_DLC[:, TEST].sum(axis=0), _FLOOR)),
-        test_scores=_scores_of(scores, list(chosen), "test"),
-        validation_scores=_scores_of(scores, list(chosen), "validation"),
+        scores={
+            name: pool_scores(measure_of(name), documents[name], list(chosen), tasks, order_D, sums_of.get(name))
+            for name in names
+        },
         trials=trials,
     )
+
+
+def _objective(rows_of_candidate: list[list[dict[Any, Any]]]) -> Measure:
+    """The measure that chose tau, in all trials the same."""
+    run_of = {objective_name(row): row["run"] for rows in rows_of_candidate for row in rows}
+    if len(run_of) > 1:
+        (one, first), (other, second), *_ = sorted(run_of.items())
+        raise InputError(
+            f"{first} chose tau by {one}, {second} by {other} (search.objective): report runs of one objective together"
+        )
+    return measure_of(next(iter(run_of)))
+
+
+def _documents(results: Results, trials: pd.DataFrame, candidate_of: dict[Key, int]) -> dict[str, pd.DataFrame]:
+    """By measure, perplexity first: the finished trials' rows, with `seed` and `setting`, the number of a candidate."""
+    predictions = results.predictions.assign(setting=_candidate_of_rows(results.predictions, candidate_of))
+    rows_of: dict[str, pd.DataFrame] = {PERPLEXITY: results.document_scores}
+    rows_of |= {str(name): rows for name, rows in predictions.loc[predictions["setting"] >= 0].groupby("metric")}
+    documents = {}
+    for name, rows in rows_of.items():
+        kind = "document_scores" if name == PERPLEXITY else "predictions"
+        _check_trials(rows, candidate_of, kind, "missing or empty" if name == PERPLEXITY else f"without {name} scores")
+        documents[name] = _with_seeds(rows, trials).assign(setting=_candidate_of_rows(rows, candidate_of))
+    return documents
+
+
+def _objectives(chosen_by: Measure, documents: dict[str, pd.DataFrame], means_DMLC: np.ndarray) -> np.ndarray:
+    """What selection minimises, of each of M candidates."""
+    if not chosen_by.is_metric:
+        return chosen_by.rank(_perplexity(means_DMLC[:, :, VALIDATION].sum(axis=0), _NATS))
+    if chosen_by.name not in documents:
+        raise InputError(f"search.objective={chosen_by.name} chose tau, but no finished trial has scores by it")
+    rows = documents[chosen_by.name].query("split == 'validation'")
+    value_n, weight_n = values_of(rows, chosen_by)
+    setting_n, num_candidates = rows["setting"].to_numpy(), means_DMLC.shape[1]
+    value_M, weight_M = (np.bincount(setting_n, part_n, num_candidates) for part_n in (value_n, weight_n))
+    return chosen_by.rank(chosen_by.level(ratio(value_M, weight_M)))
 
 
 def perplexities(nll_nats: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
@@ -106,8 +150,9 @@ def _mean_scores(
     scores: pd.DataFrame, candidate_of: dict[Key, int], num_seeds: list[int]
 ) -> tuple[list[str], np.ndarray]:
     """Tasks by name, and `task_scores` as means over each candidate's trials: a ratio of means is a ratio of sums."""
-    candidate_n = _candidate_of_rows("task_scores", scores, candidate_of)
-    known_n = candidate_n >= 0
+    _check_trials(scores, candidate_of, "task_scores", "missing or empty")
+    candidate_n = _candidate_of_rows(scores, candidate_of)
+    known_n = (candidate_n >= 0) & (scores["num_documents"] > 0).to_numpy()
     tasks, task_n = np.unique(scores["task"].to_numpy(dtype=object)[known_n], return_inverse=True)
     split_n = np.array([SPLITS.index(split) for split in scores["split"]], dtype=int)[known_n]
     totals_DMLC = np.zeros((len(tasks), len(num_seeds), len(SPLITS), len(_COLUMNS)))
@@ -115,11 +160,16 @@ def _mean_scores(
     return tasks.tolist(), totals_DMLC / np.array(num_seeds)[:, None, None]
 
 
-def _candidate_of_rows(table: str, rows: pd.DataFrame, candidate_of: dict[Key, int]) -> np.ndarray:
+def _check_trials(rows: pd.DataFrame, candidate_of: dict[Key, int], table: str, trouble: str) -> None:
+    """Refuse a finished trial that has no row."""
+    keys, _ = sorted_keys(rows, ["run", "trial_id"])
+    for run, trial in sorted(candidate_of.keys() - set(keys))[:1]:
+        raise InputError(f"{run}: trial {trial} has finished, but results/{table}/{trial}.parquet is {trouble}")
+
+
+def _candidate_of_rows(rows: pd.DataFrame, candidate_of: dict[Key, int]) -> np.ndarray:
     """The candidate of each row's trial; -1 for a trial that has not finished."""
     keys, index_n = sorted_keys(rows, ["run", "trial_id"])
-    for run, trial in sorted(candidate_of.keys() - set(keys))[:1]:
-        raise InputError(f"{run}: trial {trial} has finished, but results/{table}/{trial}.parquet is missing or empty")
     return np.array([candidate_of.get(key, -1) for key in keys], dtype=int)[index_n]
 
 
@@ -131,9 +181,8 @@ def _with_seeds(scores: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float)[index_n])
 
 
-def _candidate(rows: list[dict[Any, Any]], means_DLC: np.ndarray) -> Setting:
+def _candidate(rows: list[dict[Any, Any]], objective: float) -> Setting:
     """A setting as one candidate made it; `rows` are its seeds."""
-    micro_L = _perplexity(means_DLC.sum(axis=0), _NATS)
     keys = [_key(row) for row in rows]
     return Setting(
         method=rows[0]["method"],
@@ -145,9 +194,7 @@ def _candidate(rows: list[dict[Any, Any]], means_DLC: np.ndarray) -> Setting:
         epochs=[row["epochs"] for row in rows],
         best_epochs=[row["best_epoch"] for row in rows],
         hit_max_epochs=any(row["stopped_by"] == "max_epochs" for row in rows),
-        validation_perplexity=float(micro_L[VALIDATION]),
-        test_perplexity=float(micro_L[TEST]),
-        test_macro_perplexity=float(_perplexity(means_DLC[:, TEST], _NATS).mean()),
+        objective=objective,
     )
 
 
@@ -179,8 +226,3 @@ def _choose_candidates(candidates: list[Setting], structure: Structure) -> dict[
         best = min(numbers, key=lambda m: candidates[m].objective)
         chosen[best] = [key for m in numbers for key in candidates[m].trials]
     return chosen
-
-
-def _scores_of(scores: pd.DataFrame, chosen: list[int], split: str) -> DocumentScores:
-    """Documents of one split under the chosen candidates."""
-    return align_documents(scores.loc[scores["setting"].isin(chosen) & (scores["split"] == split)], chosen)

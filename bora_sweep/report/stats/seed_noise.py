@@ -12,7 +12,7 @@ from bora_sweep.report.stats.document_scores import DocumentScores
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """Variance over seeds of a fit's nats per token, in all and after the effect that fits of one seed share."""
+    """Variance over seeds of a fit's mean value, in all and after the effect that fits of one seed share."""
 
     variance: np.ndarray
     degrees: int
@@ -42,7 +42,7 @@ class SeedNoise:
         return self.variance * (1 / fits[fits > 0]).sum(), self.degrees
 
 
-def estimate_seed_noise(documents: DocumentScores, nats_per_token_J: np.ndarray) -> SeedNoise | None:
+def estimate_seed_noise(documents: DocumentScores, mean_J: np.ndarray) -> SeedNoise | None:
     """Variance over seeds from the settings with two seeds or more; None where there is no such setting.
 
     Fits of one seed share an effect (initial values, the order of documents). Where all settings have the same seeds,
@@ -51,18 +51,18 @@ def estimate_seed_noise(documents: DocumentScores, nats_per_token_J: np.ndarray)
 
     Args:
         documents: Scores under J trials, with the setting and the seed of each.
-        nats_per_token_J: Nats per token of each trial, shape (..., J): of all tasks, or of each task.
+        mean_J: Mean value of each trial, such as nats per token, shape (..., J): of all tasks, or of each task.
     """
     seed_J, setting_J = documents.seed_J, documents.setting_J
     if seed_J is None or setting_J is None or not np.isfinite(seed_J).any():
         return None
-    known_J = np.isfinite(seed_J) & np.isfinite(nats_per_token_J).all(axis=tuple(range(nats_per_token_J.ndim - 1)))
-    num_fits_M = np.bincount(setting_J[np.isfinite(seed_J)], minlength=documents.nats_NM.shape[1])
+    known_J = np.isfinite(seed_J) & np.isfinite(mean_J).all(axis=tuple(range(mean_J.ndim - 1)))
+    num_fits_M = np.bincount(setting_J[np.isfinite(seed_J)], minlength=documents.value_NM.shape[1])
     groups = [np.flatnonzero(known_J & (setting_J == m)) for m in range(len(num_fits_M))]
     groups = [trials for trials in groups if len(trials) > 1]
     if not groups:
         return None
-    residuals = [nats_per_token_J[..., j] - nats_per_token_J[..., j].mean(axis=-1, keepdims=True) for j in groups]
+    residuals = [mean_J[..., j] - mean_J[..., j].mean(axis=-1, keepdims=True) for j in groups]
     squares = paired_squares = sum((part**2).sum(axis=-1) for part in residuals)
     degrees = paired_degrees = sum(len(trials) - 1 for trials in groups)
     same_seeds = _have_same_seeds([seed_J[trials] for trials in groups])

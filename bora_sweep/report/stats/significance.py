@@ -43,25 +43,25 @@ def task_p_values(
         setting: The setting m that is judged.
         reference: The setting m that it is compared with.
     """
-    nats_N = documents.nats_NM[:, setting] - documents.nats_NM[:, reference]
-    sign_flip_D = np.array([sign_flip_p(nats_n) for nats_n in np.split(nats_N, documents.starts_D[1:])])
+    value_N = documents.value_NM[:, setting] - documents.value_NM[:, reference]
+    sign_flip_D = np.array([sign_flip_p(value_n) for value_n in np.split(value_N, documents.starts_D[1:])])
     return np.maximum(differences.p_value[:, column], sign_flip_D)
 
 
-def sign_flip_p(nats_n: np.ndarray) -> float:
+def sign_flip_p(value_n: np.ndarray) -> float:
     """Share of all signs for which the sum of paired differences is at least as far from 0 as observed (Fisher 1935).
 
     Up to twelve documents all signs are tried, beyond that `FLIPS` random ones. Where these find none, Hoeffding (1963)
     bounds the p-value: the sum of signed a_n exceeds z sqrt(sum a_n^2) with probability at most exp(-z^2 / 2).
     """
-    total, n = abs(nats_n.sum()), len(nats_n)
+    total, n = abs(value_n.sum()), len(value_n)
     threshold = total * (1 - 1e-9)
     if n <= _ENUMERATED:
-        return float((np.abs(_all_signs(n) @ nats_n) >= threshold).mean())
+        return float((np.abs(_all_signs(n) @ value_n) >= threshold).mean())
     blocks = range(0, n, _BLOCK)
-    sums_F = sum(_random_signs(block // _BLOCK)[:, : n - block] @ nats_n[block : block + _BLOCK] for block in blocks)
+    sums_F = sum(_random_signs(block // _BLOCK)[:, : n - block] @ value_n[block : block + _BLOCK] for block in blocks)
     monte_carlo = (1 + (np.abs(sums_F) >= threshold).sum()) / (1 + FLIPS)
-    square = (nats_n**2).sum()
+    square = (value_n**2).sum()
     bound = 2 * np.exp(-(total**2) / (2 * square)) if square else 1.0
     return float(min(monte_carlo, bound))
 
@@ -96,8 +96,11 @@ def holm(p_D: np.ndarray) -> np.ndarray:
     return adjusted_D
 
 
-def verdict(nats_above_reference: float, adjusted_p: float) -> str:
-    """`gains` where a task has significantly fewer nats than the reference, `loses` where more, else `no evidence`."""
+def verdict(above_reference: float, adjusted_p: float) -> str:
+    """`gains` where a task's mean is significantly below the reference's, which is better, `loses` where above.
+
+    `no evidence` otherwise.
+    """
     if not adjusted_p < ALPHA:
         return UNKNOWN
-    return GAINS if nats_above_reference < 0 else LOSES
+    return GAINS if above_reference < 0 else LOSES

@@ -23,22 +23,22 @@ _Z = 1.96
 
 @dataclass(frozen=True)
 class SmoothCurve:
-    """Nats per token over tau. The covariance is of the curve's shape alone, not of its overall level."""
+    """Mean value over tau, such as nats per token. The covariance is of the curve's shape, not of its overall level."""
 
     tau_G: np.ndarray
-    nats_per_token_G: np.ndarray
+    value_G: np.ndarray
     covariance_GG: np.ndarray
 
     @property
     def lowest(self) -> int:
         """Grid index of the lowest point."""
-        return int(self.nats_per_token_G.argmin())
+        return int(self.value_G.argmin())
 
     @property
     def band(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pointwise 95% band, in nats per token."""
+        """Pointwise 95% band of the mean value."""
         half_width_G = _Z * np.sqrt(np.maximum(np.diagonal(self.covariance_GG), 0))
-        return self.nats_per_token_G - half_width_G, self.nats_per_token_G + half_width_G
+        return self.value_G - half_width_G, self.value_G + half_width_G
 
     @property
     def as_good(self) -> Interval:
@@ -47,16 +47,14 @@ class SmoothCurve:
         The range ends where the curve's difference to its lowest point has a 95% interval above 0.
         """
         g, variance_G = self.lowest, np.diagonal(self.covariance_GG)
-        above_G = self.nats_per_token_G - self.nats_per_token_G[g]
+        above_G = self.value_G - self.value_G[g]
         error_G = np.sqrt(np.maximum(variance_G + variance_G[g] - 2 * self.covariance_GG[g], 0))
         worse = np.flatnonzero(above_G > _Z * error_G)
         low, high = worse[worse < g].max(initial=-1) + 1, worse[worse > g].min(initial=len(above_G)) - 1
         return Interval(*(float(self.tau_G[i]) for i in (g, low, high)))
 
 
-def fit_smooth_curve(
-    taus_V: np.ndarray, nats_per_token_V: np.ndarray, nats_per_token_SV: np.ndarray
-) -> SmoothCurve | None:
+def fit_smooth_curve(taus_V: np.ndarray, value_V: np.ndarray, value_SV: np.ndarray) -> SmoothCurve | None:
     """Posterior of a Gaussian process with a squared exponential kernel, fitted by marginal likelihood.
 
     Hard documents are hard at every tau: they move the whole curve and hardly bend it. So the noise of each fit is the
@@ -65,25 +63,25 @@ def fit_smooth_curve(
 
     Args:
         taus_V: Ascending, 0 < tau < inf.
-        nats_per_token_V: As observed.
-        nats_per_token_SV: In the replicates of the bootstrap.
+        value_V: As observed.
+        value_SV: In the replicates of the bootstrap.
 
     Returns:
         None with fewer than four fits, or where one has no finite score.
     """
-    if len(taus_V) < FEWEST_FITS or not np.isfinite(nats_per_token_V).all():
+    if len(taus_V) < FEWEST_FITS or not np.isfinite(value_V).all():
         return None
     log_tau_V = np.log(taus_V)
     spread = float(np.ptp(log_tau_V))
     x_V = (log_tau_V - log_tau_V[0]) / spread
-    mean, scale = nats_per_token_V.mean(), nats_per_token_V.std() or 1.0
-    shape_SV = nats_per_token_SV - nats_per_token_SV.mean(axis=1, keepdims=True)
+    mean, scale = value_V.mean(), value_V.std() or 1.0
+    shape_SV = value_SV - value_SV.mean(axis=1, keepdims=True)
     noise_V = np.maximum(shape_SV.var(axis=0) / scale**2, 1e-8)
     kernel = ConstantKernel(1.0, (0.1, 100)) * RBF(0.3, (0.1, 3)) + WhiteKernel(1e-3, (1e-6, 0.5))
     process = GaussianProcessRegressor(kernel, alpha=noise_V)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a hyperparameter at its bound does not concern a reader
-        process.fit(x_V[:, None], (nats_per_token_V - mean) / scale)
+        process.fit(x_V[:, None], (value_V - mean) / scale)
     x_G = np.linspace(0, 1, _GRID)
     mean_G, covariance_GG = process.predict(x_G[:, None], return_cov=True)
     assert isinstance(process.kernel_, Sum) and isinstance(process.kernel_.k2, WhiteKernel)  # noqa: PT018, one narrowing

@@ -1,4 +1,4 @@
-"""A run's scores by setting: what the report compares, and which settings play which part.
+"""A run's scores by setting and measure: what the report compares, and which settings play which part.
 
 D tasks, M settings, L splits (train, validation, test).
 """
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.report.stats.document_scores import DocumentScores
+from bora_sweep.report.stats.measure import Measure
 
 SPLITS = ["train", "validation", "test"]
 TRAIN, VALIDATION, TEST = range(3)
@@ -28,7 +29,7 @@ class Structure(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """One method at one tau and structure, seeds pooled: nats and tokens are summed, then divided once."""
+    """One method at one tau and structure, seeds pooled."""
 
     method: str
     tau: float
@@ -43,18 +44,30 @@ class Setting:
     best_epochs: list[float]
     hit_max_epochs: bool
     """A seed stopped at train.max_epochs."""
-    validation_perplexity: float
-    test_perplexity: float
-    test_macro_perplexity: float
+    objective: float
+    """What selection minimises, on validation: perplexity, or minus the mean score of the metric that chose tau.
+    Infinite where it is not known."""
 
     @property
     def seeds(self) -> int:
         return len(self.trials)
 
-    @property
-    def objective(self) -> float:
-        """What selection minimises: validation perplexity, infinite where it is not a number."""
-        return math.inf if math.isnan(self.validation_perplexity) else self.validation_perplexity
+
+@dataclass(frozen=True)
+class Scores:
+    """What one measure says of every setting and task: sums over documents and seeds, divided once."""
+
+    measure: Measure
+    validation: DocumentScores
+    """Columns in the order of `Summary.settings`."""
+    test: DocumentScores
+    """Columns in the order of `Summary.settings`."""
+    validation_M: np.ndarray
+    """Levels (perplexity, or the mean score), of all validation documents."""
+    test_M: np.ndarray
+    """Levels of all test documents."""
+    test_DM: np.ndarray
+    """Levels of each task's test documents; NaN where it has none."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +84,30 @@ class Summary:
     tasks: list[str]
     num_documents_DL: np.ndarray
     num_tokens_DL: np.ndarray
-    perplexity_DM: np.ndarray
-    """Test perplexity."""
     distance_DM: np.ndarray
-    """Euclidean distance of the task's adapter to the global one."""
+    """Euclidean distance of the task's adapter to the global one; NaN for a task without test documents."""
     floor_D: np.ndarray
     """Test perplexity of the source that wrote the text; NaN where it is not known."""
     floor: float
     """The same over all tokens; NaN where it is not known for every task."""
-    test_scores: DocumentScores
-    """Columns in the order of `settings`."""
-    validation_scores: DocumentScores
-    """Columns in the order of `settings`."""
+    scores: dict[str, Scores]
+    """By the measure's name: first the one that chose tau, then the others."""
     trials: pd.DataFrame
     """Every trial, finished or not."""
 
     @property
     def train_documents_D(self) -> np.ndarray:
         return self.num_documents_DL[:, TRAIN]
+
+    @property
+    def chosen_by(self) -> Scores:
+        """The scores by the measure that chose tau."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def has_metrics(self) -> bool:
+        """Something beside perplexity was measured."""
+        return len(self.scores) > 1
 
     @property
     def fits(self) -> list[int]:
@@ -108,7 +127,7 @@ class Summary:
 
     @property
     def best(self) -> int:
-        """The fit with the lowest validation perplexity."""
+        """The fit that is best on validation; of several alike, that at the lowest tau."""
         return min(self.fits, key=lambda m: self.settings[m].objective)
 
     @property
@@ -122,7 +141,7 @@ class Summary:
 
     @property
     def best_between(self) -> int | None:
-        """The fit at 0 < tau < inf with the lowest validation perplexity."""
+        """The fit at 0 < tau < inf that is best on validation."""
         return min(self.between, key=lambda m: self.settings[m].objective, default=None)
 
     @property

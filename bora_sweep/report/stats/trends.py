@@ -21,7 +21,7 @@ class Trend:
     """Least squares of a quantity on log2 of the training documents, with intervals over tasks."""
 
     name: str
-    """`improvement_independent`, `improvement_shared`, `distance` or `perplexity`."""
+    """`improvement_independent`, `improvement_shared`, `distance`, or the name of the measure, for its level."""
     is_log: bool
     """The line is of the logarithm of the quantity: a power law."""
     num_tasks: int

@@ -1,39 +1,46 @@
-"""The first lines of a report: the best tau, how far it lies below either end, and how many tasks gain."""
+"""The first lines of a report: the best tau, how much better it is than either end, and how many tasks gain."""
 
 import math
 
 from bora_sweep.errors import plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, Gain, gains_against
+from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.significance import ALPHA, GAINS, LOSES, UNKNOWN
 from bora_sweep.report.stats.summary import Summary
-from bora_sweep.report.text.formats import markdown_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.text.formats import difference_text, level_text, markdown_text, tau_text
+from bora_sweep.report.text.measured import chosen_by, coverage, label, suffix
 from bora_sweep.report.text.setting_names import method_name
 
 
 def answer(analysis: Analysis) -> str:
-    """The best tau, its test perplexity, and how far that lies below either end."""
-    summary, differences = analysis.summary, []
-    perplexity = perplexity_text(summary.settings[summary.best].test_perplexity)
+    """The best tau, its level on test, and how far that lies from either end."""
+    summary, measure, differences = analysis.summary, analysis.measure, []
+    level = level_text(measure)(float(analysis.scores.test_M[summary.best]))
     for gain in analysis.gains:
-        size, side = (gain.interval, "below") if gain.interval.estimate >= 0 else (-gain.interval, "above")
-        differences.append(f"{percent_text(size, signed=False)} {side} {gain.reference_in_words}")
-    sentence = f"τ = {tau_text(summary.best_tau)} gives test perplexity {perplexity}{': ' if differences else ''}"
+        is_better = gain.interval.estimate >= 0
+        size, side = (gain.interval, measure.better_side) if is_better else (-gain.interval, measure.worse_side)
+        differences.append(f"{difference_text(size, measure, signed=False)} {side} {gain.reference_in_words}")
+    sentence = f"τ = {tau_text(summary.best_tau)} gives test {label(measure)} {level}{': ' if differences else ''}"
     lines = [f"**{sentence}{', '.join(differences)}.**"]
     if analysis.gains:
         lines.append("Brackets hold 95% paired-bootstrap intervals.")
     for gain in analysis.gains:
-        excludes, includes = "excludes 0", "includes 0: the test documents do not show a difference"
-        result = excludes if gain.interval.excludes_zero else includes
-        lines.append(f"The interval against {gain.reference_in_words} {result}.")
+        lines.append(f"The interval against {gain.reference_in_words} {_result(gain.interval)}.")
     return " ".join(lines)
+
+
+def _result(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "is not known: no two test documents of a task differ in it"
+    return "excludes 0" if interval.excludes_zero else "includes 0: the test documents do not show a difference"
 
 
 def where_best_tau_lies(summary: Summary) -> str:
     """How the best tau was chosen, and where it lies among the fitted values."""
     taus = [summary.settings[m].tau for m in summary.fits]
-    rule = "Validation documents chose τ; the test documents are only reported."
+    rule = f"Validation documents chose τ{chosen_by(summary)}; the test documents are only reported."
     if len(taus) == 1:
         return f"{rule} It is the only value fitted."
     i = taus.index(summary.best_tau)
@@ -45,11 +52,12 @@ def where_best_tau_lies(summary: Summary) -> str:
 
 
 def best_method(summary: Summary, methods: list[Method]) -> str:
-    """The method with the lowest validation perplexity; empty where none were compared."""
+    """The method that is best on validation; empty where none were compared."""
     if not methods:
         return ""
     best = min(methods, key=lambda method: summary.settings[method.setting].objective)
-    return f"Of the methods compared, the best on validation is: {markdown_text(method_name(summary, best))}."
+    by = chosen_by(summary)
+    return f"Of the methods compared, the best on validation{by} is: {markdown_text(method_name(summary, best))}."
 
 
 def tasks_that_gain(analysis: Analysis) -> str:
@@ -59,8 +67,9 @@ def tasks_that_gain(analysis: Analysis) -> str:
         gains = gains_against(analysis.task_gains, reference)
         if gains:
             counts.append(f"Against {name}, {verdict_counts(gains)}.")
-    correction = f"(Table 2; Holm's correction, family-wise error rate {ALPHA:.0%}.)"
-    return f"*Task by task.* {' '.join(counts)} {correction}" if counts else ""
+    where = "Table 2" if analysis.chose_tau else f"[as numbers](tables/improvements{suffix(analysis)}.csv)"
+    correction = f"({where}; Holm's correction, family-wise error rate {ALPHA:.0%}.)"
+    return " ".join(filter(None, ["*Task by task.*", coverage(analysis), *counts, correction])) if counts else ""
 
 
 def verdict_counts(gains: list[Gain]) -> str:

@@ -9,7 +9,7 @@ from bora_sweep.report.figures.data import (
     FigureData,
     distance_data,
     improvement_data,
-    perplexity_data,
+    level_data,
     references,
     references_in_view,
     task_sizes_data,
@@ -18,10 +18,12 @@ from bora_sweep.report.figures.data import (
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, gains_against
+from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
 from bora_sweep.report.text.answer import verdict_counts
-from bora_sweep.report.text.formats import number_text, percent_text, perplexity_text, tau_text
+from bora_sweep.report.text.formats import difference_text, level_text, number_text, percent_text, tau_text
+from bora_sweep.report.text.measured import better, chosen_by, file_name, label, suffix
 from bora_sweep.report.text.tables import shown_fits
 
 
@@ -42,8 +44,13 @@ def captioned_figures(analysis: Analysis) -> list[CaptionedFigure]:
         _tau_curve(analysis),
         _improvement(analysis),
         _distance(analysis),
-        _perplexity_by_size(analysis),
+        _level_by_size(analysis),
     ]
+
+
+def figures_of_other_measure(analysis: Analysis) -> list[CaptionedFigure]:
+    """Figures 2 and 3 of a measure that did not choose tau."""
+    return [_tau_curve(analysis), _improvement(analysis)]
 
 
 def _task_sizes(summary: Summary) -> CaptionedFigure:
@@ -58,31 +65,40 @@ def _task_sizes(summary: Summary) -> CaptionedFigure:
 
 
 def _tau_curve(analysis: Analysis) -> CaptionedFigure:
-    summary = analysis.summary
-    fits = [summary.settings[m] for m in shown_fits(summary)]
-    values = "; ".join(f"{perplexity_text(fit.test_perplexity)} at τ = {tau_text(fit.tau)}" for fit in fits)
-    in_view = references_in_view(summary)
-    outside = [f"{k} {perplexity_text(v)}" for k, v in references(summary).items() if k not in in_view]
+    summary, scores, text, name = (
+        analysis.summary,
+        analysis.scores,
+        level_text(analysis.measure),
+        label(analysis.measure),
+    )
+    values = "; ".join(
+        f"{text(float(scores.test_M[m]))} at τ = {tau_text(summary.settings[m].tau)}" for m in shown_fits(summary)
+    )
+    table = "Table 1" if analysis.chose_tau else "the table above"
+    in_view = references_in_view(analysis)
+    outside = [f"{k} {text(v)}" for k, v in references(analysis).items() if k not in in_view]
     return CaptionedFigure(
-        "figure_2_tau_perplexity",
+        f"figure_2_tau_{file_name(analysis)}",
         tau_curve_data(analysis),
-        f"Line plot of test perplexity over the precision τ, {values}.",
-        f"Test perplexity over the precision τ. {_line_text(analysis)} Thin grey lines: each task. The ends, beyond "
+        f"Line plot of test {name} over the precision τ, {values}.",
+        f"Test {name}{better(analysis)} over the precision τ. {_line_text(analysis)} Thin grey lines: each task. The "
+        "ends, beyond "
         "the breaks of the axis, are one model per task (τ = 0, square) and one model for all (τ = ∞, triangle); the "
-        "diamond is the best on validation. The pale band holds the 95% interval of each τ alone; differences between "
-        "values of τ are paired and more certain than it suggests (Table 1)."
+        f"diamond is the best on validation{chosen_by(summary)}. The pale band holds the 95% interval of each τ alone; "
+        f"differences between values of τ are paired and more certain than it suggests ({table})."
         + _marks_text(analysis)
         + (" Other methods, ranks and variants are in *Methods compared*." if summary.others else "")
         + (f" Outside the plot: {', '.join(outside)}." if outside else "")
-        + (" [The curve as numbers](tables/curve.csv)." if analysis.curve else ""),
+        + (f" [The curve as numbers](tables/curve{suffix(analysis)}.csv)." if analysis.curve else ""),
     )
 
 
 def _line_text(analysis: Analysis) -> str:
+    pooled = "documents" if analysis.measure.is_metric else "tokens"
     if analysis.curve is None:
-        return "Thick line: all tokens of all tasks."
+        return f"Thick line: all {pooled} of all tasks."
     return (
-        "Dots: all tokens of all tasks. Thick line: a smooth curve through the dots between the ends (a Gaussian "
+        f"Dots: all {pooled} of all tasks. Thick line: a smooth curve through the dots between the ends (a Gaussian "
         "process on log τ). Its darker band is the 95% band of the curve's shape, not of its level."
     )
 
@@ -95,45 +111,53 @@ def _marks_text(analysis: Analysis) -> str:
         text += f" The open diamond is the one-standard-error choice, τ = {tau}."
     if choice.curve is not None:
         low, high = tau_text(choice.curve.as_good.low), tau_text(choice.curve.as_good.high)
-        text += f" The bar on the axis holds the τ that are as good as the best on validation, {low} to {high}."
+        text += " The bar on the axis holds the τ that are as good as the best on validation"
+        text += f"{chosen_by(analysis.summary)}, {low} to {high}."
     return text
 
 
 def _improvement(analysis: Analysis) -> CaptionedFigure:
-    summary = analysis.summary
+    summary, measure, end = analysis.summary, analysis.measure, suffix(analysis)
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
-    name, alt = "figure_3_improvement", f"Scatter plot of each task's gain by {best} against its training documents."
+    name, alt = (
+        f"figure_3_improvement{end}",
+        f"Scatter plot of each task's gain by {best} against its training documents.",
+    )
     if not analysis.task_gains:
         return CaptionedFigure(name, None, alt, "Needs a finished fit at τ = 0 or τ = ∞ beside the best one.")
     parts = []
     for reference, marks in (("independent", "blue circles"), ("shared", "red triangles")):
         gains = gains_against(analysis.task_gains, reference)
         if gains:
-            better = sum(gain.interval.estimate > 0 for gain in gains)
+            tests = "the tests of Table 2" if analysis.chose_tau else "the tests"
+            gained = sum(gain.interval.estimate > 0 for gain in gains)
             parts.append(
-                f"Against {END_NAMES[reference]}, {marks}: perplexity is lower in {better:,} of {len(gains):,} tasks; "
-                f"by the tests of Table 2, {verdict_counts(gains)} (filled marks: a verdict). "
-                f"{_improvement_trend(analysis.trends.get(f'improvement_{reference}'))}"
+                f"Against {END_NAMES[reference]}, {marks}: {label(measure)} is {measure.higher_or_lower} in "
+                f"{gained:,} of {len(gains):,} tasks; by {tests}, {verdict_counts(gains)} (filled marks: a verdict). "
+                f"{_linear_trend(analysis.trends.get(f'improvement_{reference}'), measure, 'the gain')}"
             )
-    bars = "Bars are each task's own 95% intervals. " if len(summary.tasks) <= MOST_NAMES else ""
+    bars = "Bars are each task's own 95% intervals. " if len(analysis.tested) <= MOST_NAMES else ""
     return CaptionedFigure(
         name,
         improvement_data(analysis),
         alt,
-        f"How far the test perplexity of {best} lies below either end, by the task's number of training documents. "
+        f"How far the test {label(measure)}{better(analysis)} of {best} lies {measure.better_side} either end, by the "
+        "task's number of training documents. "
         f"{' '.join(parts)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over "
-        "tasks. [As numbers](tables/improvements.csv), [lines](tables/trends.csv).",
+        f"tasks. [As numbers](tables/improvements{end}.csv), [lines](tables/trends{end}.csv).",
     )
 
 
-def _improvement_trend(line: Trend | None) -> str:
+def _linear_trend(line: Trend | None, measure: Measure, quantity: str) -> str:
     if line is None:
         return ""
-    meaning = "no evidence that the gain depends on the amount of data"
+    meaning = f"no evidence that {quantity} depends on the amount of data"
     if line.slope.excludes_zero:
         meaning = "it grows as data shrinks" if line.slope.estimate < 0 else "it grows with data"
-    slope = percent_text(line.slope, unit=" points")
-    return f"Each doubling of the training documents changes the gain by {slope}: {meaning}."
+    slope = (
+        difference_text(line.slope, measure) if measure.unit == "number" else percent_text(line.slope, unit=" points")
+    )
+    return f"Each doubling of the training documents changes {quantity} by {slope}: {meaning}."
 
 
 def _power_law(line: Trend | None, quantity: str) -> str:
@@ -166,14 +190,15 @@ def _distance(analysis: Analysis) -> CaptionedFigure:
     )
 
 
-def _perplexity_by_size(analysis: Analysis) -> CaptionedFigure:
-    summary, line = analysis.summary, analysis.trends.get("perplexity")
+def _level_by_size(analysis: Analysis) -> CaptionedFigure:
+    summary, measure, name = analysis.summary, analysis.measure, label(analysis.measure)
+    line, quantity = analysis.trends.get(measure.name), f"the {name}"
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
-    bars = " Bars are 95% intervals." if len(summary.tasks) <= MOST_NAMES else ""
+    bars = " Bars are 95% intervals." if len(analysis.tested) <= MOST_NAMES else ""
+    trend = f" {_linear_trend(line, measure, quantity)}".rstrip() if measure.is_metric else _power_law(line, quantity)
     return CaptionedFigure(
-        "figure_5_perplexity_by_size",
-        perplexity_data(analysis),
-        f"Scatter plot of each task's test perplexity under {best} against its number of training documents.",
-        f"Test perplexity of each task under {best}, by its number of training documents.{bars}"
-        f"{_power_law(line, 'the perplexity')}",
+        f"figure_5_{file_name(analysis)}_by_size",
+        level_data(analysis),
+        f"Scatter plot of each task's test {name} under {best} against its number of training documents.",
+        f"Test {name}{better(analysis)} of each task under {best}, by its number of training documents.{bars}{trend}",
     )

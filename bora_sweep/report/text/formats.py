@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.stats.measure import Measure
 
 NAME_LENGTH = 60
+_MOST_DECIMALS = 6
 _MARKDOWN = str.maketrans(
     {character: f"\\{character}" for character in "\\`*_[]#!|~"}
     | {character: f"&#{ord(character)};" for character in "<>&$^"}
@@ -96,15 +98,51 @@ def percent_text(interval: Interval, signed: bool = True, unit: str = "%") -> st
     return f"{estimate}{unit} [{low}, {high}]"
 
 
+def level_text(measure: Measure) -> Callable[[float], str]:
+    """How a level is written: `11.10`, `71.2%`, `0.1234`; a dash for NaN."""
+    return {"perplexity": perplexity_text, "share": _share_text, "number": _score_text}[measure.unit]
+
+
+def level_interval_text(interval: Interval, measure: Measure) -> str:
+    """A level with its interval: `11.10 [10.8, 11.4]`, `71.2% [68.0, 74.4]`."""
+    if measure.unit == "share":
+        return percent_text(interval, signed=False)
+    return interval_text(interval, level_text(measure))
+
+
+def difference_text(interval: Interval, measure: Measure, signed: bool = True) -> str:
+    """A difference with its interval: `+1.2% [+0.3, +2.1]`, `+3.1 points [+1.0, +5.2]`, `+0.031 [+0.010, +0.052]`."""
+    if measure.unit != "number":
+        return percent_text(interval, signed, "%" if measure.unit == "perplexity" else " points")
+    width = interval.high - interval.low
+    scale = width if width > 0 else abs(interval.estimate)
+    if interval.excludes_zero:
+        scale = min(scale, abs(interval.low), abs(interval.high))
+    decimals = min(max(0, 1 - math.floor(math.log10(scale))), _MOST_DECIMALS) if 0 < scale < math.inf else 1
+    values, sign = (interval.estimate, interval.low, interval.high), "+" if signed else ""
+    estimate, low, high = (_number(value, sign, decimals) for value in values)
+    return f"{estimate} [{low}, {high}]"
+
+
+def _score_text(value: float) -> str:
+    return significant_text(value, 4).replace("-", "−")
+
+
+def _share_text(value: float) -> str:
+    return "–" if math.isnan(value) else f"{_percent(value, '')}%"
+
+
 def change_text(fraction: float) -> str:
     """A relative change in per cent, without an interval: `+1.2%`."""
     return f"{_percent(fraction, '+')}%"
 
 
 def _percent(fraction: float, sign: str, decimals: int = 1) -> str:
-    return (
-        "–" if math.isnan(fraction) else f"{100 * fraction:{sign},.{decimals}f}".replace("-", "−").replace("inf", "∞")
-    )
+    return _number(100 * fraction, sign, decimals)
+
+
+def _number(value: float, sign: str, decimals: int) -> str:
+    return "–" if math.isnan(value) else f"{value:{sign},.{decimals}f}".replace("-", "−").replace("inf", "∞")
 
 
 def p_text(p: float) -> str:

@@ -5,6 +5,7 @@ import pandas as pd
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
+from bora_sweep.report.text.measured import label
 from bora_sweep.report.text.setting_names import method_name, setting_name
 
 
@@ -93,7 +94,7 @@ def _unfinished(summary: Summary) -> str:
 
 
 def _tuned(summary: Summary) -> str:
-    names = []
+    names, measure = [], summary.chosen_by.measure
     for setting in (summary.settings[m] for m in summary.tuned):
         name = markdown_text(setting_name(setting.method, setting.tau, setting.structure, summary.structure))
         names.append(f"τ = {name}" if setting.method == "map" else name)
@@ -101,5 +102,5 @@ def _tuned(summary: Summary) -> str:
         return ""
     return (
         f"Fitted with more than one learning rate, alpha, parametrization or solver: {' and '.join(names)}. Of each, "
-        "the fit with the lowest validation perplexity is shown."
+        f"the fit with the {measure.best_word} validation {label(measure)} is shown."
     )

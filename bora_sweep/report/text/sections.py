@@ -10,42 +10,95 @@ from bora_sweep.report.stats.bootstrap import REPLICATES
 from bora_sweep.report.stats.significance import ALPHA
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
+from bora_sweep.report.text.answer import answer, tasks_that_gain
 from bora_sweep.report.text.formats import Table, markdown_table, shorten
+from bora_sweep.report.text.measured import better, chosen_by, coverage, label, suffix, title
 
 MOST_ROWS = 41
 
 
 def overall(analysis: Analysis) -> str:
-    """Table 1."""
+    """Table 1, of the measure that chose tau."""
+    measure, name = analysis.measure, label(analysis.measure)
     return "\n\n".join(
         [
-            "## Table 1. Perplexity for each τ",
+            f"## Table 1. {title(measure)} for each τ",
             markdown_table(tables.overall_table(analysis)),
-            "Bold: the lowest validation perplexity. *Epochs (best)*: epochs trained, and the one that validation "
-            "chose. *Test* pools all tokens of all tasks; *macro* is the mean of the tasks' perplexities. *Test vs "
-            "best*: how far the row's test perplexity is above (+) the best row's. Brackets hold 95% bootstrap "
-            "intervals, paired for differences. [As numbers](tables/table_1.csv), [LaTeX](tables/table_1.tex).",
+            f"Bold: the {measure.best_word} validation {name}. *Epochs (best)*: epochs trained, and the one that "
+            f"validation chose. {_about_overall(analysis)}",
         ]
     )
 
 
-def methods(summary: Summary, compared: pd.DataFrame) -> str:
+def _about_overall(analysis: Analysis) -> str:
+    """What the columns of a table over tau are, and where its numbers are."""
+    name, end = label(analysis.measure), suffix(analysis)
+    pooled = (
+        f"*Test* is the mean over all documents of all tasks{better(analysis)}; *macro* is that of the tasks' means. "
+        if analysis.measure.is_metric
+        else f"*Test* pools all tokens of all tasks{better(analysis)}; *macro* is the mean of the tasks' perplexities. "
+    )
+    return (
+        f"{pooled}*Test vs best*: how far the row's test {name} is above (+) the best row's. Brackets hold 95% "
+        "bootstrap intervals, paired for differences. "
+        f"[As numbers](tables/table_1{end}.csv), [LaTeX](tables/table_1{end}.tex)."
+    )
+
+
+def by_other_measure(analysis: Analysis, figures: list[str]) -> str:
+    """The section on a measure that did not choose tau.
+
+    Args:
+        analysis: By this measure.
+        figures: Its figures as Markdown, with their captions.
+    """
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                f"## {title(analysis.measure)}",
+                about_other_measure(analysis),
+                tasks_that_gain(analysis),
+                markdown_table(tables.overall_table(analysis)),
+                about_other_table(analysis),
+                *figures,
+            ],
+        )
+    )
+
+
+def about_other_measure(analysis: Analysis) -> str:
+    """The answer by a measure that did not choose tau."""
+    return f"{answer(analysis)} Validation chose τ{chosen_by(analysis.summary)}, not by {label(analysis.measure)}."
+
+
+def about_other_table(analysis: Analysis) -> str:
+    """What its table shows."""
+    end = suffix(analysis)
+    return (
+        f"Bold: the τ that validation chose{chosen_by(analysis.summary)}. {_about_overall(analysis)} Of each task: "
+        f"[test {label(analysis.measure)}](tables/table_a1{end}.csv), [gains](tables/improvements{end}.csv)."
+    )
+
+
+def methods(analysis: Analysis, compared: pd.DataFrame) -> str:
     """The methods compared; empty where there are none.
 
     Args:
-        summary: Of the run.
+        analysis: Of the run.
         compared: `method_frame`.
     """
     if compared.empty:
         return ""
-    table = tables.method_table(summary, compared)
+    table = tables.method_table(analysis, compared)
+    name, best = label(analysis.measure), analysis.measure.best_word
     return "\n\n".join(
         [
             "## Methods compared",
             markdown_table(table, limit=160),
-            "Rows are in order of test perplexity, which chose nothing: each row is the method's fit with the lowest "
-            "validation perplexity, and bold is the lowest of all. "
-            f"*{table.columns[4]}*: how far the row's test perplexity is above (+) that of this fit. Brackets hold 95% "
+            f"Rows are in order of test {name}, which chose nothing: each row is the method's fit with the {best} "
+            f"validation {name}, and bold is the {best} of all. "
+            f"*{table.columns[4]}*: how far the row's test {name} is above (+) that of this fit. Brackets hold 95% "
             "bootstrap intervals, paired for differences. *Tokens* and *seconds* are of training: of the fit, all its "
             "seeds, and every fit that it started from or was made of, each counted once. *Of the search*: the same "
             "for all finished fits among which validation chose the row. Seconds depend on the machine and its load. "
@@ -71,7 +124,7 @@ def by_verdict(analysis: Analysis) -> str:
 
 def about_verdicts(analysis: Analysis) -> str:
     """What Table 2 shows, and how verdicts are made."""
-    gains, num_tasks = analysis.task_gains, len(analysis.summary.tasks)
+    gains, num_tasks, measure = analysis.task_gains, len(analysis.tested), analysis.measure
     never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
     late = len({gain.task for gain in gains if gain.smallest_p * num_tasks >= ALPHA}) - never
     few = ""
@@ -86,7 +139,8 @@ def about_verdicts(analysis: Analysis) -> str:
             "leaves a verdict possible only after it has given other tasks theirs."
         )
     return (
-        "Each task's test perplexity under the best fit, and how far it lies below (+) that at either end of τ. "
+        f"Each task's test {label(measure)} under the best fit, and how far it lies {measure.better_side} (+) that at "
+        "either end of τ. "
         "Brackets hold 95% intervals over the task's own documents. *p (Holm)*: the p-value of no difference, "
         f"corrected for the number of tasks, for each end separately. A verdict needs p below {ALPHA}. Each p-value is "
         "the larger of two: a test that flips the signs of the documents' differences, and the t test that belongs to "
@@ -110,13 +164,16 @@ def by_task(analysis: Analysis) -> str:
     cut = [f"{hidden} values of τ"] if hidden else []
     cut += [_cut_tasks(table)] if len(table.rows) > MOST_ROWS else []
     more = f"The CSV has {' and '.join(cut)} more. " if cut else ""
+    name, level = label(analysis.measure), "mean" if analysis.measure.is_metric else "perplexity"
+    first = ", the first of several alike" if analysis.measure.is_metric else ""
     return "\n\n".join(
         [
-            "## Table A.1. Test perplexity of each task",
+            f"## Table A.1. Test {name} of each task",
             markdown_table(shorten(table, MOST_ROWS)),
-            "Bold: the lowest of the row's values of τ. It is by test perplexity, so it describes and does not select. "
-            f"{more}Brackets hold 95% intervals of each perplexity alone; two are compared by their paired difference "
-            "(Table 2). [As numbers](tables/table_a1.csv), [LaTeX, without intervals](tables/table_a1.tex).",
+            f"Bold: the {analysis.measure.best_word} of the row's values of τ{first}. It is by test {name}, so it "
+            f"describes and does not select. {more}Brackets hold 95% intervals of each {level} alone; two are compared "
+            "by their paired difference (Table 2). [As numbers](tables/table_a1.csv), [LaTeX, without "
+            "intervals](tables/table_a1.tex).",
         ]
     )
 
@@ -128,7 +185,7 @@ def trials(summary: Summary) -> str:
 
 
 def measured(analysis: Analysis) -> str:
-    """How perplexities are computed, and what the intervals cover."""
+    """How everything is computed, and what the intervals cover."""
     summary = analysis.summary
     floor = (
         ""
@@ -141,17 +198,33 @@ def measured(analysis: Analysis) -> str:
             "## How it was measured",
             "Perplexity is exp(sum of nats / number of tokens): the negative log-likelihood of every scored token, "
             "summed over documents and seeds and divided once. Every token of a document after its start symbol is "
-            "scored once, the end token included; padding never is. Validation chooses each epoch and τ.",
+            "scored once, the end token included; padding never is. Validation chooses each epoch"
+            f"{f', and τ{chosen_by(summary)}' if summary.has_metrics else ' and τ'}.",
+            *([_about_metrics(summary)] if summary.has_metrics else []),
             markdown_table(tables.split_table(summary)),
-            _about_intervals(summary),
+            *([coverage(analysis)] if coverage(analysis) else []),
+            _about_intervals(analysis),
             _about_seeds(analysis),
             floor,
         ]
     ).rstrip()
 
 
-def _about_intervals(summary: Summary) -> str:
-    single = int((summary.test_scores.counts_D == 1).sum())
+def _about_metrics(summary: Summary) -> str:
+    """What metrics are, and how their intervals differ from those of perplexity."""
+    names = [label(scores.measure) for scores in summary.scores.values() if scores.measure.is_metric]
+    return (
+        f"Of a metric ({', '.join(names)}) higher is better. It is the mean of the scores of generated texts, over "
+        "documents and seeds, at each trial's best epoch; every document counts once, whatever its length. Differences "
+        "of a share are in percentage points. The intervals are those of a mean, or of a difference of two means: it "
+        "plus or minus standard errors by Student's t, cut where no mean can lie. Where all documents of a task score "
+        "alike (all right, say), nothing is known of how the next would differ: the task has no interval, not one of "
+        "width 0. Of simulated answers, 94 to 100 of 100 intervals contained the truth (benchmarks/coverage.py)."
+    )
+
+
+def _about_intervals(analysis: Analysis) -> str:
+    single = int((analysis.scores.test.counts_D == 1).sum())
     alone = (
         f" {plural(single, 'task')} {_have(single)} a single test document, and so no interval. In intervals over all "
         "tasks, such documents are resampled together, as if they were of one task."
@@ -159,8 +232,8 @@ def _about_intervals(summary: Summary) -> str:
         else ""
     )
     return (
-        f"Intervals come from a paired bootstrap. Within each of {plural(len(summary.tasks), 'task')}, n − 1 of its n "
-        f"documents are drawn with replacement, {REPLICATES:,} times from a fixed seed, the same draw for every τ. "
+        f"Intervals come from a paired bootstrap. Within each of {plural(len(analysis.tested), 'task')}, n − 1 of its "
+        f"n documents are drawn with replacement, {REPLICATES:,} times from a fixed seed, the same draw for every τ. "
         "Each has weight n/(n − 1), so that the variance is right for few documents. An interval is the logarithm of "
         "the perplexity, or of a ratio of two, plus or minus its standard error times a quantile of Student's t. The "
         "degrees of freedom count documents by their tokens, so fewer documents give wider intervals. On simulated "
@@ -181,9 +254,10 @@ def _about_seeds(analysis: Analysis) -> str:
         if noise.same_seeds
         else "Settings have different seeds, so nothing cancels in differences."
     )
+    pooled = "scores" if analysis.measure.is_metric else "nats"
     return (
         f"{plural(noise.num_settings, 'setting')} {'was' if noise.num_settings == 1 else 'were'} fitted with several "
-        "seeds, whose nats are pooled first. The intervals cover other documents of these same tasks, and other seeds: "
-        "the variance over seeds is added to that over documents. It is one variance for all settings "
+        f"seeds, whose {pooled} are pooled first. The intervals cover other documents of these same tasks, and other "
+        "seeds: the variance over seeds is added to that over documents. It is one variance for all settings "
         f"({noise.degrees} degrees of freedom). {paired} The intervals do not cover another split or other tasks."
     )

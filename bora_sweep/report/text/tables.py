@@ -13,10 +13,11 @@ from bora_sweep.report.stats.significance import UNKNOWN
 from bora_sweep.report.stats.summary import SPLITS, Summary, structure_of
 from bora_sweep.report.text.formats import (
     Table,
-    interval_text,
+    difference_text,
+    level_interval_text,
+    level_text,
     number_text,
     p_text,
-    percent_text,
     perplexity_text,
     tau_text,
 )
@@ -28,7 +29,7 @@ END_TAUS = {"independent": "0", "shared": "∞"}
 
 def overall_table(analysis: Analysis) -> Table:
     """Table 1: zero-shot, every tau ascending, and the true source where it is known; the best tau in bold."""
-    summary = analysis.summary
+    summary, measure = analysis.summary, analysis.measure
     table = Table(["τ", "Learning rate", "Seeds", "Epochs (best)", "Validation", "Test", "Test, macro", "Test vs best"])
     for m in (summary.zero_shot, *summary.fits):
         if m is None:
@@ -36,22 +37,22 @@ def overall_table(analysis: Analysis) -> Table:
         setting, is_fit = summary.settings[m], m != summary.zero_shot
         if m == summary.best:
             table.bold = {(len(table.rows), j) for j in range(len(table.columns))}
-        difference = percent_text(analysis.bootstrap.relative_difference(m, summary.best))
+        difference = difference_text(analysis.bootstrap.difference(m, summary.best), measure)
         table.rows.append(
             [
                 tau_text(setting.tau) if is_fit else "zero-shot",
                 f"{setting.learning_rate:.3g}" if is_fit else "",
                 str(setting.seeds) if is_fit else "",
                 f"{_range(setting.epochs)} ({_range(setting.best_epochs)})" if is_fit else "",
-                interval_text(analysis.choice.bootstrap.perplexity(m)),
-                interval_text(analysis.bootstrap.perplexity(m)),
-                interval_text(analysis.macro_perplexity(m)),
+                level_interval_text(analysis.validation.level(m), measure),
+                level_interval_text(analysis.bootstrap.level(m), measure),
+                level_interval_text(analysis.macro(m), measure),
                 "best" if m == summary.best else difference,
             ]
         )
-    if not math.isnan(summary.floor):
-        macro = perplexity_text(float(summary.floor_D.mean()))
-        table.rows.append(["floor (the true source)", *[""] * 4, perplexity_text(summary.floor), macro, ""])
+    if not math.isnan(analysis.floor):
+        macro = perplexity_text(float(analysis.floor_D[analysis.tested].mean()))
+        table.rows.append(["floor (the true source)", *[""] * 4, perplexity_text(analysis.floor), macro, ""])
     return table
 
 
@@ -63,93 +64,102 @@ def _range(values: list[float]) -> str:
 
 
 def choice_table(analysis: Analysis) -> Table:
-    """The lowest tau on validation, and the largest within one standard error."""
-    choice, summary = analysis.choice, analysis.summary
-    table = Table(["Choice", "τ", "Validation", "Validation vs lowest", "Test", "Test vs lowest"])
-    rows = [("lowest on validation", choice.minimum), ("one standard error", choice.one_standard_error)]
+    """The best tau on validation, and the largest within one standard error."""
+    choice, summary, measure = analysis.choice, analysis.summary, analysis.measure
+    best = measure.best_word
+    table = Table(["Choice", "τ", "Validation", f"Validation vs {best}", "Test", f"Test vs {best}"])
+    rows = [(f"{best} on validation", choice.minimum), ("one standard error", choice.one_standard_error)]
     for name, m in rows:
-        is_lowest = m == choice.minimum
+        is_best = m == choice.minimum
         table.rows.append(
             [
                 name,
                 tau_text(summary.settings[m].tau),
-                interval_text(choice.bootstrap.perplexity(m)),
-                "–" if is_lowest else percent_text(choice.above_minimum[m].relative()),
-                interval_text(analysis.bootstrap.perplexity(m)),
-                "–" if is_lowest else percent_text(analysis.bootstrap.relative_difference(m, choice.minimum)),
+                level_interval_text(analysis.validation.level(m), measure),
+                "–" if is_best else difference_text(choice.above_minimum[m].difference(), measure),
+                level_interval_text(analysis.bootstrap.level(m), measure),
+                "–" if is_best else difference_text(analysis.bootstrap.difference(m, choice.minimum), measure),
             ]
         )
     return table
 
 
-def method_table(summary: Summary, methods: pd.DataFrame) -> Table:
-    """Methods compared; the lowest validation perplexity in bold.
+def method_table(analysis: Analysis, methods: pd.DataFrame) -> Table:
+    """Methods compared; the best on validation in bold.
 
     Args:
-        summary: Of the run.
+        analysis: Of the run.
         methods: `method_frame`, with a row or more.
     """
+    summary, measure = analysis.summary, analysis.measure
     reference = summary.settings[reference_setting(summary)]
     against = f"Test vs τ = {taus_text(reference.tau, reference.structure)}"
     table = Table(
         ["Method", "Seeds", "Validation", "Test", against, "Tokens", "of the search", "Seconds", "of the search"]
     )
     for row in methods.to_dict("records"):
-        difference = Interval(row["relative_difference_to_reference"], row["low"], row["high"])
+        difference = Interval(row[f"{measure.difference_name}_to_reference"], row["low"], row["high"])
         costs = ("train_tokens", "search_train_tokens", "train_seconds", "search_train_seconds")
         table.rows.append(
             [
                 row["name"],
                 str(row["seeds"]),
-                perplexity_text(row["validation_perplexity"]),
-                interval_text(Interval(row["test_perplexity"], row["test_low"], row["test_high"])),
-                "0" if row["is_reference"] else percent_text(difference),
+                level_text(measure)(row[f"validation_{measure.name}"]),
+                level_interval_text(Interval(row[f"test_{measure.name}"], row["test_low"], row["test_high"]), measure),
+                "0" if row["is_reference"] else difference_text(difference, measure),
                 *(number_text(row[name]) for name in costs),
             ]
         )
-    lowest = methods["validation_perplexity"].argmin()
-    table.bold = {(int(lowest), j) for j in range(len(table.columns))}
+    best = measure.rank(methods[f"validation_{measure.name}"].to_numpy(float)).argmin()
+    table.bold = {(int(best), j) for j in range(len(table.columns))}
     return table
 
 
 def verdict_table(analysis: Analysis) -> Table:
-    """Table 2: each task under the best fit, and against each end of tau; verdicts in bold."""
+    """Table 2: each task with test documents under the best fit, and against each end of tau; verdicts in bold."""
     summary, gains = analysis.summary, {(gain.task, gain.reference): gain for gain in analysis.task_gains}
     references = [reference for reference in END_NAMES if any(reference == gain[1] for gain in gains)]
     table = Table(["Task", "Test documents", f"τ = {tau_text(summary.best_tau)}"])
     for reference in references:
-        table.columns += [f"below τ = {END_TAUS[reference]}", "p (Holm)", "Verdict"]
-    for d, task in enumerate(summary.tasks):
-        gains_of_task = [gains[task, reference] for reference in references]
-        level = analysis.task_levels.perplexity(d, summary.best)
-        row = [task, f"{gains_of_task[0].test_documents:,.0f}", interval_text(level)]
+        table.columns += [f"{analysis.measure.better_side} τ = {END_TAUS[reference]}", "p (Holm)", "Verdict"]
+    for i, d in enumerate(analysis.tested):
+        gains_of_task = [gains[summary.tasks[d], reference] for reference in references]
+        level = analysis.task_levels.level(d, summary.best)
+        row = [summary.tasks[d], f"{gains_of_task[0].test_documents:,.0f}"]
+        row.append(level_interval_text(level, analysis.measure))
         for gain in gains_of_task:
-            row += [percent_text(gain.interval), p_text(gain.adjusted_p), gain.verdict]
+            row += [difference_text(gain.interval, analysis.measure), p_text(gain.adjusted_p), gain.verdict]
         table.rows.append(row)
-        table.bold |= {(d, 5 + 3 * c) for c, gain in enumerate(gains_of_task) if gain.verdict != UNKNOWN}
+        table.bold |= {(i, 5 + 3 * c) for c, gain in enumerate(gains_of_task) if gain.verdict != UNKNOWN}
     return table
 
 
 def task_table(analysis: Analysis, intervals: bool = True) -> Table:
-    """Table A.1: at most eight values of tau, the ends and the best among them; each row's lowest in bold.
+    """Table A.1: at most eight values of tau, the ends and the best among them; each row's best in bold.
+
+    A task without test documents has dashes.
 
     Args:
         analysis: Of the run.
-        intervals: Show each perplexity's interval; without them the table fits a printed page.
+        intervals: Show each level's interval; without them the table fits a printed page.
     """
-    summary = analysis.summary
+    summary, measure = analysis.summary, analysis.measure
     fits = shown_fits(summary)
     shown = fits if summary.zero_shot is None else [summary.zero_shot, *fits]
     labels = [f"τ = {tau_text(summary.settings[m].tau)}" if m in fits else "zero-shot" for m in shown]
-    has_floor = not np.isnan(summary.floor_D).all()
+    has_floor = not np.isnan(analysis.floor_D).all()
     table = Table(["Task", "Training documents", *labels, *(["floor"] if has_floor else [])])
     for d, task in enumerate(summary.tasks):
-        levels = [analysis.task_levels.perplexity(d, m) for m in shown]
-        cells = [interval_text(level) if intervals else perplexity_text(level.estimate) for level in levels]
-        floor = [perplexity_text(summary.floor_D[d])] if has_floor else []
+        levels = [analysis.task_levels.level(d, m) for m in shown]
+        cells = [
+            level_interval_text(level, measure) if intervals else level_text(measure)(level.estimate)
+            for level in levels
+        ]
+        cells = cells if analysis.tested_D[d] else ["–"] * len(shown)
+        floor = [perplexity_text(analysis.floor_D[d])] if has_floor else []
         table.rows.append([task, f"{summary.train_documents_D[d]:,.0f}", *cells, *floor])
-        lowest = fits[int(np.argmin(np.nan_to_num(summary.perplexity_DM[d, fits], nan=math.inf)))]
-        table.bold.add((d, 2 + shown.index(lowest)))
+        best = fits[int(measure.rank(analysis.scores.test_DM[d, fits]).argmin())]
+        table.bold |= {(d, 2 + shown.index(best))} if analysis.tested_D[d] else set()
     return table
 
 

@@ -3,6 +3,7 @@
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.text.formats import interval_text, markdown_table, tau_text
+from bora_sweep.report.text.measured import label
 from bora_sweep.report.text.tables import choice_table
 
 
@@ -14,19 +15,20 @@ def tau_section(analysis: Analysis) -> str:
 
 
 def _by_the_sweep(analysis: Analysis) -> list[str]:
-    choice = analysis.choice
+    choice, name, best = analysis.choice, label(analysis.measure), analysis.measure.best_word
+    by = f" and their {name}" if analysis.summary.has_metrics else ""
     parts = [
         markdown_table(choice_table(analysis)),
-        "All choices are by the validation documents; the test columns are only reported. *One standard error*: the "
-        "largest τ whose validation perplexity lies within one standard error of the lowest. A larger τ is the simpler "
-        "model: it holds tasks closer together, down to the single adapter of τ = ∞. The error is that of the paired "
-        "difference, since documents that are hard at one τ are hard at all.",
+        f"All choices are by the validation documents{by}; the test columns are only reported. *One standard error*: "
+        f"the largest τ whose validation {name} lies within one standard error of the {best}. A "
+        "larger τ is the simpler model: it holds tasks closer together, down to the single adapter of τ = ∞. The error "
+        "is that of the paired difference, since documents that are hard at one τ are hard at all.",
         _as_good(analysis),
     ]
     if choice.lowest_point is not None:
         seeds = "with the variance over seeds" if choice.bootstrap.seed_noise is not None else "given these fits"
         parts.append(
-            f"*Where the curve is lowest*: at τ = {interval_text(choice.lowest_point, tau_text)}, with a 95% "
+            f"*Where the curve is {best}*: at τ = {interval_text(choice.lowest_point, tau_text)}, with a 95% "
             f"paired-bootstrap interval over the validation documents within tasks, {seeds}."
         )
     return parts
@@ -47,7 +49,7 @@ def _as_good(analysis: Analysis) -> str:
     cut = [tau_text(bound) for end, bound in bounds if end == bound]
     return (
         f"{text} On a smooth curve through the fits between the ends (a Gaussian process on log τ), values from "
-        f"{tau_text(range_.low)} to {tau_text(range_.high)} are as good as its lowest point, τ = "
+        f"{tau_text(range_.low)} to {tau_text(range_.high)} are as good as its {analysis.measure.best_word} point, τ = "
         f"{tau_text(range_.estimate)} (the bar in Figure 2)."
         + (f" This range is cut off where the fits end, at τ = {' and '.join(cut)}." if cut else "")
     )

@@ -6,7 +6,7 @@ const SIZES = numbers(TASKS.values.documents);
 
 /** Figures 3, 4 and 5: a value of each task against its training documents. */
 async function drawBySize(host, chart) {
-  const { tip, label, has_intervals, is_percent } = chart;
+  const { tip, label, has_intervals, is_change, lines: own } = chart;
   const series = chart.series.map((one) => {
     const [value, low, high] = ["value", "low", "high"].map((part) => numbers(TASKS.values[one.columns[part]]));
     return { ...one, value, low, high, color: colorOf(one.color), line_color: colorOf(one.line_color) };
@@ -23,7 +23,7 @@ async function drawBySize(host, chart) {
     height: 320,
     data: [...series.map((one, n) => ({ name: `series${n}`, values: order.map((d) => rows(d)[n]) })),
       ...series.map((one, n) => ({ name: `line${n}`, values: lineOf(one) })),
-      { name: "zero", values: is_percent ? [{ y: 0 }] : [] }],
+      { name: "zero", values: is_change ? [{ y: 0 }] : [] }],
     axes: [axisOf("x", chart.x), axisOf("y", chart.y)],
     marks: [
       across("zero", { stroke: "var(--ink)", strokeWidth: 1 }),
@@ -49,7 +49,7 @@ async function drawBySize(host, chart) {
     place: (d) => pixel(d, 0),
     marks: (d) => rows(d).filter((row) => Number.isFinite(row.y)),
     order,
-    lines: (d) => tipOf("tasks", d, tip),
+    lines: (d) => tipOf("tasks", d, tip, own),
     label,
     labels: (kept) => kept.filter(known).map((d) => {
       const atRight = view.scale("x")(SIZES[d]) > view.width() * 0.7;
@@ -59,8 +59,7 @@ async function drawBySize(host, chart) {
 }
 
 /** Figure 1: bars with names where there is room for them, else without. */
-async function drawSizes(host) {
-  const { axis, label } = DATA.charts.sizes;
+async function drawSizes(host, { axis, label }) {
   const few = DATA.are_few;
   const rows = NAMES.map((name, d) => ({ d, size: SIZES[d], text: cutName(name, 30), count: TASKS.texts.documents[d] }));
   const [along, upward] = few ? ["y", "x"] : ["x", "y"];

@@ -50,10 +50,11 @@ function announce(text) {
   at("announced").textContent = text;
 }
 
-/** What is read of a row of a table: its name, and lines of text and of the row's cells. */
-function tipOf(table, row, more = []) {
+/** What is read of a row of a table: its name, and lines of text and of the row's cells, maybe a chart's own. */
+function tipOf(table, row, more = [], own = null) {
   const { texts } = DATA.tables[table];
-  const { name, lines } = DATA.tips[table];
+  const { name, lines: usual } = DATA.tips[table];
+  const lines = own ?? usual;
   const line = (parts) => parts.map((part) => (part.of ? texts[part.of][row] : part)).join("");
   return [texts[name][row], ...[...lines, ...more].map(line)];
 }

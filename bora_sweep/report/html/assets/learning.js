@@ -1,8 +1,7 @@
 // Learning curves, a line for each trial.
 
 /** Validation perplexity of every trial by epoch; of the ends, the best and those kept also that of training. */
-async function drawLearning(host) {
-  const chart = DATA.charts.learning;
+async function drawLearning(host, chart) {
   if (!chart) {
     host.replaceChildren(element("p", { class: "empty" }, "No trial has a learning curve yet."));
     return;

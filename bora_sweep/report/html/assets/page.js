@@ -2,7 +2,7 @@
 
 const WORDS = { "tau-caption": "figure_2", choosing: "choosing", "taus-caption": "table_1", "methods-caption": "methods",
   verdicts: "verdicts", "task-caption": "tasks", "learning-caption": "learning", "sizes-caption": "figure_1",
-  "gains-caption": "figure_3", "distance-caption": "figure_4", "perplexity-caption": "figure_5", cost: "cost",
+  "gains-caption": "figure_3", "distance-caption": "figure_4", "level-caption": "figure_5", cost: "cost",
   "trial-caption": "trials", "settings-caption": "settings", measured: "measured" };
 
 function drawWords() {
@@ -16,6 +16,7 @@ function drawWords() {
   for (const [id, name] of Object.entries(WORDS)) paragraphs(at(id), DATA.words[name]);
   paragraphs(at("tau-caption"), DATA.words.tau);
   at("each-heading").textContent = DATA.charts.each.heading;
+  for (const part of document.querySelectorAll("[data-measure]")) part.textContent = DATA.measure;
 }
 
 function drawTables() {
@@ -62,8 +63,39 @@ function followScheme() {
 
 const CHARTS = {
   overall: drawOverall, each: drawEach, learning: drawLearning, sizes: drawSizes, gains: drawBySize,
-  distance: drawBySize, perplexity: drawBySize,
+  distance: drawBySize, level: drawBySize,
 };
+
+/** A measure that did not choose tau: its answer, table, and Figures 2 and 3. Returns what draws its charts. */
+function addMeasure({ title, words, table, charts, legends }, n) {
+  const hosts = Object.fromEntries(["overall", "each", "gains"].filter((name) => charts[name])
+    .map((name) => [name, element("div", { class: "chart", id: `chart-${n}-${name}` })]));
+  const box = (kind, text) => {
+    const made = element("div", { class: kind });
+    paragraphs(made, text);
+    return made;
+  };
+  const figure = (heading, name) => element("figure", {}, element("h4", {}, heading), hosts[name]);
+  const [scroll, legend] = [element("div", { class: "scroll" }), element("div")];
+  const gains = hosts.gains ? figure("Figure 3. Who gains", "gains") : element("h4", {}, "Figure 3. Who gains");
+  at("measures").append(element("h3", {}, title), box("text", [...words.answer, ...words.verdicts]), scroll,
+    box("text caption", words.table), element("div", { class: "pair" }, figure("All tasks together", "overall"),
+      figure(charts.each.heading, "each")), legend, box("text caption", words.figure_2), gains,
+    box("text caption", words.figure_3));
+  drawTable(scroll, table);
+  drawLegend(legend, legends.tau);
+  if (hosts.gains) drawLegend(hosts.gains, legends.gains);
+  return async () => {
+    await drawOverall(hosts.overall, charts.overall);
+    await drawEach(hosts.each, charts.each);
+    if (hosts.gains) await drawBySize(hosts.gains, charts.gains);
+  };
+}
+
+function addMeasures() {
+  at("measures").hidden = at("measures-link").hidden = !DATA.measures.length;
+  return DATA.measures.map(addMeasure);
+}
 
 /** Milliseconds since the page was asked for: words and tables are there, the first charts, all of them. */
 function note(name) {
@@ -110,10 +142,12 @@ async function main() {
   drawLegend(at("chart-learning"), DATA.legends.learning);
   drawLegend(at("chart-gains"), DATA.legends.gains);
   drawTables();
+  const others = addMeasures();
   note("read");
   await shownFirst();
-  at("scale").addEventListener("change", () => drawEach(at("chart-each")));
+  at("scale").addEventListener("change", () => drawEach(at("chart-each"), DATA.charts.each));
   await drawCharts();
+  for (const drawOther of others) await drawOther();
   followWidth();
   note("drawn");
 }

@@ -12,15 +12,15 @@ function tauAxis(axis) {
 }
 
 /** Figure 2, left: all tasks together, with each value's interval. */
-async function drawOverall(host) {
-  const { x, y, fits, parts, smooth, references, as_good, best_text, marks: shapes, tips, label } = DATA.charts.overall;
+async function drawOverall(host, chart) {
+  const { x, y, fits, parts, smooth, references, as_good, best_text, is_better_above, marks: shapes, tips, label } = chart;
   const axis = tauAxis(x);
-  const rows = rowsOf({ x: fits.x, y: fits.perplexity, low: fits.low, high: fits.high })
+  const rows = rowsOf({ x: fits.x, y: fits.level, low: fits.low, high: fits.high })
     .map((row, i) => ({ ...row, role: fits.role[i] }));
   const stretches = (dotted) => parts.filter((part) => part[2] === dotted)
     .flatMap(([start, stop], of) => rows.slice(start, stop).map((row) => ({ ...row, of })));
-  const curve = rowsOf({ x: smooth.x, y: smooth.perplexity, low: smooth.low, high: smooth.high });
-  const rules = references.perplexity.map((value, i) => ({ x: x.domain[1], y: value, text: references.text[i], dx: 0,
+  const curve = rowsOf({ x: smooth.x, y: smooth.level, low: smooth.low, high: smooth.high });
+  const rules = references.level.map((value, i) => ({ x: x.domain[1], y: value, text: references.text[i], dx: 0,
     dy: -8, align: "right" }));
   const ofRole = (role) => rows.filter((row) => row.role === role);
   const [least, most] = numbers(as_good);
@@ -35,8 +35,8 @@ async function drawOverall(host) {
       ...Object.keys(shapes).map((role) => ({ name: role, values: ofRole(role) })),
       { name: "simpler", values: rows.filter((_, i) => fits.one_standard_error[i]) }, { name: "rules", values: rules },
       { name: "as-good", values: as_good ? [{}] : [] },
-      { name: "best-label", values: ofRole("best").map((row) => ({ ...row, text: best_text, dx: 0, dy: 17,
-        align: "center" })) }],
+      { name: "best-label", values: ofRole("best").map((row) => ({ ...row, text: best_text, dx: 0,
+        dy: is_better_above ? -17 : 17, align: "center" })) }],
     axes: [axis.axis, axisOf("y", y)],
     marks: [
       mark("rect", "as-good", strip), each("solid", shade("", 0.16)), each("dotted", shade("", 0.08)),
@@ -64,12 +64,12 @@ async function drawOverall(host) {
 }
 
 /** Figure 2, right: each task, as it is or against itself at the best tau. */
-async function drawEach(host) {
-  const { x, places, parts, best, views, label } = DATA.charts.each;
-  const { y, values } = views[document.querySelector('input[name="scale"]:checked').value];
+async function drawEach(host, { x, places, parts, best, views, label, lines: own }) {
+  const { y, values } = views[document.querySelector('input[name="scale"]:checked').value] ?? views.relative;
   const axis = tauAxis(x);
   const curves = values.map(numbers);
-  const whole = (d) => places.map((place, i) => ({ x: place, y: curves[d][i], of: d }));
+  const known = (d) => curves[d].some(Number.isFinite);
+  const whole = (d) => (known(d) ? places.map((place, i) => ({ x: place, y: curves[d][i], of: d })) : []);
   const paths = (dotted) => parts.filter((part) => part[2] === dotted).flatMap(([start, stop]) => curves.map((row) =>
     places.slice(start, stop).map((place, i) => [place, row[start + i]])));
   const opacity = Math.max(0.1, Math.min(0.7, 15 / curves.length));
@@ -106,10 +106,10 @@ async function drawEach(host) {
     nearest,
     place: (d, px) => [view.scale("x")(places[column(px)]), view.scale("y")(curves[d][column(px)])],
     marks: whole,
-    order: curves.map((_, d) => d),
-    lines: (d) => tipOf("tasks", d),
+    order: curves.map((_, d) => d).filter(known),
+    lines: (d) => tipOf("tasks", d, [], own),
     label,
-    labels: (kept) => apart(kept.map((d) => ({ ...whole(d).at(-1), text: cutName(NAMES[d]), dx: 2, align: "right" })),
+    labels: (kept) => apart(kept.filter(known).map((d) => ({ ...whole(d).at(-1), text: cutName(NAMES[d]), dx: 2, align: "right" })),
       view.scale("y")),
   });
 }
