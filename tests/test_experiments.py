@@ -97,7 +97,13 @@ def row(name: str, task: str, number: int) -> dict[str, object]:
     text = f"Something that was written, the {number}th of {task}."
     return {
         "newsgroups": {"text": text, "label": number % 20, "label_text": task},
-        "dolly": {"instruction": "Say it.", "context": "", "response": text, "category": task},
+        "dolly": {"instruction": f"Say {number}.", "context": "", "response": text, "category": task},
+        "no_robots": {
+            "prompt": f"Say {number}.",
+            "prompt_id": str(number),
+            "messages": [{"role": "user", "content": f"Say {number}."}, {"role": "assistant", "content": text}],
+            "category": task,
+        },
         "reddit": {
             "id": f"t3_{task}{number}",
             "subreddit": task,
@@ -117,7 +123,7 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline_hub")
-@pytest.mark.parametrize("name", ["newsgroups", "dolly", "reddit"])
+@pytest.mark.parametrize("name", ["newsgroups", "dolly", "no_robots", "reddit"])
 def test_a_ready_data_set_is_read_in_its_own_columns(tmp_path: Path, name: str):
     """By the hub's machinery, from a folder in the place of the hub."""
     folder = tmp_path / name
@@ -130,7 +136,11 @@ def test_a_ready_data_set_is_read_in_its_own_columns(tmp_path: Path, name: str):
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     config = load_config([str(CONF / "data" / f"{name}.yaml"), f"data.path={folder}"])
     corpus = load_corpus(config.data)
-    assert corpus.tasks == ("rec.autos", "sci.space", "talk.politics.misc")
-    assert corpus.documents["task"].value_counts().to_dict() == {k: v for k, v in tasks.items() if k != "few"}
+    kept = {task: count for task, count in tasks.items() if name != "reddit" or task != "few"}
+    assert corpus.tasks == tuple(sorted(kept))
+    assert corpus.form == {"dolly": "prompt", "no_robots": "conversation"}.get(name, "text")
+    if name == "no_robots":
+        kept["sci.space"] += 1  # its blank row has no text of its own
+    assert corpus.documents["task"].value_counts().to_dict() == kept
     assert corpus.documents["text"].str.startswith("Something that was written").all()
-    assert any("blank, left out" in note for note in corpus.notes)
+    assert any("blank, left out" in note for note in corpus.notes) == (name != "no_robots")
