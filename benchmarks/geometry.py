@@ -83,6 +83,16 @@ def llama_1b() -> PreTrainedModel:
     )  # fmt: skip
 
 
+def smollm2_135m() -> PreTrainedModel:
+    """SmolLM2 135M's sizes."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
 GEOMETRIES = {
     "tiny": Geometry(opt_en_1m, rank=8, num_tasks=14, rows=64, tokens=64),
     "crowd": Geometry(opt_en_1m, rank=8, num_tasks=25, rows=32, tokens=32),

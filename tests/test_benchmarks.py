@@ -45,8 +45,8 @@ def test_ours_and_the_published_algorithm_have_one_loss_and_one_gradient(build):
 
 def test_batches_spread_their_rows_over_the_tasks():
     geometry = replace(GEOMETRIES["tiny"], num_tasks=5, rows=12, tokens=4)
-    for _, length_B, task_B in geometry.batches(2, CPU):
-        assert length_B.tolist() == [4] * 12
+    for tokens_BT, place_M, task_B in geometry.batches(2, CPU):
+        assert place_M.tolist() == [place for place in range(tokens_BT.numel()) if place % 4]
         assert sorted(task_B.bincount().tolist()) == [2, 2, 2, 3, 3]
 
 

@@ -95,8 +95,12 @@ def test_the_code_on_the_card_begins_as_generate_does(runs, shape, tmp_path, mon
     wanted = {"prompt": "…", "chat": "<|im_start|>user\n…<|im_end|>\n<|im_start|>assistant\n",
               "columns": "…mood…: …question… > "}  # fmt: skip
     assert tokenizer.decode(asked[0][0]) == wanted[shape]
-    assert {"prompt": "What follows `prompt` is scored: completion, &#60;/s&#62;", "columns": "“&#62; ”, completion, &#60;/s&#62;",
-            "chat": "Every turn of the assistant is scored, with the token that ends it"}[shape] in card  # fmt: skip
+    says = {
+        "prompt": "What follows `prompt` is scored: completion, &#60;/s&#62;",
+        "columns": "“&#62; ”, completion, &#60;/s&#62;",
+        "chat": "Every turn of the assistant is scored, with the token that ends it",
+    }
+    assert says[shape] in card
 
 
 def test_generation_ends_with_the_turn(runs):
