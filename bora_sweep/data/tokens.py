@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import Encoder, boundary_tokens
+from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
 
 
@@ -35,6 +36,8 @@ class TokenizedCorpus:
     """The token that rows are padded with: the end token, which matters only where padding is scored."""
     num_unknown: int = 0
     """Tokens that stand for text which the tokenizer does not know."""
+    references: References | None = None
+    """The answers that metrics compare with; None without metrics."""
 
     @property
     def num_tasks(self) -> int:

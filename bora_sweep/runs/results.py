@@ -4,6 +4,7 @@ The files are `RUN/results/{trials,task_scores,curves,document_scores}/TRIAL.par
 types: `pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("lora_variant", pa.string()),
             ("prior_groups", pa.string()),  # JSON of tau per group, null where one tau holds for all
             ("started_from", pa.string()),  # trials whose adapters it began with or is made of, joined by commas
+            ("search_objective", pa.string()),  # what chooses tau: perplexity or a metric; null in older results
             ("seed", pa.int64()),
             ("attempts", pa.int64()),  # how often it was begun or taken up again
             ("epochs", pa.int64()),
@@ -49,6 +51,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
             ("test_macro_perplexity", pa.float64()),
+            ("validation_metrics", pa.string()),  # JSON: the mean over documents by metric; null without metrics
+            ("test_metrics", pa.string()),
             ("reported_perplexity", pa.float64()),  # the protocol's, null where that is test_perplexity
             ("reported_as", pa.string()),  # what it is: of which split and epoch, and whether padding counts
             ("train_tokens", pa.int64()),  # scored, by this trial alone
@@ -80,6 +84,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("distance_to_global", pa.float64()),
             ("reported_perplexity", pa.float64()),  # the protocol's, beside the split that it is of
             ("posterior_std", pa.float64()),  # root mean square over the task's parameters; null but for vi
+            ("metrics", pa.string()),  # JSON: the mean over documents by metric; null without metrics
         ]
     ),
     "curves": pa.schema(
@@ -106,6 +111,18 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("floor_nll_nats", pa.float64()),
         ]
     ),
+    "predictions": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("task", pa.string()),
+            ("split", pa.string()),  # validation, test
+            ("document_id", pa.string()),
+            ("metric", pa.string()),
+            ("prediction", pa.string()),  # the generated text; of accuracy the likeliest candidate
+            ("reference", pa.string()),
+            ("score", pa.float64()),
+        ]
+    ),
 }
 
 
@@ -117,6 +134,7 @@ class Results:
     task_scores: pd.DataFrame
     curves: pd.DataFrame
     document_scores: pd.DataFrame
+    predictions: pd.DataFrame
 
 
 def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
@@ -226,7 +244,11 @@ def _read_file(file: Folder, table: str) -> pa.Table:
 
 
 def objective(row: dict[str, Any]) -> float:
-    """The value that a search minimises: validation nats per token of a row of `trials`; NaN without tokens."""
+    """The value that a search minimises: validation nats per token of a row of `trials`, or minus the mean on
+    validation of the metric that `search_objective` names; NaN where the row has none."""
+    name = row.get("search_objective") or "perplexity"
+    if name != "perplexity":
+        return -json.loads(row["validation_metrics"] or "{}").get(name, math.nan)
     tokens = row["validation_num_tokens"]
     return row["validation_nll_nats"] / tokens if tokens else math.nan
 

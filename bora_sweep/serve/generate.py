@@ -8,9 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from bora_sweep.config import DataConfig
+from bora_sweep.data.decode import continuation
 from bora_sweep.data.encode import Encoder, boundary_tokens, until_text
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapted import AdaptedModel
@@ -89,7 +90,7 @@ def generate(
         prompt_T = prompt_of.get(name, prompt_of[tasks[0]])
         with nullcontext() if theta_P is None else adapted.with_adapter(theta_P.to(base.device)):
             tokens_T = _sample(base, prompt_T, sampling.seed)
-        texts.append((name, _continuation(tokenizer, prompt_T, tokens_T)))
+        texts.append((name, continuation(tokenizer, prompt_T, tokens_T[len(prompt_T) :])))
     return texts
 
 
@@ -99,15 +100,6 @@ def _prompt_tokens(encoder: Encoder, data: DataConfig, task: str, prompt: str) -
     if data.prompt is None:
         return [*boundary_tokens(encoder.tokenizer)[0], *body]
     return [*encoder.encode(data.prompt, [{"task": task}])[0], *body]
-
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt_T: list[int], tokens_T: list[int]) -> str:
-    """The text that follows the prompt; decoded together with the prompt if possible, so no first space is lost."""
-    prompt, whole, alone = (
-        str(tokenizer.decode(part_T, skip_special_tokens=True))
-        for part_T in (prompt_T, tokens_T, tokens_T[len(prompt_T) :])
-    )
-    return whole.removeprefix(prompt) if whole.startswith(prompt) else alone
 
 
 def _generation_config(sampling: Sampling, end: int) -> GenerationConfig:

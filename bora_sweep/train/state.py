@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from bora_sweep.config import Config
@@ -160,6 +161,8 @@ class Fit:
     """Posterior standard deviations of theta_1..K, where the method gives them."""
     reported: Reported | None = None
     """The numbers that the protocol reports, where they are not those of `nll_nats`."""
+    predictions: pd.DataFrame | None = None
+    """What `bora_sweep.train.metrics.scorer.Scorer.score` returns; None without metrics."""
 
     @property
     def tokens_per_second(self) -> float:
