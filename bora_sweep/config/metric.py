@@ -16,8 +16,8 @@ class MetricConfig:
     """How metrics are scored."""
 
     normalize: bool = False
-    """Whether `accuracy` divides the log likelihood of a candidate answer by its number of tokens. Without it, short
-    answers are likelier; with it, long words that follow from their first token."""
+    """Whether `accuracy` divides the log likelihood of a candidate answer by its number of tokens. Without it long
+    answers seldom win."""
     max_new_tokens: int = 64
     """Most tokens that are generated for an answer, for all metrics but `accuracy`."""
 

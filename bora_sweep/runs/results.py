@@ -246,9 +246,10 @@ def _read_file(file: Folder, table: str) -> pa.Table:
 def objective(row: dict[str, Any]) -> float:
     """The value that a search minimises: validation nats per token of a row of `trials`, or minus the mean on
     validation of the metric that `search_objective` names; NaN where the row has none."""
-    name = row.get("search_objective") or "perplexity"
-    if name != "perplexity":
-        return -json.loads(row["validation_metrics"] or "{}").get(name, math.nan)
+    name = row.get("search_objective")
+    if isinstance(name, str) and name != "perplexity":  # a row of pandas has NaN for null
+        means = row["validation_metrics"]
+        return -json.loads(means).get(name, math.nan) if isinstance(means, str) else math.nan
     tokens = row["validation_num_tokens"]
     return row["validation_nll_nats"] / tokens if tokens else math.nan
 

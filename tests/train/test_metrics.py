@@ -95,6 +95,7 @@ def assert_as_a_plain_loop(done, config, corpus, base) -> None:
         ["method=zero_shot"],
         ["method=vi"],
         ["prior.tau=10", "lora.variant=dora", "train.micro_batch_size=1"],
+        ["prior.tau=10", "train.padding=scored", "train.likelihood=documents"],
     ],
     ids=" ".join,
 )
@@ -204,7 +205,7 @@ def test_an_answer_for_which_the_model_has_no_positions_is_refused_before_the_fi
     choices = tuple((*texts, "long") for texts in corpus.references.choices_N)
     corpus = replace(corpus, references=replace(corpus.references, choices_N=choices, choice_tokens_N=longer))
     steps = []
-    with pytest.raises(InputError, match=r"metrics=\['accuracy'\].*up to \d+ tokens.*64 positions"):
+    with pytest.raises(InputError, match=r"metrics=\['accuracy'\]: .*up to \d+ tokens, but .*64 positions"):
         fit_of("metrics=[accuracy]", corpus=corpus, base=make_base("gpt2"), on_step=steps.append)
     assert not steps
 
@@ -367,6 +368,7 @@ def test_the_objective_of_a_row_is_the_metric_that_the_search_names(run):
         assert objective(row | older) == nats
     assert math.isnan(objective(row | {"validation_metrics": None}))
     assert math.isnan(objective(row | {"validation_metrics": "{}"}))
+    assert objective(row | {"search_objective": math.nan}) == nats
 
 
 def test_a_run_without_metrics_has_no_predictions(tmp_path):

@@ -17,7 +17,7 @@ from bora_sweep.data.decode import continuation
 from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
 from bora_sweep.model.base import refuse_mismatch
-from bora_sweep.model.lengths import length_limits, num_positions
+from bora_sweep.model.lengths import beyond_positions, length_limits, num_positions
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.model.row_cache import cache_problem
 from bora_sweep.train.distributed.process_group import from_all, from_rank_zero
@@ -50,7 +50,7 @@ class Scorer:
         self.generated = [metric for metric in metrics if metric != ACCURACY]
         assert tokenizer is not None or not self.generated
         assert ACCURACY not in metrics or all(self.references.choice_tokens_N)
-        from_rank_zero(lambda: [score_function(metric) for metric in self.generated] and None)
+        from_rank_zero(self._import_functions)  # which alone calls them
         documents = corpus.documents.iloc[self.references.document_N]
         self.task_N = documents["task"].to_numpy()
         self.name_N = [
@@ -60,6 +60,10 @@ class Scorer:
         self.longest_choice_N = self.references.longest_choice_N if ACCURACY in metrics else np.zeros_like(self.task_N)
         self.new_tokens_N = self._new_tokens()
         self.limits, self.cache_problem = self._check_lengths()
+
+    def _import_functions(self) -> None:
+        for metric in self.generated:
+            score_function(metric)
 
     def _new_tokens(self) -> np.ndarray:
         """Most new tokens of each document's generated answer: fewer than asked for where positions run out."""
@@ -71,15 +75,21 @@ class Scorer:
         """The lengths at which the model changes, and why rows cannot go on over a cache; None where they can."""
         corpus, given_N = self.pack.corpus, self.references.given_N
         longest = int((given_N + np.maximum(self.longest_choice_N, self.new_tokens_N)).max())
+        base, longest_row = self.pack.base, f"a prompt with its answer has up to {longest} tokens"
+        refuse_mismatch(base, self.references.largest_choice_token, corpus.longest)
+        if problem := beyond_positions(base, longest):
+            raise InputError(
+                f"metrics={self.config.metrics}: {longest_row}, but {problem}; shorten the prompts, or leave out long "
+                "answers"
+            )
         limits: Sequence[int] = self.pack.length_limits
         try:
-            refuse_mismatch(self.pack.base, self.references.largest_choice_token, longest)
             if longest > corpus.longest:
-                limits = length_limits(self.pack.base, corpus.shortest, longest)
+                limits = length_limits(base, corpus.shortest, longest)
         except InputError as error:
             raise InputError(
-                f"metrics={self.config.metrics}, metric.max_new_tokens={self.config.metric.max_new_tokens}: a prompt "
-                f"with an answer has up to {longest} tokens. {error}, or metric.max_new_tokens"
+                f"metrics={self.config.metrics}, metric.max_new_tokens={self.config.metric.max_new_tokens}: "
+                f"{longest_row}; lower metric.max_new_tokens, or shorten prompts and answers ({error})"
             ) from None
         if limits:
             return limits, f"this model has other logits in rows of more than {limits[0]} tokens"
@@ -99,6 +109,8 @@ class Scorer:
         Raises:
             InputError: The model gives no likelihood of an answer, or the user's function no finite number.
         """
+        if cut := int(self.pack.corpus.documents["was_cut"].to_numpy()[self.references.document_N].sum()):
+            fit.state.notes.append(f"{plural(cut, 'document')} with an answer cut at model.max_tokens")
         if self.cache_problem is not None:
             fit.state.notes.append(f"metrics took longer, as each answer was run with its prompt: {self.cache_problem}")
         predictions = {}
