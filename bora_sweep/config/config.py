@@ -98,15 +98,21 @@ class Config:
     def _check_metrics(self) -> None:
         """Refuse unknown metrics, and a search for one that is not scored."""
         check_metric_names(self.metrics)
-        objective, scheduler = self.search.objective, self.search.scheduler
+        choosers = {"search.objective": self.search.objective, "metric.early_stopping": self.metric.early_stopping}
+        for key, metric in choosers.items():
+            require(
+                metric in (PERPLEXITY, *self.metrics),
+                f"{key}={metric}: is neither {PERPLEXITY} nor one of metrics={self.metrics}; add it there",
+            )
+            require(
+                metric == PERPLEXITY or self.search.scheduler == "none",
+                f"search.scheduler={self.search.scheduler}: stops fits by their perplexity, not by {key}={metric}; "
+                "drop one of the two",
+            )
         require(
-            objective in (PERPLEXITY, *self.metrics),
-            f"search.objective={objective}: is neither {PERPLEXITY} nor one of metrics={self.metrics}; add it there",
-        )
-        require(
-            objective == PERPLEXITY or scheduler == "none",
-            f"search.scheduler={scheduler}: stops fits by the perplexity of an epoch, and search.objective={objective} "
-            "is scored at the best epoch alone; drop one of the two",
+            self.metric.early_stopping == PERPLEXITY or self.train.reported == "test",
+            f"train.reported={self.train.reported}: is chosen by perplexity, as in the published code, not by "
+            f"metric.early_stopping={self.metric.early_stopping}; drop one of the two",
         )
 
     def _check_penalty(self) -> None:

@@ -20,6 +20,9 @@ class MetricConfig:
     answers seldom win."""
     max_new_tokens: int = 64
     """Most tokens that are generated for an answer, for all metrics but `accuracy`."""
+    early_stopping: str = PERPLEXITY
+    """What validation chooses a fit's epoch by: `perplexity`, or one of `metrics`, of which the highest mean over
+    documents is best, and of equal ones that with the lower perplexity. A metric is then scored after each epoch."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, f"metric.max_new_tokens={self.max_new_tokens}: need at least 1")

@@ -117,12 +117,12 @@ def fit_pack(
         checkpoints = _Checkpoints(specs)
         new = [fit for place, fit in running.items() if start_or_resume(fit, specs[place].folder, specs[place].start)]
         if new:
-            validate(pack, new, check_stop)
+            validate(pack, new, check_stop, scorer)
         while running:
             for place in [place for place, fit in running.items() if fit.stopped_by is not None]:
                 yield place, finish(pack, running.pop(place), check_stop, scorer)
             if running:
-                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop)
+                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop, scorer=scorer)
 
 
 class _Checkpoints:
@@ -151,6 +151,7 @@ def _advance(
     *,
     on_step: Callable[[StepReport], None],
     check_stop: Callable[[], None],
+    scorer: Scorer | None,
 ) -> None:
     """Train to the end of the epoch the fits that are furthest behind: all, but where a pack was interrupted."""
     behind = min((fit.state.epoch, fit.state.batch) for fit in running.values())
@@ -162,7 +163,7 @@ def _advance(
             checkpoints.save(fits)
 
     try:
-        run_epoch(pack, list(fits.values()), after_step, check_stop)
+        run_epoch(pack, list(fits.values()), after_step, check_stop, scorer)
     except Interrupted:
         checkpoints.save(fits)
         raise
@@ -186,6 +187,7 @@ def run_epoch(
     fits: Sequence[Trainer],
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
+    scorer: Scorer | None = None,
 ) -> None:
     """Train on each document once, or on those left of an interrupted epoch, then validate.
 
@@ -196,6 +198,7 @@ def run_epoch(
         fits: Fits at the same step.
         on_step: Called after each step.
         check_stop: As for `fit`.
+        scorer: As for `finish`.
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
@@ -206,30 +209,36 @@ def run_epoch(
             return
         on_step(StepReport(epoch, number, len(batches), sum(nats_S), len(nats_S) * num_tokens))
         sync_errors(check_stop)
-    nll_SN, seconds = _score_validation(pack, fits, check_stop)
-    for fit, nll_N in zip(fits, nll_SN, strict=True):
+    scores, seconds = _score_validation(pack, fits, check_stop, scorer)
+    for fit, (nll_N, score_F) in zip(fits, scores, strict=True):
         fit.end_epoch()
-        fit.update_best(nll_N, seconds)
+        fit.update_best(nll_N, seconds, score_F)
 
 
-def validate(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None] = no_op) -> None:
+def validate(
+    pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None] = no_op, scorer: Scorer | None = None
+) -> None:
     """Score the validation split, and keep this epoch of the fits for which it is the best so far.
 
     Args:
         pack: What the fits share.
         fits: Fits at the same epoch.
         check_stop: As for `fit`.
+        scorer: As for `finish`.
     """
-    nll_SN, seconds = _score_validation(pack, fits, check_stop)
-    for fit, nll_N in zip(fits, nll_SN, strict=True):
-        fit.update_best(nll_N, seconds)
+    scores, seconds = _score_validation(pack, fits, check_stop, scorer)
+    for fit, (nll_N, score_F) in zip(fits, scores, strict=True):
+        fit.update_best(nll_N, seconds, score_F)
 
 
-def _score_validation(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None]) -> tuple[np.ndarray, float]:
-    """Nats of the validation split, nll_SN, and the seconds that each fit's took."""
+def _score_validation(
+    pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None], scorer: Scorer | None
+) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], float]:
+    """For each fit the nats of validation and the scores that choose its epoch, and the seconds that each took."""
     started = time.perf_counter()
     nll_SN = score_documents(pack, fits, "validation", check_stop, pack.protocol.validation_batches)
-    return nll_SN, (time.perf_counter() - started) / len(fits)
+    scores = [None if scorer is None else scorer.early_stopping_scores(fit, check_stop) for fit in fits]
+    return list(zip(nll_SN, scores, strict=True)), (time.perf_counter() - started) / len(fits)
 
 
 def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, scorer: Scorer | None = None) -> Fit:

@@ -43,6 +43,8 @@ class State:
     """The best epoch of the fit; at tau = 0 of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
     """The validation nats of those epochs."""
+    best_scores: list[float] = field(default_factory=list)
+    """With `metric.early_stopping`: the mean of the metric on validation at those epochs."""
     reported_nats: list[float] = field(default_factory=list)
     """With `train.reported=best_epochs`: each task's lowest mean over its tokens and batches so far."""
     reported_perplexity: float = math.inf
@@ -94,7 +96,7 @@ class State:
 
     def reorder(self, order: Sequence[int]) -> None:
         """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`."""
-        for name in ("best_epochs", "best_nll_nats", "reported_nats"):
+        for name in ("best_epochs", "best_nll_nats", "best_scores", "reported_nats"):
             values = getattr(self, name)
             if len(values) == len(order):
                 setattr(self, name, [values[row] for row in order])

@@ -82,7 +82,7 @@ def score_little(pack, fits, batch, score=evaluate.score, limit: int = 2):
     return score(pack, fits, batch)
 
 
-def predictions_of(*settings: str, workers: int) -> pd.DataFrame:
+def predictions_of(*settings: str, workers: int) -> pd.DataFrame | None:
     """The predictions of a fit at tau = 10."""
     config = config_of(*METRICS, *settings, workers=workers)
     return fit(config, make_answers(SIZES), make_base("llama"), tokenizer=make_tokenizer()).predictions

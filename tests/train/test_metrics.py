@@ -29,6 +29,7 @@ from bora_sweep.train.fit import fit, fit_pack
 from bora_sweep.train.metrics import functions, scorer
 from bora_sweep.train.metrics.functions import check_metrics, exact_match, rouge_l, scores_of
 from bora_sweep.train.state import FitSpec
+from bora_sweep.train.trainer import Trainer
 from bora_sweep.trials import outcome
 from bora_sweep.trials.path import run_path
 from bora_sweep.trials.trial import Trial, run_pack, run_trial
@@ -130,6 +131,60 @@ def test_fits_of_a_pack_have_the_predictions_that_each_has_alone():
     for place, done in packed:
         alone = fit(configs[place], corpus, base, tokenizer=make_tokenizer())
         pd.testing.assert_frame_equal(done.predictions, alone.predictions)
+
+
+LONG = ["train.max_epochs=8", "train.patience=8", "train.learning_rate=0.03"]
+
+
+@pytest.mark.parametrize("tau", [0, 10, math.inf])
+@pytest.mark.parametrize("metric", ["accuracy", "rouge_l"])
+def test_early_stopping_by_a_metric_keeps_the_epoch_of_its_highest_mean_on_validation(metric, tau, monkeypatch):
+    """Of equal means that of the lower perplexity; at tau = 0 for each task."""
+    corpus, seen = make_answers({"a": 20, "b": 16, "c": 4}), []
+    task_N = corpus.documents["task"].to_numpy()[corpus.split("validation")]
+    update_best = Trainer.update_best
+
+    def watched(trainer, nll_N, seconds, score_F=None):
+        nats_F = np.bincount(task_N, nll_N) if tau == 0 else [nll_N.sum()]
+        seen.append((np.zeros(len(nats_F)) if score_F is None else score_F, nats_F))
+        update_best(trainer, nll_N, seconds, score_F)
+
+    def best_epochs() -> list[int]:
+        fits = range(len(seen[0][0]))
+        return [max(range(len(seen)), key=lambda e: (seen[e][0][f], -seen[e][1][f])) for f in fits]
+
+    monkeypatch.setattr(Trainer, "update_best", watched)
+    done, config, corpus, base = fit_of(f"prior.tau={tau}", f"metric.early_stopping={metric}", *LONG, corpus=corpus)
+    assert len(seen) == 1 + done.state.epoch
+    assert done.state.best_epochs == best_epochs()
+    assert_as_a_plain_loop(done, config, corpus, base)
+    is_scored = np.isin(done.predictions["document"], corpus.split("validation"))
+    found = done.predictions[is_scored & (done.predictions["metric"] == metric)]
+    if tau == 0:
+        means = found.groupby(corpus.documents["task"].to_numpy()[found["document"]])["score"].mean()
+        assert [done.state.best_scores[task] for task in means.index] == pytest.approx(means.tolist())
+    else:
+        assert done.state.best_scores == pytest.approx([found["score"].mean()])
+    seen.clear()
+    by_perplexity, *_ = fit_of(f"prior.tau={tau}", *LONG, corpus=corpus)
+    assert by_perplexity.state.best_epochs == best_epochs()
+    assert by_perplexity.state.best_epochs != done.state.best_epochs
+
+
+def test_a_fit_that_a_metric_stops_is_resumed_with_the_same_epoch(tmp_path):
+    settings = ("metric.early_stopping=rouge_l", *LONG)
+    whole, *_ = fit_of(*settings)
+
+    def die(state) -> None:
+        if state.epoch == whole.state.best_epoch + 1:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fit_of(*settings, folder=tmp_path, on_epoch=die)
+    resumed, *_ = fit_of(*settings, folder=tmp_path)
+    assert resumed.state.best_epochs == whole.state.best_epochs
+    assert resumed.state.best_scores == whole.state.best_scores
+    pd.testing.assert_frame_equal(resumed.predictions, whole.predictions)
 
 
 def test_equally_likely_answers_give_the_first():
@@ -435,6 +490,8 @@ def test_the_better_of_two_fits_of_a_value_is_that_of_the_better_metric(accuracy
         (["metrics=[accuracy]", "search.objective=rouge_l"], r"search\.objective=rouge_l.*\['accuracy'\]"),
         (["metric.max_new_tokens=0"], r"metric\.max_new_tokens=0"),
         (["metrics=[accuracy]", "search.objective=accuracy", "search.scheduler=asha"], "drop one of the two"),
+        (["metric.early_stopping=rouge_l"], r"metric\.early_stopping=rouge_l"),
+        (["metrics=[rouge_l]", "metric.early_stopping=rouge_l", "train.reported=best_epochs"], "chosen by perplexity"),
     ],
 )
 def test_wrong_settings_are_refused(settings, says):

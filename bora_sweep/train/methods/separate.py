@@ -34,6 +34,10 @@ class SeparateTrainer(Trainer):
         corpus = self.pack.corpus
         return np.bincount(corpus.documents["task"].to_numpy()[corpus.split("validation")], nll_N, self.num_fits)
 
+    def mean_of_fits(self, task_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
+        """The mean score of each task's validation documents; 0 where it has none, so that its perplexity chooses."""
+        return np.bincount(task_N, score_N, self.num_fits) / np.maximum(1, np.bincount(task_N, minlength=self.num_fits))
+
     def keep(self, better_F: np.ndarray) -> None:
         """Keep the adapters of the tasks that are better."""
         rows = torch.from_numpy(better_F[self.pack.shard.tasks])

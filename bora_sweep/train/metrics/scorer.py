@@ -4,7 +4,6 @@ Shapes: N documents of validation and test that have an answer, B of them in a b
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.config import PERPLEXITY
 from bora_sweep.data.decode import continuation
 from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
@@ -57,6 +57,7 @@ class Scorer:
             f"document {name!r} of task {corpus.tasks[task]!r}"
             for name, task in zip(documents["document_id"], self.task_N, strict=True)
         ]
+        self.all_N = np.arange(len(self.task_N))
         self.longest_choice_N = self.references.longest_choice_N if ACCURACY in metrics else np.zeros_like(self.task_N)
         self.new_tokens_N = self._new_tokens()
         self.limits, self.cache_problem = self._check_lengths()
@@ -109,87 +110,118 @@ class Scorer:
         Raises:
             InputError: The model gives no likelihood of an answer, or the user's function no finite number.
         """
-        if cut := int(self.pack.corpus.documents["was_cut"].to_numpy()[self.references.document_N].sum()):
-            fit.state.notes.append(f"{plural(cut, 'document')} with an answer cut at model.max_tokens")
-        if self.cache_problem is not None:
-            fit.state.notes.append(f"metrics took longer, as each answer was run with its prompt: {self.cache_problem}")
-        predictions = {}
+        fit.state.notes += self._notes()
+        parts = []
         if ACCURACY in self.config.metrics:
-            predictions[ACCURACY] = self._choose(fit, check_stop)
+            parts.append(self._choices(fit, self.all_N, check_stop))
         if self.generated:
-            predictions |= dict.fromkeys(self.generated, self._generate(fit, check_stop))
-        references = self.references
-        parts = [
-            pd.DataFrame(
-                {
-                    "document": references.document_N,
-                    "metric": metric,
-                    "prediction": predictions[metric],
-                    "reference": references.text_N,
-                    "score": from_rank_zero(partial(self._scores, metric, predictions[metric])),
-                }
-            )
-            for metric in self.config.metrics
-        ]
+            new_of = self._new_tokens_of(fit, self.all_N, check_stop)
+            fit.state.notes += self._notes_on_generation(new_of)
+            parts += [self._scored(metric, self.all_N, self._texts(new_of)) for metric in self.generated]
         return pd.concat(parts, ignore_index=True)
 
-    def _scores(self, metric: str, prediction_N: Sequence[str]) -> list[float]:
-        if metric == ACCURACY:
-            return [float(a == b) for a, b in zip(self.references.text_N, prediction_N, strict=True)]
-        return scores_of(metric, self.references.text_N, prediction_N, self.name_N)
+    def early_stopping_scores(self, fit: Trainer, check_stop: Callable[[], None]) -> np.ndarray | None:
+        """The mean on validation of `metric.early_stopping` for each fit of `fit`; None where that is perplexity.
 
-    def _choose(self, fit: Trainer, check_stop: Callable[[], None]) -> list[str]:
-        """The likeliest candidate answer of each document; of equally likely ones the first."""
+        Args:
+            fit: A fit at any epoch.
+            check_stop: Called after each batch.
+
+        Raises:
+            InputError: As for `score`.
+        """
+        metric = self.config.metric.early_stopping
+        if metric == PERPLEXITY:
+            return None
+        place_N = np.flatnonzero(np.isin(self.references.document_N, self.pack.corpus.split("validation")))
+        if metric == ACCURACY:
+            scored = self._choices(fit, place_N, check_stop)
+        else:
+            scored = self._scored(metric, place_N, self._texts(self._new_tokens_of(fit, place_N, check_stop)))
+        return fit.mean_of_fits(self.task_N[place_N], scored["score"].to_numpy())
+
+    def _scored(self, metric: str, place_N: np.ndarray, prediction_N: Sequence[str]) -> pd.DataFrame:
+        """The rows of `score` of these documents for one metric."""
+        reference_N = [self.references.text_N[n] for n in place_N]
+
+        def scores() -> list[float]:
+            if metric == ACCURACY:
+                return [float(a == b) for a, b in zip(reference_N, prediction_N, strict=True)]
+            return scores_of(metric, reference_N, prediction_N, [self.name_N[n] for n in place_N])
+
+        return pd.DataFrame(
+            {
+                "document": self.references.document_N[place_N],
+                "metric": metric,
+                "prediction": prediction_N,
+                "reference": reference_N,
+                "score": from_rank_zero(scores),
+            }
+        )
+
+    def _choices(self, fit: Trainer, place_N: np.ndarray, check_stop: Callable[[], None]) -> pd.DataFrame:
+        """The rows of accuracy: the likeliest candidate answer of each document, of equally likely ones the first."""
         work = self._whole_nats if self.cache_problem is not None else self._cached_nats
-        nats_of = self._on_all_processes(fit, lambda places: work(fit, places, check_stop))
+        nats_of = self._on_all_processes(fit, place_N, lambda own_N: work(fit, own_N, check_stop))
         chosen = []
-        for n, choices in enumerate(self.references.choices_N):
-            nats = nats_of[n]
+        for n, nats in nats_of.items():
             if self.config.metric.normalize:
                 nats = nats / np.array([len(tokens) for tokens in self.references.choice_tokens_N[n]])
             if np.isnan(nats).any() or np.isinf(nats).all():
-                raise InputError(
-                    f"model.name={self.config.model.name}: the model gives no likelihood of the candidate answers of "
-                    f"{self.name_N[n]} with model.dtype={self.config.model.dtype}; set another, or name another base"
-                )
-            chosen.append(choices[int(nats.argmin())])
-        return chosen
+                raise self._no_number("gives no likelihood of the candidate answers of", n)
+            chosen.append(self.references.choices_N[n][int(nats.argmin())])
+        return self._scored(ACCURACY, place_N, chosen)
 
-    def _generate(self, fit: Trainer, check_stop: Callable[[], None]) -> list[str]:
-        """The generated answer of each document, as text."""
-        new_of = self._on_all_processes(fit, lambda places: self._generated(fit, places, check_stop))
-        self._note_generation(fit, new_of)
+    def _new_tokens_of(self, fit: Trainer, place_N: np.ndarray, check_stop: Callable[[], None]) -> dict[int, list[int]]:
+        """The generated tokens of these documents, with the token that ended them."""
+        new_of = self._on_all_processes(fit, place_N, lambda own_N: self._generated(fit, own_N, check_stop))
+        for n, new in new_of.items():
+            if new[-1] == NO_TOKEN:
+                raise self._no_number("has logits that are no numbers in the answer of", n)
+        return new_of
+
+    def _texts(self, new_of: dict[int, list[int]]) -> list[str]:
+        """The generated answers as text."""
+        assert self.tokenizer is not None
         ends = self.references.end_tokens
-        texts = []
-        for n in range(len(self.task_N)):
-            if new_of[n][-1] == NO_TOKEN:
-                raise InputError(
-                    f"model.name={self.config.model.name}: the model's logits are no numbers in the answer of "
-                    f"{self.name_N[n]} with model.dtype={self.config.model.dtype}; set another, or name another base"
-                )
-            new = new_of[n][:-1] if new_of[n][-1] in ends else new_of[n]
-            assert self.tokenizer is not None
-            texts.append(continuation(self.tokenizer, self._prompt(n), new))
-        return texts
+        bare = {n: new[:-1] if new[-1] in ends else new for n, new in new_of.items()}
+        return [continuation(self.tokenizer, self._prompt(n), new) for n, new in bare.items()]
 
-    def _note_generation(self, fit: Trainer, new_of: dict[int, list[int]]) -> None:
-        most, ends = self.config.metric.max_new_tokens, self.references.end_tokens
+    def _no_number(self, what: str, n: int) -> InputError:
+        model = self.config.model
+        return InputError(
+            f"model.name={model.name}: the model {what} {self.name_N[n]} with model.dtype={model.dtype}; set another, "
+            "or name another base"
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if cut := int(self.pack.corpus.documents["was_cut"].to_numpy()[self.references.document_N].sum()):
+            notes.append(f"{plural(cut, 'document')} with an answer cut at model.max_tokens")
+        if self.cache_problem is not None:
+            notes.append(f"metrics took longer, as each answer was run with its prompt: {self.cache_problem}")
+        return notes
+
+    def _notes_on_generation(self, new_of: dict[int, list[int]]) -> list[str]:
+        most, ends, notes = self.config.metric.max_new_tokens, self.references.end_tokens, []
         if cut := sum(new[-1] not in ends for new in new_of.values()):
-            fit.state.notes.append(
-                f"{cut:,} of {plural(len(new_of), 'generated answer')} did not end within metric.max_new_tokens={most}"
-            )
+            generated = plural(len(new_of), "generated answer")
+            notes.append(f"{cut:,} of {generated} did not end within metric.max_new_tokens={most}")
         if shortened := int((self.new_tokens_N < most).sum()):
-            fit.state.notes.append(
-                f"{plural(shortened, 'prompt')} left room for fewer new tokens than metric.max_new_tokens={most}"
-            )
+            prompts = plural(shortened, "prompt")
+            notes.append(f"{prompts} left room for fewer new tokens than metric.max_new_tokens={most}")
+        return notes
 
-    def _on_all_processes(self, fit: Trainer, work: Callable[[np.ndarray], dict[int, Any]]) -> dict[int, Any]:
-        """What `work` returns for this process's documents and, on the other processes, for theirs."""
-        shard = self.pack.shard
-        own_N = np.flatnonzero(np.isin(self.references.document_N, shard.documents(self.references.document_N)))
+    def _on_all_processes(
+        self, fit: Trainer, place_N: np.ndarray, work: Callable[[np.ndarray], dict[int, Any]]
+    ) -> dict[int, Any]:
+        """What `work` returns for this process's part of the documents, and on the others for theirs, in order."""
+        document_N = self.references.document_N[place_N]
+        own_N = place_N[np.isin(document_N, self.pack.shard.documents(document_N))]
         with self.pack.accelerator.autocast():
             own = retry_on_oom(self.pack, [fit], lambda: work(own_N))
-        return {n: result for part in from_all(own) for n, result in part.items()}
+        found = {n: result for part in from_all(own) for n, result in part.items()}
+        return {n: found[n] for n in place_N.tolist()}
 
     def _cached_nats(self, fit: Trainer, own_N: np.ndarray, check_stop: Callable[[], None]) -> dict[int, np.ndarray]:
         nats_of: dict[int, np.ndarray] = {}
@@ -281,9 +313,11 @@ def _references(pack: Pack) -> References:
             "with prompts and answers, or drop metrics"
         )
     splits = set(pack.corpus.documents["split"].to_numpy()[references.document_N])
-    if config.search.objective in config.metrics and "validation" not in splits:
-        raise InputError(
-            f"search.objective={config.search.objective}: no document of validation has an answer to compare with; "
-            "set search.objective=perplexity, or give validation such documents"
-        )
+    choosers = {"search.objective": config.search.objective, "metric.early_stopping": config.metric.early_stopping}
+    for key, metric in choosers.items():
+        if metric != PERPLEXITY and "validation" not in splits:
+            raise InputError(
+                f"{key}={metric}: no document of validation has an answer to compare with; set {key}={PERPLEXITY}, or "
+                "give validation such documents"
+            )
     return references
