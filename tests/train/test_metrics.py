@@ -225,6 +225,37 @@ def test_a_model_that_cannot_go_on_over_a_cache_is_scored_whole_and_says_so(fami
     assert not any("metrics took longer" in note for note in fit_of()[0].state.notes)
 
 
+def test_no_answer_is_padded_beyond_a_length_at_which_the_model_changes(monkeypatch):
+    """phi3 again: answers on both sides of its 16 tokens, each with the nats of its row alone."""
+    base, corpus, found = make_family("phi3"), make_answers(), {}
+    references, longer = corpus.references, tuple(range(5, 16))
+    corpus = replace(
+        corpus,
+        references=replace(
+            references,
+            choices_N=tuple((*choices, "long") for choices in references.choices_N),
+            choice_tokens_N=tuple((*tokens, longer) for tokens in references.choice_tokens_N),
+        ),
+    )
+    whole = scorer.Scorer._whole_nats
+    monkeypatch.setattr(scorer.Scorer, "_whole_nats", lambda *arguments: found.update(whole(*arguments)) or found)
+    done, config, _, _ = fit_of(
+        "metrics=[accuracy]", "train.max_epochs=1", "train.batch_size=20", corpus=corpus, base=base
+    )
+    adapted = AdaptedModel(base, make_layout(base, config.lora))
+    lengths = set()
+    for n, document in enumerate(corpus.references.document_N):
+        prompt = corpus.tokens[corpus.offsets[document] :][: corpus.references.given_N[n]].tolist()
+        for place, answer in enumerate(corpus.references.choice_tokens_N[n]):
+            with torch.no_grad(), adapted.with_adapter(done.theta_KP[corpus.documents["task"].iloc[document]]):
+                logits_TV = base(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0]
+            log_TV = logits_TV.double().log_softmax(-1)
+            nats = -sum(log_TV[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+            assert found[n][place] == pytest.approx(nats, rel=1e-5)
+            lengths.add(len(prompt) + len(answer))
+    assert min(lengths) < 16 < max(lengths)
+
+
 def test_a_prompt_near_the_models_end_leaves_room_for_fewer_tokens_and_the_notes_say_so():
     base, corpus = make_base("gpt2"), make_answers()
     short = base.config.n_positions - int(corpus.references.given_N.max())
