@@ -5,6 +5,7 @@ import math
 import string
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,7 @@ def test_early_stopping_by_a_metric_keeps_the_epoch_of_its_highest_mean_on_valid
     assert done.state.best_epochs == best_epochs()
     assert_as_a_plain_loop(done, config, corpus, base)
     is_scored = np.isin(done.predictions["document"], corpus.split("validation"))
-    found = done.predictions[is_scored & (done.predictions["metric"] == metric)]
+    found: Any = done.predictions[is_scored & (done.predictions["metric"] == metric)]
     if tau == 0:
         means = found.groupby(corpus.documents["task"].to_numpy()[found["document"]])["score"].mean()
         assert [done.state.best_scores[task] for task in means.index] == pytest.approx(means.tolist())

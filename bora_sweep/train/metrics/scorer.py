@@ -117,7 +117,8 @@ class Scorer:
         if self.generated:
             new_of = self._new_tokens_of(fit, self.all_N, check_stop)
             fit.state.notes += self._notes_on_generation(new_of)
-            parts += [self._scored(metric, self.all_N, self._texts(new_of)) for metric in self.generated]
+            texts = self._texts(new_of)
+            parts += [self._scored(metric, self.all_N, texts) for metric in self.generated]
         return pd.concat(parts, ignore_index=True)
 
     def early_stopping_scores(self, fit: Trainer, check_stop: Callable[[], None]) -> np.ndarray | None:
@@ -241,18 +242,21 @@ class Scorer:
 
     def _whole_nats(self, fit: Trainer, own_N: np.ndarray, check_stop: Callable[[], None]) -> dict[int, np.ndarray]:
         likelihood = Likelihood(self.pack.adapted, [fit.hierarchy])
-        rows = [(n, choice) for n in own_N for choice in range(len(self.references.choice_tokens_N[n]))]
-        place_M = np.array([n for n, _ in rows], dtype=np.int64)
-        answers = [self.references.choice_tokens_N[n][choice] for n, choice in rows]
+        if not len(own_N):  # a process may have none
+            return {}
+        answers_N = [self.references.choice_tokens_N[n] for n in own_N]
+        place_M = np.repeat(own_N, [len(answers) for answers in answers_N])
+        answers = [answer for answers in answers_N for answer in answers]
         length_M = self.references.given_N[place_M] + np.array([len(answer) for answer in answers], dtype=np.int64)
-        nats_M = np.zeros(len(rows))
+        nats_M = np.zeros(len(answers))
         group_M = np.searchsorted(self.limits, length_M)
-        for row_C in _batches(np.arange(len(rows)), length_M, self.pack.scoring_rows, group_M):
+        for row_C in _batches(np.arange(len(answers)), length_M, self.pack.scoring_rows, group_M):
             prompts, chosen = [self._prompt(n) for n in place_M[row_C]], [answers[row] for row in row_C]
             task_C, padding = self._tasks(place_M[row_C]), self.pack.corpus.padding
             nats_M[row_C] = whole_nats(likelihood, prompts, chosen, task_C, padding)
             check_stop()
-        return {n: nats_M[place_M == n] for n in own_N.tolist()}
+        ends = np.cumsum([len(answers) for answers in answers_N])[:-1]
+        return dict(zip(own_N.tolist(), np.split(nats_M, ends), strict=True))
 
     def _generated(self, fit: Trainer, own_N: np.ndarray, check_stop: Callable[[], None]) -> dict[int, list[int]]:
         new_of: dict[int, list[int]] = {}
