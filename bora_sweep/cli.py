@@ -14,7 +14,7 @@ from bora_sweep.config.help import describe_keys
 from bora_sweep.errors import InputError, one_line
 
 KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
-RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "tracking", "output")
+RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
 FIT_TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
 SWEEP_TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
 REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."

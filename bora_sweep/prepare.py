@@ -176,12 +176,14 @@ def _read_corpus(
         from bora_sweep.data.known_documents import DOCUMENTS, record_folders
         from bora_sweep.data.tokens import token_notes, tokenize_for
         from bora_sweep.model.base import load_tokenizer
+        from bora_sweep.train.metrics.functions import check_metrics
 
     is_recorded = resume and exists(run / DOCUMENTS)
     known_from = [run] if is_recorded else record_folders(config)
     if not known_from and config.init_from is not None and Path(config.init_from).is_dir() and not resume:
         unknown = "does not say which documents it was trained on; some may be in validation or test here"
         _print_notes([f"init_from={config.init_from}: {unknown}"], console)
+    check_metrics(config)
     corpus = load_corpus(config.data, known_from, resumed=is_recorded)
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     _print_notes([*corpus.notes, *token_notes(tokenized)], console)

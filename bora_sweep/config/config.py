@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bora_sweep.config.data import DataConfig
+from bora_sweep.config.metric import PERPLEXITY, MetricConfig, check_metric_names
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.search import RayConfig, SearchConfig
@@ -33,6 +34,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    metrics: list[str] = field(default_factory=list)
+    """What validation and test are scored by beside perplexity, at each fit's best epoch. `accuracy`: whether the right
+    answer is the likeliest of the candidates. `exact_match`, `rouge_l`: the generated answer beside the right one.
+    `my_module:score`: a function of your own, `score(reference: str, prediction: str) -> float`; higher is better."""
+    metric: MetricConfig = field(default_factory=MetricConfig)
     protocol: Protocol = "ours"
     """Which settings files and the command line start from. `ours`: the defaults. `paper`: those in the paper's text.
     `published_code`: those that made the paper's tables. See docs/reproduction.md."""
@@ -57,6 +63,7 @@ class Config:
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
+        self._check_metrics()
         self._check_penalty()
         self._check_token_sums()
         require(
@@ -86,6 +93,26 @@ class Config:
             workers == 1 or self.train.precision != "fp16",
             f"ray.workers_per_trial={workers}: each process would have its own loss scale of fp16; set "
             "train.precision=bf16",
+        )
+
+    def _check_metrics(self) -> None:
+        """Refuse unknown metrics, and a search for one that is not scored."""
+        check_metric_names(self.metrics)
+        choosers = {"search.objective": self.search.objective, "metric.early_stopping": self.metric.early_stopping}
+        for key, metric in choosers.items():
+            require(
+                metric in (PERPLEXITY, *self.metrics),
+                f"{key}={metric}: is neither {PERPLEXITY} nor one of metrics={self.metrics}; add it there",
+            )
+            require(
+                metric == PERPLEXITY or self.search.scheduler == "none",
+                f"search.scheduler={self.search.scheduler}: stops fits by their perplexity, not by {key}={metric}; "
+                "drop one of the two",
+            )
+        require(
+            self.metric.early_stopping == PERPLEXITY or self.train.reported == "test",
+            f"train.reported={self.train.reported}: is chosen by perplexity, as in the published code, not by "
+            f"metric.early_stopping={self.metric.early_stopping}; drop one of the two",
         )
 
     def _check_penalty(self) -> None:
@@ -148,6 +175,11 @@ class Config:
     def is_separate(self) -> bool:
         """Whether each task is fitted on its own: tau = 0 and `train.independent=separate`."""
         return self.prior.tau == 0 and self.train.independent == "separate"
+
+    @property
+    def generates_text(self) -> bool:
+        """Whether a metric reads generated text: all do but `accuracy`."""
+        return any(metric != "accuracy" for metric in self.metrics)
 
     @property
     def can_be_packed(self) -> bool:

@@ -36,6 +36,9 @@ class SearchConfig:
     sampler: Literal["gp", "tpe", "random"] = "gp"
     """Optuna's sampler. The first values are spread evenly over log tau. benchmarks/sampler.py compares the
     samplers."""
+    objective: str = "perplexity"
+    """What chooses tau, on validation: `perplexity`, or one of `metrics`, of which the highest mean over documents is
+    best. Early stopping stays on perplexity, but for `metric.early_stopping`."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Trials beside the search. `zero_shot`: the base model as it is. `independent`: tau = 0. `shared`: tau = inf.
     `fine_tuned`: shared, then each task on its own without a prior. `average`, `ties`, `dare`: the independent adapters

@@ -40,8 +40,8 @@ def make_references(
     """
     if corpus.form == "text":
         raise InputError(
-            f"metrics={config.metrics}: rows of running text have no answer to compare with; give prompts and completions, "
-            "or conversations, or drop it"
+            f"metrics={config.metrics}: rows of running text have no answer to compare with; give prompts and "
+            "completions, or conversations, or drop it"
         )
     if config.data.loss_on == "all":
         raise InputError(
@@ -87,13 +87,13 @@ def _choices(corpus: Corpus, answers: "_Completions | _Turns", config: Config) -
     """A function from a document's row to its candidate answers."""
     if config.data.choices_column is not None:
         return lambda row: tuple(corpus.documents["content"].iloc[row]["choices"])
-    train = np.flatnonzero(corpus.documents["split"] == "train")
+    train = np.flatnonzero(corpus.documents["split"] == "train").tolist()
     distinct = tuple(sorted({answers.raw(row) for row in train}))
     mend = "name the candidates of each row by data.choices_column, or drop accuracy"
     if len(distinct) > MOST_CHOICES:
         raise InputError(
-            f"metrics={config.metrics}: accuracy chooses among the distinct completions of the training split, which are "
-            f"{len(distinct):,}, more than {MOST_CHOICES}; {mend}"
+            f"metrics={config.metrics}: accuracy chooses among the distinct completions of the training split, which "
+            f"are {len(distinct):,}, more than {MOST_CHOICES}; {mend}"
         )
     if len(distinct) < 2:
         raise InputError(f"metrics={config.metrics}: the training split has one distinct completion alone; {mend}")
@@ -109,9 +109,9 @@ def _refuse_missing(
         document = corpus.documents.iloc[row_N[missing[0]]]
         more = f" ({plural(len(missing) - 1, 'document')} more alike)" if len(missing) > 1 else ""
         raise InputError(
-            f"document {document['document_id']!r} of task {document['task']!r}: its answer, {text_N[missing[0]]!r}, is "
-            f"not among the {len(choices_N[missing[0]])} candidates, the distinct completions of the training split{more}; "
-            "name the candidates of each row by data.choices_column, or drop accuracy"
+            f"document {document['document_id']!r} of task {document['task']!r}: its answer, {text_N[missing[0]]!r}, "
+            f"is not among its {len(choices_N[missing[0]])} candidates{more}; the candidates are the distinct completions "
+            "of the training split, or those of data.choices_column. Name the candidates of each row by data.choices_column, or drop accuracy"
         )
 
 

@@ -4,7 +4,7 @@ Shapes: N documents, B rows, T tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from bora_sweep.config import Config, DataConfig
 from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.corpus import Corpus, Form
 from bora_sweep.data.encode import Encoder, placeholders
+from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
 
 
@@ -41,6 +42,8 @@ class TokenizedCorpus:
     """What was left out, and what the tokenizer does not know."""
     form: Form = "text"
     """What documents are."""
+    references: References | None = None
+    """The answers that metrics compare with; None without metrics."""
 
     @property
     def num_tasks(self) -> int:
@@ -156,9 +159,14 @@ def tokenize(
 
 
 def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> TokenizedCorpus:
-    """`tokenize` with the settings of `config`."""
-    model = config.model
-    return tokenize(corpus, tokenizer, model.max_tokens, max_text_tokens=model.max_text_tokens, data=config.data)
+    """`tokenize` with the settings of `config`, and the answers that its metrics compare with."""
+    from bora_sweep.data.answers import make_references
+
+    limits = {"max_tokens": config.model.max_tokens, "max_text_tokens": config.model.max_text_tokens}
+    tokenized = tokenize(corpus, tokenizer, **limits, data=config.data)
+    if not config.metrics:
+        return tokenized
+    return replace(tokenized, references=make_references(config, corpus, tokenized, tokenizer))
 
 
 def given_tokens(encoder: Encoder, data: DataConfig, values_N: Sequence[Mapping[str, str]]) -> list[list[int]]:

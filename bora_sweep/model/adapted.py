@@ -23,10 +23,10 @@ HEAD_ROWS, HEAD_TOKENS = 6, 33
 class AdaptedModel(nn.Module):
     """A frozen causal language model that takes each row's adapter as an argument.
 
-    Each site of the base gets a forward hook, which acts only within `forward`, `last_hidden_state`, `with_adapter` and
-    `with_parts`; `remove_hooks` restores the base. The base stays in evaluation mode: its own dropout would make
-    likelihoods depend on chance. With `compiled` it runs by torch.compile. The graphs depend on shapes alone, so they
-    serve every later model over the same base.
+    Each site of the base gets a forward hook, which acts only within `forward`, `last_hidden_state`, `with_adapter`,
+    `with_adapters` and `with_parts`; `remove_hooks` restores the base. The base stays in evaluation mode: its own
+    dropout would make likelihoods depend on chance. With `compiled` it runs by torch.compile. The graphs depend on
+    shapes alone, so they serve every later model over the same base.
 
     Raises:
         InputError: The base cannot be run so (`bora_sweep.model.base_check`).
@@ -85,7 +85,13 @@ class AdaptedModel(nn.Module):
     @contextmanager
     def with_adapter(self, theta_P: Tensor) -> Iterator[None]:
         """Within, the base has this adapter in every call, such as `generate`."""
-        with self.with_parts(self._split(theta_P[None])):
+        with self.with_adapters(theta_P[None]):
+            yield
+
+    @contextmanager
+    def with_adapters(self, theta_BP: Tensor) -> Iterator[None]:
+        """Within, the base has these adapters in every call, one for each row, or one for all."""
+        with self.with_parts(self._split(theta_BP)):
             yield
 
     @contextmanager

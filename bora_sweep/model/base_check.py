@@ -110,7 +110,7 @@ class _Check:
         end_tokens = end_tokens if isinstance(end_tokens, list) else [end_tokens]
         size = vocabulary_size(base)
         self.padding_tokens = [token for token in end_tokens if isinstance(token, int) and 0 <= token < size]
-        self.theta_BP = torch.stack([self._random_adapter(row) for row in range(ROWS)]).to(base.device)
+        self.theta_BP = torch.stack([random_adapter(base, layout, row) for row in range(ROWS)]).to(base.device)
         if not layout.variant.full_precision:
             self.theta_BP = self.theta_BP.to(base.dtype)
 
@@ -149,20 +149,6 @@ class _Check:
         chosen = {name: {kind: part[list(rows)] for kind, part in parts.items()} for name, parts in adapters.items()}
         with self.use_adapters(chosen):
             return logits_of(self.base, tokens_BT)
-
-    def _random_adapter(self, seed: int) -> Tensor:
-        """theta_P whose parts add about STRENGTH times their modules' inputs."""
-        strength = STRENGTH if self.base.dtype in TOLERANCE else LOW_PRECISION_STRENGTH
-        scale = getattr(self.layout.variant, "scale", 1.0)
-        generator, theta_P = torch.Generator().manual_seed(seed), self.layout.initial(self.base, seed)
-        for parts in self.layout.split(theta_P).values():
-            for kind, part in parts.items():
-                noise = torch.randn(part.shape, generator=generator)
-                if kind == "magnitude":
-                    part.mul_(1 + 0.1 * noise)
-                elif kind != "A":
-                    part.add_(noise, alpha=strength / scale / part.shape[-1] ** 0.5)
-        return theta_P
 
     def _unused_adapters(self) -> str | None:
         """A message if the logits do not depend on some adapters; else None."""
@@ -219,6 +205,21 @@ class _Check:
             return self._rows_agree({name: self.layout.split(self.theta_BP)[name]})
         except Exception:
             return False
+
+
+def random_adapter(base: PreTrainedModel, layout: Layout, seed: int) -> Tensor:
+    """theta_P whose parts add about `STRENGTH` times their modules' inputs."""
+    strength = STRENGTH if base.dtype in TOLERANCE else LOW_PRECISION_STRENGTH
+    scale = getattr(layout.variant, "scale", 1.0)
+    generator, theta_P = torch.Generator().manual_seed(seed), layout.initial(base, seed)
+    for parts in layout.split(theta_P).values():
+        for kind, part in parts.items():
+            noise = torch.randn(part.shape, generator=generator)
+            if kind == "magnitude":
+                part.mul_(1 + 0.1 * noise)
+            elif kind != "A":
+                part.add_(noise, alpha=strength / scale / part.shape[-1] ** 0.5)
+    return theta_P
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

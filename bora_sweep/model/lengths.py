@@ -53,12 +53,20 @@ def length_limits(base: PreTrainedModel, shortest: int, longest: int) -> tuple[i
 
 def beyond_positions(base: PreTrainedModel, longest: int) -> str | None:
     """A message if `longest` tokens exceed the positions in the model's configuration, else None; needs no weights."""
-    positions = getattr(base.config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or not 0 < positions < longest or getattr(base.config, "alibi", False):
-        return None  # XLNet has -1, and ALiBi has no limit
+    positions = num_positions(base)
+    if positions is None or longest <= positions:
+        return None
     if any(rope.get("rope_type") == "dynamic" for rope in _rope_parameters(base)):
         return f"beyond {positions} the model's dynamic RoPE makes all logits depend on how far a row is padded"
     return f"the model has {positions} positions"
+
+
+def num_positions(base: PreTrainedModel) -> int | None:
+    """The positions in the model's configuration; None where it names none."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0 or getattr(base.config, "alibi", False):
+        return None  # XLNet has -1, and ALiBi has no limit
+    return positions
 
 
 def _rope_parameters(base: PreTrainedModel) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from bora_sweep.config.paths import local_path
 from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.conversation import ASSISTANT, Message, messages_of
+from bora_sweep.data.decode import continuation
 from bora_sweep.data.encode import Encoder, placeholders, until_text
 from bora_sweep.data.tokens import given_tokens, placeholder_values
 from bora_sweep.errors import InputError, one_line
@@ -218,17 +219,8 @@ def generate(
             prompt_T = of_task.get(name, next(iter(of_task.values())))
             with nullcontext() if theta_P is None else adapted.with_adapter(theta_P.to(base.device)):
                 tokens_T = _sample(base, prompt_T, sampling.seed)
-            texts.append((name, _continuation(tokenizer, prompt_T, tokens_T)))
+            texts.append((name, continuation(tokenizer, prompt_T, tokens_T[len(prompt_T) :])))
         yield prompt, texts
-
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt_T: list[int], tokens_T: list[int]) -> str:
-    """The text that follows the prompt; decoded together with the prompt if possible, so no first space is lost."""
-    prompt, whole, alone = (
-        str(tokenizer.decode(part_T, skip_special_tokens=True))
-        for part_T in (prompt_T, tokens_T, tokens_T[len(prompt_T) :])
-    )
-    return whole.removeprefix(prompt) if whole.startswith(prompt) else alone
 
 
 def _generation_config(sampling: Sampling, ends: list[int]) -> GenerationConfig:

@@ -15,7 +15,7 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
-from bora_sweep.runs.results import Results, read_results
+from bora_sweep.runs.results import Results, objective, read_results
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
 
@@ -54,7 +54,7 @@ class LoadedTrial:
 
 
 def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
-    """Load a trial by its ID; `best` is the MAP fit with the lowest validation perplexity.
+    """Load a trial by its ID; `best` is the MAP fit that is best on validation by what chose tau.
 
     Raises:
         InputError: There is no such run or trial, or the trial has not finished.
@@ -103,7 +103,7 @@ def _finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
     finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
     map_fits = [row for row in finished.values() if row["method"] == "map"]
     if trial == "best" and map_fits:
-        return min(map_fits, key=lambda row: row["validation_perplexity"])
+        return min(map_fits, key=lambda row: (objective(row), row["validation_perplexity"]))
     if trial not in finished:
         raise InputError(f"--trial {trial}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
     return finished[trial]

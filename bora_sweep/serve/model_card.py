@@ -16,7 +16,7 @@ from bora_sweep.config import Config
 from bora_sweep.data.corpus import Form
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
-from bora_sweep.runs.results import Results, perplexity
+from bora_sweep.runs.results import Results, objective, perplexity
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
@@ -158,7 +158,7 @@ def _limit_trial(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str |
     wanted = {"status": "finished", "method": "map", "tau": tau}
     wanted |= {name: row[name] for name in ("lora_rank", "lora_variant", "seed")}
     fits = [fit for fit in trials.to_dict("records") if all(fit[name] == value for name, value in wanted.items())]
-    return min(fits, key=lambda fit: fit["validation_perplexity"])["trial_id"] if fits else None
+    return min(fits, key=objective)["trial_id"] if fits else None
 
 
 def _perplexities(exported: ExportedFolder, results: Results, trial_id: str) -> list[str]:

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
@@ -24,6 +24,7 @@ from bora_sweep.train.device import device_name, make_accelerator, peak_memory_b
 from bora_sweep.train.distributed.process_group import from_rank_zero, sync_errors
 from bora_sweep.train.evaluate import score_documents
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.metrics.scorer import Scorer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
@@ -45,6 +46,7 @@ def fit(
     on_epoch: Callable[[State], None] = no_op,
     start: Start | None = None,
     check_stop: Callable[[], None] = no_op,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Fit:
     """The MAP estimate at `config.prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
 
@@ -62,6 +64,7 @@ def fit(
         on_epoch: Called after each epoch.
         start: Initial Theta and adapters; None: A random, B zero, as in PEFT.
         check_stop: Called after each step and each scored batch. If it raises `Interrupted`, a checkpoint is written.
+        tokenizer: Of the base; needed with metrics of generated text.
 
     Returns:
         The fit at its best epoch.
@@ -71,7 +74,7 @@ def fit(
         Interrupted: `check_stop` raised it.
     """
     spec = FitSpec(config, folder, start, on_epoch)
-    ((_, done),) = fit_pack([spec], corpus, base, on_step=on_step, check_stop=check_stop)
+    ((_, done),) = fit_pack([spec], corpus, base, on_step=on_step, check_stop=check_stop, tokenizer=tokenizer)
     return done
 
 
@@ -82,6 +85,7 @@ def fit_pack(
     *,
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[tuple[int, Fit]]:
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
@@ -92,6 +96,7 @@ def fit_pack(
         base: As for `fit`.
         on_step: Called after each step of the pack, with the nats of all its fits.
         check_stop: As for `fit`.
+        tokenizer: As for `fit`.
 
     Yields:
         (index in `specs`, fit), in the order in which the fits end.
@@ -107,16 +112,17 @@ def fit_pack(
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with Pack(specs[0].config, corpus, base, accelerator) as pack:
+        scorer = Scorer(pack, tokenizer) if specs[0].config.metrics else None
         running = {place: make_trainer(spec.config, pack) for place, spec in enumerate(specs)}
         checkpoints = _Checkpoints(specs)
         new = [fit for place, fit in running.items() if start_or_resume(fit, specs[place].folder, specs[place].start)]
         if new:
-            validate(pack, new, check_stop)
+            validate(pack, new, check_stop, scorer)
         while running:
             for place in [place for place, fit in running.items() if fit.stopped_by is not None]:
-                yield place, finish(pack, running.pop(place), check_stop)
+                yield place, finish(pack, running.pop(place), check_stop, scorer)
             if running:
-                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop)
+                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop, scorer=scorer)
 
 
 class _Checkpoints:
@@ -145,6 +151,7 @@ def _advance(
     *,
     on_step: Callable[[StepReport], None],
     check_stop: Callable[[], None],
+    scorer: Scorer | None,
 ) -> None:
     """Train to the end of the epoch the fits that are furthest behind: all, but where a pack was interrupted."""
     behind = min((fit.state.epoch, fit.state.batch) for fit in running.values())
@@ -156,7 +163,7 @@ def _advance(
             checkpoints.save(fits)
 
     try:
-        run_epoch(pack, list(fits.values()), after_step, check_stop)
+        run_epoch(pack, list(fits.values()), after_step, check_stop, scorer)
     except Interrupted:
         checkpoints.save(fits)
         raise
@@ -172,7 +179,7 @@ def _shared(config: Config) -> tuple:
     train = config.train
     batches = train.seed, train.batch_size, train.micro_batch_size, train.batches
     start = config.lora, train.initial_noise, config.prior.penalty
-    return start, batches, train.precision, train.compile, train.device
+    return start, batches, train.precision, train.compile, train.device, config.metrics, config.metric
 
 
 def run_epoch(
@@ -180,6 +187,7 @@ def run_epoch(
     fits: Sequence[Trainer],
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
+    scorer: Scorer | None = None,
 ) -> None:
     """Train on each document once, or on those left of an interrupted epoch, then validate.
 
@@ -190,6 +198,7 @@ def run_epoch(
         fits: Fits at the same step.
         on_step: Called after each step.
         check_stop: As for `fit`.
+        scorer: As for `finish`.
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
@@ -200,39 +209,46 @@ def run_epoch(
             return
         on_step(StepReport(epoch, number, len(batches), sum(nats_S), len(nats_S) * num_tokens))
         sync_errors(check_stop)
-    nll_SN, seconds = _score_validation(pack, fits, check_stop)
-    for fit, nll_N in zip(fits, nll_SN, strict=True):
+    scores, seconds = _score_validation(pack, fits, check_stop, scorer)
+    for fit, (nll_N, score_F) in zip(fits, scores, strict=True):
         fit.end_epoch()
-        fit.update_best(nll_N, seconds)
+        fit.update_best(nll_N, seconds, score_F)
 
 
-def validate(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None] = no_op) -> None:
+def validate(
+    pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None] = no_op, scorer: Scorer | None = None
+) -> None:
     """Score the validation split, and keep this epoch of the fits for which it is the best so far.
 
     Args:
         pack: What the fits share.
         fits: Fits at the same epoch.
         check_stop: As for `fit`.
+        scorer: As for `finish`.
     """
-    nll_SN, seconds = _score_validation(pack, fits, check_stop)
-    for fit, nll_N in zip(fits, nll_SN, strict=True):
-        fit.update_best(nll_N, seconds)
+    scores, seconds = _score_validation(pack, fits, check_stop, scorer)
+    for fit, (nll_N, score_F) in zip(fits, scores, strict=True):
+        fit.update_best(nll_N, seconds, score_F)
 
 
-def _score_validation(pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None]) -> tuple[np.ndarray, float]:
-    """Nats of the validation split, nll_SN, and the seconds that each fit's took."""
+def _score_validation(
+    pack: Pack, fits: Sequence[Trainer], check_stop: Callable[[], None], scorer: Scorer | None
+) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], float]:
+    """For each fit the nats of validation and the scores that choose its epoch, and the seconds that each took."""
     started = time.perf_counter()
     nll_SN = score_documents(pack, fits, "validation", check_stop, pack.protocol.validation_batches)
-    return nll_SN, (time.perf_counter() - started) / len(fits)
+    scores = [None if scorer is None else scorer.early_stopping_scores(fit, check_stop) for fit in fits]
+    return list(zip(nll_SN, scores, strict=True)), (time.perf_counter() - started) / len(fits)
 
 
-def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op) -> Fit:
+def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, scorer: Scorer | None = None) -> Fit:
     """Score validation and test at the best epoch, without padding, and take the fit's adapters.
 
     Args:
         pack: What the fits share.
         fit: A fit that has ended.
         check_stop: As for `fit`.
+        scorer: Of metrics beside perplexity; None without them.
     """
     fit.return_to_best()
     device = pack.accelerator.device
@@ -244,6 +260,7 @@ def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op) -> 
         state=fit.state,
         stopped_by=fit.stopped_by,
         nll_nats={split: score_documents(pack, [fit], split, check_stop)[0] for split in ("validation", "test")},
+        predictions=None if scorer is None else scorer.score(fit, check_stop),
         mean_P=fit.hierarchy.mean_P.detach().cpu(),
         theta_KP=pack.shard.gather(fit.hierarchy.theta_KP()).cpu(),
         layout=pack.layout,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from bora_sweep.config import Config
@@ -41,9 +42,11 @@ class State:
     best_epochs: list[int] = field(default_factory=list)
     """The best epoch of the fit; at tau = 0 of each task."""
     best_nll_nats: list[float] = field(default_factory=list)
+    """The validation nats of those epochs."""
     pooled: list[bool] = field(default_factory=list)
     """At tau = 0: whether a task has no validation documents, and its `best_nll_nats` are those of all tasks."""
-    """The validation nats of those epochs."""
+    best_scores: list[float] = field(default_factory=list)
+    """With `metric.early_stopping`: the mean of the metric on validation at those epochs."""
     reported_nats: list[float] = field(default_factory=list)
     """With `train.reported=best_epochs`: each task's lowest mean over its tokens and batches so far."""
     reported_perplexity: float = math.inf
@@ -101,7 +104,7 @@ class State:
 
     def reorder(self, order: Sequence[int]) -> None:
         """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`."""
-        for name in ("best_epochs", "best_nll_nats", "pooled", "reported_nats"):
+        for name in ("best_epochs", "best_nll_nats", "best_scores", "pooled", "reported_nats"):
             values = getattr(self, name)
             if len(values) == len(order):
                 setattr(self, name, [values[row] for row in order])
@@ -168,6 +171,8 @@ class Fit:
     """Posterior standard deviations of theta_1..K, where the method gives them."""
     reported: Reported | None = None
     """The numbers that the protocol reports, where they are not those of `nll_nats`."""
+    predictions: pd.DataFrame | None = None
+    """What `bora_sweep.train.metrics.scorer.Scorer.score` returns; None without metrics."""
 
     @property
     def tokens_per_second(self) -> float:

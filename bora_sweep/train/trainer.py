@@ -55,7 +55,11 @@ class Trainer:
                 kind=pack.protocol.optimizer,
             )
         )
-        self.state = State(best_epochs=[0] * self.num_fits, best_nll_nats=[math.inf] * self.num_fits)
+        self.state = State(
+            best_epochs=[0] * self.num_fits,
+            best_nll_nats=[math.inf] * self.num_fits,
+            best_scores=[-math.inf] * self.num_fits,
+        )
         self.best = self.parameters()
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
@@ -125,12 +129,13 @@ class Trainer:
         self.state.end_epoch()
         self._record("train", nats, num_tokens, seconds)
 
-    def update_best(self, nll_N: np.ndarray, seconds: float) -> None:
+    def update_best(self, nll_N: np.ndarray, seconds: float, score_F: np.ndarray | None = None) -> None:
         """Keep the parameters where validation is the best so far.
 
         Args:
             nll_N: Nats of each validation document at this epoch.
             seconds: What scoring took.
+            score_F: The mean of `metric.early_stopping` for each fit; None: perplexity chooses.
         """
         protocol = self.pack.protocol
         self._record("validation", float(nll_N.sum()), protocol.num_validation_tokens, seconds)
@@ -140,8 +145,14 @@ class Trainer:
         if not np.isfinite(nll_F).any():
             self._diverge(f"the validation loss is {nll_N.sum()} at step {self.state.step} (epoch {self.state.epoch})")
             return
-        better_F = self.has_patience(self.state.epoch) & (nll_F < np.array(self.state.best_nll_nats))
+        is_better_F = nll_F < np.array(self.state.best_nll_nats)
+        if score_F is not None:
+            best_F = np.array(self.state.best_scores)
+            is_better_F = np.isfinite(nll_F) & ((score_F > best_F) | ((score_F == best_F) & is_better_F))
+        better_F = self.has_patience(self.state.epoch) & is_better_F
         for index in np.flatnonzero(better_F).tolist():
+            if score_F is not None:
+                self.state.best_scores[index] = float(score_F[index])
             self.state.best_nll_nats[index], self.state.best_epochs[index] = float(nll_F[index]), self.state.epoch
         if better_F.any():
             self.keep(better_F)
@@ -149,6 +160,15 @@ class Trainer:
     def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
         """Nats of the validation split for each fit, shape F."""
         return nll_N.sum(keepdims=True)
+
+    def mean_of_fits(self, task_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:  # noqa: ARG002, see SeparateTrainer
+        """The mean score of validation documents for each fit, shape F.
+
+        Args:
+            task_N: The task of each document.
+            score_N: Its score.
+        """
+        return score_N.mean(keepdims=True)
 
     def keep(self, better_F: np.ndarray) -> None:  # noqa: ARG002, a single fit is better or is not
         """Keep the parameters of the fits that are better."""

@@ -18,7 +18,7 @@ from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.checkpoint_names import names_of, task_order
 from bora_sweep.train.state import Fit, Start
-from bora_sweep.trials.rows import about_adapters, document_scores, final_row, task_scores
+from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores
 
 
 def _check_finite(config: Config, documents: pd.DataFrame) -> None:
@@ -32,6 +32,30 @@ def _check_finite(config: Config, documents: pd.DataFrame) -> None:
             f"likelihood of them with model.dtype={config.model.dtype}; set another, leave such texts out, or name "
             "another base"
         )
+
+
+def result_of(
+    config: Config, corpus: TokenizedCorpus, done: Fit
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame | list[dict[str, Any]]]]:
+    """What a fit that has ended leaves in the tables.
+
+    Args:
+        config: Of the fit.
+        corpus: The tokenised text.
+        done: The fit.
+
+    Returns:
+        The columns of its row of `trials` that its end fills, and its rows of the other tables by the table's name.
+
+    Raises:
+        InputError: A document has no finite score.
+    """
+    documents = document_scores(corpus, done)
+    _check_finite(config, documents)
+    scored = None if done.predictions is None else predictions(corpus, done)
+    tasks = task_scores(config, corpus, documents, scored, done)
+    tables = {"document_scores": documents, "task_scores": tasks, "curves": done.state.curve}
+    return final_row(config, done, tasks, scored), tables if scored is None else {**tables, "predictions": scored}
 
 
 def write_result(
@@ -54,16 +78,13 @@ def write_result(
         InputError: A document has no finite score.
     """
     folder = run / "trials" / trial_id
-    documents = document_scores(corpus, done)
-    _check_finite(config, documents)
-    tasks = task_scores(config, corpus, documents, done)
+    final, tables = result_of(config, corpus, done)
     banks = {"mean_P": done.mean_P, "theta_KP": done.theta_KP, "std_KP": done.std_KP}
     tensors = {name: bank for name, bank in banks.items() if bank is not None}
     save_adapters(folder, tensors, about_adapters(config, corpus, done))
-    write_table(run, "document_scores", trial_id, documents)
-    write_table(run, "task_scores", trial_id, tasks)
-    write_table(run, "curves", trial_id, done.state.curve)
-    row = row | final_row(config, done, tasks)
+    for name, rows in tables.items():
+        write_table(run, name, trial_id, rows)
+    row = row | final
     write_table(run, "trials", trial_id, [row])  # last: a trial whose row says finished has all its other rows
     drop_checkpoints(folder)
     return row

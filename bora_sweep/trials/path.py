@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.runs.results import write_table
+from bora_sweep.runs.results import objective, write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
 from bora_sweep.train.fit import fit
 from bora_sweep.train.state import Fit, State, no_op
-from bora_sweep.trials.outcome import starting_point, write_result
-from bora_sweep.trials.trial import Trial, run_trial
+from bora_sweep.trials.outcome import result_of, starting_point, write_result
+from bora_sweep.trials.trial import Trial, run_trial, tokenizer_of
 
 TURNED = 2  # values worse than the best one above them, after which tau falls no further
 UPWARD = "upward.json"
@@ -67,28 +67,28 @@ def run_path(
     )
     path.add(math.inf)
     while len(path.rows) <= config.search.num_trials:
-        path.add(next_tau(path.nats_per_token(), config.search.tau_low, config.search.tau_high))
+        path.add(next_tau(path.objectives(), config.search.tau_low, config.search.tau_high))
     path.try_best_from_below()
     return list(path.rows.values())
 
 
-def next_tau(nats_of: dict[float, float], low: float, high: float) -> float:
+def next_tau(objective_of: dict[float, float], low: float, high: float) -> float:
     """The value to fit next.
 
     Args:
-        nats_of: Validation nats per token at the values fitted so far, in the order of the fits, inf among them.
+        objective_of: What the search minimises, at the values fitted so far, in the order of the fits, inf among them.
         low: Lower end of the search.
         high: Upper end of the search.
     """
-    finite = [tau for tau in nats_of if tau < math.inf]
+    finite = [tau for tau in objective_of if tau < math.inf]
     if not finite:
         return high
     # Not against tau = inf, whose fit may keep any of its epochs: the values after it begin anew from its end.
-    best, lowest = min(finite, key=nats_of.__getitem__), min(finite)
+    best, lowest = min(finite, key=objective_of.__getitem__), min(finite)
     below_best = sum(tau < best for tau in finite)
     if below_best < TURNED and lowest > low and _is_falling(finite, low, high):
         return max(low, lowest / 10)
-    return _halved(finite, nats_of)
+    return _halved(finite, objective_of)
 
 
 def _is_falling(finite: list[float], low: float, high: float) -> bool:
@@ -96,15 +96,15 @@ def _is_falling(finite: list[float], low: float, high: float) -> bool:
     return all(math.isclose(tau, max(low, high / 10**step)) for step, tau in enumerate(finite))
 
 
-def _halved(finite: list[float], nats_of: dict[float, float]) -> float:
+def _halved(finite: list[float], objective_of: dict[float, float]) -> float:
     """The middle, in log tau, of the widest gap beside the best value; of two equal gaps, the one whose other end
-    has fewer nats."""
+    is better."""
     ordered = sorted(finite)
-    best = min(ordered, key=nats_of.__getitem__)
+    best = min(ordered, key=objective_of.__getitem__)
     place = ordered.index(best)
     gaps = [(ordered[i], ordered[i + 1]) for i in (place - 1, place) if 0 <= i < len(ordered) - 1]
     width_of = {gap: round(math.log(gap[1] / gap[0]), 6) for gap in gaps}
-    lower, upper = max(gaps, key=lambda gap: (width_of[gap], -max(nats_of[tau] for tau in gap)))
+    lower, upper = max(gaps, key=lambda gap: (width_of[gap], -max(objective_of[tau] for tau in gap)))
     return math.sqrt(lower * upper)
 
 
@@ -122,8 +122,8 @@ class _Path:
     rows: dict[float, dict[str, Any]] = field(default_factory=dict)
     """Of `trials`, by tau."""
 
-    def nats_per_token(self) -> dict[float, float]:
-        return {tau: row["validation_nll_nats"] / row["validation_num_tokens"] for tau, row in self.rows.items()}
+    def objectives(self) -> dict[float, float]:
+        return {tau: objective(row) for tau, row in self.rows.items()}
 
     def add(self, tau: float) -> None:
         """Fit `tau` from the value above it; read its row where it was fitted before."""
@@ -137,8 +137,8 @@ class _Path:
 
     def try_best_from_below(self) -> None:
         """Fit the best value once more, begun at its neighbour below, and keep the better of the two fits."""
-        nats_of = self.nats_per_token()
-        best = min(nats_of, key=nats_of.__getitem__)
+        objective_of = self.objectives()
+        best = min(objective_of, key=objective_of.__getitem__)
         below = [tau for tau in self.rows if tau < best]
         if not below or math.isinf(best):
             return
@@ -148,7 +148,16 @@ class _Path:
             return
         own, base = self._config(best), self.load_base()
         begin = from_rank_zero(lambda: starting_point(own, base, run=self.run, trial_id=start, tasks=self.corpus.tasks))
-        done = fit(own, self.corpus, base, folder, on_epoch=self.on_epoch, start=begin, check_stop=self.check_stop)
+        done = fit(
+            own,
+            self.corpus,
+            base,
+            folder,
+            on_epoch=self.on_epoch,
+            start=begin,
+            check_stop=self.check_stop,
+            tokenizer=tokenizer_of(own),
+        )
         self.rows[best] = from_rank_zero(lambda: self._keep_better(own, row, start, done))
 
     def _keep_better(self, own: Config, row: dict[str, Any], start: str, done: Fit) -> dict[str, Any]:
@@ -156,7 +165,8 @@ class _Path:
         folder = self.run / "trials" / row["trial_id"]
         spent = {name: row[name] + getattr(done.state, name) for name in ("train_tokens", "train_seconds")}
         nll = done.state.validation_nats
-        if nll < row["validation_nll_nats"]:
+        final, _ = result_of(own, self.corpus, done)
+        if objective(row | final) < objective(row):
             row = row | {"started_from": start}
             row = write_result(own, self.corpus, done, run=self.run, trial_id=row["trial_id"], row=row)
         row = row | spent

@@ -28,15 +28,35 @@ def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
     return scores.assign(task=np.asarray(corpus.tasks, dtype=object)[scores["task"]])
 
 
-def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, done: Fit) -> pd.DataFrame:
+def predictions(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
+    """The rows of `predictions`: one for each metric and document that has an answer."""
+    assert done.predictions is not None
+    documents = corpus.documents.iloc[done.predictions["document"]]
+    return done.predictions.assign(
+        task=np.asarray(corpus.tasks, dtype=object)[documents["task"]],
+        split=documents["split"].to_numpy(),
+        document_id=documents["document_id"].to_numpy(),
+    )
+
+
+def _mean_scores(scored: pd.DataFrame) -> str:
+    """The mean score of each metric over these rows of `predictions`, as JSON."""
+    return json.dumps({str(metric): float(np.mean(rows["score"])) for metric, rows in scored.groupby("metric")})
+
+
+def task_scores(
+    config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, scored: pd.DataFrame | None, done: Fit
+) -> pd.DataFrame:
     """The rows of `task_scores`: sums over each task's documents, and the sizes of its training split.
 
     Args:
         config: Of the fit.
         corpus: The tokenised text.
         documents: Of `document_scores`.
+        scored: Of `predictions`; None without metrics.
         done: The fit.
     """
+    metrics_of = {} if scored is None else {key: _mean_scores(rows) for key, rows in scored.groupby(["task", "split"])}
     sums = documents.groupby(["task", "split"], as_index=False).agg(
         nll_nats=("nll_nats", "sum"),
         floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
@@ -52,6 +72,7 @@ def task_scores(config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
         reported_perplexity=_reported_by_task(corpus, scores, done),
+        metrics=[metrics_of.get(key) for key in zip(scores["task"], scores["split"], strict=True)],
     )
 
 
@@ -87,6 +108,7 @@ def initial_row(config: Config) -> dict[str, Any]:
         "lora_alpha": config.lora.resolved_alpha,
         "lora_variant": config.lora.variant,
         "prior_groups": json.dumps(groups) if (groups := config.prior.group_taus) else None,
+        "search_objective": config.search.objective,
         "seed": config.train.seed,
         "epochs": 0,
         "host": socket.gethostname(),
@@ -120,13 +142,14 @@ def reported_as(config: Config) -> str:
     return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
 
 
-def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
+def final_row(config: Config, done: Fit, tasks: pd.DataFrame, scored: pd.DataFrame | None) -> dict[str, Any]:
     """The columns of a trial's row that its end fills.
 
     Args:
         config: Of the fit.
         done: The fit at its best epoch.
         tasks: Its rows of `task_scores`.
+        scored: Its rows of `predictions`; None without metrics.
     """
     scores: dict[str, Any] = {}
     for split in done.nll_nats:
@@ -135,6 +158,7 @@ def final_row(config: Config, done: Fit, tasks: pd.DataFrame) -> dict[str, Any]:
         scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
         scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
         scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
+        scores |= {f"{split}_metrics": None if scored is None else _mean_scores(scored.query("split == @split"))}
     return {
         **progress_row(done.state),
         **scores,

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bora_sweep.config import Config
+from bora_sweep.config import Config, DataConfig, ModelConfig
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import one_line
+from bora_sweep.model.base import load_tokenizer
 from bora_sweep.runs.results import read_trial_row, write_table
 from bora_sweep.runs.storage import Folder, StorageFullError
 from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_zero
@@ -93,7 +94,8 @@ def run_pack(
     try:
         base = load_base()
         specs = [trial.fit_spec(base, corpus.tasks) for trial in running]
-        for place, done in fit_pack(specs, corpus, base, on_step=on_step, check_stop=check_stop):
+        tokenizer = tokenizer_of(running[0].trial.config)
+        for place, done in fit_pack(specs, corpus, base, on_step=on_step, check_stop=check_stop, tokenizer=tokenizer):
             trial = running[place]
             rows[trial.trial_id] = from_rank_zero(partial(trial.close, corpus, base, done))
     except BaseException as error:
@@ -106,6 +108,21 @@ def run_pack(
         for trial in running:
             trial.tracker.finish()
     return rows
+
+
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase | None:
+    """The base model's tokenizer where a metric reads generated text, else None.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    return _cached_tokenizer(config.model, config.data) if config.generates_text else None
+
+
+@lru_cache(maxsize=1)
+def _cached_tokenizer(model: ModelConfig, data: DataConfig) -> PreTrainedTokenizerBase:
+    """Loaded once per process: the trials of a sweep share it."""
+    return load_tokenizer(model, data)
 
 
 class _RunningTrial:

@@ -51,7 +51,7 @@ class EarlierTrial:
     point: Point
     finished: bool
     objective: float
-    """Validation nats per token, where finished."""
+    """What the search minimises (`bora_sweep.runs.results.objective`), where finished."""
 
 
 def point_of(row: dict[str, Any]) -> Point | None:

@@ -35,8 +35,8 @@ class StudyMirror(tune.Callback):
     """Writes the rows of a sweep's trials to `RUN/optuna/journal.log`; a new file at each start of the sweep.
 
     A trial of the study is a MAP fit of the sweep's own rank that lies within the bounds of the search. Its value is
-    validation nats per token; its attributes are the trial's id and seed. No file grows in an object store: there the
-    whole journal is written again whenever a trial starts or ends.
+    what the search minimises (`bora_sweep.runs.results.objective`); its attributes are the trial's id and seed. No file
+    grows in an object store: there the whole journal is written again whenever a trial starts or ends.
 
     Args:
         run: The run's folder.

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bora_sweep.config import Config
+from bora_sweep.config import PERPLEXITY, Config
+from bora_sweep.runs.results import objective
 
 Row = dict[str, Any]
 
@@ -20,14 +21,42 @@ MAX_ROWS = 24
 
 
 def best_row(rows: Iterable[Row], config: Config | None) -> Row | None:
-    """The finished MAP fit of the sweep's own rank with the lowest validation perplexity: test chooses nothing."""
+    """The finished MAP fit of the sweep's own rank that is best on validation: test chooses nothing."""
     finished = [
         row
         for row in rows
         if row["status"] == "finished" and row["method"] == "map" and row["validation_perplexity"] is not None
         and (config is None or row["lora_rank"] == config.lora.rank)
     ]  # fmt: skip
-    return min(finished, key=lambda row: row["validation_perplexity"], default=None)
+    return min(finished, key=_rank, default=None)
+
+
+def _rank(row: Row) -> tuple[float, float]:
+    """Lower is better: what the search minimises, then perplexity, as many fits have the same accuracy."""
+    perplexity = _number_or_inf(row["validation_perplexity"])
+    return perplexity if _metric(row) is None else _number_or_inf(objective(row)), perplexity
+
+
+def _number_or_inf(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def _metric(row: Row) -> str | None:
+    """The metric that chooses tau; None where perplexity does."""
+    name = row["search_objective"]
+    return None if name in (None, PERPLEXITY) else name
+
+
+def _validation(row: Row) -> str:
+    """The scores of a row on validation, that which chooses tau first."""
+    text = f"validation perplexity {_number(row['validation_perplexity'], 2)}"
+    return text if _metric(row) is None else f"validation {_metric(row)} {_metric_value(row)}, {text}"
+
+
+def _metric_value(row: Row) -> str:
+    """The mean on validation of the metric that chooses tau; empty before the trial has ended."""
+    value = -objective(row)
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def summary(rows: Iterable[Row], total: int | None, best: Row | None, time_left: str | None = None) -> str:
@@ -49,7 +78,7 @@ def summary(rows: Iterable[Row], total: int | None, best: Row | None, time_left:
         counts.append(f"{total - len(states)} waiting")
     parts = [", ".join(counts)]
     if best is not None:
-        parts.append(f"best so far {trial_label(best)}, validation perplexity {best['validation_perplexity']:.2f}")
+        parts.append(f"best so far {trial_label(best)}, {_validation(best)}")
     if time_left is not None:
         parts.append(time_left)
     return " · ".join(parts)
@@ -67,15 +96,17 @@ def trial_table(
         silent_seconds: Since each open trial's row was written; None: no such column.
     """
     rows = list(rows)
+    metric = next((name for row in rows if (name := _metric(row)) is not None), None)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("trial", "tau", "seed", "state", "epoch", "validation perplexity", "seconds"):
+    shown = [] if metric is None else [f"validation {metric}"]
+    for name in ("trial", "tau", "seed", "state", "epoch", *shown, "validation perplexity", "seconds"):
         table.add_column(name, justify="left" if name in ("trial", "state") else "right")
     if silent_seconds is not None:
         table.add_column("last report", justify="right")
     for row in _shown(rows):
         style = "bold" if best is not None and row["trial_id"] == best["trial_id"] else ""
         last_report = [] if silent_seconds is None else [ago(silent_seconds.get(row["trial_id"]))]
-        table.add_row(*_cells(row), *last_report, style=style)
+        table.add_row(*_cells(row, with_metric=metric is not None), *last_report, style=style)
     parts: list[Table | Text] = [table] if rows else []
     if len(rows) > MAX_ROWS:
         parts.append(Text(f"and {len(rows) - MAX_ROWS:,} more, in results/trials", style="dim"))
@@ -83,8 +114,8 @@ def trial_table(
 
 
 def _shown(rows: list[Row]) -> list[Row]:
-    rank = {"running": -1.0, "cut off": -1.0, "failed": math.inf}
-    by_rank = sorted(rows, key=lambda row: rank.get(row["status"], row["validation_perplexity"] or math.inf))
+    rank = dict.fromkeys(("running", "cut off"), (-math.inf, 0.0)) | {"failed": (math.inf, math.inf)}
+    by_rank = sorted(rows, key=lambda row: rank.get(row["status"]) or _rank(row))
     return sorted(by_rank[:MAX_ROWS], key=lambda row: row["trial_id"])
 
 
@@ -95,7 +126,7 @@ def trial_label(row: Row) -> str:
     return tau if method == "map" else ", ".join(part for part in (method, tau) if part)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, *, with_metric: bool) -> tuple[str, ...]:
     """A row as markup, without the age of its last report."""
     state = row["status"]
     return (
@@ -104,6 +135,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row["seed"]),
         f"[{STYLES[state]}]{state}[/]" if state in STYLES else escape(str(state)),
         "" if row["epochs"] is None else str(row["epochs"]),
+        *([_metric_value(row)] if with_metric else []),
         _number(row["validation_perplexity"], 2),
         _number(row["train_seconds"], 0),
     )
@@ -115,7 +147,7 @@ def ended_line(row: Row) -> str:
         result = escape(row["error"] or "no reason known")
     else:
         epochs = "" if row["epochs"] is None else row["epochs"]
-        result = f"{epochs} epochs, validation perplexity {_number(row['validation_perplexity'], 2)}"
+        result = f"{epochs} epochs, {_validation(row)}"
     state = f"[{STYLES[row['status']]}]{row['status']}[/]"
     seconds = _number(row["train_seconds"], 0)
     return f"{escape(row['trial_id'])}  {trial_label(row)}, seed {row['seed']}: {state}, {result}, {seconds} s"

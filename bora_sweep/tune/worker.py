@@ -133,7 +133,7 @@ def fit_trials(
         return run_pack(trials, corpus, load, run, on_epoch=on_epoch, check_stop=check_stop)
     (first,) = trials
     path = run_path(first.config, corpus, load, run, first.trial_id, on_epoch=on_epoch, check_stop=check_stop)
-    return {first.trial_id: min(path, key=lambda row: row["validation_perplexity"])}
+    return {first.trial_id: min(path, key=objective)}
 
 
 def _record_error(run: Folder, trial_id: str, reason: str) -> None:

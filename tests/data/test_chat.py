@@ -243,7 +243,7 @@ def test_the_masked_loss_is_that_of_a_loop_over_tokens(family, kind):
     talks = [TALK[:2], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b?"}]]
     rows = [encode(talk, tokenizer=tokenizer) for talk in talks]
     width = max(len(tokens) for tokens, _ in rows)
-    tokens_BT = torch.full((2, width), tokenizer.pad_token_id)
+    tokens_BT = torch.full((2, width), int(tokenizer.pad_token_id))
     scored_BT = torch.zeros(2, width, dtype=torch.bool)
     for row, (tokens, scored) in enumerate(rows):
         tokens_BT[row, : len(tokens)], scored_BT[row, : len(scored)] = torch.tensor(tokens), torch.tensor(scored)

@@ -7,11 +7,12 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from bora_sweep.cli import main
+from bora_sweep.data.decode import continuation
 from bora_sweep.data.encode import Encoder
 from bora_sweep.errors import visible
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_tokenizer
-from bora_sweep.serve.generate import Prompt, Sampling, _continuation, generate
+from bora_sweep.serve.generate import Prompt, Sampling, generate
 from bora_sweep.serve.load import load_trial
 
 PROMPT = "w1 w2"
@@ -85,8 +86,8 @@ def test_if_the_decoded_text_does_not_start_with_the_prompt_the_new_tokens_are_d
     made = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
     made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
-    assert _continuation(tokenizer, [2], [2, 1, 2]) == "c"
-    assert _continuation(tokenizer, [1], [1, 2, 2]) == "bb"
+    assert continuation(tokenizer, [2], [1, 2]) == "c"
+    assert continuation(tokenizer, [1], [2, 2]) == "bb"
 
 
 def test_the_command_prints_one_block_per_text(runs, capsys):

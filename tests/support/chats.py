@@ -48,7 +48,7 @@ def make_chat_base(
     base = make_base(family, dtype=dtype)
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(1)
-    for layer in {id(layer): layer for layer in (base.get_input_embeddings(), base.get_output_embeddings())}.values():
-        weight = layer.weight.data
+    for layer in (base.get_input_embeddings(), base.get_output_embeddings()):
+        weight = next(layer.parameters()).data
         weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * weight.shape[-1] ** -0.5)
     return base.eval()

@@ -4,9 +4,11 @@ import faulthandler
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny import make_base, make_corpus
+from answers import make_answers
+from tiny import make_base, make_corpus, make_tokenizer
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.multiprocessing.spawn import start_processes
 
@@ -35,6 +37,7 @@ FITS = {
     "pfedme": ["prior.tau=10", "method=pfedme", "prior.groups=matrix", "prior.group_scales={B: 3}"],
     "vi": ["prior.tau=10", "method=vi"],
 }
+METRICS = ["prior.tau=10", "metrics=[accuracy,rouge_l]", "metric.max_new_tokens=5"]
 SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
 DATA_PARALLEL = ("tau 0", "tau 10", "mean", "pfedme")
 """Fits that are also made without shards of tasks. The other methods have no code of their own there."""
@@ -79,6 +82,17 @@ def score_little(pack, fits, batch, score=evaluate.score, limit: int = 2):
     return score(pack, fits, batch)
 
 
+def predictions_of(*settings: str, workers: int) -> pd.DataFrame | None:
+    """The predictions of a fit at tau = 10."""
+    config = config_of(*METRICS, *settings, workers=workers)
+    return fit(config, make_answers(SIZES), make_base("llama"), tokenizer=make_tokenizer()).predictions
+
+
+def no_number(reference: str, prediction: str) -> float:  # noqa: ARG001
+    """A user's function that fails: the first process calls it, and all are to hear of it."""
+    return float("nan")
+
+
 def work(rank: int, folder) -> None:
     """All that two processes do in this file's tests: starting them takes longer than what they do."""
     faulthandler.dump_traceback_later(500)  # before pytest gives up: where it stands, should it wait in vain
@@ -117,6 +131,11 @@ def work(rank: int, folder) -> None:
     path = config_of("search.mode=path", "search.num_trials=3", "search.tau_high=1e3", workers=2)
     rows = run_path(path, corpus, make_base, own, "path")
     results["path"] = [(row["tau"], row["test_nll_nats"], row["started_from"]) for row in rows]
+    results["metrics"] = {
+        parallel: predictions_of(f"train.parallel={parallel}", workers=2) for parallel in ("tasks", "data")
+    }
+    with pytest.raises(InputError, match="returned nan for document"):
+        predictions_of("metrics=[test_distributed:no_number]", workers=2)
     results["wrote"] = own.exists()
     torch.save(results, folder / f"{rank}.pt")
     faulthandler.cancel_dump_traceback_later()
@@ -196,6 +215,13 @@ def test_the_first_alone_touches_the_runs_folder_and_all_walk_the_same_path(made
             assert (row["tau"], row["started_from"]) == (pytest.approx(tau), start)
             assert row["test_nll_nats"] == pytest.approx(nats, rel=1e-9)
     assert len(rows) == len(path) + 1
+
+
+def test_processes_that_share_the_documents_have_the_predictions_of_one(made):
+    expected = predictions_of(workers=1)
+    for results in made[0]:
+        for parallel in ("tasks", "data"):
+            pd.testing.assert_frame_equal(results["metrics"][parallel], expected)
 
 
 def test_another_number_of_processes_than_asked_for_is_refused(made):

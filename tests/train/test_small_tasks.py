@@ -49,7 +49,7 @@ def test_each_task_gets_an_adapter_that_its_document_has_moved(tau, tmp_path):
     validation = scores.loc[scores["split"] == "validation", "nll_nats"].sum()
     assert row["validation_nll_nats"] == pytest.approx(validation, rel=1e-6)
     if tau != "inf":
-        assert (scores.groupby("task")["distance_to_global"].max() > 0).all()
+        assert min(scores.groupby("task")["distance_to_global"].max()) > 0
 
 
 def test_at_tau_0_a_task_without_validation_stops_by_all_tasks_validation_documents():

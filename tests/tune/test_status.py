@@ -73,6 +73,20 @@ def test_a_run_that_has_just_started(tmp_path, capsys):
     assert "0 of 7 trials finished, 7 waiting · time left: not known before a fit has ended" in text
 
 
+def test_a_sweep_for_a_metric_shows_it_beside_perplexity_and_its_best_trial(tmp_path, capsys):
+    """Of equal metrics the lower perplexity is best."""
+    create(tmp_path)
+    scores = {"001": (0.0, 30.0, 0.5), "002": (math.inf, 20.0, 0.25), "003": (7.0, 25.0, 0.5), "004": (70.0, 40.0, 0.5)}
+    for trial_id, (tau, perplexity, accuracy) in scores.items():
+        means = {"search_objective": "accuracy", "validation_metrics": json.dumps({"accuracy": accuracy})}
+        put(tmp_path, trial_id, "finished", tau, perplexity, **means, **times(1))
+    put(tmp_path, "005", "running", 70.0, 5.0, search_objective="accuracy", started_at=NOW)
+    text = shown(tmp_path, capsys)
+    assert "best so far tau = 7, validation accuracy 0.500, validation perplexity 25.00" in text
+    assert "validation accuracy" in text
+    assert text.index("0.500 30.00") < text.index("0.250 20.00") < text.index("cut off")
+
+
 def test_a_sweep_that_is_running(tmp_path, capsys):
     with run_lock(half_done(tmp_path), "sweep"):
         text = shown(tmp_path, capsys)

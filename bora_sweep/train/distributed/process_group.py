@@ -182,6 +182,15 @@ def from_rank_zero(work: Callable[[], T]) -> T:
     return message[0]
 
 
+def from_all(own: T) -> list[T]:
+    """What each rank has, on all ranks, in their order."""
+    if count() == 1:
+        return [own]
+    parts: list = [None] * count()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
 def sync_errors(work: Callable[[], T]) -> T:
     """Run `work` on each rank; if one of them runs out of memory, or is asked to stop, all ranks raise that."""
     if count() == 1:

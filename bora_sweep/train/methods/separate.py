@@ -48,6 +48,15 @@ class SeparateTrainer(Trainer):
         nats_F = np.bincount(corpus.documents["task"].to_numpy()[corpus.split("validation")], nll_N, self.num_fits)
         return np.where(self.is_pooled_F, nll_N.sum(), nats_F)
 
+    def mean_of_fits(self, task_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
+        """The mean score of each task's validation documents, or of all documents where it has none.
+
+        Where a task has validation documents and none of them has an answer, it is 0, so that its perplexity chooses.
+        """
+        count_F = np.maximum(1, np.bincount(task_N, minlength=self.num_fits))
+        mean_F = np.bincount(task_N, score_N, self.num_fits) / count_F
+        return np.where(self.is_pooled_F, score_N.sum() / max(1, len(score_N)), mean_F)
+
     def keep(self, better_F: np.ndarray) -> None:
         """Keep the adapters of the tasks that are better."""
         rows = torch.from_numpy(better_F[self.pack.shard.tasks])
