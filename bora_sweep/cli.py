@@ -164,7 +164,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_trial(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    text = "a finished trial; default: best, the lowest validation perplexity"
+    text = "a finished trial; default: best on validation"
     parser.add_argument("--trial", default="best", metavar="ID", help=text)
 
 

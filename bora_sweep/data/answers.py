@@ -108,10 +108,11 @@ def _refuse_missing(
     if missing:
         document = corpus.documents.iloc[row_N[missing[0]]]
         more = f" ({plural(len(missing) - 1, 'document')} more alike)" if len(missing) > 1 else ""
+        answer = text_N[missing[0]]
         raise InputError(
-            f"document {document['document_id']!r} of task {document['task']!r}: its answer, {text_N[missing[0]]!r}, "
-            f"is not among its {len(choices_N[missing[0]])} candidates{more}; the candidates are the distinct completions "
-            "of the training split, or those of data.choices_column. Name the candidates of each row by data.choices_column, or drop accuracy"
+            f"document {document['document_id']!r} of task {document['task']!r}: its answer, {answer!r}, is not among "
+            f"its {len(choices_N[missing[0]])} candidates{more}; the candidates are the distinct completions of the "
+            "training split, or those of data.choices_column. Name them there, or drop accuracy"
         )
 
 

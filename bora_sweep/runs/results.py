@@ -42,7 +42,6 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("lora_variant", pa.string()),
             ("prior_groups", pa.string()),  # JSON of tau per group, null where one tau holds for all
             ("started_from", pa.string()),  # trials whose adapters it began with or is made of, joined by commas
-            ("search_objective", pa.string()),  # what chooses tau: perplexity or a metric; null in older results
             ("seed", pa.int64()),
             ("attempts", pa.int64()),  # how often it was begun or taken up again
             ("epochs", pa.int64()),

@@ -43,7 +43,7 @@ def export(
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
         out: A new or empty folder.
-        trial: The ID of a finished trial; `best`: the MAP fit with the lowest validation perplexity.
+        trial: The ID of a finished trial; `best`: the MAP fit that is best on validation by `search.objective`.
         tasks: Names of tasks; None: all.
         merge: Write full models, the base with the adapter merged into its weights, with the tokenizer.
 

@@ -168,3 +168,8 @@ def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, m
     with pytest.raises(InputError, match=r"007\.parquet") as caught:
         read_results(tmp_path)
     assert ("newer" if damage == "newer" else "damaged") in str(caught.value)
+
+
+def test_no_table_has_a_column_twice():
+    for name, schema in SCHEMAS.items():
+        assert len(set(schema.names)) == len(schema.names), name
