@@ -144,7 +144,7 @@ class DataConfig:
     chat_template: str | None = None
     """Chat template of conversations: a file with a Jinja template, which is read at once, or the template itself. Left
     out: the tokenizer's own."""
-    template_kwargs: dict[str, str | bool | int | float] = field(default_factory=dict)
+    template_kwargs: dict[str, str | bool | int | float] = field(default_factory=dict, hash=False)
     """Variables for the chat template, such as `{enable_thinking: false}`."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """Settings of the embedded corpus."""

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from bora_sweep.process import gc_paused
@@ -156,10 +157,7 @@ def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -
     return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
 
 
-_bases: dict[str, PreTrainedModel] = {}
-"""The base model that is loaded in this process, by what names it."""
-
-
+@lru_cache(maxsize=1)
 def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedModel:
     """The base model of the run, loaded once per worker process: the trials of a sweep share it.
 
@@ -171,9 +169,5 @@ def cached_base(model: ModelConfig, data: DataConfig, run: str) -> PreTrainedMod
     Raises:
         InputError: Another base model is at its path on this machine.
     """
-    key = repr((model, data, run))
-    if key not in _bases:
-        check_base_model(folder_at(run), model, data)
-        _bases.clear()
-        _bases[key] = load_base(model, data)
-    return _bases[key]
+    check_base_model(folder_at(run), model, data)
+    return load_base(model, data)

@@ -92,13 +92,9 @@ def test_candidates_of_a_row(tmp_path):
 
 def test_a_conversation_whose_last_turn_is_cut_off_has_no_answer(tmp_path):
     lines = talks()
-    long = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c" * 80},
-    ]
-    for line in lines[::3]:
-        line["messages"] = [*long, line["messages"][-1]]
+    begins = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for n, line in enumerate(lines[::3]):
+        line["messages"] = [*begins, {"role": "user", "content": f"{n}{'c' * 80}"}, line["messages"][-1]]
     tokenizer = make_byte_tokenizer(CHATML)
     corpus = corpus_of(lines, tmp_path, tokenizer, model={"max_tokens": 90}, data={"keep_together": "document"})
     held_out = corpus.documents["split"] != "train"

@@ -110,16 +110,16 @@ def test_adapters_that_were_gone_for_a_while_are_known_when_they_are_back(place,
 
 @pytest.mark.ray
 def test_a_worker_whose_machine_has_another_base_at_that_path_fits_nothing(place):
-    from bora_sweep.tune.worker import _bases, cached_base
+    from bora_sweep.tune.worker import cached_base
 
     config = config_of(place / "run")
-    _bases.clear()
+    cached_base.cache_clear()
     assert cached_base(config.model, config.data, str(place / "run")) is not None
     make_base("opt", seed=1, dtype=torch.float32).save_pretrained(place / "base")
-    _bases.clear()
+    cached_base.cache_clear()
     with pytest.raises(InputError, match=r"another base model .* model\.safetensors has changed"):
         cached_base(config.model, config.data, str(place / "run"))
-    _bases.clear()
+    cached_base.cache_clear()
 
 
 def test_another_tokenizer_is_refused(place, capsys):
