@@ -2,16 +2,17 @@
 
     python benchmarks/continuations.py
 
-Each document of the embedded corpus is cut in half. The first half is the prompt, the second the answer; the other
-candidates are second halves by three other speakers. Two sweeps in `runs/answers-accuracy` and
-`runs/answers-perplexity`, which differ by `search.objective` alone; some minutes each on two cores. One that was cut
-off goes on where it stood.
+Each document of the embedded corpus is cut in half. The first half is the prompt, the second the answer. The other
+candidates are second halves in the world language, from which all speakers differ, in part alike. Two sweeps in
+`runs/answers-accuracy` and `runs/answers-perplexity`, which differ by `search.objective` alone; some minutes each on
+two cores. One that was cut off goes on where it stood.
 Written to `benchmarks/results/continuations.md`.
 """
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,28 +25,39 @@ from bora_sweep.data.synthetic import documents
 from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.report import Report
 
-LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=24, max_documents=160)
+LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=30, max_documents=160)
+WORLD = replace(LANGUAGES, shift=0.0, seed=1)
+"""Speakers who do not differ from the world language."""
 CANDIDATES = 4
-SETTINGS = ["metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10"]
+SETTINGS = [
+    "metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10",
+    "data.train_fraction=0.3", "data.validation_fraction=0.25", "data.test_fraction=0.45",
+]  # fmt: skip
 OBJECTIVES = ("accuracy", "perplexity")
 
 
 def questions() -> pd.DataFrame:
     """Columns task, prompt, completion and choices."""
     rng, found = np.random.default_rng(0), documents(LANGUAGES)
-    words = [text.split() for text in found["text"]]
-    found = found.assign(
-        prompt=[" ".join(row[: len(row) // 2]) for row in words],
-        completion=[" " + " ".join(row[len(row) // 2 :]) for row in words],
-    ).loc[[len(row) >= 6 for row in words]]
-    by_task = {task: rows["completion"].tolist() for task, rows in found.groupby("task")}
-    choices = []
-    for task, answer in zip(found["task"], found["completion"], strict=True):
-        others = rng.choice([other for other in by_task if other != task], CANDIDATES - 1, replace=False)
-        drawn = [str(rng.choice([text for text in by_task[other] if text != answer])) for other in others]
-        choices.append(rng.permutation([answer, *drawn]).tolist())
-    is_distinct = [len(set(row)) == CANDIDATES for row in choices]
-    return found.assign(choices=choices)[["task", "prompt", "completion", "choices"]].loc[is_distinct]
+    found = found.assign(words=found["text"].str.split()).loc[lambda rows: rows["words"].str.len() >= 6]
+    others = [_second_half(text.split()) for text in documents(WORLD)["text"] if len(text.split()) >= 6]
+    answers = found["words"].map(_second_half)
+    drawn = [rng.choice(others, CANDIDATES - 1, replace=False).tolist() for _ in answers]
+    made = pd.DataFrame(
+        {
+            "task": found["task"],
+            "prompt": [" ".join(words[: len(words) // 2]) for words in found["words"]],
+            "completion": answers,
+            "choices": [
+                rng.permutation([answer, *wrong]).tolist() for answer, wrong in zip(answers, drawn, strict=True)
+            ],
+        }
+    )
+    return made.loc[[len(set(choices)) == CANDIDATES for choices in made["choices"]]]
+
+
+def _second_half(words: list[str]) -> str:
+    return f" {' '.join(words[len(words) // 2 :])}"
 
 
 def folder(objective: str) -> Path:

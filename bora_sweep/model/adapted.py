@@ -3,6 +3,7 @@
 Shapes: B rows (or 1, an adapter that all rows share), T tokens, H hidden, V vocabulary, P parameters of one adapter.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +45,8 @@ class AdaptedModel(nn.Module):
             self.remove_hooks()
             raise
         self.head = _linear_head(base, layout)
+        self.keeps_logits = self.head is None and _keeps_logits(base)
+        """Whether logits that no linear head alone makes can be asked for at some positions."""
         if compiled:
             self._run = torch.compile(self._run)
 
@@ -56,7 +59,9 @@ class AdaptedModel(nn.Module):
 
         return adapt
 
-    def forward(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None, kept_C: Tensor | None = None
+    ) -> Tensor:
         """The logits of the next token at each position, each row under its own adapter.
 
         Args:
@@ -64,21 +69,25 @@ class AdaptedModel(nn.Module):
             theta_BP: An adapter for each row, or one for all.
             mask_BT: 1 for tokens, 0 for padding. Needed only if the logits at padding are used: in a causal model
                 earlier positions do not depend on padding.
+            kept_C: Positions whose logits are wanted, where `keeps_logits`; None: all.
 
         Returns:
-            logits_BTV.
+            logits_BTV, or logits_BCV at the positions that are kept.
         """
-        return self._run(self.base, tokens_BT, theta_BP, mask_BT).logits
+        kept = {} if kept_C is None else {"logits_to_keep": kept_C}
+        return self._run(self.base, tokens_BT, theta_BP, mask_BT, **kept).logits
 
     def last_hidden_state(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """The last hidden state, hidden_BTH, from which `head` makes the logits; arguments as in `forward`."""
         return self._run(self.base.base_model, tokens_BT, theta_BP, mask_BT).last_hidden_state
 
-    def _run(self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None) -> Any:
+    def _run(
+        self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, **more: Tensor
+    ) -> Any:
         self._parts = self._split(theta_BP)
         mask = {} if mask_BT is None else {"attention_mask": mask_BT}
         try:
-            return module(input_ids=tokens_BT, use_cache=False, **mask)
+            return module(input_ids=tokens_BT, use_cache=False, **mask, **more)
         finally:
             self._parts = {}
 
@@ -138,3 +147,14 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
         finally:
             hook.remove()
     return head
+
+
+@torch.no_grad()
+def _keeps_logits(base: PreTrainedModel) -> bool:
+    """Whether the base makes the logits of chosen positions alone, and the same ones. Found by running it."""
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        return False
+    tokens_BT, kept_C = made_up_tokens(base, 2, 8), torch.tensor([2, 5, 6], device=base.device)
+    logits_BTV = base(input_ids=tokens_BT, use_cache=False).logits
+    kept_BCV = base(input_ids=tokens_BT, use_cache=False, logits_to_keep=kept_C).logits
+    return kept_BCV.shape[1] == len(kept_C) and torch.allclose(kept_BCV, logits_BTV[:, kept_C], rtol=1e-3, atol=1e-5)

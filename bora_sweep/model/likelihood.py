@@ -39,7 +39,8 @@ class Likelihood:
     """`nll_nats` of a base model under each of several hierarchies of adapters, in one forward pass.
 
     Logits are computed where the next token is scored, and nowhere else, if a linear head alone makes them
-    (`linear_nll`). A prompt costs the forward pass, and no part of the head.
+    (`linear_nll`). A prompt costs the forward pass, and no part of the head. Other logits (Gemma 2 caps them) are
+    computed at each position where any row is scored, if the model lets one choose positions.
     """
 
     def __init__(self, adapted: AdaptedModel, hierarchies: Sequence[Hierarchy]) -> None:
@@ -75,6 +76,15 @@ class Likelihood:
         if head is not None:
             hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
             return linear_nll(hidden_BTH.flatten(0, 1)[place_M - 1], head, target_M)
-        logits_MV = self.adapted(tokens_BT, theta_BP, mask_BT).flatten(0, 1)[place_M - 1]
+        logits_MV = self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
         return F.cross_entropy(logits_MV, target_M, reduction="none")
+
+    def _logits(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, before_M: Tensor) -> Tensor:
+        """logits_MV at some places, where no linear head alone makes them: of columns that have any, if possible."""
+        if not self.adapted.keeps_logits:
+            return self.adapted(tokens_BT, theta_BP, mask_BT).flatten(0, 1)[before_M]
+        width = tokens_BT.shape[1]
+        kept_C, column_M = torch.unique(before_M % width, return_inverse=True)
+        logits_BCV = self.adapted(tokens_BT, theta_BP, mask_BT, kept_C)
+        return logits_BCV[before_M // width, column_M]

@@ -145,3 +145,23 @@ def test_the_likelihood_equals_that_of_the_bases_own_logits(family):
     assert (adapted.head is None) == (family in NOT_LINEAR)
     torch.testing.assert_close(nll_B, plain_B, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", *NOT_LINEAR])
+def test_no_logits_are_made_where_nothing_is_scored(family, monkeypatch):
+    """A linear head sees the scored positions alone; any other the columns in which some row is scored."""
+    torch.manual_seed(0)
+    base = make_base(family) if family in FAMILIES else NOT_LINEAR[family]().double()
+    layout = make_layout(base, LoraConfig(rank=2, target_modules=["q_proj"]))
+    hierarchy = Hierarchy(layout.initial(base, 0, torch.float64), num_tasks=2, tau=10.0, parametrization="noncentered")
+    likelihood, seen = Likelihood(AdaptedModel(base, layout), [hierarchy]), []
+    linear = F.linear
+    monkeypatch.setattr(
+        F, "linear", lambda x, w, b=None: seen.append((x.shape[:-1].numel(), len(w))) or linear(x, w, b)
+    )
+    monkeypatch.setattr(torch, "mm", lambda x, y, **out: seen.append((len(x), y.shape[1])) or torch.matmul(x, y, **out))
+    scored_BT = torch.zeros(4, 12, dtype=torch.bool)
+    scored_BT[:, 9:11], scored_BT[0, 4] = True, True
+    place_M = scored_BT.flatten().nonzero().squeeze(1)
+    likelihood(torch.randint(VOCABULARY, (4, 12)), place_M, torch.tensor([0, 1, 1, 0]))
+    assert sum(rows for rows, columns in seen if columns == VOCABULARY) == (9 if family == "llama" else 4 * 3)
