@@ -25,13 +25,13 @@ from bora_sweep.data.synthetic import documents
 from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.report import Report
 
-LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=30, max_documents=160)
+LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=60, max_documents=320)
 WORLD = replace(LANGUAGES, shift=0.0, seed=1)
 """Speakers who do not differ from the world language."""
 CANDIDATES = 4
 SETTINGS = [
     "metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10",
-    "data.train_fraction=0.3", "data.validation_fraction=0.25", "data.test_fraction=0.45",
+    "data.train_fraction=0.15", "data.validation_fraction=0.25", "data.test_fraction=0.6",
 ]  # fmt: skip
 OBJECTIVES = ("accuracy", "perplexity")
 
