@@ -1,6 +1,7 @@
 """From the rows of a table to documents: values are checked, and each row says what is given and what is scored."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -66,6 +67,7 @@ def documents_of(source: object, table: pa.Table, columns: Columns, config: Data
 def _plain(reader: "_Reader", config: DataConfig) -> tuple[pd.Series, list[dict[str, Any] | None]]:
     """Texts, and what templates need beside them."""
     columns = reader.columns
+    _refuse_unused(reader.source, config, ("loss_on", "chat_template", "template_kwargs"), "conversations")
     if columns.shape == "text":
         texts, prompts = reader.strings("data.text_column"), None
     else:
@@ -80,8 +82,18 @@ def _plain(reader: "_Reader", config: DataConfig) -> tuple[pd.Series, list[dict[
     if prompts is not None and config.prompt is None:
         filled["prompt"] = prompts  # under a name of its own, whatever the column is called
     if not filled:
+        _refuse_unused(reader.source, config, ("truncate",), "rows with prompts")
         return texts, [None] * len(texts)
     return texts, pd.DataFrame(filled).to_dict("records")  # type: ignore[return-value]
+
+
+def _refuse_unused(source: object, config: DataConfig, keys: Sequence[str], used_by: str) -> None:
+    """Refuse keys that say what to do with rows of another shape. Whoever sets one expects them."""
+    usual = DataConfig()
+    for key in keys:
+        if (value := getattr(config, key)) != getattr(usual, key):
+            shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:59]}…"
+            raise InputError(f"data.{key}={shown}: is for {used_by}, and {source} has none; drop it")
 
 
 def _conversations(reader: "_Reader", config: DataConfig) -> tuple[list[str], list[dict[str, Any] | None]]:

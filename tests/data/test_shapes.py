@@ -351,3 +351,15 @@ def test_choices_that_do_not_hold_the_answer(tmp_path):
         rows[0]["choices"] = choices
         message = refusal(write(rows, tmp_path / "y.jsonl"), choices_column="choices")
         assert says in message
+
+
+def test_keys_of_another_shape_are_refused(tmp_path):
+    halves = write(prompts(), tmp_path / "x.jsonl")
+    for data, says in (
+        ({"loss_on": "all"}, "data.loss_on=all: is for conversations"),
+        ({"chat_template": CHATML}, "data.chat_template={% for"),
+        ({"template_kwargs": {"a": "b"}}, "data.template_kwargs="),
+    ):
+        assert says in refusal(halves, **data)
+    text = write([{"task": t, "text": f"{t} {n}"} for n in range(6) for t in "ab"], tmp_path / "y.jsonl")
+    assert "data.truncate=prompt: is for rows with prompts" in refusal(text, truncate="prompt")
