@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_up_runs import METRICS, SIZES, SMALL, TAUS, quality, table_after, write_run, write_trial
 from scipy import stats
@@ -15,6 +17,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.report import DocumentScores, Report, measure_of, paired_bootstrap, task_contrasts, write_report
 from bora_sweep.report.figures.data import distance_data, improvement_data, level_data, tau_curve_data
 from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.stats.significance import holm
 from bora_sweep.report.text.formats import difference_text, level_interval_text
 from bora_sweep.runs.results import read_results, write_table
@@ -399,3 +402,17 @@ def test_the_made_up_metrics_are_what_they_are_said_to_be(report: Report):
     overall = report.of("rouge_l").overall.set_index("tau")["test_rouge_l"]
     assert overall.idxmax() == 100.0
     assert overall[0.0] == pytest.approx(quality(0.0), abs=0.05)
+
+
+def test_of_equal_scores_the_lower_perplexity_chooses(tmp_path):
+    """As in `status` and `export`, which read rows alone."""
+    run = write_run(tmp_path, metrics=("accuracy",), search_objective="accuracy")
+    for file in (run / "results" / "predictions").glob("*.parquet"):
+        table = pq.read_table(file)
+        scores = pa.array([1.0] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("score"), "score", scores), file)
+    summary = summarise(read_results(run))
+    fits = [summary.settings[m] for m in summary.fits]
+    assert len({fit.objective for fit in fits}) == 1
+    assert summary.settings[summary.best] == min(fits, key=lambda fit: fit.validation_perplexity)
+    assert summary.best_tau != fits[0].tau

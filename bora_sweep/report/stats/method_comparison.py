@@ -60,7 +60,7 @@ def _kind(setting: Setting) -> str:
 
 
 def _best_of(summary: Summary, candidates: list[int]) -> Method:
-    best = min(candidates, key=lambda m: summary.settings[m].objective)
+    best = min(candidates, key=lambda m: summary.settings[m].order)
     return Method(_kind(summary.settings[best]), best, candidates)
 
 
@@ -70,7 +70,7 @@ def reference_setting(summary: Summary) -> int:
     Without such a fit it is the best of the BoRA fits with a tau for each prior group, and without these the best end.
     """
     bora = summary.between or [m for m, setting in enumerate(summary.settings) if _kind(setting) == "bora"]
-    return min(bora or summary.fits, key=lambda m: summary.settings[m].objective)
+    return min(bora or summary.fits, key=lambda m: summary.settings[m].order)
 
 
 def training_cost(trials: pd.DataFrame, keys: Iterable[Key]) -> Cost:

@@ -53,7 +53,9 @@ def summarise(results: Results) -> Summary:
     tasks, means_DMLC = _mean_scores(results.task_scores, candidate_of, [len(rows) for rows in rows_of_candidate])
     documents = _documents(results, trials, candidate_of)
     objective_M = _objectives(chosen_by, documents, means_DMLC)
-    candidates = [_candidate(*pair) for pair in zip(rows_of_candidate, objective_M.tolist(), strict=True)]
+    perplexity_M = _perplexity(means_DMLC[:, :, VALIDATION].sum(axis=0), _NATS)
+    pairs = zip(objective_M.tolist(), np.nan_to_num(perplexity_M, nan=math.inf).tolist(), strict=True)
+    candidates = [_candidate(rows, *pair) for rows, pair in zip(rows_of_candidate, pairs, strict=True)]
     structure = _most_fitted_structure(candidates)
     chosen = _choose_candidates(candidates, structure)
     means_DMLC = means_DMLC[:, list(chosen)]
@@ -181,7 +183,7 @@ def _with_seeds(scores: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float)[index_n])
 
 
-def _candidate(rows: list[dict[Any, Any]], objective: float) -> Setting:
+def _candidate(rows: list[dict[Any, Any]], objective: float, perplexity: float) -> Setting:
     """A setting as one candidate made it; `rows` are its seeds."""
     keys = [_key(row) for row in rows]
     return Setting(
@@ -195,6 +197,7 @@ def _candidate(rows: list[dict[Any, Any]], objective: float) -> Setting:
         best_epochs=[row["best_epoch"] for row in rows],
         hit_max_epochs=any(row["stopped_by"] == "max_epochs" for row in rows),
         objective=objective,
+        validation_perplexity=perplexity,
     )
 
 
@@ -223,6 +226,6 @@ def _choose_candidates(candidates: list[Setting], structure: Structure) -> dict[
     chosen = {}
     for name in sorted(numbers_of_setting):
         numbers = numbers_of_setting[name]
-        best = min(numbers, key=lambda m: candidates[m].objective)
+        best = min(numbers, key=lambda m: candidates[m].order)
         chosen[best] = [key for m in numbers for key in candidates[m].trials]
     return chosen

@@ -47,6 +47,13 @@ class Setting:
     objective: float
     """What selection minimises, on validation: perplexity, or minus the mean score of the metric that chose tau.
     Infinite where it is not known."""
+    validation_perplexity: float
+    """It decides between equal objectives."""
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """What settings are sorted by, the best first."""
+        return self.objective, self.validation_perplexity
 
     @property
     def seeds(self) -> int:
@@ -127,8 +134,8 @@ class Summary:
 
     @property
     def best(self) -> int:
-        """The fit that is best on validation; of several alike, that at the lowest tau."""
-        return min(self.fits, key=lambda m: self.settings[m].objective)
+        """The fit that is best on validation; of several alike, that of lower perplexity, then of lower tau."""
+        return min(self.fits, key=lambda m: self.settings[m].order)
 
     @property
     def best_tau(self) -> float:
@@ -142,7 +149,7 @@ class Summary:
     @property
     def best_between(self) -> int | None:
         """The fit at 0 < tau < inf that is best on validation."""
-        return min(self.between, key=lambda m: self.settings[m].objective, default=None)
+        return min(self.between, key=lambda m: self.settings[m].order, default=None)
 
     @property
     def independent(self) -> int | None:

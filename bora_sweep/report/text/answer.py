@@ -55,7 +55,7 @@ def best_method(summary: Summary, methods: list[Method]) -> str:
     """The method that is best on validation; empty where none were compared."""
     if not methods:
         return ""
-    best = min(methods, key=lambda method: summary.settings[method.setting].objective)
+    best = min(methods, key=lambda method: summary.settings[method.setting].order)
     by = chosen_by(summary)
     return f"Of the methods compared, the best on validation{by} is: {markdown_text(method_name(summary, best))}."
 
