@@ -70,11 +70,11 @@ def choose_columns(source: object, existing: Sequence[str], config: DataConfig) 
                 if name not in known:
                     check_columns(source, existing, {key: name})
                     names[f"{{{name}}}"] = name
-        if shape == "prompt" and config.prompt is not None and not any(key.startswith("{") for key in names):
-            prompt = names["data.prompt_column"]
+        prompt = names.get("data.prompt_column")
+        if prompt is not None and config.prompt is not None and f"{{{prompt}}}" not in names:
             raise InputError(
-                f"data.prompt={config.prompt!r}: names no column of {source}, so that its prompts would be left out; "
-                f"write {{{prompt}}} where they belong"
+                f"data.prompt={config.prompt!r}: leaves out the prompts, column {prompt!r} of {source}; write "
+                f"{{{prompt}}} where they belong, or data.text_column={names['data.completion_column']} if they do not"
             )
     if shape != "text" and TOOLS in existing:
         names[TOOLS] = TOOLS

@@ -130,7 +130,9 @@ def test_templates_name_any_column_of_the_row(tmp_path):
     assert "no column 'yaer' (data.prompt); did you mean 'year'?" in refusal(path, prompt="{yaer}")
     halves = write(prompts(), tmp_path / "y.parquet")
     assert load(halves, prompt="Q: {prompt}", template=" A: {completion}").form == "prompt"
-    assert "names no column of" in refusal(halves, prompt="Answer!")
+    for prompt in ("Answer!", "{task}: ", "{year}"):
+        message = refusal(write(prompts().assign(year=7), tmp_path / "z.parquet"), prompt=prompt)
+        assert "leaves out the prompts, column 'prompt'" in message
 
 
 def test_a_prompt_and_its_completion_are_encoded_apart(tmp_path):
