@@ -3,16 +3,14 @@
     python benchmarks/continuations.py
 
 Each document of the embedded corpus is cut in half. The first half is the prompt, the second the answer. The other
-candidates are second halves in the world language, from which all speakers differ, in part alike. Two sweeps in
-`runs/answers-accuracy` and `runs/answers-perplexity`, which differ by `search.objective` alone; some minutes each on
-two cores. One that was cut off goes on where it stood.
+candidates are second halves by other speakers. Two sweeps in `runs/answers-accuracy` and `runs/answers-perplexity`,
+which differ by `search.objective` alone; some minutes each on two cores. One that was cut off goes on where it stood.
 Written to `benchmarks/results/continuations.md`.
 """
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,6 @@ from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.report import Report
 
 LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=60, max_documents=320)
-WORLD = replace(LANGUAGES, shift=0.0, seed=1)
-"""Speakers who do not differ from the world language."""
 CANDIDATES = 4
 SETTINGS = [
     "metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10",
@@ -40,9 +36,11 @@ def questions() -> pd.DataFrame:
     """Columns task, prompt, completion and choices."""
     rng, found = np.random.default_rng(0), documents(LANGUAGES)
     found = found.assign(words=found["text"].str.split()).loc[lambda rows: rows["words"].str.len() >= 6]
-    others = [_second_half(text.split()) for text in documents(WORLD)["text"] if len(text.split()) >= 6]
     answers = found["words"].map(_second_half)
-    drawn = [rng.choice(others, CANDIDATES - 1, replace=False).tolist() for _ in answers]
+    drawn = []
+    for task in found["task"]:
+        others = answers[found["task"] != task].unique()
+        drawn.append(rng.choice(others, CANDIDATES - 1, replace=False).tolist())
     made = pd.DataFrame(
         {
             "task": found["task"],

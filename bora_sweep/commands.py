@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import os
 import shlex
 import time
@@ -53,7 +54,9 @@ def _fit(parsed: argparse.Namespace, is_rank_zero: bool) -> int:
         if row["stopped_by"] == "divergence":
             err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
         test, epoch = row["test_perplexity"], row["best_epoch"]
-        out.print(f"test perplexity {test:.3f}, best epoch {epoch}, results in {escape(str(prepared.run))}")
+        means = json.loads(row["test_metrics"] or "{}")
+        shown = "".join(f", {escape(name)} {mean:.3f}" for name, mean in means.items())
+        out.print(f"test perplexity {test:.3f}{shown}, best epoch {epoch}, results in {escape(str(prepared.run))}")
         return DONE
 
     return _with_resume_hint("fit", prepared.run, work)

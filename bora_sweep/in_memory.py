@@ -57,6 +57,8 @@ def stored(
     try:
         more: dict[str, Any] = {"output": str(run)}
         if data is not None:
+            if (path := load_config(settings).data.path) not in (None, str(run / DATA)):
+                raise InputError(f"data.path={path}: data is given as an object too; drop one of the two")
             more["data"] = _store_data(data, run, written)
         if model is not None:
             more["model"] = _store_model(model, tokenizer, run, written)

@@ -95,6 +95,13 @@ def _choices(corpus: Corpus, answers: "_Completions | _Turns", config: Config) -
             f"metrics={config.metrics}: accuracy chooses among the distinct completions of the training split, which "
             f"are {len(distinct):,}, more than {MOST_CHOICES}; {mend}"
         )
+    stripped: dict[str, str] = {}
+    for choice in distinct:
+        if (other := stripped.setdefault(choice.strip(), choice)) != choice:
+            raise InputError(
+                f"metrics={config.metrics}: the completions {other!r} and {choice!r} differ by white space alone, and "
+                "would be two candidates of accuracy; write them alike"
+            )
     if len(distinct) < 2:
         raise InputError(f"metrics={config.metrics}: the training split has one distinct completion alone; {mend}")
     return lambda _: distinct

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data.conversation import ASSISTANT, Message
@@ -28,6 +28,8 @@ from bora_sweep.errors import InputError, one_line
 Span = tuple[int, int]
 """First character, and the one after the last."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MARK = re.compile(r"<\|[\w-]+\|>|<(?:start|end)_of_turn>")
+"""Marks as chat templates write them."""
 PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": ASSISTANT, "content": "b"}]
 
 
@@ -47,6 +49,14 @@ class ChatFormat:
         self.name = "the tokenizer's chat template" if data.chat_template is None else "data.chat_template"
         self.template = data.chat_template or _template(tokenizer)
         self.variables = {**tokenizer.special_tokens_map, **template_variables(data)}
+        self._writes_tools: bool | None = None
+        try:
+            _compile_jinja_template(self.template)
+        except jinja2.TemplateError as error:
+            line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise InputError(
+                f"{self.name}{line}: is no Jinja template ({one_line(error, limit=200)}); mend it"
+            ) from None
 
     def encode(
         self, conversations: Sequence[dict[str, Any]], names: Sequence[str]
@@ -61,6 +71,8 @@ class ChatFormat:
             InputError: The template refuses a conversation, or moves a turn as it grows.
         """
         rendered = [self._scored(content, name) for content, name in zip(conversations, names, strict=True)]
+        for (text, spans), name in zip(rendered, names, strict=True):
+            self._refuse_empty(text, spans, name)
         texts = [text[: spans[-1][1]] for text, spans in rendered]
         whole = self.encoder.encode_rendered(texts)
         cuts = [sorted({place for span in spans for place in span} - {0, len(text)})
@@ -89,6 +101,19 @@ class ChatFormat:
             encoded.append((tokens, scored))
         return encoded
 
+    @property
+    def notes(self) -> list[str]:
+        """A note on marks that the template writes and the tokenizer does not know: they are letters to the model."""
+        added = getattr(self.encoder.tokenizer, "added_tokens_decoder", {}).values()
+        strange = sorted(set(MARK.findall(self.template)) - {token.content for token in added})
+        if not strange:
+            return []
+        more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        return [
+            f"{self.name} writes {strange[0]!r}{more}, which the tokenizer does not know as one token: it is letters, "
+            "also in generated answers and in what metrics compare; take the template of this model"
+        ]
+
     def prompt_tokens(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """The tokens of a conversation with the generation prompt, after which the assistant's turn begins.
 
@@ -108,6 +133,8 @@ class ChatFormat:
         """The rendered conversation, and the spans that are scored."""
         messages, tools, num_given = self._protected(content["messages"]), content.get("tools"), content["num_given"]
         whole = self._render(messages, tools, name)
+        if tools is not None:
+            self._refuse_unwritten_tools(messages, tools, name)
         if self.loss_on == "all":
             start = 0 if num_given is None else self._prompt_end(whole, messages, tools, num_given, name)
             return whole, [(start, self._content_end(whole, start))]
@@ -119,6 +146,24 @@ class ChatFormat:
             spans = [marked[turns.index(turn)] for turn in chosen]
             return whole, [(start, self._with_mark(whole, end, marked[-1][1])) for start, end in spans]
         return whole, [self._span(whole, messages, tools, turn, name) for turn in chosen]
+
+    def _refuse_empty(self, text: str, spans: list[Span], name: str) -> None:
+        """Refuse turns of which the template writes nothing but their end: the model would learn to say nothing."""
+        for start, end in spans:
+            if not self.encoder.special_pattern.sub("", text[start:end]).strip():
+                raise InputError(
+                    f"{name}: {self.name} writes nothing of a turn that is to be learnt, as of tool calls that it does "
+                    "not know; give a data.chat_template that writes them, or remove the row"
+                )
+
+    def _refuse_unwritten_tools(self, messages: list[Message], tools: Any, name: str) -> None:
+        if self._writes_tools is None:
+            self._writes_tools = self._render(messages, tools, name) != self._render(messages, None, name)
+        if not self._writes_tools:
+            raise InputError(
+                f"{name}: {self.name} does not write the tools in column 'tools'; give a data.chat_template that does, "
+                "or drop the column"
+            )
 
     def _span(self, whole: str, messages: list[Message], tools: Any, turn: int, name: str) -> Span:
         """Where a turn of the assistant is, by growing prefixes."""
@@ -166,10 +211,11 @@ class ChatFormat:
             return None
 
     def _moved(self, turn: int, message: Message, name: str) -> InputError:
+        other = "" if self.loss_on == "last_assistant" else "set data.loss_on=last_assistant, or "
         return InputError(
             f"{name}: {self.name} writes turn {turn} (of role {message['role']!r}) otherwise once later turns follow, "
-            "so that what is scored of it is not what the model would see; set data.loss_on=last_assistant, or give a "
-            "data.chat_template that keeps earlier turns"
+            f"so that what it is trained on is not what it will see; {other}give a data.chat_template that keeps "
+            "earlier turns"
         )
 
     def _marked(self, messages: list[Message], tools: Any, num_turns: int, name: str) -> list[Span]:

@@ -68,13 +68,23 @@ def choose_columns(source: object, existing: Sequence[str], config: DataConfig) 
         for key, template in {"data.prompt": config.prompt or "", "data.template": config.template}.items():
             for name in check_template(template, key):
                 if name not in known:
-                    check_columns(source, existing, {key: name})
+                    if name not in existing:
+                        raise InputError(
+                            f"{key}={template!r}: {source} has no column {name!r}; its columns are "
+                            f"{', '.join(map(repr, existing))}"
+                        )
                     names[f"{{{name}}}"] = name
         prompt = names.get("data.prompt_column")
         if prompt is not None and config.prompt is not None and f"{{{prompt}}}" not in names:
             raise InputError(
                 f"data.prompt={config.prompt!r}: leaves out the prompts, column {prompt!r} of {source}; write "
                 f"{{{prompt}}} where they belong, or data.text_column={names['data.completion_column']} if they do not"
+            )
+        unused = next((name for name in SHAPES["prompt"].values() if name in existing), None)
+        if shape == "text" and config.text_column is None and unused and f"{{{unused}}}" not in names:
+            raise InputError(
+                f"{source}: has columns 'text' and {unused!r}; if the rows are running text, say so by "
+                f"data.text_column=text; if {unused!r} is given before it, by data.prompt={{{unused}}}"
             )
     if shape != "text" and TOOLS in existing:
         names[TOOLS] = TOOLS

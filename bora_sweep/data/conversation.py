@@ -10,6 +10,11 @@ from bora_sweep.errors import InputError
 
 Message = dict[str, Any]
 ASSISTANT = "assistant"
+ROLES = {
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant",
+    "chatgpt": "assistant", "user": "user", "human": "user", "system": "system", "tool": "tool",
+}  # fmt: skip
+"""Other spellings of a role, in lower case."""
 
 
 def is_list(column: pa.ChunkedArray, field: pa.Field) -> bool:
@@ -38,24 +43,33 @@ def values_of(source: object, column: pa.ChunkedArray, field: pa.Field, what: st
             values.append(None if cell is None else json.loads(cell))
         except ValueError:
             raise InputError(
-                f"{source}: row {row} (counted from 0): {_short(cell)} in column {field.name!r} is no {what}"
+                f"{source}: row {row} (counted from 0): {_short(cell)} in column {field.name!r} is no {what}; write "
+                "one as JSON, or name another column"
             ) from None
     return values
 
 
-def messages_of(source: object, row: int, name: str, value: Any) -> list[Message]:
+def are_messages_as_json(text: str) -> bool:
+    """Whether a text is a JSON list of objects with a role."""
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return bool(value) and all(isinstance(message, dict) and "role" in message for message in value)
+
+
+def messages_of(where: str, value: Any) -> list[Message]:
     """A conversation's messages, checked.
 
     Args:
-        source: The file, for messages.
-        row: The row, counted from 0.
-        name: The column.
-        value: What the column holds there.
+        where: The file, row and column, for messages.
+        value: What is there.
 
     Raises:
         InputError: It is not a list of messages, each with a role and a text.
     """
-    where = f"{source}: row {row} (counted from 0), column {name!r}"
     if not isinstance(value, list) or not value:
         raise InputError(f"{where}: {_short(value)} is no conversation; write a list of messages, " + _EXAMPLE)
     for turn, message in enumerate(value):
@@ -67,6 +81,9 @@ def messages_of(source: object, row: int, name: str, value: Any) -> list[Message
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not role.strip():
             raise InputError(f"{at}: the role is {_short(role)}; write system, user, assistant or tool")
+        usual = ROLES.get(role.strip().lower(), role)
+        if usual != role:  # a template may take it, and the turn would not be learnt
+            raise InputError(f"{at}: the role is {_short(role)}; write {usual!r}")
         calls = bool(message.get("tool_calls"))
         if isinstance(content, list):
             message["content"] = content = _joined_parts(at, content)

@@ -153,7 +153,8 @@ def _note_on_small(documents: pd.DataFrame, tasks: Sequence[str], config: DataCo
         if split not in set(documents["split"]):
             raise InputError(
                 f"{config.path}: no document for {split}: no task has {SPLITS.index(split) + 1} documents with "
-                "different texts or prompts; give more of some task"
+                "different texts or prompts; give more of some task, or where prompts say nothing of their own set "
+                "data.keep_together=document"
             )
     small = len(set(tasks) - set(documents.loc[documents["split"] == "test", "task"]))
     without = f"{plural(small, 'task')} without a test document of {'its' if small == 1 else 'their'} own"
@@ -205,6 +206,8 @@ def _read_split(path: Path, split: str, columns: Columns, config: DataConfig) ->
         check_columns(f"data.{split}_path={source}", existing, columns.of)
         return columns.of
 
+    if not path.is_file():
+        raise InputError(f"data.{split}_path={path}: no such file")
     table, notes = read_file(path, same_columns)
     documents = documents_of(path, table, columns, config).assign(split=split)
     if config.id_column is None:

@@ -23,8 +23,8 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
 
     Args:
         corpus: The corpus.
-        num_tokens: Columns task, split, num_tokens and num_cut_documents (`TokenizedCorpus.table`); left out: no tokens
-            are shown.
+        num_tokens: Columns task, split, num_documents, num_tokens and num_cut_documents (`TokenizedCorpus.table`); left
+            out: no tokens are shown.
     """
     sizes = _sizes(corpus, num_tokens)
     documents = corpus.documents
@@ -72,7 +72,10 @@ def example(corpus: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, *, in_c
 def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
     """Documents, and tokens where they are known, of each task; the columns are (kind, split)."""
     tables = {"documents": pd.crosstab(corpus.documents["task"], corpus.documents["split"])}
-    if num_tokens is not None:
+    if num_tokens is not None:  # without documents that are left out, as their prompts are too long
+        tables["documents"] = num_tokens.pivot_table(
+            index="task", columns="split", values="num_documents", aggfunc="sum"
+        )
         tables["tokens"] = num_tokens.pivot_table(index="task", columns="split", values="num_tokens", aggfunc="sum")
     columns = pd.MultiIndex.from_product([tables, SPLITS])
     return pd.concat(tables, axis=1).reindex(index=list(corpus.tasks), columns=columns).fillna(0).astype(int)
@@ -134,5 +137,5 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
         )
     if num_tokens is not None and (cut := sum(num_tokens["num_cut_documents"])):
         share = cut / len(documents)
-        warnings.append(f"{plural(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut there")
+        warnings.append(f"{plural(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut")
     return warnings

@@ -11,7 +11,15 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data.columns import TOOLS, Columns, refuse_templates
-from bora_sweep.data.conversation import ASSISTANT, Message, is_list, messages_of, text_of, values_of
+from bora_sweep.data.conversation import (
+    ASSISTANT,
+    Message,
+    are_messages_as_json,
+    is_list,
+    messages_of,
+    text_of,
+    values_of,
+)
 from bora_sweep.data.split import SPLITS
 from bora_sweep.errors import InputError, plural
 
@@ -184,7 +192,10 @@ class _Reader:
         if self.columns.shape != "prompt":
             return self.columns.shape == "messages"
         keys = ("data.prompt_column", "data.completion_column")
-        lists = [is_list(self._decoded(self.columns.of[key]), self._field(key)) for key in keys]
+        lists = [
+            is_list(self._decoded(self.columns.of[key]), self._field(key)) or self._is_json(self.columns.of[key])
+            for key in keys
+        ]
         if lists[0] != lists[1]:
             names = [self.columns.of[key] for key in keys]
             raise InputError(
@@ -193,11 +204,29 @@ class _Reader:
             )
         return lists[0]
 
+    def _is_json(self, name: str) -> bool:
+        """Whether a column of texts holds messages as JSON, as in CSV.
+
+        Raises:
+            InputError: Some texts are messages as JSON, and others are not.
+        """
+        column = self._decoded(name)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            return False
+        are_messages = [text is not None and are_messages_as_json(text) for text in column.to_pylist()]
+        if any(are_messages) and not all(are_messages):
+            raise InputError(
+                f"{self.source}: row {are_messages.index(True)} (counted from 0) of column {name!r} holds messages as "
+                f"JSON, and row {are_messages.index(False)} a text; write all rows alike"
+            )
+        return bool(are_messages) and all(are_messages)
+
     def conversations(self, key: str) -> list[list[Message]]:
         """The messages of each row."""
         name = self.columns.of[key]
         values = values_of(self.source, self._decoded(name), self._field(key), "list of messages")
-        return [messages_of(self.source, row, name, value) for row, value in enumerate(values)]
+        where = f"{self.source}: row {{}} (counted from 0), column {name!r}"
+        return [messages_of(where.format(row), value) for row, value in enumerate(values)]
 
     def tools(self) -> list[Any]:
         """The tools of each conversation, None where it has none."""

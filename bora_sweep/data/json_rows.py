@@ -124,13 +124,14 @@ def _check_cell(
     first_line, first = first_cell
     kind = _KINDS[type(cell)]
     if kind in _NESTED and not may_be_nested:
-        raise InputError(f"{path}, line {line}: {name!r} is {kind}; it needs text, or a number")
+        before = f", as in line {first_line}" if _KINDS[type(first)] == "text" else ""
+        raise InputError(f"{path}, line {line}: {name!r} is {kind}; it needs text{before}, or a number")
     if is_name and isinstance(cell, bool | float):
         raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}; it needs text, or a whole number")
     if kind != _KINDS[type(first)]:
         raise InputError(
             f"{path}, line {line}: {name!r} is {_short(cell)}, but {_short(first)} in line {first_line}; write a "
-            "column as text throughout, or as numbers throughout"
+            "column alike throughout, as text, as numbers or as lists"
         )
     if type(cell) is int and not is_name and not -(2**63) <= cell < 2**63:
         raise InputError(f"{path}, line {line}: {name!r} is {_short(cell)}, beyond 64 bits; write it as text")
@@ -139,7 +140,14 @@ def _check_cell(
 
 
 def _short(value: object) -> str:
-    return _cut(json.dumps(value))
+    return _cut(json.dumps(_plain(value)))
+
+
+def _plain(value: object) -> object:
+    """The value with its objects, tuples of pairs, as dictionaries."""
+    if isinstance(value, tuple):
+        return {key: _plain(inner) for key, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _cut(text: str) -> str:

@@ -154,7 +154,11 @@ def tokenize(
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         padding=encoder.end,
         form=corpus.form,
-        notes=(*_notes_on_cuts(corpus, is_kept, max_tokens), *_notes_on_unknown(num_unknown, len(tokens))),
+        notes=(
+            *(ChatFormat(encoder, data).notes if corpus.form == "conversation" else []),
+            *_notes_on_cuts(corpus, is_kept, max_tokens),
+            *_notes_on_unknown(num_unknown, len(tokens)),
+        ),
     )
 
 

@@ -137,6 +137,8 @@ def prompts_of(
     assert text is not None
     if not chat and system is None:
         pairs = [column.partition("=") for column in columns]
+        if wrong := next((column for column, (_, equals, _) in zip(columns, pairs, strict=True) if not equals), None):
+            raise InputError(f"--column {wrong}: write NAME=TEXT")
         return [Prompt(text, {name: value for name, _, value in pairs})]
     if columns:
         raise InputError(f"--column {columns[0]}: --chat has no columns; drop one of the two")
@@ -158,7 +160,7 @@ def _read_conversations(path: Path) -> list[tuple[Message, ...]]:
         except ValueError as error:
             raise InputError(f"{path}, line {number + 1}: not JSON: {error}") from None
         value = value.get("messages", value.get("prompt")) if isinstance(value, dict) else value
-        messages = messages_of(path, number, "messages", value)
+        messages = messages_of(f"{path}, line {number + 1}", value)
         if messages[-1]["role"] == ASSISTANT:
             raise InputError(f"{path}, line {number + 1}: ends with the assistant; end with the turn to reply to")
         found.append(tuple(messages))

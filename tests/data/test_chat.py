@@ -203,7 +203,8 @@ def test_variables_and_tools_reach_the_template():
 def test_what_a_template_refuses_is_told_with_the_row():
     assert "data.chat_template refuses it: TemplateError: System role not supported" in refusal([SYSTEM, *TALK], GEMMA)
     assert "fails: ZeroDivisionError" in refusal(TALK, "{{ 1 / 0 }}" + CHATML)
-    assert "refuses it: TemplateSyntaxError" in refusal(TALK, "{% for %}")
+    with pytest.raises(InputError, match=r"data\.chat_template, line 2: is no Jinja template \(TemplateSyntaxError"):
+        encode(TALK, "a\n{% for %}")
     assert "begins with the assistant" in refusal(TALK[1:], CHATML)
     with pytest.raises(InputError, match=r"has no chat template, which conversations need.*data\.chat_template=FILE"):
         encode(TALK, tokenizer=make_byte_tokenizer(template=None))
@@ -270,3 +271,19 @@ def grown(base):
         table.weight = torch.nn.Parameter(weight)
         table.num_embeddings = 300
     return base
+
+
+def test_turns_and_tools_that_the_template_does_not_write_are_refused():
+    """The model would learn to end at once, or to do without tools that it is to call."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "clock", "arguments": "{}"}}]}
+    assert "writes nothing of a turn that is to be learnt" in refusal([TALK[0], call], CHATML)
+    knows = CHATML.replace("message['content'] +", "message['content'] + (message.get('tool_calls') or '') | string +")
+    assert "clock" in shown(*encode([TALK[0], call], knows))
+    assert "does not write the tools in column 'tools'" in refusal(TALK[:2], CHATML, tools=[{"name": "clock"}])
+
+
+def test_marks_that_are_letters_to_the_tokenizer_are_noted():
+    tokenizer = make_byte_tokenizer()
+    strange = ChatFormat(Encoder(tokenizer), DataConfig(chat_template=CHATML.replace("<|im_end|>", "<|fin|>"))).notes
+    assert "data.chat_template writes '<|fin|>', which the tokenizer does not know" in strange[0]
+    assert ChatFormat(Encoder(tokenizer), DataConfig()).notes == []

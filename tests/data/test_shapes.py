@@ -127,7 +127,7 @@ def test_templates_name_any_column_of_the_row(tmp_path):
     assert tokenizer.convert_ids_to_tokens(tokens) == words  # the tokenizer's own start symbol comes first
     assert scored == [False] * 5 + [True] * 4
     assert load(path, prompt="{year}: {question}").documents["content"][0] == {"year": "7", "question": "w0 w1"}
-    assert "no column 'yaer' (data.prompt); did you mean 'year'?" in refusal(path, prompt="{yaer}")
+    assert "has no column 'yaer'; its columns are " in refusal(path, prompt="{yaer}")
     halves = write(prompts(), tmp_path / "y.parquet")
     assert load(halves, prompt="Q: {prompt}", template=" A: {completion}").form == "prompt"
     for prompt in ("Answer!", "{task}: ", "{year}"):
@@ -365,3 +365,36 @@ def test_keys_of_another_shape_are_refused(tmp_path):
         assert says in refusal(halves, **data)
     text = write([{"task": t, "text": f"{t} {n}"} for n in range(6) for t in "ab"], tmp_path / "y.jsonl")
     assert "data.truncate=prompt: is for rows with prompts" in refusal(text, truncate="prompt")
+
+
+def test_conversations_in_csv_are_json_in_every_column(tmp_path):
+    halves = [{"task": r["task"], "prompt": r["messages"][:1], "completion": r["messages"][1:]} for r in talks()]
+    as_text = [
+        {**row, "prompt": json.dumps(row["prompt"]), "completion": json.dumps(row["completion"])} for row in halves
+    ]
+    lists, texts = (load(write(rows, tmp_path / name)) for rows, name in ((halves, "a.jsonl"), (as_text, "b.csv")))
+    assert texts.form == "conversation"
+    one, two = (tokenize(corpus, make_byte_tokenizer(), 64) for corpus in (lists, texts))
+    assert np.array_equal(one.tokens, two.tokens)
+    as_text[3]["completion"] = "hello"
+    assert "row 0 (counted from 0) of column 'completion' holds messages as JSON, and row 3 a text" in refusal(
+        write(as_text, tmp_path / "c.csv")
+    )
+
+
+def test_a_role_that_is_spelt_otherwise_is_not_left_unlearnt(tmp_path):
+    rows = talks()
+    for role, usual in (("Assistant", "assistant"), ("gpt", "assistant"), ("human", "user")):
+        rows[2]["messages"][-1 if usual == "assistant" else 0]["role"] = role
+        assert f"turn {int(usual == 'assistant')}: the role is \"{role}\"; write '{usual}'" in refusal(
+            write(rows, tmp_path / "x.jsonl")
+        )
+
+
+def test_a_prompt_beside_a_text_is_not_dropped(tmp_path):
+    path = write(prompts().rename(columns={"completion": "text"}), tmp_path / "x.jsonl")
+    assert "has columns 'text' and 'prompt'; if the rows are running text, say so by data.text_column=text" in refusal(
+        path
+    )
+    assert load(path, text_column="text").form == "text"
+    assert load(path, prompt="{prompt}").form == "prompt"

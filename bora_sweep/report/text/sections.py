@@ -214,7 +214,7 @@ def _about_metrics(summary: Summary) -> str:
     """What metrics are, and how their intervals differ from those of perplexity."""
     names = [label(scores.measure) for scores in summary.scores.values() if scores.measure.is_metric]
     return (
-        f"Of a metric ({', '.join(names)}) higher is better. It is the mean of the scores of generated texts, over "
+        f"Of a metric ({', '.join(names)}) higher is better. It is the mean of the documents' scores, over "
         "documents and seeds, at each trial's best epoch; every document counts once, whatever its length. Differences "
         "of a share are in percentage points. The intervals are those of a mean, or of a difference of two means: it "
         "plus or minus standard errors by Student's t, cut where no mean can lie. Where all documents of a task score "
