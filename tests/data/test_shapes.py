@@ -200,7 +200,7 @@ def test_a_users_own_splits_are_kept_and_a_missing_one_is_drawn_from_training(tm
     frame = prompts(30)
     frame["fold"] = [given[n // 2 % len(given)] for n in range(len(frame))]
     documents = load(write(frame, tmp_path / "x.jsonl"), split_column="fold").documents
-    fold = frame["fold"][documents["document_id"].astype(int)].to_numpy()
+    fold = np.array([frame["fold"].tolist()[int(n)] for n in documents["document_id"]])
     for split in given[1:]:
         assert set(documents["split"].to_numpy()[fold == split]) == {split}
     assert set(documents["split"][fold == "train"]) == {"train", "validation", "test"} - set(given[1:])
