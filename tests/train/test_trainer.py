@@ -451,7 +451,7 @@ from bora_sweep.train.fit import fit
 
 frame = make_frame({"a": 80}).assign(text=" ".join(2 * WORDS), split=["train"] * 64 + ["validation", "test"] * 8)
 frame = frame.assign(document_id=frame.index.astype(str), floor_nll_nats=0.0)
-corpus = tokenize(Corpus("made", ("a",), frame, ()), make_tokenizer(), 64)
+corpus = tokenize(Corpus("made", ("a",), frame.assign(content=None), ()), make_tokenizer(), 64)
 base = OPTForCausalLM(OPTConfig(
     vocab_size=48, hidden_size=256, word_embed_proj_dim=256, ffn_dim=1024, num_hidden_layers=4, num_attention_heads=4,
     max_position_embeddings=64, dropout=0.0, pad_token_id=1,
