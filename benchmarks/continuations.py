@@ -1,16 +1,18 @@
 """Accuracy over tau: which of four continuations is the speaker's own, on the embedded family of languages.
 
-    python benchmarks/continuations.py
+    python benchmarks/continuations.py [world] [others]
 
 Each document of the embedded corpus is cut in half. The first half is the prompt, the second the answer. The other
-candidates are second halves by other speakers. Two sweeps in `runs/answers-accuracy` and `runs/answers-perplexity`,
+candidates are second halves in the `world` language, from which all speakers differ, in part alike, with a twentieth of
+the questions to train on; or by `others` of the speakers, with a seventh. Two sweeps each, in `runs/answers-KIND-…`,
 which differ by `search.objective` alone; some minutes each on two cores. One that was cut off goes on where it stood.
-Written to `benchmarks/results/continuations.md`.
+Written to `benchmarks/results/continuations_KIND.md`.
 """
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +26,25 @@ from bora_sweep.model.embedded import base_model_folder
 from bora_sweep.report import Report
 
 LANGUAGES = SyntheticConfig(num_tasks=12, min_documents=60, max_documents=320)
+WORLD = replace(LANGUAGES, shift=0.0, seed=1)
+"""Speakers who do not differ from the world language."""
 CANDIDATES = 4
-SETTINGS = [
-    "metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10",
-    "data.train_fraction=0.15", "data.validation_fraction=0.25", "data.test_fraction=0.6",
-]  # fmt: skip
+FRACTIONS = {"world": (0.05, 0.27, 0.68), "others": (0.15, 0.25, 0.6)}
+"""By kind of the wrong answers: shares of training, validation and test."""
+SETTINGS = ["metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10"]
 OBJECTIVES = ("accuracy", "perplexity")
 
 
-def questions() -> pd.DataFrame:
-    """Columns task, prompt, completion and choices."""
+def questions(kind: str) -> pd.DataFrame:
+    """Columns task, prompt, completion and choices, with wrong answers of a kind."""
     rng, found = np.random.default_rng(0), documents(LANGUAGES)
     found = found.assign(words=found["text"].str.split()).loc[lambda rows: rows["words"].str.len() >= 6]
     answers = found["words"].map(_second_half)
+    world = pd.Series([_second_half(text.split()) for text in documents(WORLD)["text"] if len(text.split()) >= 6])
     drawn = []
     for task in found["task"]:
-        others = answers[found["task"] != task].unique()
-        drawn.append(rng.choice(others, CANDIDATES - 1, replace=False).tolist())
+        wrong = world if kind == "world" else answers[found["task"] != task]
+        drawn.append(rng.choice(wrong.unique().tolist(), CANDIDATES - 1, replace=False).tolist())
     made = pd.DataFrame(
         {
             "task": found["task"],
@@ -58,22 +62,26 @@ def _second_half(words: list[str]) -> str:
     return f" {' '.join(words[len(words) // 2 :])}"
 
 
-def folder(objective: str) -> Path:
+def folder(kind: str, objective: str) -> Path:
     """The run of an objective."""
-    return Path("runs") / f"answers-{objective}"
+    return Path("runs") / f"answers-{kind}-{objective}"
 
 
-def sweep(objective: str, path: Path) -> None:
+def sweep(kind: str, objective: str, path: Path) -> None:
     """Begin the sweep, or go on with it."""
-    resume = ["--resume"] if (folder(objective) / "config.yaml").exists() else []
+    resume = ["--resume"] if (folder(kind, objective) / "config.yaml").exists() else []
     settings = [f"data.path={path}", f"model.name={base_model_folder(LANGUAGES)}", f"search.objective={objective}"]
+    names = ("train_fraction", "validation_fraction", "test_fraction")
+    settings += [f"data.{name}={share}" for name, share in zip(names, FRACTIONS[kind], strict=True)]
     command = [sys.executable, "-m", "bora_sweep.cli", "sweep", *resume, *settings, *SETTINGS]
-    subprocess.run([*command, f"output={folder(objective)}"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*command, f"output={folder(kind, objective)}"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
-def table(objective: str) -> str:
+def table(kind: str, objective: str) -> str:
     """A row for each tau: accuracy and perplexity on test, with their intervals."""
-    report = Report(folder(objective))
+    report = Report(folder(kind, objective))
     right, text = (report.of(name).overall for name in OBJECTIVES)
     lines = [
         "| τ | test accuracy | against the chosen τ, points | test perplexity | |",
@@ -95,18 +103,19 @@ def table(objective: str) -> str:
     return f"### τ chosen by {objective}\n\n{report.answer}\n\n" + "\n".join(lines)
 
 
-def run() -> None:
-    """Both sweeps, and the page."""
-    path = Path("runs") / "answers.parquet"
-    path.parent.mkdir(exist_ok=True)
-    rows = questions()
-    rows.to_parquet(path)
-    for objective in OBJECTIVES:
-        sweep(objective, path)
-    about = f"{rows['task'].nunique()} speakers, {len(rows):,} questions with {CANDIDATES} candidates each."
-    parts = ["# Which continuation is the speaker's own?", provenance(), about, *map(table, OBJECTIVES)]
-    (RESULTS / "continuations.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+def run(kinds: list[str]) -> None:
+    """Both sweeps and the page of each kind; none: of both kinds."""
+    for kind in kinds or FRACTIONS:
+        path, rows = Path("runs") / f"answers-{kind}.parquet", questions(kind)
+        path.parent.mkdir(exist_ok=True)
+        rows.to_parquet(path)
+        for objective in OBJECTIVES:
+            sweep(kind, objective, path)
+        about = f"{rows['task'].nunique()} speakers, {len(rows):,} questions with {CANDIDATES} candidates each."
+        tables = [table(kind, objective) for objective in OBJECTIVES]
+        page = "\n\n".join([f"# Which continuation is the speaker's own? ({kind})", provenance(), about, *tables])
+        (RESULTS / f"continuations_{kind}.md").write_text(f"{page}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    start(run, __doc__)
+    start(run, __doc__, "KIND", choices=FRACTIONS)
