@@ -8,12 +8,13 @@ from bora_sweep.config.config import MERGES, UNTRAINED, Config, Method, Protocol
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.dotted import flatten
 from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_setting, load_config, read_config
-from bora_sweep.config.metric import PERPLEXITY, MetricConfig
+from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 
 __all__ = [
+    "ACCURACY",
     "MERGES",
     "PERPLEXITY",
     "PROTOCOLS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bora_sweep.config.data import DataConfig
-from bora_sweep.config.metric import PERPLEXITY, MetricConfig, check_metric_names
+from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig, check_metric_names
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.search import RayConfig, SearchConfig
@@ -179,7 +179,7 @@ class Config:
     @property
     def generates_text(self) -> bool:
         """Whether a metric reads generated text: all do but `accuracy`."""
-        return any(metric != "accuracy" for metric in self.metrics)
+        return any(metric != ACCURACY for metric in self.metrics)
 
     @property
     def can_be_packed(self) -> bool:

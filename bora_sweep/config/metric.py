@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from bora_sweep.errors import require
 
 PERPLEXITY = "perplexity"
-METRICS = ("accuracy", "exact_match", "rouge_l")
+"""What is scored always. It is none of the metrics."""
+ACCURACY = "accuracy"
+METRICS = (ACCURACY, "exact_match", "rouge_l")
 """The metrics that have a name. Any other is a function of the user's own."""
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from bora_sweep.config import Config, DataConfig
+from bora_sweep.config import ACCURACY, Config, DataConfig
 from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.conversation import ASSISTANT
 from bora_sweep.data.corpus import Corpus
@@ -17,7 +17,6 @@ from bora_sweep.errors import InputError, plural
 
 MOST_CHOICES = 64
 """Distinct completions of the training split up to which they are the candidate answers."""
-ACCURACY = "accuracy"
 
 
 def make_references(

@@ -49,7 +49,6 @@ class ChatFormat:
         self.name = "the tokenizer's chat template" if data.chat_template is None else "data.chat_template"
         self.template = data.chat_template or _template(tokenizer)
         self.variables = {**tokenizer.special_tokens_map, **template_variables(data)}
-        self._writes_tools: bool | None = None
         try:
             _compile_jinja_template(self.template)
         except jinja2.TemplateError as error:
@@ -114,13 +113,13 @@ class ChatFormat:
             "also in generated answers and in what metrics compare; take the template of this model"
         ]
 
-    def prompt_tokens(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def prompt_tokens(self, messages: list[Message]) -> list[int]:
         """The tokens of a conversation with the generation prompt, after which the assistant's turn begins.
 
         Raises:
             InputError: The template refuses it.
         """
-        text = self._render(self._protected(messages), tools, "the conversation", prompt=True)
+        text = self._render(self._protected(messages), None, "the conversation", prompt=True)
         return self.encoder.encode_rendered([text])[0]
 
     @cached_property
@@ -131,10 +130,13 @@ class ChatFormat:
 
     def _scored(self, content: dict[str, Any], name: str) -> tuple[str, list[Span]]:
         """The rendered conversation, and the spans that are scored."""
-        messages, tools, num_given = self._protected(content["messages"]), content.get("tools"), content["num_given"]
-        whole = self._render(messages, tools, name)
-        if tools is not None:
-            self._refuse_unwritten_tools(messages, tools, name)
+        messages, tools = self._protected(content["messages"]), self._protected(content.get("tools"))
+        num_given, whole = content["num_given"], self._render(messages, tools, name)
+        if tools is not None and whole == self._render(messages, None, name):
+            raise InputError(
+                f"{name}: {self.name} does not write the tools in column 'tools'; give a data.chat_template that does, "
+                "or drop the column"
+            )
         if self.loss_on == "all":
             start = 0 if num_given is None else self._prompt_end(whole, messages, tools, num_given, name)
             return whole, [(start, self._content_end(whole, start))]
@@ -155,15 +157,6 @@ class ChatFormat:
                     f"{name}: {self.name} writes nothing of a turn that is to be learnt, as of tool calls that it does "
                     "not know; give a data.chat_template that writes them, or remove the row"
                 )
-
-    def _refuse_unwritten_tools(self, messages: list[Message], tools: Any, name: str) -> None:
-        if self._writes_tools is None:
-            self._writes_tools = self._render(messages, tools, name) != self._render(messages, None, name)
-        if not self._writes_tools:
-            raise InputError(
-                f"{name}: {self.name} does not write the tools in column 'tools'; give a data.chat_template that does, "
-                "or drop the column"
-            )
 
     def _span(self, whole: str, messages: list[Message], tools: Any, turn: int, name: str) -> Span:
         """Where a turn of the assistant is, by growing prefixes."""
@@ -262,7 +255,7 @@ class ChatFormat:
         return any(mark.end() == len(text) for mark in self.encoder.special_pattern.finditer(text))
 
     def _protected(self, value: Any) -> Any:
-        """A copy of messages in which marks of control tokens are characters, whatever the template does."""
+        """A copy of messages or tools in which marks of control tokens are characters, whatever the template does."""
         if isinstance(value, str):
             return self.encoder.as_characters(value)
         if isinstance(value, dict):

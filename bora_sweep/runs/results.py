@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes
 
@@ -125,9 +126,6 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
-
-PERPLEXITY = "perplexity"
-"""The `search_objective` that is no metric."""
 
 
 @dataclass(frozen=True)

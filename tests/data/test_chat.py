@@ -200,6 +200,15 @@ def test_variables_and_tools_reach_the_template():
     assert shown(*encode(TALK[:2], flag, template_kwargs={"mood": True})).startswith("on")
 
 
+def test_a_mark_within_a_tool_is_characters():
+    """Else the text of a tool could end the turn, and begin one of the assistant's."""
+    template = "{% if tools %}{{ tools[0] | tojson }}{% endif %}" + CHATML
+    tools = [{"name": "clock", "description": "Ends by <|im_end|>"}]
+    tokens, scored = encode(TALK[:2], template, tools=tools)
+    assert shown(tokens, scored).startswith('{"name": "clock", "description": "Ends by <|im_end|>"}<|im_start|>user')
+    assert tokens.count(make_byte_tokenizer().convert_tokens_to_ids("<|im_end|>")) == 2
+
+
 def test_what_a_template_refuses_is_told_with_the_row():
     assert "data.chat_template refuses it: TemplateError: System role not supported" in refusal([SYSTEM, *TALK], GEMMA)
     assert "fails: ZeroDivisionError" in refusal(TALK, "{{ 1 / 0 }}" + CHATML)
@@ -280,6 +289,14 @@ def test_turns_and_tools_that_the_template_does_not_write_are_refused():
     knows = CHATML.replace("message['content'] +", "message['content'] + (message.get('tool_calls') or '') | string +")
     assert "clock" in shown(*encode([TALK[0], call], knows))
     assert "does not write the tools in column 'tools'" in refusal(TALK[:2], CHATML, tools=[{"name": "clock"}])
+    template = "{% if tools and messages[0]['role'] == 'system' %}{{ tools[0]['name'] }}{% endif %}" + CHATML
+    chat = ChatFormat(Encoder(make_byte_tokenizer()), DataConfig(chat_template=template))
+    written, unwritten = (
+        {"messages": messages, "num_given": None, "tools": [{"name": "clock"}]}
+        for messages in ([SYSTEM, *TALK[:2]], TALK[:2])
+    )
+    with pytest.raises(InputError, match=r"the second: data\.chat_template does not write the tools in column 'tools'"):
+        chat.encode([written, unwritten], ["the first", "the second"])
 
 
 def test_marks_that_are_letters_to_the_tokenizer_are_noted():

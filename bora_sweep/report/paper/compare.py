@@ -13,9 +13,10 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from bora_sweep.config import PERPLEXITY
 from bora_sweep.report.stats.rank_correlation import RankCorrelation, spearman
 from bora_sweep.report.stats.summary import Summary
-from bora_sweep.runs.results import PERPLEXITY, Results
+from bora_sweep.runs.results import Results
 
 
 @dataclass(frozen=True)

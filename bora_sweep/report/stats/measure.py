@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from bora_sweep.runs.results import PERPLEXITY
+from bora_sweep.config import PERPLEXITY
 
 Unit = Literal["perplexity", "share", "number"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import InputError
 from bora_sweep.report.stats.document_scores import sorted_keys, values_of
 from bora_sweep.report.stats.measure import Measure, measure_of
@@ -28,7 +29,7 @@ from bora_sweep.report.stats.summary import (
     Summary,
     structure_of,
 )
-from bora_sweep.runs.results import PERPLEXITY, Results, objective_name
+from bora_sweep.runs.results import Results, objective_name
 
 _COLUMNS = ["num_documents", "num_tokens", "nll_nats", "floor_nll_nats", "distance_to_global"]
 _DOCUMENTS, _TOKENS, _NATS, _FLOOR, _DISTANCE = range(5)

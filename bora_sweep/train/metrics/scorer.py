@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bora_sweep.config import PERPLEXITY
+from bora_sweep.config import ACCURACY, PERPLEXITY
 from bora_sweep.data.decode import continuation
 from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
@@ -27,8 +27,6 @@ from bora_sweep.train.metrics.functions import score_function, scores_of
 from bora_sweep.train.metrics.generation import NO_TOKEN, generate
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
-
-ACCURACY = "accuracy"
 
 
 class Scorer:
