@@ -63,21 +63,25 @@ def test_an_answer_is_what_the_template_writes(tmp_path):
 @pytest.mark.parametrize("loss_on", ["assistant", "last_assistant"])
 def test_of_a_conversation_it_is_the_last_turn(tmp_path, loss_on):
     lines = talks()
-    for line in lines[::2]:
-        line["messages"] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, *line["messages"]]
+    for n, line in enumerate(lines[::3]):  # each begins otherwise, else one split would have them all
+        begins = [{"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b"}]
+        line["messages"] = [*begins, *line["messages"]]
     tokenizer = make_byte_tokenizer(CHATML)
     corpus = corpus_of(lines, tmp_path, tokenizer, data={"loss_on": loss_on})
     found = corpus.references
     assert set(found.text_N) <= set(LABELS)
     assert set(found.choices_N) == {tuple(LABELS)}
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end, turns = tokenizer.convert_tokens_to_ids("<|im_end|>"), []
     for n, given, text, tokens in zip(
         found.document_N, found.given_N, found.text_N, found.choice_tokens_N, strict=True
     ):
         sequence = corpus.tokens[corpus.offsets[n] : corpus.offsets[n + 1]].tolist()
         assert tuple(sequence[given:]) == tokens[LABELS.index(text)]
         assert all(choice[-1] == end for choice in tokens)
-        assert str(tokenizer.decode(sequence[:given])).endswith("<|im_start|>assistant\n")
+        prompt = str(tokenizer.decode(sequence[:given]))
+        assert prompt.endswith("<|im_start|>assistant\n")
+        turns.append(prompt.count("<|im_start|>assistant"))
+    assert set(turns) == {1, 2}
     assert found.end_tokens == (tokenizer.eos_token_id, end)
 
 
