@@ -275,7 +275,7 @@ def _refuse_untrained(corpus: Corpus, is_kept: np.ndarray, max_tokens: int) -> N
             f"model.max_tokens={max_tokens}: the prompts of all training documents of task {lost[0]!r}{more} are "
             f"longer, so that nothing is left to learn; {mend}"
         )
-    for split in set(documents["split"]) - set(kept["split"]):
+    for split in sorted(set(documents["split"]) - set(kept["split"])):
         raise InputError(f"model.max_tokens={max_tokens}: the prompts of all {split} documents are longer; {mend}")
 
 
