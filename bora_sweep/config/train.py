@@ -68,6 +68,10 @@ class TrainConfig:
     another's step. null: no clipping."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward and backward pass."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each block of the base for the backward pass, and compute the rest of the block again
+    there. A step takes about a third longer, and its memory grows far less with `model.max_tokens`. Results do not
+    depend on it."""
     compile: bool = False
     """Compile the model with torch.compile, once for all trials of a worker process. The first step then takes
     longer."""

@@ -20,6 +20,8 @@ BLOCK = {"cpu": 1 << 17}
 """Numbers of a bank that a step takes at a time, so that on a CPU they stay in the cache."""
 BLOCK_ELSEWHERE = 1 << 26
 """On a GPU enough to fill it, and few enough that temporaries are small beside the bank."""
+COPIES_ELSEWHERE = 3
+"""Temporary copies of such a block that a step of `ProximalAdam` holds on a GPU, for `bora_sweep.train.memory`."""
 
 
 class ProximalAdam(torch.optim.Optimizer):

@@ -1,0 +1,208 @@
+"""Memory of a fit on its device, reckoned before anything is there: from the base's config.json and the settings alone.
+
+What a forward and a backward pass hold is counted, by running the real code on tensors without numbers (`LiveBytes`);
+what banks, gradients and the optimiser hold follows from their sizes.
+
+Shapes: D tasks, S fits of a pack, B rows of a fit in a forward pass, T tokens, P parameters of one adapter.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from transformers import PreTrainedModel
+
+from bora_sweep.config import Config
+from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.hierarchy import Hierarchy
+from bora_sweep.model.layout import Layout
+from bora_sweep.model.linear_cross_entropy import CHUNK_ELSEWHERE
+from bora_sweep.model.live_bytes import LiveBytes
+from bora_sweep.model.pass_bytes import PassBytes, Sink, count_passes
+from bora_sweep.model.weight_bytes import dense_bytes, stored_bytes
+from bora_sweep.train.optim import BLOCK_ELSEWHERE, COPIES_ELSEWHERE
+
+METHODS = ("map", "pfedme")
+"""Methods whose memory is reckoned: those that train by `bora_sweep.train.optim`."""
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of mixed precision, by `train.precision`."""
+MOST = 1 << 20
+"""Tasks, beyond which no more are looked for."""
+MOST_FITS = 64
+"""The same of fits of a pack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes on the device; the best epoch's copy is on the host."""
+
+    base: int
+    """The frozen weights."""
+    banks: int
+    """Theta and the D deviations, and two Adam moments of each that moves."""
+    gather: int
+    """While rows are gathered from the bank, or their gradients are added into the bank's gradient."""
+    forward: int
+    """A training forward pass, with its loss: rows of adapters, saved activations, logits of a chunk."""
+    backward: int
+    """The backward pass: the same activations, and the gradients that flow through them."""
+    update: int
+    """In the optimiser's step: the bank's gradient and temporary copies."""
+    scoring: int
+    """A forward pass of validation, on twice as many rows, without gradients."""
+
+    @property
+    def peak(self) -> int:
+        """The permanent parts plus the largest temporary one."""
+        return self.base + self.banks + max(self.gather, self.forward, self.backward, self.update, self.scoring)
+
+
+class FitMemory:
+    """The memory of fits with these settings on rows of T tokens.
+
+    Args:
+        config: Of a fit. `step` is given the rows and passes instead of its batch size and micro batch.
+        base: The base model in the type that it is used in; its weights may be absent (`empty_base`).
+        layout: The adapters.
+        tokens: T.
+        chunk: Positions whose logits are in memory at a time.
+        block: Numbers of the bank that the optimiser updates at a time.
+        copies: Temporary copies of a block in the optimiser's step.
+
+    Raises:
+        InputError: The memory of the method is not known.
+    """
+
+    def __init__(
+        self, config: Config, base: PreTrainedModel, layout: Layout, tokens: int, *, chunk: int = CHUNK_ELSEWHERE,
+        block: int = BLOCK_ELSEWHERE, copies: int = COPIES_ELSEWHERE,
+    ) -> None:  # fmt: skip
+        if config.method not in METHODS:
+            raise InputError(f"method={config.method}: memory is reckoned for {' and '.join(METHODS)} alone; drop it")
+        self.config, self.base, self.layout, self.tokens = config, base, layout, tokens
+        self.chunk, self.block, self.copies = chunk, block, copies
+        self.dtype = torch.promote_types(base.dtype, torch.float32)
+        """Of the banks, their gradients and Adam's moments."""
+        self._passes, self._gather = lru_cache(self._count_passes), lru_cache(self._count_gather)
+        quantization = config.model.quantization
+        self._weights, self._dense = stored_bytes(base, quantization), dense_bytes(base, quantization)
+
+    def step(self, num_tasks: int, rows: int, *, passes: int = 1, fits: int = 1) -> StepMemory:
+        """Peak memory of a step.
+
+        Args:
+            num_tasks: D.
+            rows: B.
+            passes: Forward passes of a step. With more than one, the bank's gradient accumulates while they run.
+            fits: S.
+
+        Raises:
+            InputError: The model's code cannot be counted.
+        """
+        moving, resting = self._numbers(num_tasks, fits)
+        gradient = moving * self.dtype.itemsize
+        accumulated = gradient if passes > 1 or self.config.is_separate else 0
+        counted = self._passes(math.isinf(self.config.prior.tau) and fits == 1)
+        train, score = rows * fits, 2 * rows * fits
+        forward = max(counted.forward(train) + self._dense, counted.held(train) + self._loss(counted, train))
+        return StepMemory(
+            base=self._weights,
+            banks=(3 * moving + resting) * self.dtype.itemsize,
+            gather=accumulated + self._gather(num_tasks, rows, fits),
+            forward=accumulated + forward,
+            backward=accumulated + counted.backward(train) + self._dense,
+            update=gradient + self._update_copies(moving, fits),
+            scoring=max(counted.scoring(score) + self._dense, counted.scored(score) + self._loss(counted, score)),
+        )
+
+    def tasks_that_fit(self, memory: int, rows: int, *, passes: int = 1, fits: int = 1) -> int:
+        """The largest D whose step needs at most `memory` bytes, up to `MOST`; 0 if one task needs more."""
+        return _largest(MOST, memory, lambda tasks: self.step(tasks, rows, passes=passes, fits=fits).peak)
+
+    def rows_that_fit(self, memory: int, num_tasks: int, batch_size: int, *, fits: int = 1) -> int:
+        """The largest B, up to the batch, whose step needs at most `memory` bytes; 0 if one row needs more."""
+        if self.step(num_tasks, batch_size, fits=fits).peak <= memory:
+            return batch_size
+        return _largest(batch_size - 1, memory, lambda rows: self.step(num_tasks, rows, passes=2, fits=fits).peak)
+
+    def fits_that_fit(self, memory: int, num_tasks: int, rows: int, *, passes: int = 1) -> int:
+        """The largest S whose step needs at most `memory` bytes, up to `MOST_FITS`; 0 if one fit needs more."""
+        return _largest(MOST_FITS, memory, lambda fits: self.step(num_tasks, rows, passes=passes, fits=fits).peak)
+
+    def _numbers(self, num_tasks: int, fits: int) -> tuple[int, int]:
+        """How many numbers of the banks move, and how many do not."""
+        (example,) = self._hierarchies(1, 1)
+        theta = fits * self.layout.num_parameters
+        bank = 0 if example.task_KP is None else num_tasks * theta
+        return (bank + theta, 0) if example.mean_P.requires_grad else (bank, theta)
+
+    def _update_copies(self, moving: int, fits: int) -> int:
+        """Bytes of the optimiser's temporary copies, or of the prior's gradient where that is a tensor of its own."""
+        block = max(fits * self.layout.num_parameters, min(moving, self.block))
+        numbers = self.copies * block
+        if self.config.solver == "adamw" and 0 < self.config.prior.tau < math.inf:
+            numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving // fits)
+        return numbers * self.dtype.itemsize
+
+    def _loss(self, counted: PassBytes, rows: int) -> int:
+        """Bytes of `LinearCrossEntropy`: hidden states, their scores, a chunk's scores, and its logits in both types."""
+        if counted.head is None:
+            return 0
+        vocabulary, width = counted.head.weight.shape
+        size, positions = self.base.dtype.itemsize, rows * (self.tokens - 1)
+        narrow = NARROW.get(self.config.train.precision, self.base.dtype)
+        cast = width * vocabulary * narrow.itemsize if narrow != self.base.dtype else 0  # of the head's weight
+        copy = narrow.itemsize if narrow.itemsize < self.dtype.itemsize else 0
+        chunk = min(self.chunk, positions)
+        logits = chunk * vocabulary * (self.dtype.itemsize + copy)
+        return (2 * positions + chunk) * width * size + logits + cast
+
+    def _hierarchies(self, num_tasks: int, fits: int) -> list[Hierarchy]:
+        """Theta and D tasks of each fit, without numbers."""
+        with LiveBytes():
+            initial_P = torch.empty(self.layout.num_parameters, dtype=self.dtype)
+            return [
+                Hierarchy(
+                    initial_P,
+                    num_tasks=num_tasks,
+                    tau=self.config.prior.tau,
+                    parametrization=self.config.prior.parametrization,
+                    global_update=self.config.global_update,
+                )
+                for _ in range(fits)
+            ]
+
+    def _count_gather(self, num_tasks: int, rows: int, fits: int) -> int:
+        """Peak bytes while rows are gathered from the banks, or their gradients added into the banks' gradients."""
+        hierarchies = self._hierarchies(num_tasks, fits)
+        with LiveBytes(bank for hierarchy in hierarchies for bank in hierarchy.parameters()) as live:
+            task_B = torch.zeros(rows, dtype=torch.long)
+            each = [hierarchy.theta_BP(task_B) for hierarchy in hierarchies]
+            theta_BP = each[0] if fits == 1 else torch.cat([theta.expand(rows, -1) for theta in each])
+            end = Sink.apply(theta_BP)
+            del each, theta_BP
+            end.backward()
+            return live.peak
+
+    def _count_passes(self, shared: bool) -> PassBytes:
+        train = self.config.train
+        try:
+            return count_passes(
+                self.base, self.layout, self.tokens, shared=shared, checkpointing=train.gradient_checkpointing,
+                narrow=NARROW.get(train.precision),
+            )  # fmt: skip
+        except InputError:
+            raise
+        except Exception as error:  # any model's code
+            raise InputError(
+                f"model.name={self.config.model.name}: the memory of a {self.base.config.model_type} cannot be counted "
+                f"without its weights ({one_line(error, limit=200)}); try a fit with train.max_epochs=1 on the card"
+            ) from error
+
+
+def _largest(limit: int, memory: int, peak: Callable[[int], int]) -> int:
+    """The largest number up to `limit` whose peak, which grows with it, is at most `memory`; 0 if that of 1 is more."""
+    return bisect_right(range(1, limit + 1), memory, key=peak)
