@@ -17,6 +17,7 @@ KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] i
 RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
 FIT_TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
 SWEEP_TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
+PLAN_TEXT = "Reckon whether a fit fits on a card, before one is rented. No weights and no GPU are needed."
 REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."
 STATUS_TEXT = "Show the progress of a run: its trials, the best so far, the time left."
 EXPORT_TEXT = "Write a trial's adapters as PEFT folders: one for each task, and _global for what they share."
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
     _add_settings(fit, "prior.tau=100")
     _add_settings(sweep, "search.num_trials=12")
+    plan = _add(subparsers, "plan", commands.plan, PLAN_TEXT, ["data", "model", "lora", "prior", "train", "search"])
+    _add_plan_options(plan)
     _add_report_options(_add(subparsers, "report", commands.report, REPORT_TEXT))
     _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))
     _add_export_options(_add(subparsers, "export", commands.export, EXPORT_TEXT))
@@ -119,6 +122,15 @@ def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
     text = "resume a run: that of output=RUN, else the newest in runs/"
     parser.add_argument("--resume", action="store_true", help=text)
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    text = "YAML files and settings of the fit, such as model.name=facebook/opt-350m; with data.path its tasks count"
+    parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
+    text = "the card's memory, such as 24GB, or its name, such as l4; exit code 1: the fit does not fit"
+    parser.add_argument("--card", required=True, metavar="SIZE|NAME", help=text)
+    text = "number of tasks; default: those of the corpus, 25 without one"
+    parser.add_argument("--tasks", type=int, metavar="N", help=text)
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:

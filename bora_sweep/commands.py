@@ -1,6 +1,6 @@
 """The commands of `bora-sweep`, one function each. Each returns its exit code.
 
-0: done. 1: the run failed, and what finished is kept. 2: the input is wrong, with one message. 130: interrupted.
+0: done. 1: the run failed, and what finished is kept; or a plan does not fit. 2: the input is wrong, with one message. 130: interrupted.
 """
 
 import argparse
@@ -88,6 +88,16 @@ def sweep(parsed: argparse.Namespace) -> int:
         return FAILED if failed else DONE
 
     return _with_resume_hint("sweep", prepared.run, work)
+
+
+def plan(parsed: argparse.Namespace) -> int:
+    """Show whether a fit fits on a card; exit with 1 if it does not."""
+    from bora_sweep.plan import make_plan, render
+
+    planned = make_plan(parsed.settings, parsed.card, parsed.tasks)
+    for part in render(planned):
+        out.print(part)
+    return DONE if planned.is_fitting else FAILED
 
 
 def status(parsed: argparse.Namespace) -> int:

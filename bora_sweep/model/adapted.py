@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from bora_sweep.model.base_check import AdapterParts, check_base
 from bora_sweep.model.layout import Layout
-from bora_sweep.model.live_bytes import lacks_numbers
 from bora_sweep.model.lora import Site
 from bora_sweep.model.trial_logits import made_up_tokens
 
@@ -137,7 +136,7 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
     positions = getattr(base.config, "max_position_embeddings", None)
     length = min(HEAD_TOKENS, positions // 2) if isinstance(positions, int) and positions > 1 else HEAD_TOKENS
     tokens_BT = made_up_tokens(base, HEAD_ROWS, length)
-    if lacks_numbers(base):
+    if base.device.type == "meta":
         return head if _logits_are_outputs_of(head, base, tokens_BT) else None
     hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != head.in_features or hidden.dtype != head.weight.dtype:
@@ -173,7 +172,7 @@ def _keeps_logits(base: PreTrainedModel) -> bool:
     """Whether the base makes the logits of chosen positions alone, and the same ones. Found by running it."""
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         return False
-    if lacks_numbers(base):
+    if base.device.type == "meta":
         return True
     tokens_BT, kept_C = made_up_tokens(base, 2, 8), torch.tensor([2, 5, 6], device=base.device)
     logits_BTV = base(input_ids=tokens_BT, use_cache=False).logits

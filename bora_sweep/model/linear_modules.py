@@ -116,7 +116,7 @@ def _trace_calls(base: PreTrainedModel) -> dict[str, list[_Call]]:
     """
     for dtype in (None, torch.bfloat16):
         try:
-            empty = _without_weights(base, dtype)
+            empty = without_weights(base, dtype)
             calls_of: dict[str, list[_Call]] = {name: [] for name in linear_modules(empty)}
             for name, calls in calls_of.items():
                 empty.get_submodule(name).register_forward_hook(_recorder(calls))
@@ -143,7 +143,7 @@ def _recorder(calls: list[_Call]):
     return record
 
 
-def _without_weights(base: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+def without_weights(base: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A copy of the model on the meta device, its floating-point weights in `dtype` if that is given."""
 
     def empty(tensor: Tensor) -> Tensor:

@@ -1,29 +1,32 @@
 """The bytes that a computation holds, counted while it runs on tensors that have sizes and no numbers.
 
-Nothing is computed, and no memory is used: torch's fake tensors follow shapes and types through any model's own code.
+Nothing is computed, and no memory is used: torch's meta tensors follow shapes and types through any model's own code.
+
+Shapes: B rows, T queries, S keys, H heads, G heads of keys and values, E width of a head's keys, V of its values.
 """
 
-import copy
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from transformers import PreTrainedModel
+from torch.utils._pytree import tree_any, tree_iter, tree_map_only
 
-_FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-"""The one mode of all tensors without numbers; torch refuses to mix those of several."""
+META = torch.device("meta")
+BY_VALUE = (torch.ops.aten.arange, torch.ops.aten.full, torch.ops.aten.scalar_tensor)
+"""Functions whose results have the type of their arguments, if none is given."""
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within, tensors of floating-point numbers have none, and the bytes of those that are alive are counted.
+    """Within, floating-point tensors are made on the meta device, and the bytes of all that are alive are counted.
 
-    Tokens, positions and masks that do not come from such tensors are real, so that a model may read them. A number
-    that it reads from the others is 1, or False.
+    Tokens, positions and masks that come from no such tensor are real and on the CPU, so that a model may read them. A
+    number that it reads from a meta tensor is 1, or False.
 
     Args:
         given: Tensors that are alive before, and are not counted.
@@ -33,6 +36,15 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in given}
+        self._attention = FusedAttention()
+
+    def __enter__(self) -> "LiveBytes":
+        self._attention.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._attention.__exit__(*error)
 
     def restart(self) -> None:
         """Forget the peak so far."""
@@ -42,12 +54,17 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """See `torch.utils._python_dispatch.TorchDispatchMode`."""
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return False if args[0].dtype == torch.bool else torch.ones((), dtype=args[0].dtype).item()
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not isinstance(result, FakeTensor) and result.is_floating_point():
-            result = _FAKE.from_tensor(result)
-        for tensor in tree_iter(result):
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return False if args[0].dtype == torch.bool else torch.ones((), dtype=args[0].dtype).item()
+            if not all(tensor.is_meta for tensor in tensors):
+                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+        elif any(argument.name == "device" for argument in func._schema.arguments):
+            kwargs["device"] = META if not tensors and _is_float(func, args, kwargs) else torch.device("cpu")
+        result = func(*args, **kwargs)
+        for tensor in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
         return result
@@ -64,19 +81,45 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def without_numbers(base: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model for `LiveBytes`, whose weights have sizes and no numbers; its own may be absent."""
-
-    def empty(tensor: Tensor) -> Tensor:
-        with _FAKE:
-            bare = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
-
-    weights = [*base.parameters(), *base.buffers()]
-    return copy.deepcopy(base, {id(tensor): empty(tensor) for tensor in weights}).eval()
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to(META)
 
 
-def lacks_numbers(base: nn.Module) -> bool:
-    """Whether the model's weights have sizes alone."""
-    weight = next(base.parameters())
-    return weight.is_meta or isinstance(weight, FakeTensor)
+def _is_float(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function that is given no tensor makes floating-point numbers, as `torch.zeros` does."""
+    dtype = kwargs.get("dtype")
+    if dtype is None and func.overloadpacket in BY_VALUE:
+        return any(isinstance(argument, float) for argument in args)
+    return (dtype or torch.get_default_dtype()).is_floating_point
+
+
+class FusedAttention(TorchFunctionMode):
+    """Within, attention holds what a GPU's fused kernel does; on meta tensors torch would take the slow one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See `torch.overrides.TorchFunctionMode`."""
+        if func is F.scaled_dot_product_attention and args[0].is_meta:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    """The sizes of a fused kernel: it saves its inputs, its output and a logarithm for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, query_BHTE: Tensor, key_BGSE: Tensor, value_BGSV: Tensor) -> Tensor:
+        """Attention's output, of shape (B, H, T, V), heads innermost in memory."""
+        rows, heads, length, _ = query_BHTE.shape
+        output_BTHV = query_BHTE.new_empty(rows, length, heads, value_BGSV.shape[-1])
+        log_BHT = query_BHTE.new_empty(rows, heads, length, dtype=torch.float32)
+        output_BHTV = output_BTHV.transpose(1, 2)
+        ctx.save_for_backward(query_BHTE, key_BGSE, value_BGSV, output_BHTV, log_BHT)
+        return output_BHTV
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHTV: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # noqa: ARG004
+        """Gradients of queries, keys and values."""
+        query_BHTE, key_BGSE, value_BGSV, *_ = ctx.saved_tensors
+        return tuple(torch.empty_like(tensor) for tensor in (query_BHTE, key_BGSE, value_BGSV))

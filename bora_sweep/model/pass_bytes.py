@@ -22,7 +22,8 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base_check import AdapterParts
 from bora_sweep.model.layout import Layout
-from bora_sweep.model.live_bytes import LiveBytes, without_numbers
+from bora_sweep.model.linear_modules import without_weights
+from bora_sweep.model.live_bytes import FusedAttention, LiveBytes
 
 FEWER, MORE = 2, 3
 """Rows that are counted; one alone is stored otherwise in places, as its strides are free."""
@@ -75,7 +76,7 @@ def count_passes(
         InputError: The model has no blocks that can keep their inputs alone.
         Exception: The model's code does not run without numbers.
     """
-    empty = without_numbers(base)
+    empty = without_weights(base)
     weights = [*empty.parameters(), *empty.buffers()]
     with LiveBytes(weights):
         adapted = AdaptedModel(empty, layout)
@@ -142,7 +143,8 @@ def _checkpoint_blocks(adapted: AdaptedModel) -> None:
 
     def run(forward: Callable[..., Any], parts: AdapterParts, *inputs: Any, **more: Any) -> Any:
         adapted._parts = parts
-        return forward(*inputs, **more)
+        with FusedAttention():  # torch leaves such modes in the backward pass
+            return forward(*inputs, **more)
 
     def keep_inputs(forward: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
         again = partial(run, forward, adapted._parts)

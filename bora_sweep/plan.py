@@ -1,0 +1,219 @@
+"""Whether a fit fits on a card, and how much more would, before a card is rented.
+
+Neither weights nor a GPU are needed: the base's config.json and the corpus give all sizes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bora_sweep.cards import GIGABYTE, USABLE, Card, read_card
+from bora_sweep.config import Config, Setting, load_config
+from bora_sweep.errors import InputError, plural, require
+from bora_sweep.train.memory import MOST_FITS, NARROW, FitMemory, StepMemory
+
+TASKS = 25
+"""Tasks where neither a corpus nor `--tasks` says how many."""
+WHAT = {
+    "base": "the frozen weights",
+    "banks": "Theta, the tasks' deviations, and two Adam moments of each",
+    "gather": "rows are gathered from the bank, or their gradients added to the bank's",
+    "forward": "a forward pass: adapters of the rows, saved activations, logits of a chunk",
+    "backward": "a backward pass: saved activations and their gradients",
+    "update": "the optimiser's step: the bank's gradient and temporary copies",
+    "scoring": "a forward pass of validation, with twice as many documents",
+}
+"""What each part of `StepMemory` is."""
+MENDS = {
+    "base": "a smaller base, model.dtype=bfloat16 or model.quantization=nf4",
+    "banks": "fewer tasks, a smaller lora.rank or fewer lora.target_modules",
+    "update": "fewer tasks, a smaller lora.rank or fewer lora.target_modules",
+    "gather": "fewer tasks, a smaller lora.rank or fewer documents (train.micro_batch_size)",
+    "forward": "fewer documents (train.micro_batch_size), shorter ones (model.max_tokens) or "
+    "train.gradient_checkpointing=true",
+    "scoring": "fewer documents (train.micro_batch_size), shorter ones (model.max_tokens) or a smaller lora.rank",
+}
+MENDS["backward"] = MENDS["forward"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The memory of a step on a card, and how much more of each kind would fit."""
+
+    name: str
+    """Of the base model."""
+    card: Card
+    num_parameters: int
+    """Of one adapter."""
+    tasks: int
+    tokens: int
+    """Of a row."""
+    batch_size: int
+    rows: int
+    """Documents of a forward pass."""
+    fits: int
+    """Of a pack."""
+    memory: StepMemory
+    most_tasks: int
+    most_rows: int
+    most_fits: int
+    """Of a pack; 0 also where fits of this kind cannot be packed."""
+    notes: tuple[str, ...]
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether the step fits."""
+        return self.memory.peak <= self.card.usable_bytes
+
+    @property
+    def at_once(self) -> int:
+        """Fits that the card holds, each in a process of its own."""
+        return self.card.processes(self.memory.peak)
+
+
+def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) -> Plan:
+    """Reckon the memory of a fit.
+
+    Args:
+        settings: Of the fit. With a corpus, its tasks and its longest document count; else `tasks` and
+            `model.max_tokens`.
+        card: A size such as `24GB`, or a name such as `l4`.
+        tasks: The number of tasks; None: those of the corpus, or `TASKS`.
+
+    Raises:
+        InputError: The settings, the model or the card are wrong.
+    """
+    from bora_sweep.model.base import empty_base, refuse_mismatch
+    from bora_sweep.model.layout import make_layout
+
+    where, config = read_card(card), load_config(settings)
+    require(tasks is None or tasks >= 1, f"--tasks {tasks}: need at least 1")
+    require(config.model.name is not None, "model.name is not set: name the base model to plan for, such as model.name=facebook/opt-350m")
+    require(
+        config.ray.workers_per_trial == 1,
+        f"ray.workers_per_trial={config.ray.workers_per_trial}: a plan is for a fit on one card; drop it",
+    )
+    num_tasks, tokens, largest = _sizes_of_corpus(config)
+    num_tasks = tasks or num_tasks
+    base = empty_base(config.model, config.data).to(_dtype(config))
+    refuse_mismatch(base, largest, tokens)
+    layout = make_layout(base, config.lora)
+    memory = FitMemory(config, base, layout, tokens)
+    batch = config.train.batch_size
+    rows = min(batch, config.train.micro_batch_size or batch)
+    fits = config.search.pack if isinstance(config.search.pack, int) else 1
+    passes, usable = math.ceil(batch / rows), where.usable_bytes
+    return Plan(
+        name=config.model.name or "",
+        card=where,
+        num_parameters=layout.num_parameters,
+        tasks=num_tasks,
+        tokens=tokens,
+        batch_size=batch,
+        rows=rows,
+        fits=fits,
+        memory=memory.step(num_tasks, rows, passes=passes, fits=fits),
+        most_tasks=memory.tasks_that_fit(usable, rows, passes=passes, fits=fits),
+        most_rows=memory.rows_that_fit(usable, num_tasks, batch, fits=fits),
+        most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if config.can_be_packed else 0,
+        notes=tuple(_notes(config)),
+    )
+
+
+def _sizes_of_corpus(config: Config) -> tuple[int, int, int]:
+    """Tasks, tokens of the longest document, and the largest token; without a corpus the settings' own."""
+    if config.data.kind == "synthetic":
+        return TASKS, config.model.max_tokens, 0
+    from bora_sweep.data.corpus import load_corpus
+    from bora_sweep.data.known_documents import record_folders
+    from bora_sweep.data.tokens import tokenize_for
+    from bora_sweep.model.base import load_tokenizer
+
+    corpus = load_corpus(config.data, record_folders(config))
+    tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
+    return tokenized.num_tasks, tokenized.longest, tokenized.largest_token
+
+
+def _dtype(config: Config) -> torch.dtype:
+    """The type of the base on a card."""
+    return torch.bfloat16 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+
+
+def _notes(config: Config) -> list[str]:
+    notes = []
+    if config.train.precision in NARROW:
+        notes.append(f"train.precision={config.train.precision}: casts are counted as a CPU makes them; a GPU's differ")
+    if config.train.compile:
+        notes.append("train.compile=true: counted as without it; compiled code may hold less")
+    if config.metrics:
+        notes.append("metrics: what scoring them takes is not counted")
+    return notes
+
+
+def render(plan: Plan) -> list[RenderableType]:
+    """The plan for a terminal: a table of the parts, whether they fit, and how much more would."""
+    size, usable, peak = plan.card.gigabytes, plan.card.usable_bytes, plan.memory.peak
+    passes = math.ceil(plan.batch_size / plan.rows)
+    step = plural(passes, "forward pass").replace("passs", "passes")
+    title = (
+        f"{plan.name}, {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, rows of {plan.tokens:,} "
+        f"tokens; a step: {plural(plan.batch_size, 'document')}, {step} of {plan.rows}"
+        + (f", {plan.fits} fits of a pack" if plan.fits > 1 else "")
+    )
+    verdict = (
+        f"fits on a card of {size:g} GB, with {_gigabytes(usable - peak)} GB to spare"
+        if plan.is_fitting
+        else f"does not fit on a card of {size:g} GB: {_gigabytes(peak - usable)} GB too much; needs {_mend(plan)}"
+    )
+    reserve = f"{_gigabytes(usable)} GB are usable; {1 - USABLE:.0%} is for CUDA's context, scratch and fragmentation"
+    more = [
+        f"documents of a forward pass that fit (train.micro_batch_size), of {plan.batch_size}: {plan.most_rows:,}",
+        f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {plan.most_tasks:,}",
+        f"fits of a pack that fit (search.pack): {plan.most_fits if plan.most_fits < MOST_FITS else f'{MOST_FITS} or more'}",
+        f"fits on the card at once, each a process: {plan.at_once}",
+    ]
+    return [
+        Text(title),
+        _table(plan.memory),
+        Text(verdict, style="bold green" if plan.is_fitting else "bold red"),
+        Text(reserve),
+        *(Text(f"• {line}") for line in more),
+        *(Text(f"note: {note}", style="yellow") for note in plan.notes),
+    ]
+
+
+def _table(memory: StepMemory) -> Table:
+    """The parts in gigabytes; of the temporary ones the largest counts."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=(0, 1, 0, 1), footer_style="bold")
+    table.add_column("part", "peak")
+    table.add_column("GB", _gigabytes(memory.peak), justify="right")
+    table.add_column("what", "base, banks, and the largest of the rest")
+    largest = _largest(memory)
+    for part in fields(memory):
+        style = "bold" if part.name in ("base", "banks", largest) else "dim"
+        table.add_row(part.name, _gigabytes(getattr(memory, part.name)), WHAT[part.name], style=style)
+    return table
+
+
+def _largest(memory: StepMemory) -> str:
+    """The largest of the temporary parts."""
+    temporary = [part.name for part in fields(memory) if part.name not in ("base", "banks")]
+    return max(temporary, key=lambda name: getattr(memory, name))
+
+
+def _mend(plan: Plan) -> str:
+    """What would lower the peak most: a micro batch that fits, else the keys of the largest part."""
+    if plan.most_rows:
+        return f"train.micro_batch_size={plan.most_rows}"
+    parts = ("base", "banks", _largest(plan.memory))
+    return MENDS[max(parts, key=lambda name: getattr(plan.memory, name))]
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / GIGABYTE:.2f}"
