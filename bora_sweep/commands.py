@@ -1,6 +1,7 @@
 """The commands of `bora-sweep`, one function each. Each returns its exit code.
 
-0: done. 1: the run failed, and what finished is kept; or a plan does not fit. 2: the input is wrong, with one message. 130: interrupted.
+0: done. 1: the run failed, and what finished is kept; or what is planned does not fit. 2: the input is wrong, with one
+message. 130: interrupted.
 """
 
 import argparse

@@ -15,19 +15,19 @@ from rich.text import Text
 
 from bora_sweep.cards import GIGABYTE, USABLE, Card, read_card
 from bora_sweep.config import Config, Setting, load_config
-from bora_sweep.errors import InputError, plural, require
-from bora_sweep.train.memory import MOST_FITS, NARROW, FitMemory, StepMemory
+from bora_sweep.errors import plural, require
+from bora_sweep.train.memory import MOST_FITS, FitMemory, StepMemory
 
 TASKS = 25
 """Tasks where neither a corpus nor `--tasks` says how many."""
 WHAT = {
     "base": "the frozen weights",
-    "banks": "Theta, the tasks' deviations, and two Adam moments of each",
-    "gather": "rows are gathered from the bank, or their gradients added to the bank's",
-    "forward": "a forward pass: adapters of the rows, saved activations, logits of a chunk",
-    "backward": "a backward pass: saved activations and their gradients",
-    "update": "the optimiser's step: the bank's gradient and temporary copies",
-    "scoring": "a forward pass of validation, with twice as many documents",
+    "banks": "Theta, the tasks, and Adam's moments",
+    "gather": "from the bank to rows, and back",
+    "forward": "adapters, activations, a chunk's logits",
+    "backward": "activations and their gradients",
+    "update": "the bank's gradient, and copies",
+    "scoring": "validation, on twice as many rows",
 }
 """What each part of `StepMemory` is."""
 MENDS = {
@@ -94,14 +94,14 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
 
     where, config = read_card(card), load_config(settings)
     require(tasks is None or tasks >= 1, f"--tasks {tasks}: need at least 1")
-    require(config.model.name is not None, "model.name is not set: name the base model to plan for, such as model.name=facebook/opt-350m")
+    require(config.model.name is not None, "model.name is not set: name the base model, such as facebook/opt-350m")
     require(
         config.ray.workers_per_trial == 1,
         f"ray.workers_per_trial={config.ray.workers_per_trial}: a plan is for a fit on one card; drop it",
     )
     num_tasks, tokens, largest = _sizes_of_corpus(config)
     num_tasks = tasks or num_tasks
-    base = empty_base(config.model, config.data).to(_dtype(config))
+    base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
     refuse_mismatch(base, largest, tokens)
     layout = make_layout(base, config.lora)
     memory = FitMemory(config, base, layout, tokens)
@@ -147,8 +147,6 @@ def _dtype(config: Config) -> torch.dtype:
 
 def _notes(config: Config) -> list[str]:
     notes = []
-    if config.train.precision in NARROW:
-        notes.append(f"train.precision={config.train.precision}: casts are counted as a CPU makes them; a GPU's differ")
     if config.train.compile:
         notes.append("train.compile=true: counted as without it; compiled code may hold less")
     if config.metrics:
@@ -160,22 +158,22 @@ def render(plan: Plan) -> list[RenderableType]:
     """The plan for a terminal: a table of the parts, whether they fit, and how much more would."""
     size, usable, peak = plan.card.gigabytes, plan.card.usable_bytes, plan.memory.peak
     passes = math.ceil(plan.batch_size / plan.rows)
-    step = plural(passes, "forward pass").replace("passs", "passes")
     title = (
-        f"{plan.name}, {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, rows of {plan.tokens:,} "
-        f"tokens; a step: {plural(plan.batch_size, 'document')}, {step} of {plan.rows}"
-        + (f", {plan.fits} fits of a pack" if plan.fits > 1 else "")
+        f"{plan.name}: {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, rows of {plan.tokens:,} tokens\n"
+        f"a step: {plural(plan.batch_size, 'document')}, {plan.rows} in each of {passes} forward passes"
+        + (f"; {plan.fits} fits of a pack" if plan.fits > 1 else "")
     )
     verdict = (
         f"fits on a card of {size:g} GB, with {_gigabytes(usable - peak)} GB to spare"
         if plan.is_fitting
-        else f"does not fit on a card of {size:g} GB: {_gigabytes(peak - usable)} GB too much; needs {_mend(plan)}"
+        else f"does not fit on a card of {size:g} GB, by {_gigabytes(peak - usable)} GB; it needs {_mend(plan)}"
     )
     reserve = f"{_gigabytes(usable)} GB are usable; {1 - USABLE:.0%} is for CUDA's context, scratch and fragmentation"
+    packed = f"{plan.most_fits}{' or more' if plan.most_fits == MOST_FITS else ''}"
     more = [
         f"documents of a forward pass that fit (train.micro_batch_size), of {plan.batch_size}: {plan.most_rows:,}",
         f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {plan.most_tasks:,}",
-        f"fits of a pack that fit (search.pack): {plan.most_fits if plan.most_fits < MOST_FITS else f'{MOST_FITS} or more'}",
+        f"fits of a pack that fit (search.pack): {packed}",
         f"fits on the card at once, each a process: {plan.at_once}",
     ]
     return [

@@ -6,8 +6,7 @@ Shapes: B rows, T queries, S keys, H heads, G heads of keys and values, E width 
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter, tree_map_only
 
 META = torch.device("meta")
 BY_VALUE = (torch.ops.aten.arange, torch.ops.aten.full, torch.ops.aten.scalar_tensor)
@@ -60,7 +59,8 @@ class LiveBytes(TorchDispatchMode):
             if func is torch.ops.aten._local_scalar_dense.default:
                 return False if args[0].dtype == torch.bool else torch.ones((), dtype=args[0].dtype).item()
             if not all(tensor.is_meta for tensor in tensors):
-                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+                args = tree_map_only(Tensor, _to_meta, args)
+                kwargs = {name: tree_map_only(Tensor, _to_meta, value) for name, value in kwargs.items()}
         elif any(argument.name == "device" for argument in func._schema.arguments):
             kwargs["device"] = META if not tensors and _is_float(func, args, kwargs) else torch.device("cpu")
         result = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The bytes that a forward and a backward pass hold over rows with adapters of their own, counted without numbers.
+"""The bytes that a forward and a backward pass hold over rows with adapters of their own, counted without weights.
 
 The real code runs on two numbers of rows. All sizes in it grow linearly with the rows, so two counts give the rest.
 
@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, H hidden, V vocabulary, P parameters of one adapter.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,9 +58,7 @@ class PassBytes:
     """The linear layer that alone makes the logits, whose loss is not counted here; None: the loss is in the others."""
 
 
-def count_passes(
-    base: PreTrainedModel, layout: Layout, tokens: int, *, shared: bool, checkpointing: bool, narrow: torch.dtype | None
-) -> PassBytes:
+def count_passes(base: PreTrainedModel, layout: Layout, tokens: int, *, shared: bool, checkpointing: bool) -> PassBytes:
     """Count what passes over rows of T tokens hold.
 
     Args:
@@ -70,11 +67,10 @@ def count_passes(
         tokens: T.
         shared: Whether all rows have one adapter.
         checkpointing: Whether the blocks of the base keep their inputs alone.
-        narrow: The type of mixed precision; None: none.
 
     Raises:
         InputError: The model has no blocks that can keep their inputs alone.
-        Exception: The model's code does not run without numbers.
+        Exception: The model's code does not run without weights.
     """
     empty = without_weights(base)
     weights = [*empty.parameters(), *empty.buffers()]
@@ -82,13 +78,11 @@ def count_passes(
         adapted = AdaptedModel(empty, layout)
     if checkpointing:
         _checkpoint_blocks(adapted)
-    count = partial(_count, adapted, weights, tokens, shared=shared, narrow=narrow)
+    count = partial(_count, adapted, weights, tokens, shared=shared)
     training, scoring = ([count(rows, train=train) for rows in (FEWER, MORE)] for train in (True, False))
     forward, held, backward = (_line(*sizes) for sizes in zip(*training, strict=True))
     score, scored, _ = (_line(*sizes) for sizes in zip(*scoring, strict=True))
-    return PassBytes(
-        forward=forward, held=held, backward=backward, scoring=score, scored=scored, head=adapted.head
-    )  # fmt: skip
+    return PassBytes(forward=forward, held=held, backward=backward, scoring=score, scored=scored, head=adapted.head)
 
 
 def _line(fewer: int, more: int) -> Line:
@@ -97,18 +91,16 @@ def _line(fewer: int, more: int) -> Line:
 
 
 def _count(
-    adapted: AdaptedModel, weights: list[Tensor], tokens: int, rows: int, *, shared: bool, narrow: torch.dtype | None,
-    train: bool,
-) -> tuple[int, int, int]:  # fmt: skip
+    adapted: AdaptedModel, weights: list[Tensor], tokens: int, rows: int, *, shared: bool, train: bool
+) -> tuple[int, int, int]:
     """Bytes at the peak of the forward pass, at its end, and at the peak of the backward pass."""
     base, layout = adapted.base, adapted.layout
-    cast: AbstractContextManager[Any] = nullcontext() if narrow is None else torch.autocast("cpu", narrow)
     with LiveBytes(weights) as live, torch.set_grad_enabled(train):
         tokens_BT = torch.zeros(rows, tokens, dtype=torch.long)
         size, dtype = (1 if shared else rows, layout.num_parameters), torch.promote_types(base.dtype, torch.float32)
         theta_BP = _Source.apply(torch.zeros((), requires_grad=True), size, dtype)
         parts = layout.split(theta_BP if layout.variant.full_precision else theta_BP.to(base.dtype))
-        with adapted.with_parts(parts), cast:
+        with adapted.with_parts(parts):
             output = _output(adapted, tokens_BT)
         forward, held = live.peak, live.now
         if not train:

@@ -26,19 +26,19 @@ def stored_bytes(base: nn.Module, quantization: Quantization | None) -> int:
         base: The base model in the type of what is not quantised.
         quantization: How the linear layers of its blocks are stored; None: as they are.
     """
-    plain = sum(weight.numel() * weight.itemsize for weight in base.parameters())
+    plain = sum(weight.nbytes for weight in base.parameters())
     if quantization is None:
         return plain
-    sizes_OI = [tuple(weight_OI(module).shape) for module in block_linears(base)]
-    dense = sum(module.weight.numel() * module.weight.itemsize for module in block_linears(base))  # type: ignore[operator, union-attr]
-    return plain - dense + sum(_quantized_bytes(*size_OI, quantization) for size_OI in sizes_OI)
+    weights_OI = [weight_OI(module) for module in block_linears(base)]
+    quantized = sum(_quantized_bytes(weight.shape[0], weight.shape[1], quantization) for weight in weights_OI)
+    return plain - sum(weight.nbytes for weight in weights_OI) + quantized
 
 
 def dense_bytes(base: nn.Module, quantization: Quantization | None) -> int:
     """Bytes of the largest weight that is dequantised for its product, in the base's type; 0 without quantisation."""
     if quantization is None:
         return 0
-    return max((module.weight.numel() * module.weight.itemsize for module in block_linears(base)), default=0)  # type: ignore[operator, union-attr]
+    return max((weight_OI(module).nbytes for module in block_linears(base)), default=0)
 
 
 def block_linears(base: nn.Module) -> list[nn.Module]:

@@ -1,7 +1,7 @@
-"""Memory of a fit on its device, reckoned before anything is there: from the base's config.json and the settings alone.
+"""Memory of a fit on its device, reckoned before anything is there: from the base's config.json and the settings.
 
-What a forward and a backward pass hold is counted, by running the real code on tensors without numbers (`LiveBytes`);
-what banks, gradients and the optimiser hold follows from their sizes.
+What a forward and a backward pass hold is counted: the real code runs on tensors without numbers (`LiveBytes`), so that
+any family of models can be counted. What the banks, the loss and the optimiser hold follows from their sizes.
 
 Shapes: D tasks, S fits of a pack, B rows of a fit in a forward pass, T tokens, P parameters of one adapter.
 """
@@ -27,8 +27,8 @@ from bora_sweep.train.optim import BLOCK_ELSEWHERE, COPIES_ELSEWHERE
 
 METHODS = ("map", "pfedme")
 """Methods whose memory is reckoned: those that train by `bora_sweep.train.optim`."""
-NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types of mixed precision, by `train.precision`."""
+MIXED = ("bf16", "fp16")
+"""Values of `train.precision` with casts that depend on the device and are not reckoned."""
 MOST = 1 << 20
 """Tasks, beyond which no more are looked for."""
 MOST_FITS = 64
@@ -73,7 +73,7 @@ class FitMemory:
         copies: Temporary copies of a block in the optimiser's step.
 
     Raises:
-        InputError: The memory of the method is not known.
+        InputError: The memory of the method, or of mixed precision, is not reckoned.
     """
 
     def __init__(
@@ -82,6 +82,11 @@ class FitMemory:
     ) -> None:  # fmt: skip
         if config.method not in METHODS:
             raise InputError(f"method={config.method}: memory is reckoned for {' and '.join(METHODS)} alone; drop it")
+        if config.train.precision in MIXED:
+            raise InputError(
+                f"train.precision={config.train.precision}: mixed precision is not reckoned; plan with "
+                "model.dtype=bfloat16, which is faster too"
+            )
         self.config, self.base, self.layout, self.tokens = config, base, layout, tokens
         self.chunk, self.block, self.copies = chunk, block, copies
         self.dtype = torch.promote_types(base.dtype, torch.float32)
@@ -148,17 +153,13 @@ class FitMemory:
         return numbers * self.dtype.itemsize
 
     def _loss(self, counted: PassBytes, rows: int) -> int:
-        """Bytes of `LinearCrossEntropy`: hidden states, their scores, a chunk's scores, and its logits in both types."""
+        """Bytes of `LinearCrossEntropy`: hidden states, scores, and of a chunk scores and logits in both types."""
         if counted.head is None:
             return 0
         vocabulary, width = counted.head.weight.shape
         size, positions = self.base.dtype.itemsize, rows * (self.tokens - 1)
-        narrow = NARROW.get(self.config.train.precision, self.base.dtype)
-        cast = width * vocabulary * narrow.itemsize if narrow != self.base.dtype else 0  # of the head's weight
-        copy = narrow.itemsize if narrow.itemsize < self.dtype.itemsize else 0
-        chunk = min(self.chunk, positions)
-        logits = chunk * vocabulary * (self.dtype.itemsize + copy)
-        return (2 * positions + chunk) * width * size + logits + cast
+        chunk, copy = min(self.chunk, positions), size if size < self.dtype.itemsize else 0
+        return (2 * positions + chunk) * width * size + chunk * vocabulary * (self.dtype.itemsize + copy)
 
     def _hierarchies(self, num_tasks: int, fits: int) -> list[Hierarchy]:
         """Theta and D tasks of each fit, without numbers."""
@@ -184,16 +185,14 @@ class FitMemory:
             theta_BP = each[0] if fits == 1 else torch.cat([theta.expand(rows, -1) for theta in each])
             end = Sink.apply(theta_BP)
             del each, theta_BP
-            end.backward()
+            moving = [bank for hierarchy in hierarchies for bank in hierarchy.parameters() if bank.requires_grad]
+            torch.autograd.grad(end, moving)  # to accumulate them here, autograd would copy them
             return live.peak
 
     def _count_passes(self, shared: bool) -> PassBytes:
-        train = self.config.train
+        checkpointing = self.config.train.gradient_checkpointing
         try:
-            return count_passes(
-                self.base, self.layout, self.tokens, shared=shared, checkpointing=train.gradient_checkpointing,
-                narrow=NARROW.get(train.precision),
-            )  # fmt: skip
+            return count_passes(self.base, self.layout, self.tokens, shared=shared, checkpointing=checkpointing)
         except InputError:
             raise
         except Exception as error:  # any model's code
