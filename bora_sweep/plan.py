@@ -159,7 +159,8 @@ def render(plan: Plan) -> list[RenderableType]:
     size, usable, peak = plan.card.gigabytes, plan.card.usable_bytes, plan.memory.peak
     passes = math.ceil(plan.batch_size / plan.rows)
     title = (
-        f"{plan.name}: {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, rows of {plan.tokens:,} tokens\n"
+        f"{plan.name}: {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, "
+        f"rows of {plan.tokens:,} tokens\n"
         f"a step: {plural(plan.batch_size, 'document')}, {plan.rows} in each of {passes} forward passes"
         + (f"; {plan.fits} fits of a pack" if plan.fits > 1 else "")
     )

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bora_sweep.config import Config, load_config
+from bora_sweep.config import Config, load_config, with_values
 from bora_sweep.errors import InputError
 from bora_sweep.model import linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
@@ -20,8 +21,9 @@ from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.model.linear_cross_entropy import CHUNK
+from bora_sweep.model.trial_logits import vocabulary_size
 from bora_sweep.train import optim
-from bora_sweep.train.memory import FitMemory
+from bora_sweep.train.memory import FitMemory, StepMemory
 from bora_sweep.train.optim import BLOCK_ELSEWHERE, make_optimizer, map_step
 
 QV = "[q_proj,v_proj]"
@@ -40,7 +42,9 @@ def make(family: str, dtype: torch.dtype, *settings: str) -> tuple[Config, PreTr
     return config, base, make_layout(base, config.lora)
 
 
-def measured_peak(config, base, layout, num_tasks: int, rows: int, tokens: int, passes: int, path, fits: int = 1) -> int:
+def measured_peak(
+    config, base, layout, num_tasks: int, rows: int, tokens: int, passes: int, path, fits: int = 1
+) -> int:
     """Peak bytes of a second step, without the weights, banks and moments that stay between steps."""
     hierarchies = [
         Hierarchy(
@@ -56,12 +60,11 @@ def measured_peak(config, base, layout, num_tasks: int, rows: int, tokens: int, 
     adapted = AdaptedModel(base, layout)
     likelihood = Likelihood(adapted, hierarchies)
     place_M = torch.arange(rows * tokens).view(rows, tokens)[:, 1:].flatten()
-    batch = (torch.randint(512, (rows, tokens)), place_M, torch.arange(rows) % num_tasks)
+    batch = (torch.randint(vocabulary_size(base), (rows, tokens)), place_M, torch.arange(rows) % num_tasks)
 
     def step() -> None:
         for _ in range(passes):
-            nll = likelihood(*batch).sum()
-            nll.backward()
+            likelihood(*batch).sum().backward()
         for hierarchy, optimizer in zip(hierarchies, optimizers, strict=True):
             map_step(hierarchy, optimizer, config.solver, 1000, max_norm=1.0)
 
@@ -79,21 +82,22 @@ def measured_peak(config, base, layout, num_tasks: int, rows: int, tokens: int, 
     return peak
 
 
+def temporary(memory: StepMemory) -> dict[str, int]:
+    """The parts of a training step that come and go."""
+    return {name: getattr(memory, name) for name in ("forward", "backward", "gather", "update")}
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Blocks of the bank as large as there, and new memory for the logits of each chunk."""
+    """What a CPU does otherwise than a GPU, and the memory that it needs and a GPU does not.
+
+    Blocks of the bank are as large as there, and the logits of each chunk get new memory. Attention has a buffer for
+    each thread. oneDNN's products in bfloat16 have some of a size that depends on the CPU.
+    """
     monkeypatch.setitem(optim.BLOCK, "cpu", BLOCK_ELSEWHERE)
     monkeypatch.setattr(
         linear_cross_entropy, "workspace", lambda rows, columns, dtype, _: torch.empty(rows, columns, dtype=dtype)
     )
-
-
-@pytest.fixture
-def no_scratch(monkeypatch):
-    """Keep a CPU from memory that a GPU does not need and the formula does not count.
-
-    Attention has a buffer for each thread. oneDNN's products in bfloat16 have some of a size that depends on the CPU.
-    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
@@ -101,26 +105,172 @@ def no_scratch(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("no_scratch")
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["opt", *(pytest.param(name, marks=pytest.mark.slow) for name in list(BASES)[1:])])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "opt-350m"))]
+)
 @pytest.mark.parametrize(
     ("num_tasks", "rank", "targets", "rows", "tokens", "passes", "greatest"),
     [
-        (4, 4, QV, 8, 32, 1, "forward"),
-        (8, 4, QV, 32, 64, 1, "activations"),
-        (8, 4, "all-linear", 32, 64, 1, "activations"),
-        (4, 16, "all-linear", 64, 8, 1, "gather"),
-        (64, 4, "all-linear", 8, 32, 1, "update"),
-        (16, 16, QV, 8, 64, 2, "activations"),
+        (4, 4, QV, 8, 32, 1, {"forward"}),
+        (8, 4, QV, 32, 64, 1, {"forward", "backward"}),
+        (8, 4, "all-linear", 32, 64, 1, {"forward", "backward"}),
+        (4, 16, "all-linear", 64, 8, 1, {"forward", "backward"}),
+        (64, 4, "all-linear", 8, 32, 1, {"update"}),
+        (64, 16, "all-linear", 32, 8, 2, {"gather"}),
+        (16, 16, QV, 8, 64, 2, {"forward", "backward"}),
     ],
 )
-def test_the_reckoned_peak_is_within_a_twentieth_of_what_a_step_allocates(
-    family, dtype, num_tasks, rank, targets, rows, tokens, passes, greatest, tmp_path, as_on_a_gpu
+def test_the_reckoned_peak_is_what_a_step_allocates(
+    family, dtype, num_tasks, rank, targets, rows, tokens, passes, greatest, tmp_path, monkeypatch
 ):
     config, base, layout = make(family, dtype, f"lora.rank={rank}", f"lora.target_modules={targets}")
-    memory = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(num_tasks, rows, passes=passes)
+    block = 1 << 16 if greatest == {"gather"} else BLOCK_ELSEWHERE
+    monkeypatch.setitem(optim.BLOCK, "cpu", block)
+    reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"], block=block)
+    parts = temporary(reckoned.step(num_tasks, rows, passes=passes))
     measured = measured_peak(config, base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json")
-    parts = {name: getattr(memory, name) for name in ("forward", "backward", "gather", "update")}
-    print(family,dtype,num_tasks,rank,targets,rows,tokens,passes,parts,measured, max(parts.values())/measured)
-    pass
+    assert max(parts.values()) == pytest.approx(measured, rel=0.02)
+    assert max(parts, key=parts.__getitem__) in greatest
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("settings", "case"),
+    [
+        (["prior.tau=inf"], {}),
+        (["prior.tau=inf"], {"rows": 2, "tokens": 4}),
+        (["prior.tau=0"], {"passes": 2}),
+        (["prior.parametrization=centered"], {"num_tasks": 200, "rows": 2, "tokens": 8}),
+        (["train.solver=adamw"], {"num_tasks": 200, "rows": 2, "tokens": 8}),
+        (["method=pfedme"], {"num_tasks": 100, "rows": 2, "tokens": 8}),
+        (["lora.variant=dora"], {}),
+        ([], {"fits": 3}),
+        ([], {"fits": 3, "num_tasks": 100, "rows": 2, "tokens": 8}),
+    ],
+)
+def test_priors_solvers_variants_and_packs_are_reckoned(settings, case, tmp_path):
+    num_tasks, rows, tokens, passes, fits = (
+        {"num_tasks": 4, "rows": 8, "tokens": 64, "passes": 1, "fits": 1} | case
+    ).values()
+    config, base, layout = make("llama", torch.float32, "lora.target_modules=all-linear", *settings)
+    parts = temporary(
+        FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(num_tasks, rows, passes=passes, fits=fits)
+    )
+    measured = measured_peak(config, base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json", fits)
+    assert max(parts.values()) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3", "phi3", "gpt_neox", "bloom"])
+def test_other_families_are_counted_too(family, tmp_path):
+    """Among them one whose head is no linear layer alone, and attention of other makes."""
+    base, config = make_family(family), load_config(["lora.target_modules=all-linear"])
+    layout = make_layout(base, config.lora)
+    parts = temporary(FitMemory(config, base, layout, 48, chunk=CHUNK["cpu"]).step(3, 16))
+    measured = measured_peak(config, base, layout, 3, 16, 48, 1, tmp_path / "trace.json")
+    assert max(parts.values()) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_blocks_that_run_again_are_reckoned(family, dtype, tmp_path, monkeypatch):
+    config, base, layout = make(family, dtype, "lora.target_modules=all-linear", "train.gradient_checkpointing=true")
+    parts = temporary(FitMemory(config, base, layout, 64, chunk=CHUNK["cpu"]).step(4, 32))
+    for block in (module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def run(self, module, tokens_BT, theta_BP, mask_BT):  # noqa: ARG001, and the adapters stay for the second run
+        self._parts = self._split(theta_BP)
+        return module(input_ids=tokens_BT, use_cache=False)
+
+    monkeypatch.setattr(AdaptedModel, "_run", run)
+    measured = measured_peak(config, base, layout, 4, 32, 64, 1, tmp_path / "trace.json")
+    assert max(parts.values()) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("family", list(BASES))
+def test_blocks_that_run_again_hold_no_more(family):
+    whole, again = (
+        FitMemory(*make(family, torch.bfloat16, "lora.target_modules=all-linear", *settings), 64).step(4, 8)
+        for settings in ([], ["train.gradient_checkpointing=true"])
+    )
+    assert again.peak <= whole.peak
+    assert again.forward < whole.forward
+    assert again.backward < whole.backward
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_scoring_is_reckoned_as_what_a_pass_without_gradients_allocates(tmp_path):
+    config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear")
+    hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=4, tau=10.0, parametrization="noncentered")
+    likelihood, rows, tokens = Likelihood(AdaptedModel(base, layout), [hierarchy]), 16, 64
+    place_M = torch.arange(rows * tokens).view(rows, tokens)[:, 1:].flatten()
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        likelihood(torch.zeros(rows, tokens, dtype=torch.long), place_M, torch.arange(rows) % 4)
+    path = tmp_path / "trace.json"
+    profiler.export_chrome_trace(str(path))
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    sizes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(4, rows // 2).scoring
+    assert reckoned == pytest.approx(max(accumulate(sizes)), rel=0.02)
+
+
+def test_the_permanent_parts_are_weights_banks_and_two_moments():
+    config, base, layout = make("opt", torch.bfloat16, f"lora.target_modules={QV}")
+    for tau in (0.0, 10.0, math.inf):
+        own = with_values(config, prior={"tau": tau})
+        hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=5, tau=tau, parametrization="noncentered")
+        memory = FitMemory(own, base, layout, 32).step(5, 8)
+        banks = list(hierarchy.parameters())
+        assert memory.base == sum(weight.nbytes for weight in base.parameters())
+        assert memory.banks == sum((3 if bank.requires_grad else 1) * bank.nbytes for bank in banks)
+
+
+def test_copies_of_the_optimiser_are_a_number_of_blocks():
+    config, base, layout = make("opt", torch.bfloat16)
+    without, three = (FitMemory(config, base, layout, 32, copies=copies).step(50, 8).update for copies in (0, 3))
+    gradient = 4 * 51 * layout.num_parameters
+    assert without == gradient
+    assert three == gradient + 3 * gradient
+
+
+def test_it_grows_with_tasks_rows_tokens_and_fits():
+    config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear")
+    peaks = [FitMemory(config, base, layout, tokens).step(4, 8).peak for tokens in (16, 17, 32, 64)]
+    assert peaks == sorted(set(peaks))
+    memory = FitMemory(config, base, layout, 32)
+    for grown in (
+        [memory.step(tasks, 8).peak for tasks in (1, 2, 50, 51)],
+        [memory.step(4, rows).peak for rows in (1, 2, 8, 9, 64)],
+        [memory.step(4, 8, fits=fits).peak for fits in (1, 2, 3, 8)],
+    ):
+        assert grown == sorted(set(grown))
+
+
+def test_what_fits_is_the_largest_number_that_does():
+    config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear", "lora.rank=8")
+    memory, limit = FitMemory(config, base, layout, 64), 30_000_000
+    tasks = memory.tasks_that_fit(limit, 8)
+    assert memory.step(tasks, 8).peak <= limit < memory.step(tasks + 1, 8).peak
+    fits = memory.fits_that_fit(limit, 2, 2)
+    assert memory.step(2, 2, fits=fits).peak <= limit < memory.step(2, 2, fits=fits + 1).peak
+    rows = memory.rows_that_fit(limit, 4, 64)
+    assert 1 < rows < 63
+    assert memory.step(4, rows, passes=2).peak <= limit < memory.step(4, rows + 1, passes=2).peak
+    assert memory.rows_that_fit(10**10, 4, 64) == 64
+    assert memory.tasks_that_fit(1000, 8) == memory.rows_that_fit(1000, 4, 64) == memory.fits_that_fit(1000, 4, 8) == 0
+
+
+def test_what_is_not_reckoned_is_refused():
+    config, base, layout = make("opt", torch.float32)
+    with pytest.raises(InputError, match="method=vi"):
+        FitMemory(with_values(config, method="vi"), base, layout, 32)
+    with pytest.raises(InputError, match="train.precision=bf16.*model.dtype=bfloat16"):
+        FitMemory(with_values(config, train={"precision": "bf16"}), base, layout, 32)
+    mixtral = make_family("xlnet")
+    layout = make_layout(mixtral, config.lora)
+    with pytest.raises(InputError, match="gradient_checkpointing"):
+        FitMemory(with_values(config, train={"gradient_checkpointing": True}), mixtral, layout, 32).step(2, 2)

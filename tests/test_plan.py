@@ -1,0 +1,86 @@
+"""The command `plan`: what it prints, and its exit codes."""
+
+import json
+
+import pytest
+
+from bora_sweep.cards import GIGABYTES_OF, read_card
+from bora_sweep.cli import main
+from bora_sweep.errors import InputError
+from bora_sweep.plan import TASKS, make_plan
+
+SMALL = ["model.max_tokens=16", "lora.rank=2", "train.micro_batch_size=8"]
+
+
+def test_a_plan_needs_the_config_alone(model_folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
+    assert main(["plan", f"model.name={tmp_path}", *SMALL, "--card", "24GB"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{TASKS} tasks" in printed
+    assert "fits on a card of 24 GB" in printed
+    assert "21.60 GB are usable" in printed
+    assert all(part in printed for part in ("base", "banks", "forward", "backward", "update", "scoring"))
+
+
+def test_tasks_and_rows_are_those_of_the_corpus(corpus_file, model_folder):
+    settings = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL]
+    plan = make_plan(settings, "l4")
+    assert (plan.tasks, plan.tokens, plan.rows) == (4, 13, 8)
+    assert make_plan(settings, "l4", tasks=7).tasks == 7
+    assert make_plan([*settings, "search.pack=4"], "l4").memory.peak > plan.memory.peak
+
+
+def test_a_fit_that_does_not_fit_exits_with_1_and_says_what_it_needs(tmp_path, capsys):
+    geometry = {"model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(geometry | heads | {"max_position_embeddings": 4096}))
+    settings = [f"model.name={tmp_path}", "model.dtype=auto", "model.max_tokens=2048"]
+    assert main(["plan", *settings, "--card", "24GB"]) == 1
+    printed = capsys.readouterr().out
+    assert "does not fit on a card of 24 GB" in printed
+    needed = make_plan(settings, "24GB")
+    assert f"it needs train.micro_batch_size={needed.most_rows}" in printed
+    assert make_plan([*settings, f"train.micro_batch_size={needed.most_rows}"], "24GB").is_fitting
+    assert not make_plan([*settings, f"train.micro_batch_size={needed.most_rows + 1}"], "24GB").is_fitting
+    assert main(["plan", *settings, "--card", "4GB"]) == 1
+    assert "a smaller base" in capsys.readouterr().out
+    assert make_plan([*settings, "model.quantization=nf4"], "24GB").memory.base < needed.memory.base
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model.name={model}", "--card", "24"], ["--card 24:", "24GB", "l4"]),
+        (["model.name={model}", "--card", "0GB"], ["--card 0GB:"]),
+        (["model.name={model}", "--card", "voodoo"], ["--card voodoo:", "h100"]),
+        (["--card", "l4"], ["model.name is not set"]),
+        (["model.name={model}", "prior.tua=1", "--card", "l4"], ["'tau'"]),
+        (["model.name={model}", "--card", "l4", "--tasks", "0"], ["--tasks 0"]),
+        (["model.name={model}", "method=vi", "--card", "l4"], ["method=vi"]),
+        (["model.name={model}", "ray.workers_per_trial=2", "--card", "l4"], ["ray.workers_per_trial=2"]),
+        (["model.name={model}", "model.max_tokens=9999", "--card", "l4"], ["model.max_tokens"]),
+        (["model.name=./nowhere", "--card", "l4"], ["no such folder"]),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(arguments, says, model_folder, capsys):
+    assert main(["plan", *(argument.format(model=model_folder) for argument in arguments)]) == 2
+    printed = capsys.readouterr().err
+    assert all(text in printed for text in says)
+    assert printed.count("error:") == 1
+
+
+def test_a_card_is_asked_for(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "model.name=x"])
+    assert caught.value.code == 2
+    assert "--card" in capsys.readouterr().err
+
+
+def test_cards_have_sizes_and_names():
+    assert read_card("24GB") == read_card("24 gb") == read_card("L4")
+    assert all(read_card(name).gigabytes == size for name, size in GIGABYTES_OF.items())
+    with pytest.raises(InputError, match="24GB"):
+        read_card("24GiB")
+    card = read_card("10GB")
+    assert card.usable_bytes == 9 * 10**9
+    assert [card.processes(peak) for peak in (9 * 10**9, 9 * 10**9 + 1, 4 * 10**9)] == [1, 0, 2]
