@@ -30,16 +30,18 @@ WHAT = {
     "scoring": "validation, on twice as many rows",
 }
 """What each part of `StepMemory` is."""
+FEWER = "fewer tasks, a smaller lora.rank or fewer lora.target_modules"
+SHORTER = "shorter documents (model.max_tokens) or train.gradient_checkpointing=true"
 MENDS = {
     "base": "a smaller base, model.dtype=bfloat16 or model.quantization=nf4",
-    "banks": "fewer tasks, a smaller lora.rank or fewer lora.target_modules",
-    "update": "fewer tasks, a smaller lora.rank or fewer lora.target_modules",
-    "gather": "fewer tasks, a smaller lora.rank or fewer documents (train.micro_batch_size)",
-    "forward": "fewer documents (train.micro_batch_size), shorter ones (model.max_tokens) or "
-    "train.gradient_checkpointing=true",
-    "scoring": "fewer documents (train.micro_batch_size), shorter ones (model.max_tokens) or a smaller lora.rank",
+    "banks": FEWER,
+    "gather": FEWER,
+    "forward": SHORTER,
+    "backward": SHORTER,
+    "update": FEWER,
+    "scoring": "shorter documents (model.max_tokens) or a smaller lora.rank",
 }
-MENDS["backward"] = MENDS["forward"]
+"""What lowers each part, where a single document is too much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Plan:
     fits: int
     """Of a pack."""
     memory: StepMemory
+    least: StepMemory
+    """The same with one document in a forward pass."""
     most_tasks: int
     most_rows: int
     most_fits: int
@@ -119,6 +123,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
         rows=rows,
         fits=fits,
         memory=memory.step(num_tasks, rows, passes=passes, fits=fits),
+        least=memory.step(num_tasks, 1, passes=batch, fits=fits),
         most_tasks=memory.tasks_that_fit(usable, rows, passes=passes, fits=fits),
         most_rows=memory.rows_that_fit(usable, num_tasks, batch, fits=fits),
         most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if config.can_be_packed else 0,
@@ -210,8 +215,8 @@ def _mend(plan: Plan) -> str:
     """What would lower the peak most: a micro batch that fits, else the keys of the largest part."""
     if plan.most_rows:
         return f"train.micro_batch_size={plan.most_rows}"
-    parts = ("base", "banks", _largest(plan.memory))
-    return MENDS[max(parts, key=lambda name: getattr(plan.memory, name))]
+    parts = ("base", "banks", _largest(plan.least))
+    return MENDS[max(parts, key=lambda name: getattr(plan.least, name))]
 
 
 def _gigabytes(size: int) -> str:

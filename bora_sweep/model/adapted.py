@@ -137,7 +137,7 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
     length = min(HEAD_TOKENS, positions // 2) if isinstance(positions, int) and positions > 1 else HEAD_TOKENS
     tokens_BT = made_up_tokens(base, HEAD_ROWS, length)
     if base.device.type == "meta":
-        return head if _logits_are_outputs_of(head, base, tokens_BT) else None
+        return head if base.base_model is not base and _logits_are_outputs_of(head, base, tokens_BT) else None
     hidden = getattr(base.base_model(input_ids=tokens_BT, use_cache=False), "last_hidden_state", None)
     if hidden is None or hidden.shape[-1] != head.in_features or hidden.dtype != head.weight.dtype:
         return None

@@ -58,11 +58,15 @@ class LiveBytes(TorchDispatchMode):
         if any(tensor.is_meta for tensor in tensors):
             if func is torch.ops.aten._local_scalar_dense.default:
                 return False if args[0].dtype == torch.bool else torch.ones((), dtype=args[0].dtype).item()
+            if "device" in kwargs:
+                kwargs["device"] = META
             if not all(tensor.is_meta for tensor in tensors):
                 args = tree_map_only(Tensor, _to_meta, args)
                 kwargs = {name: tree_map_only(Tensor, _to_meta, value) for name, value in kwargs.items()}
         elif any(argument.name == "device" for argument in func._schema.arguments):
             kwargs["device"] = META if not tensors and _is_float(func, args, kwargs) else torch.device("cpu")
+        if func is torch.ops.aten.index_add.default:  # autograd adds in place, but not under a mode
+            func = torch.ops.aten.index_add_.default
         result = func(*args, **kwargs)
         for tensor in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(tensor, Tensor):
@@ -110,11 +114,12 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_BHTE: Tensor, key_BGSE: Tensor, value_BGSV: Tensor) -> Tensor:
-        """Attention's output, of shape (B, H, T, V), heads innermost in memory."""
-        rows, heads, length, _ = query_BHTE.shape
-        output_BTHV = query_BHTE.new_empty(rows, length, heads, value_BGSV.shape[-1])
-        log_BHT = query_BHTE.new_empty(rows, heads, length, dtype=torch.float32)
-        output_BHTV = output_BTHV.transpose(1, 2)
+        """Attention's output, of shape (B, H, T, V), in memory as the queries are."""
+        output_BHTV = torch.empty_like(query_BHTE)
+        if value_BGSV.shape[-1] != query_BHTE.shape[-1]:
+            rows, heads, length, _ = query_BHTE.shape
+            output_BHTV = query_BHTE.new_empty(rows, length, heads, value_BGSV.shape[-1]).transpose(1, 2)
+        log_BHT = query_BHTE.new_empty(query_BHTE.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query_BHTE, key_BGSE, value_BGSV, output_BHTV, log_BHT)
         return output_BHTV
 

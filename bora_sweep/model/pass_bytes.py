@@ -102,11 +102,13 @@ def _count(
         parts = layout.split(theta_BP if layout.variant.full_precision else theta_BP.to(base.dtype))
         with adapted.with_parts(parts):
             output = _output(adapted, tokens_BT)
-        forward, held = live.peak, live.now
+        forward = live.peak
+        del parts
+        held = live.now
         if not train:
             return forward, held, 0
         end = Sink.apply(output)
-        del theta_BP, parts, output
+        del theta_BP, output
         live.restart()
         end.backward()
         return forward, held, live.peak

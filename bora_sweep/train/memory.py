@@ -112,15 +112,18 @@ class FitMemory:
         accumulated = gradient if passes > 1 or self.config.is_separate else 0
         counted = self._passes(math.isinf(self.config.prior.tau) and fits == 1)
         train, score = rows * fits, 2 * rows * fits
-        forward = max(counted.forward(train) + self._dense, counted.held(train) + self._loss(counted, train))
+        forward = max(counted.forward(train) + self._dense, counted.held(train) + self._loss(counted, train, scores=True))
         return StepMemory(
             base=self._weights,
             banks=(3 * moving + resting) * self.dtype.itemsize,
             gather=accumulated + self._gather(num_tasks, rows, fits),
             forward=accumulated + forward,
             backward=accumulated + counted.backward(train) + self._dense,
-            update=gradient + self._update_copies(moving, fits),
-            scoring=max(counted.scoring(score) + self._dense, counted.scored(score) + self._loss(counted, score)),
+            update=gradient + self._update_copies(moving // fits),
+            scoring=max(
+                counted.scoring(score) + self._dense,
+                counted.scored(score) + self._loss(counted, score, scores=False),
+            ),
         )
 
     def tasks_that_fit(self, memory: int, rows: int, *, passes: int = 1, fits: int = 1) -> int:
@@ -144,22 +147,26 @@ class FitMemory:
         bank = 0 if example.task_KP is None else num_tasks * theta
         return (bank + theta, 0) if example.mean_P.requires_grad else (bank, theta)
 
-    def _update_copies(self, moving: int, fits: int) -> int:
-        """Bytes of the optimiser's temporary copies, or of the prior's gradient where that is a tensor of its own."""
-        block = max(fits * self.layout.num_parameters, min(moving, self.block))
-        numbers = self.copies * block
+    def _update_copies(self, moving: int) -> int:
+        """Bytes of the optimiser's temporary copies, or of those of the prior's gradient.
+
+        Args:
+            moving: Numbers of the fit's banks.
+        """
+        numbers = self.copies * max(self.layout.num_parameters, min(moving, self.block))
         if self.config.solver == "adamw" and 0 < self.config.prior.tau < math.inf:
-            numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving // fits)
+            numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving)
         return numbers * self.dtype.itemsize
 
-    def _loss(self, counted: PassBytes, rows: int) -> int:
-        """Bytes of `LinearCrossEntropy`: hidden states, scores, and of a chunk scores and logits in both types."""
+    def _loss(self, counted: PassBytes, rows: int, *, scores: bool) -> int:
+        """Bytes of `LinearCrossEntropy`: hidden states, a chunk's logits in both types, and for a gradient scores."""
         if counted.head is None:
             return 0
         vocabulary, width = counted.head.weight.shape
         size, positions = self.base.dtype.itemsize, rows * (self.tokens - 1)
         chunk, copy = min(self.chunk, positions), size if size < self.dtype.itemsize else 0
-        return (2 * positions + chunk) * width * size + chunk * vocabulary * (self.dtype.itemsize + copy)
+        vectors = 2 * positions + chunk if scores else positions
+        return vectors * width * size + chunk * vocabulary * (self.dtype.itemsize + copy)
 
     def _hierarchies(self, num_tasks: int, fits: int) -> list[Hierarchy]:
         """Theta and D tasks of each fit, without numbers."""
@@ -186,7 +193,7 @@ class FitMemory:
             end = Sink.apply(theta_BP)
             del each, theta_BP
             moving = [bank for hierarchy in hierarchies for bank in hierarchy.parameters() if bank.requires_grad]
-            torch.autograd.grad(end, moving)  # to accumulate them here, autograd would copy them
+            torch.autograd.grad(end, moving, allow_unused=True)  # to accumulate them here, autograd would copy them
             return live.peak
 
     def _count_passes(self, shared: bool) -> PassBytes:
