@@ -56,7 +56,7 @@ def test_a_fit_that_does_not_fit_exits_with_1_and_says_what_it_needs(tmp_path, c
         (["--card", "l4"], ["model.name is not set"]),
         (["model.name={model}", "prior.tua=1", "--card", "l4"], ["'tau'"]),
         (["model.name={model}", "--card", "l4", "--tasks", "0"], ["--tasks 0"]),
-        (["model.name={model}", "method=vi", "--card", "l4"], ["method=vi"]),
+        (["model.name={model}", "model.max_tokens=16", "method=vi", "--card", "l4"], ["method=vi"]),
         (["model.name={model}", "ray.workers_per_trial=2", "--card", "l4"], ["ray.workers_per_trial=2"]),
         (["model.name={model}", "model.max_tokens=9999", "--card", "l4"], ["model.max_tokens"]),
         (["model.name=./nowhere", "--card", "l4"], ["no such folder"]),
