@@ -63,6 +63,8 @@ class Config:
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
+        if self.model.dtype == "auto" and self.train.device == "cpu":
+            object.__setattr__(self, "model", dataclasses.replace(self.model, dtype="float32"))
         self._check_metrics()
         self._check_penalty()
         self._check_token_sums()

@@ -17,8 +17,9 @@ class ModelConfig:
 
     name: str | None = None
     """A Hugging Face name or a local folder. Left out, with the embedded corpus only: a small OPT made for it."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of the base model's weights. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Type of the base model's weights. `auto`: bfloat16 where a fit has a GPU that computes in it, else float32. The
+    column `dtype` of `trials` says which. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
     max_tokens: int = 128
     """Most tokens of a sequence, with start symbol and end token. Longer documents are cut, and counted."""
     max_text_tokens: int | None = None

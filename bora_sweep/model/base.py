@@ -88,13 +88,20 @@ def load_tokenizer(model: ModelConfig, data: DataConfig) -> PreTrainedTokenizerB
     return _load(AutoTokenizer, model, base_name(model, data))
 
 
+def weights_dtype(model: ModelConfig) -> torch.dtype:
+    """The type that `model.dtype` means on this machine."""
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+
+
 def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
     """The base model in `model.dtype`, on the CPU. Only safetensors are read; nothing is unpickled.
 
     Raises:
         InputError: It cannot be loaded, or its files are not exactly the model of its config.json.
     """
-    name, dtype = base_name(model, data), getattr(torch, model.dtype)
+    name, dtype = base_name(model, data), weights_dtype(model)
     report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # wrong weights are refused below
     loaded: Any = _load(AutoModelForCausalLM, model, name, dtype=dtype, use_safetensors=True, **report_all)
     base, info = loaded

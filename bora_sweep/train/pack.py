@@ -1,8 +1,10 @@
 """What the fits of a pack share: the adapted base model, the corpus, the device, and how batches are made."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -44,7 +46,13 @@ class Pack:
         self.layout = make_layout(base, config.lora)
         self.memory_rows: int | None = None
         """Documents that memory holds in a forward pass, once it has run out."""
-        self.adapted = AdaptedModel(base.to(accelerator.device), self.layout, compiled=config.train.compile)
+        self.adapted = AdaptedModel(
+            base.to(accelerator.device),
+            self.layout,
+            compiled=config.train.compile,
+            checkpointed=config.train.gradient_checkpointing,
+            longest=corpus.longest,
+        )
         try:
             self.length_limits = length_limits(self.adapted.base, corpus.shortest, corpus.longest)
             self.protocol.check_lengths(self.length_limits)
@@ -61,6 +69,16 @@ class Pack:
     def close(self) -> None:
         """Take the hooks off the base model."""
         self.adapted.remove_hooks()
+
+    @property
+    def dtype(self) -> str:
+        """The type of the base's weights, such as `bfloat16`."""
+        return str(self.base.dtype).removeprefix("torch.")
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision where it is asked for; weights in bfloat16 are in that precision already."""
+        is_narrow = self.base.dtype == torch.bfloat16 and self.config.train.precision == "bf16"
+        return nullcontext() if is_narrow else self.accelerator.autocast()
 
     @property
     def rows(self) -> int:
