@@ -78,6 +78,11 @@ class TrainConfig:
     length_bucket: int = 1
     """Pad the rows of a forward pass to a multiple of so many tokens, so that a device sees few shapes. Results do not
     depend on it."""
+    pass_tokens: int | str | None = None
+    """A batch of unlike lengths goes through the model in parts, where a further pass saves at least so many tokens of
+    padding. Left out: 5,000 on a GPU; on a CPU as many parts as leave twelve rows to each. `auto`: measured at the
+    start of a run, on the machine that fits, and written into its config.yaml. Results do not depend on it but for
+    rounding."""
     compile: bool = False
     """Compile the model with torch.compile, once for all trials of a worker process. The first step then takes
     longer."""
@@ -99,6 +104,11 @@ class TrainConfig:
             require(value is None or 0 < value < math.inf, f"train.{name}={value}: need a finite value above 0")
         for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
             require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
+        tokens = self.pass_tokens
+        require(
+            tokens is None or tokens == "auto" or (isinstance(tokens, int) and tokens >= 1),
+            f"train.pass_tokens={tokens}: need a number of at least 1, or auto",
+        )
         require(self.length_bucket >= 1, f"train.length_bucket={self.length_bucket}: need at least 1")
         require(
             self.length_bucket == 1 or self.padding == "ignored",

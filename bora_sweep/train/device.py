@@ -104,6 +104,12 @@ def refuse_other_count(config: Config) -> None:
         )
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_name(device: torch.device) -> str:
     """`cuda: NVIDIA H200`, or `cpu: x86_64`."""
     return (

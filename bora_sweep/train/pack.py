@@ -93,6 +93,7 @@ class Pack:
 
     def forward_batches(self, document_B: np.ndarray) -> list[TaskBatch]:
         """The batches of a step's forward passes on this process, of the documents of the whole step."""
-        pass_tokens = PASS_TOKENS.get(self.accelerator.device.type)
+        asked = self.config.train.pass_tokens
+        pass_tokens = asked if isinstance(asked, int) else PASS_TOKENS.get(self.accelerator.device.type)
         local_B = self.shard.documents(document_B)
         return self.protocol.forward_batches(local_B, self.rows, pass_tokens, self.length_limits)
