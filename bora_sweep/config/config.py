@@ -66,6 +66,7 @@ class Config:
         self._check_metrics()
         self._check_penalty()
         self._check_token_sums()
+        self._check_shard_base()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -153,6 +154,24 @@ class Config:
         for setting, is_set in needs_sums.items():
             message = f"{first}: works for separate fits of one process only; drop it, or drop {setting}"
             require(first is None or not is_set, message)
+
+    def _check_shard_base(self) -> None:
+        """Refuse a sharded base in one process, and settings that need the whole base in each."""
+        if not self.train.shard_base:
+            return
+        workers = self.ray.workers_per_trial
+        require(
+            workers > 1,
+            f"train.shard_base=true, ray.workers_per_trial={workers}: one process has no other to shard the base over; "
+            "set more workers, or drop train.shard_base",
+        )
+        needs_whole = {
+            "train.compile=true": self.train.compile,
+            "search.estimate_tau=true": self.search.estimate_tau,
+        }
+        for setting, is_set in needs_whole.items():
+            message = f"train.shard_base=true: {setting} needs the whole base in each process; drop one of the two"
+            require(not is_set, message)
 
     @property
     def learning_rate(self) -> float:
