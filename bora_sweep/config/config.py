@@ -156,7 +156,7 @@ class Config:
             require(first is None or not is_set, message)
 
     def _check_shard_base(self) -> None:
-        """Refuse a sharded base in one process, and settings that need the whole base in each."""
+        """Refuse a sharded base in one process, and settings that a sharded base does not support."""
         if not self.train.shard_base:
             return
         workers = self.ray.workers_per_trial
@@ -165,13 +165,12 @@ class Config:
             f"train.shard_base=true, ray.workers_per_trial={workers}: one process has no other to shard the base over; "
             "set more workers, or drop train.shard_base",
         )
-        needs_whole = {
-            "train.compile=true": self.train.compile,
-            "search.estimate_tau=true": self.search.estimate_tau,
+        unsupported = {
+            "train.compile=true": (self.train.compile, "would compile the gathering of weights"),
+            "search.estimate_tau=true": (self.search.estimate_tau, "runs the base in one process alone"),
         }
-        for setting, is_set in needs_whole.items():
-            message = f"train.shard_base=true: {setting} needs the whole base in each process; drop one of the two"
-            require(not is_set, message)
+        for setting, (is_set, reason) in unsupported.items():
+            require(not is_set, f"train.shard_base=true: {setting} {reason}; drop one of the two")
 
     @property
     def learning_rate(self) -> float:

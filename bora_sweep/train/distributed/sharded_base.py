@@ -47,7 +47,7 @@ def place_base(base: PreTrainedModel, device: torch.device, *, shard: bool) -> P
         return base
     if shard:
         _shard(base.requires_grad_(False), device)
-    return base.to(device)
+    return base.to(device)  # type: ignore[arg-type]
 
 
 def root_of(base: PreTrainedModel) -> nn.Module:
@@ -64,7 +64,9 @@ def _shard(base: PreTrainedModel, device: torch.device) -> None:
     blocks = _blocks(base)
     _refuse_weights(base, blocks)
     root = base.get_submodule(_holder(blocks))
-    mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
+    group = dist.group.WORLD
+    assert group is not None  # a fit of one process shards nothing
+    mesh = DeviceMesh.from_group(group, device.type)
     sharded = {weight for block in blocks.values() for weight in block.parameters()}
     for block in blocks.values():
         block.register_forward_hook(_without_views)
