@@ -191,11 +191,12 @@ def work(rank: int, folder: Path) -> dict:
         for name, calls in STOPS.items():
             interrupted(rank, (own if rank else folder) / f"{name} {parallel}", parallel, calls)
     results["models"] = {model: compare_model(*model) for model in MODELS}
+    results["memory"] = run_out_of_memory(rank)  # the last: the processes can do no more together
     return results
 
 
-def run_out_of_memory(rank: int, folder: Path) -> dict:  # noqa: ARG001
-    """One process runs out of memory in the middle of a pass, and ends; the other waits for it there."""
+def run_out_of_memory(rank: int) -> tuple[str, str]:
+    """How a fit ends of which one process runs out of memory in the middle of a pass; the other waits for it there."""
     base, calls = make_base(), iter(range(1000))
 
     def fail(*_):
@@ -203,11 +204,9 @@ def run_out_of_memory(rank: int, folder: Path) -> dict:  # noqa: ARG001
             raise torch.OutOfMemoryError
 
     base.get_submodule("model.decoder.layers.1.self_attn").register_forward_pre_hook(fail)
-    try:
+    with pytest.raises(RuntimeError) as ended:
         sharded_fit("prior.tau=100", base=base)
-    except RuntimeError as error:
-        return {"type": type(error).__name__, "error": str(error)}
-    return {}
+    return ended.type.__name__, str(ended.value)
 
 
 @pytest.fixture(scope="module")
@@ -288,12 +287,12 @@ def test_two_processes_hold_half_of_the_blocks_each(made, model):
     assert max(first["held"], second["held"]) - outside < 0.6 * first["blocks"]
 
 
-def test_memory_that_runs_out_in_a_pass_ends_all_processes(tmp_path):
-    first, second = run_in_two(run_out_of_memory, tmp_path)
-    assert second["type"] == "OutOfMemoryError"
-    assert "train.shard_base=true: out of memory with 5 documents" in second["error"]
-    assert "train.micro_batch_size" in second["error"]
-    assert first["error"]
+def test_memory_that_runs_out_in_a_pass_ends_all_processes(made):
+    """The second process ends with the reason, the first because the second is gone."""
+    (first, _), (second, reason) = (results["memory"] for results in made[0])
+    assert (first, second) == ("RuntimeError", "OutOfMemoryError")
+    assert reason.startswith("train.shard_base=true: out of memory in a pass")
+    assert "train.micro_batch_size below 5" in reason
 
 
 @pytest.mark.parametrize(

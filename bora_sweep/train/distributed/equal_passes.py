@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bora_sweep.errors import one_line
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.trial_logits import made_up_tokens
 from bora_sweep.process import Interrupted
@@ -51,7 +52,7 @@ class EqualPasses:
 
         Args:
             work: Passes of the base; each pass with gradients is followed by its backward pass.
-            rows: Documents of a pass at most, for the message.
+            rows: Documents of a training pass at most, for the message.
 
         Raises:
             Interrupted: `work` raised it, on any process.
@@ -66,9 +67,10 @@ class EqualPasses:
         except Interrupted:
             stop = True
         except torch.OutOfMemoryError as error:
+            fewer = f"train.micro_batch_size below {rows}, or " if rows > 1 else ""
             raise torch.OutOfMemoryError(
-                f"train.shard_base=true: out of memory with {rows} documents in a forward pass, in which the other "
-                "processes wait for this one; set a lower train.micro_batch_size, or more ray.workers_per_trial"
+                "train.shard_base=true: out of memory in a pass, in which the other processes wait for this one, so "
+                f"that none can go on; set {fewer}more ray.workers_per_trial ({one_line(error, limit=200)})"
             ) from error
         finally:
             self.is_running = False
