@@ -92,6 +92,9 @@ class TrainConfig:
     """How `ray.workers_per_trial` processes share a fit. `tasks`: each holds some of the tasks, and only Theta's
     gradient is all-reduced. `data`: each holds all tasks and works on its part of every batch. Results do not depend on
     it."""
+    shard_base: bool = False
+    """Shard the frozen base model over the `ray.workers_per_trial` processes of a fit (FSDP2), so that a base that does
+    not fit on one card is trained on several. Results do not depend on it. See docs/parallel.md."""
     seed: int = 0
     """Random seed of the adapters' initial values and the order of the documents."""
     checkpoint_minutes: float = 5.0

@@ -48,13 +48,16 @@ def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor
 def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> T:
     """Run `work`; after each out-of-memory error, run it again with half as many documents in a forward pass.
 
-    The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead.
+    The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead. With
+    a sharded base the first such error ends the fit (`EqualPasses.run`).
 
     Args:
         pack: Its `memory_rows` is lowered.
         fits: Their gradients are cleared before each further try, and each gets a note.
         work: Forward passes of `pack.rows` documents at most.
     """
+    if pack.equal_passes is not None:
+        return pack.equal_passes.run(lambda: as_torch_oom(work), pack.rows)
     while True:
         try:
             return sync_errors(lambda: as_torch_oom(work))

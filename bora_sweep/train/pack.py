@@ -16,7 +16,9 @@ from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.train.device import PASS_TOKENS
+from bora_sweep.train.distributed.equal_passes import EqualPasses
 from bora_sweep.train.distributed.shard import Shard
+from bora_sweep.train.distributed.sharded_base import place_base
 from bora_sweep.train.methods.published import PublishedCode, differs_from_default
 from bora_sweep.train.protocol import Protocol
 
@@ -29,7 +31,7 @@ class Pack:
     Args:
         config: Of one of the fits. The others have the same adapters, batches and precision.
         corpus: The tokenised text.
-        base: The base model; it is frozen, and given back as it came.
+        base: The base model; it is frozen, and given back as it came, but stays sharded with `train.shard_base`.
         accelerator: Of the device.
 
     Raises:
@@ -47,15 +49,19 @@ class Pack:
         self.memory_rows: int | None = None
         """Documents that memory holds in a forward pass, once it has run out."""
         self.adapted = AdaptedModel(
-            base.to(accelerator.device),
+            place_base(base, accelerator.device, shard=config.train.shard_base),
             self.layout,
             compiled=config.train.compile,
             checkpointed=config.train.gradient_checkpointing,
             longest=corpus.longest,
         )
+        self.equal_passes: EqualPasses | None = None
+        """For a sharded base, whose passes all processes must make together."""
         try:
             self.length_limits = length_limits(self.adapted.base, corpus.shortest, corpus.longest)
             self.protocol.check_lengths(self.length_limits)
+            if config.train.shard_base:
+                self.equal_passes = EqualPasses(self.adapted)
         except BaseException:
             self.close()
             raise
@@ -68,6 +74,8 @@ class Pack:
 
     def close(self) -> None:
         """Take the hooks off the base model."""
+        if self.equal_passes is not None:
+            self.equal_passes.close()
         self.adapted.remove_hooks()
 
     @property
