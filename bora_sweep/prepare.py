@@ -162,9 +162,21 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console, *,
 
     groups, notes = check_model(config, corpus)
     _print_notes(notes, console)
+    if config.model.dtype == "auto":
+        console.print(f"model.dtype=auto: {escape(_chosen_dtype(config, is_sweep=load))}")
     if load:
         try_model(config, corpus)
     return groups
+
+
+def _chosen_dtype(config: Config, *, is_sweep: bool) -> str:
+    """The type of weights that `model.dtype=auto` means, in words."""
+    from bora_sweep.model.base import weights_dtype
+
+    if is_sweep and config.ray.address is not None:
+        return "bfloat16 in trials on a GPU that computes in it, else float32"
+    dtype = str(weights_dtype(config.model)).removeprefix("torch.")
+    return f"{dtype}, as no GPU here computes in bfloat16" if dtype == "float32" else f"{dtype} on the GPU"
 
 
 def _read_corpus(

@@ -11,7 +11,7 @@ from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_set
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
-from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
+from bora_sweep.config.train import GlobalUpdate, Precision, Solver, TrainConfig
 
 __all__ = [
     "ACCURACY",
@@ -28,6 +28,7 @@ __all__ = [
     "MetricConfig",
     "ModelConfig",
     "Parametrization",
+    "Precision",
     "PriorConfig",
     "Protocol",
     "RayConfig",

@@ -63,9 +63,12 @@ class Config:
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
+        if self.model.dtype == "auto" and self.train.device == "cpu":
+            object.__setattr__(self, "model", dataclasses.replace(self.model, dtype="float32"))
         self._check_metrics()
         self._check_penalty()
         self._check_token_sums()
+        self._check_shard_base()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -153,6 +156,23 @@ class Config:
         for setting, is_set in needs_sums.items():
             message = f"{first}: works for separate fits of one process only; drop it, or drop {setting}"
             require(first is None or not is_set, message)
+
+    def _check_shard_base(self) -> None:
+        """Refuse a sharded base in one process, and settings that a sharded base does not support."""
+        if not self.train.shard_base:
+            return
+        workers = self.ray.workers_per_trial
+        require(
+            workers > 1,
+            f"train.shard_base=true, ray.workers_per_trial={workers}: one process has no other to shard the base over; "
+            "set more workers, or drop train.shard_base",
+        )
+        unsupported = {
+            "train.compile=true": (self.train.compile, "would compile the gathering of weights"),
+            "search.estimate_tau=true": (self.search.estimate_tau, "runs the base in one process alone"),
+        }
+        for setting, (is_set, reason) in unsupported.items():
+            require(not is_set, f"train.shard_base=true: {setting} {reason}; drop one of the two")
 
     @property
     def learning_rate(self) -> float:

@@ -17,9 +17,9 @@ class ModelConfig:
 
     name: str | None = None
     """A Hugging Face name or a local folder. Left out, with the embedded corpus only: a small OPT made for it."""
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "float32"
-    """Type of the base model's weights. `auto`: bfloat16 where a fit has a GPU that computes in it, else float32.
-    Adapters, prior and Adam's moments are float32 (float64 with float64)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Type of the base model's weights. `auto`: bfloat16 where a fit has a GPU that computes in it, else float32. The
+    column `dtype` of `trials` says which. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
     quantization: Literal["nf4", "int8", "fp8"] | None = None
     """How the weights of the linear layers of the base's blocks are stored: in 4 or 8 bits. Left out: in `dtype`."""
     max_tokens: int = 128

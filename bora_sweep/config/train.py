@@ -8,6 +8,7 @@ from bora_sweep.errors import require
 
 Solver = Literal["proximal", "adamw"]
 GlobalUpdate = Literal["gradient", "mean", "alternating"]
+Precision = Literal["no", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,22 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     """Largest norm of a gradient. Each task's gradient and Theta's are clipped separately, so that no task changes
     another's step. null: no clipping."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the forward and backward pass."""
+    precision: Precision = "no"
+    """Precision of the products of matrices. `no`: that of the weights, and all 24 bits of float32. `tf32`: float32
+    products on a GPU keep 11 bits of their factors, and are several times as fast. `bf16`, `fp16`: mixed precision of
+    the forward and backward pass, for a base in float32; a base in bfloat16 (`model.dtype`) is faster."""
     gradient_checkpointing: bool = False
     """Keep only the input of each block of the base for the backward pass, and compute the rest of the block again
     there. A step takes about a third longer, and its memory grows far less with `model.max_tokens`. Results do not
     depend on it."""
+    length_bucket: int = 1
+    """Pad the rows of a forward pass to a multiple of so many tokens, so that a device sees few shapes. Results do not
+    depend on it."""
+    pass_tokens: int | str | None = None
+    """A batch of unlike lengths goes through the model in parts, where a further pass saves at least so many tokens of
+    padding. Left out: 5,000 on a GPU; on a CPU as many parts as leave twelve rows to each. `auto`: measured at the
+    start of a run, on the machine that fits, and written into its config.yaml. Results do not depend on it but for
+    rounding."""
     compile: bool = False
     """Compile the model with torch.compile, once for all trials of a worker process. The first step then takes
     longer."""
@@ -81,6 +92,9 @@ class TrainConfig:
     """How `ray.workers_per_trial` processes share a fit. `tasks`: each holds some of the tasks, and only Theta's
     gradient is all-reduced. `data`: each holds all tasks and works on its part of every batch. Results do not depend on
     it."""
+    shard_base: bool = False
+    """Shard the frozen base model over the `ray.workers_per_trial` processes of a fit (FSDP2), so that a base that does
+    not fit on one card is trained on several. Results do not depend on it. See docs/parallel.md."""
     seed: int = 0
     """Random seed of the adapters' initial values and the order of the documents."""
     checkpoint_minutes: float = 5.0
@@ -93,6 +107,17 @@ class TrainConfig:
             require(value is None or 0 < value < math.inf, f"train.{name}={value}: need a finite value above 0")
         for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
             require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
+        tokens = self.pass_tokens
+        require(
+            tokens is None or tokens == "auto" or (isinstance(tokens, int) and tokens >= 1),
+            f"train.pass_tokens={tokens}: need a number of at least 1, or auto",
+        )
+        require(self.length_bucket >= 1, f"train.length_bucket={self.length_bucket}: need at least 1")
+        require(
+            self.length_bucket == 1 or self.padding == "ignored",
+            f"train.length_bucket={self.length_bucket}: train.padding={self.padding} counts padding, which it would "
+            "change; drop one of the two",
+        )
         noise = self.initial_noise
         require(0 <= noise < math.inf, f"train.initial_noise={noise}: need a finite value of 0 or more")
         require(

@@ -3,6 +3,7 @@
 Shapes: N documents, B rows, T tokens.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,23 @@ def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None =
         scored_BT[row, :length] = corpus.scored[start : start + length]
     task_B = corpus.documents["task"].to_numpy()[document_B]
     return TaskBatch(document_B, task_B, length_B, tokens_BT, scored_BT)
+
+
+def width_of(corpus: TokenizedCorpus, document_B: np.ndarray, bucket: int = 1, limits: Sequence[int] = ()) -> int:
+    """Tokens of a row of these documents: the longest's, rounded up to a multiple of `bucket`.
+
+    It is rounded up to no more than the corpus's longest sequence, and not beyond a limit.
+
+    Args:
+        corpus: The tokenised text.
+        document_B: Indices of documents in the corpus.
+        bucket: `train.length_bucket`.
+        limits: Lengths that padding must not cross, see `group_by_length`.
+    """
+    longest = longest_of(corpus, document_B)
+    beyond = bisect_left(limits, longest)
+    most = limits[beyond] if beyond < len(limits) else corpus.longest
+    return min(-(-longest // bucket) * bucket, max(longest, min(most, corpus.longest)))
 
 
 def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:
@@ -197,7 +215,7 @@ def _cut_batch(
 
 
 def scoring_batches(
-    corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = ()
+    corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = (), bucket: int = 1
 ) -> Iterator[TaskBatch]:
     """Batches of each document once, the longest first, so that a batch that does not fit in memory comes first.
 
@@ -206,8 +224,10 @@ def scoring_batches(
         document_N: Indices of documents.
         batch_size: Documents of a batch, at most.
         limits: Lengths beyond which no shorter document is padded.
+        bucket: Rows are padded to a multiple of so many tokens.
     """
     for group_N in reversed(group_by_length(corpus, document_N, limits)):
         order = np.argsort(-np.diff(corpus.offsets)[group_N], kind="stable")
         for i in range(0, len(order), batch_size):
-            yield collate(corpus, group_N[order[i : i + batch_size]])
+            document_B = group_N[order[i : i + batch_size]]
+            yield collate(corpus, document_B, width_of(corpus, document_B, bucket, limits))

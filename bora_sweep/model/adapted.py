@@ -5,20 +5,24 @@ Shapes: B rows (or 1, an adapter that all rows share), T tokens, H hidden, V voc
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bora_sweep.model.attention import CAUSAL, attention, has_causal_attention
 from bora_sweep.model.base_check import AdapterParts, check_base
+from bora_sweep.model.checkpointing import Again, BlockCheckpoints, find_blocks
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.lora import Site
 from bora_sweep.model.trial_logits import made_up_tokens
 
 HEAD_ROWS, HEAD_TOKENS = 6, 33
 """Shape of the batch by which a linear head is recognised."""
+RECOMPILE_LIMIT = 64
+"""Graphs of one function. Beyond its own limit, 8, torch.compile would run the rest without graphs, and say nothing."""
 
 
 class AdaptedModel(nn.Module):
@@ -29,25 +33,48 @@ class AdaptedModel(nn.Module):
     dropout would make likelihoods depend on chance. With `compiled` it runs by torch.compile. The graphs depend on
     shapes alone, so they serve every later model over the same base.
 
+    Args:
+        base: The base model.
+        layout: Its adapters.
+        compiled: Whether it runs by torch.compile.
+        checkpointed: Whether each block keeps only its input for the backward pass.
+        longest: Tokens of the longest row that will come, up to which a lighter attention may replace the base's own
+            (`bora_sweep.model.attention`); None: the base keeps its own.
+
     Raises:
         InputError: The base cannot be run so (`bora_sweep.model.base_check`).
     """
 
-    def __init__(self, base: PreTrainedModel, layout: Layout, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        layout: Layout,
+        *,
+        compiled: bool = False,
+        checkpointed: bool = False,
+        longest: int | None = None,
+    ) -> None:
         super().__init__()
         self.base = base.eval().requires_grad_(False)
         self.layout = layout
         self._parts: AdapterParts = {}
+        self._checkpoints = BlockCheckpoints([], self._again)
         self._hooks = [base.get_submodule(site.name).register_forward_hook(self._hook(site)) for site in layout.sites]
         try:
             check_base(self.base, layout, self.with_parts)
+            blocks = find_blocks(base, layout) if checkpointed else []
+            self.is_causal = longest is not None and has_causal_attention(base, longest)
+            """Whether rows without a mask run with `causal_attention`."""
         except BaseException:
             self.remove_hooks()
             raise
         self.head = _linear_head(base, layout)
         self.keeps_logits = self.head is None and _keeps_logits(base)
         """Whether logits that no linear head alone makes can be asked for at some positions."""
+        self._checkpoints = BlockCheckpoints(blocks, self._again)
         if compiled:
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             self._run = torch.compile(self._run)
 
     def _hook(self, site: Site):
@@ -75,11 +102,29 @@ class AdaptedModel(nn.Module):
             logits_BTV, or logits_BCV at the positions that are kept.
         """
         kept = {} if kept_C is None else {"logits_to_keep": kept_C}
-        return self._run(self.base, tokens_BT, theta_BP, mask_BT, **kept).logits
+        with self._attention(mask_BT):
+            return self._run(self.base, tokens_BT, theta_BP, mask_BT, **kept).logits
 
     def last_hidden_state(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """The last hidden state, hidden_BTH, from which `head` makes the logits; arguments as in `forward`."""
-        return self._run(self.base.base_model, tokens_BT, theta_BP, mask_BT).last_hidden_state
+        with self._attention(mask_BT):
+            return self._run(self.base.base_model, tokens_BT, theta_BP, mask_BT).last_hidden_state
+
+    def _attention(self, mask_BT: Tensor | None) -> AbstractContextManager[None]:
+        return attention(self.base, CAUSAL) if self.is_causal and mask_BT is None else nullcontext()
+
+    def _again(self) -> Again | None:
+        """For a pass under way, the context in which a block of it can run again, with the same adapters."""
+        if not self._parts:
+            return None
+        parts, is_causal = self._parts, self.base.config._attn_implementation == CAUSAL
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            with self.with_parts(parts), attention(self.base, CAUSAL) if is_causal else nullcontext():
+                yield
+
+        return again
 
     def _run(
         self, module: nn.Module, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, **more: Tensor
@@ -113,13 +158,16 @@ class AdaptedModel(nn.Module):
             self._parts = {}
 
     def _split(self, theta_BP: Tensor) -> AdapterParts:
-        """The parts of the adapters, in the precision that the variant asks for."""
-        if not self.layout.variant.full_precision:
-            theta_BP = theta_BP.to(self.base.dtype)
-        return self.layout.split(theta_BP)
+        return self.layout.split(theta_BP.to(self.adapter_dtype or theta_BP.dtype))
+
+    @property
+    def adapter_dtype(self) -> torch.dtype | None:
+        """The type in which adapters reach the base's modules; None: that of the banks."""
+        return None if self.layout.variant.full_precision else self.base.dtype
 
     def remove_hooks(self) -> None:
         """Restore the base model that was given."""
+        self._checkpoints.remove()
         for hook in self._hooks:
             hook.remove()
 

@@ -5,6 +5,7 @@ Shapes: K adapters (one per task), P parameters of one adapter, B rows.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +71,17 @@ class Hierarchy(nn.Module):
         """Whether there are deviations and a prior on them: 0 < tau < inf."""
         return self.task_KP is not None and self.tau > 0
 
-    def theta_BP(self, task_B: Tensor) -> Tensor:
-        """The adapter of each row's task, theta_BP; at tau = inf Theta alone, theta_1P. task_B: places in the bank."""
+    def theta_BP(self, task_B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The adapter of each row's task, theta_BP; at tau = inf Theta alone, theta_1P.
+
+        Args:
+            task_B: Places in the bank.
+            dtype: Of the result; None: that of the banks.
+        """
+        dtype = dtype or self.mean_P.dtype
         if self.task_KP is None:
-            return self.mean_P[None]
-        task_BP = self.task_KP.index_select(0, task_B)
-        return task_BP if self.centered else task_BP.add_(self.mean_P)  # in place: index_select has made a copy
+            return self.mean_P.to(dtype)[None]
+        return GatherRows.apply(self.task_KP, None if self.centered else self.mean_P, task_B, dtype)
 
     def theta_KP(self) -> Tensor:
         """The adapters of this process's tasks, detached; at tau = inf Theta for each task, without a copy."""
@@ -127,6 +133,49 @@ class Hierarchy(nn.Module):
         self.mean_P.copy_(mean_P)
         if self.task_KP is not None:
             self.task_KP.copy_(theta_KP if self.centered else theta_KP - mean_P)
+
+
+class GatherRows(torch.autograd.Function):
+    """(Theta + task_k) of each row's task k in the precision of the rows, with a gradient that is the same in each run.
+
+    The gradient of torch's own gather adds rows on a GPU in any order, so that the same seed gives other bits. Here it
+    is a product with the tasks' indicators, summed in the bank's precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, task_KP: Tensor, mean_P: Tensor | None, task_B: Tensor, dtype: torch.dtype) -> Tensor:
+        """theta_BP; `mean_P` is None where `task_KP` is theta itself."""
+        ctx.save_for_backward(task_B)
+        ctx.num_tasks, ctx.dtype = len(task_KP), task_KP.dtype
+        if len(task_KP) <= len(task_B):  # the same numbers, over fewer rows
+            theta_KP = task_KP if mean_P is None else task_KP + mean_P
+            return theta_KP.to(dtype).index_select(0, task_B)
+        theta_BP = task_KP.index_select(0, task_B)
+        return (theta_BP if mean_P is None else theta_BP.add_(mean_P)).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BP: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradients of the bank and of Theta."""
+        (task_B,) = ctx.saved_tensors
+        grad_KP = sum_by_task(grad_BP, task_B, ctx.num_tasks, ctx.dtype)
+        return grad_KP, grad_KP.sum(0) if ctx.needs_input_grad[1] else None, None, None
+
+
+def sum_by_task(rows_BP: Tensor, task_B: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
+    """The sum of each task's rows, shape (K, P), in an order that does not change from run to run.
+
+    Args:
+        rows_BP: The rows.
+        task_B: Each row's task.
+        num_tasks: K.
+        dtype: Of the sums.
+    """
+    if rows_BP.device.type == "cpu":  # one row after another
+        return rows_BP.new_zeros(num_tasks, rows_BP.shape[1], dtype=dtype).index_add_(0, task_B, rows_BP.to(dtype))
+    indicator_KB = (torch.arange(num_tasks, device=task_B.device)[:, None] == task_B).to(rows_BP.dtype)
+    if rows_BP.device.type == "cuda" and rows_BP.dtype != dtype:
+        return torch.mm(indicator_KB, rows_BP, out_dtype=dtype)
+    return indicator_KB.to(dtype) @ rows_BP.to(dtype)
 
 
 def _add_gradient(bank: nn.Parameter, gradient: Tensor) -> None:

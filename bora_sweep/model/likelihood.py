@@ -58,11 +58,11 @@ class Likelihood:
         Returns:
             nll_SB in nats.
         """
-        count = len(self.hierarchies)
+        count, dtype = len(self.hierarchies), self.adapted.adapter_dtype
         if count == 1:
-            theta_BP = self.hierarchies[0].theta_BP(task_B)
+            theta_BP = self.hierarchies[0].theta_BP(task_B, dtype)
         else:
-            theta_BP = torch.cat([h.theta_BP(task_B).expand(len(task_B), -1) for h in self.hierarchies])
+            theta_BP = torch.cat([h.theta_BP(task_B, dtype).expand(len(task_B), -1) for h in self.hierarchies])
             first_S1 = tokens_BT.numel() * torch.arange(count, device=place_M.device)[:, None]
             place_M = (first_S1 + place_M).flatten()
         tokens, mask = tokens_BT.repeat(count, 1), None if mask_BT is None else mask_BT.repeat(count, 1)
@@ -75,7 +75,7 @@ class Likelihood:
         target_M, head = tokens_BT.flatten()[place_M], self.adapted.head
         if head is not None:
             hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
-            return linear_nll(hidden_BTH.flatten(0, 1)[place_M - 1], head, target_M)
+            return linear_nll(hidden_BTH.flatten(0, 1).index_select(0, place_M - 1), head, target_M)
         logits_MV = self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
         return F.cross_entropy(logits_MV, target_M, reduction="none")

@@ -65,8 +65,6 @@ class LiveBytes(TorchDispatchMode):
                 kwargs = {name: tree_map_only(Tensor, _to_meta, value) for name, value in kwargs.items()}
         elif any(argument.name == "device" for argument in func._schema.arguments):
             kwargs["device"] = META if not tensors and _is_float(func, args, kwargs) else torch.device("cpu")
-        if func is torch.ops.aten.index_add.default:  # autograd adds in place, but not under a mode
-            func = torch.ops.aten.index_add_.default
         result = func(*args, **kwargs)
         for tensor in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(tensor, Tensor):

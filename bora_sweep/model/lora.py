@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 
@@ -22,8 +23,12 @@ class Site:
 
 
 def weight_OI(module: nn.Module) -> Tensor:
-    """The weight of a Linear or Conv1D as (O, I); GPT-2's Conv1D stores it as (I, O)."""
+    """The weight of a Linear or Conv1D as (O, I); GPT-2's Conv1D stores it as (I, O).
+
+    A weight that is sharded over processes (`train.shard_base`) is gathered, so all of them must ask for it.
+    """
     weight: Tensor = module.weight  # type: ignore[assignment]
+    weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
     return weight.T if isinstance(module, Conv1D) else weight
 
 

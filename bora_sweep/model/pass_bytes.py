@@ -13,13 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
-from bora_sweep.model.base_check import AdapterParts
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.linear_modules import without_weights
 from bora_sweep.model.live_bytes import FusedAttention, LiveBytes
@@ -69,15 +65,17 @@ def count_passes(base: PreTrainedModel, layout: Layout, tokens: int, *, shared: 
         checkpointing: Whether the blocks of the base keep their inputs alone.
 
     Raises:
-        InputError: The model has no blocks that can keep their inputs alone.
+        InputError: As in `bora_sweep.model.checkpointing.find_blocks`.
         Exception: The model's code does not run without weights.
     """
     empty = without_weights(base)
     weights = [*empty.parameters(), *empty.buffers()]
+    for module in empty.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module.children():
+                block.forward = partial(_run_fused, block.forward)
     with LiveBytes(weights):
-        adapted = AdaptedModel(empty, layout)
-    if checkpointing:
-        _checkpoint_blocks(adapted)
+        adapted = AdaptedModel(empty, layout, checkpointed=checkpointing)
     count = partial(_count, adapted, weights, tokens, shared=shared)
     training, scoring = ([count(rows, train=train) for rows in (FEWER, MORE)] for train in (True, False))
     forward, held, backward = (_line(*sizes) for sizes in zip(*training, strict=True))
@@ -97,14 +95,11 @@ def _count(
     base, layout = adapted.base, adapted.layout
     with LiveBytes(weights) as live, torch.set_grad_enabled(train):
         tokens_BT = torch.zeros(rows, tokens, dtype=torch.long)
-        size, dtype = (1 if shared else rows, layout.num_parameters), torch.promote_types(base.dtype, torch.float32)
+        size = (1 if shared else rows, layout.num_parameters)
+        dtype = adapted.adapter_dtype or torch.promote_types(base.dtype, torch.float32)
         theta_BP = _Source.apply(torch.zeros((), requires_grad=True), size, dtype)
-        parts = layout.split(theta_BP if layout.variant.full_precision else theta_BP.to(base.dtype))
-        with adapted.with_parts(parts):
-            output = _output(adapted, tokens_BT)
-        forward = live.peak
-        del parts
-        held = live.now
+        output = _output(adapted, tokens_BT, theta_BP)
+        forward, held = live.peak, live.now
         if not train:
             return forward, held, 0
         end = Sink.apply(output)
@@ -114,14 +109,14 @@ def _count(
         return forward, held, live.peak
 
 
-def _output(adapted: AdaptedModel, tokens_BT: Tensor) -> Tensor:
+def _output(adapted: AdaptedModel, tokens_BT: Tensor, theta_BP: Tensor) -> Tensor:
     """What `Likelihood` takes from the model: the last hidden state, or the nats of all tokens where there is no head.
 
     Every token but the first of a row is scored.
     """
     if adapted.head is not None:
-        return adapted.base.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    logits_BTV = adapted.base(input_ids=tokens_BT, use_cache=False).logits
+        return adapted.last_hidden_state(tokens_BT, theta_BP)
+    logits_BTV = adapted(tokens_BT, theta_BP)
     before_M = torch.arange(tokens_BT.numel()).view_as(tokens_BT)[:, :-1].flatten()
     logits_MV = logits_BTV.flatten(0, 1)[before_M]
     del logits_BTV
@@ -129,23 +124,10 @@ def _output(adapted: AdaptedModel, tokens_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_MV, torch.zeros(len(logits_MV), dtype=torch.long), reduction="none")
 
 
-def _checkpoint_blocks(adapted: AdaptedModel) -> None:
-    """Make each block of the base keep its inputs alone, and run again in the backward pass, with the same adapters."""
-    blocks = [module for module in adapted.base.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise InputError("train.gradient_checkpointing=true: the model has no blocks that can run again; drop it")
-
-    def run(forward: Callable[..., Any], parts: AdapterParts, *inputs: Any, **more: Any) -> Any:
-        adapted._parts = parts
-        with FusedAttention():  # torch leaves such modes in the backward pass
-            return forward(*inputs, **more)
-
-    def keep_inputs(forward: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
-        again = partial(run, forward, adapted._parts)
-        return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False, **more)
-
-    for block in blocks:
-        block.forward = partial(keep_inputs, block.forward)
+def _run_fused(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A block's forward pass with fused attention, also in the backward pass, where torch leaves such modes."""
+    with FusedAttention():
+        return forward(*inputs, **named)
 
 
 class _Source(torch.autograd.Function):

@@ -53,7 +53,9 @@ def tensor_norm_penalty_gradient(delta_KP: Tensor, tau: float, tensor_sizes: Seq
     """
     norm_Kt = _norm_of_each_tensor(delta_KP, tensor_sizes)
     factor_Kt = torch.where(norm_Kt > 0, tau / norm_Kt, 0.0)
-    return delta_KP * factor_Kt.repeat_interleave(torch.tensor(tensor_sizes, device=delta_KP.device), dim=-1)
+    sizes_t = torch.tensor(tensor_sizes, device=delta_KP.device)
+    # Without the size of the result a device would be waited for.
+    return delta_KP * factor_Kt.repeat_interleave(sizes_t, dim=-1, output_size=delta_KP.shape[-1])
 
 
 def _norm_of_each_tensor(delta_KP: Tensor, tensor_sizes: Sequence[int]) -> Tensor:

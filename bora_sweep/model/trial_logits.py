@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
@@ -72,10 +73,13 @@ def made_up_tokens(base: PreTrainedModel, rows: int, length: int) -> Tensor:
 
 @contextmanager
 def widened(base: PreTrainedModel) -> Iterator[bool]:
-    """Within, the weights of a small base are in float32 at least. Yields whether that changes their precision."""
+    """Within, the weights of a small base are in float32 at least. Yields whether that changes their precision.
+
+    A base that is sharded over processes keeps its precision: FSDP holds its weights elsewhere.
+    """
     weights = [*base.parameters(), *base.buffers()]
     narrow = [weight for weight in weights if weight.dtype in (torch.bfloat16, torch.float16)]
-    is_plain = all(weight.is_floating_point() for weight in base.parameters())
+    is_plain = all(weight.is_floating_point() and not isinstance(weight, DTensor) for weight in base.parameters())
     if not narrow or not is_plain or sum(weight.nbytes for weight in narrow) > WIDENED_BYTES:
         yield False
         return

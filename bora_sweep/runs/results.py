@@ -63,6 +63,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("non_padding_fraction", pa.float64()),  # of what training passed through the model
             ("peak_memory_bytes", pa.int64()),
             ("device", pa.string()),
+            ("dtype", pa.string()),  # of the base's weights; null in older results
             ("host", pa.string()),
             ("versions", pa.string()),
             ("config_json", pa.string()),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bora_sweep.config import Config, LoraConfig, read_config
+from bora_sweep.config import Config, LoraConfig, read_config, with_values
 from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
@@ -91,10 +91,11 @@ def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
 
 
 def _config_of(row: dict[str, Any]) -> Config:
-    """The configuration in a row of `trials`."""
+    """The configuration in a row of `trials`, with the type of weights that `model.dtype=auto` chose."""
     if not isinstance(row["config_json"], str):
         raise ValueError("config_json is missing")
-    return read_config(row["config_json"])
+    config = read_config(row["config_json"])
+    return with_values(config, model={"dtype": row["dtype"]}) if config.model.dtype == "auto" else config
 
 
 def _finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:

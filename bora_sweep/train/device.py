@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from bora_sweep.config import Config
+from bora_sweep.config import Config, Precision
 from bora_sweep.errors import InputError
 from bora_sweep.train.distributed import process_group
 
@@ -31,12 +31,28 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     AcceleratorState._reset_state(reset_partial_state=True)
     with _unlaunched():
-        accelerator = Accelerator(mixed_precision=config.train.precision, cpu=config.train.device == "cpu")
+        precision = "no" if config.train.precision == "tf32" else config.train.precision
+        accelerator = Accelerator(mixed_precision=precision, cpu=config.train.device == "cpu")
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    elif accelerator.device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape: 130 ms on an H200, flash 1 ms
+    else:
+        set_up_gpu(config.train.precision)
     return accelerator
+
+
+def set_up_gpu(precision: Precision) -> None:
+    """Choose torch's kernels, for this process.
+
+    cuDNN's attention plans anew for each shape: 130 ms on an H200, where flash attention takes 1 ms. TF32 is off unless
+    `train.precision` asks for it. With a base in bfloat16, what is left in float32 are the sums of gradients and DoRA's
+    norms: a small part of the time, whose bits matter. Products in bfloat16 sum in float32.
+
+    Args:
+        precision: `train.precision`.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 @contextmanager
@@ -86,6 +102,12 @@ def refuse_other_count(config: Config) -> None:
             f"ray.workers_per_trial={asked}: number of processes that were started for the fit is {started}; set "
             f"ray.workers_per_trial={started}, or start {asked} as in docs/parallel.md"
         )
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:

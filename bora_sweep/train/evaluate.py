@@ -4,6 +4,7 @@ Shapes: S fits, B rows, T tokens, N documents.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,20 +41,23 @@ def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor
         None if array is None else torch.from_numpy(array).to(device, non_blocking=True) for array in arrays
     )
     assert tokens_BT is not None and place_M is not None and task_B is not None  # noqa: PT018, the mask alone may be
-    with pack.accelerator.autocast():
+    with pack.autocast():
         return likelihood(tokens_BT, place_M, task_B, mask_BT), task_B
 
 
 def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> T:
     """Run `work`; after each out-of-memory error, run it again with half as many documents in a forward pass.
 
-    The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead.
+    The memory may be a device's, or the host's where torch reports that. The kernel may kill the process instead. With
+    a sharded base the first such error ends the fit (`EqualPasses.run`).
 
     Args:
         pack: Its `memory_rows` is lowered.
         fits: Their gradients are cleared before each further try, and each gets a note.
         work: Forward passes of `pack.rows` documents at most.
     """
+    if pack.equal_passes is not None:
+        return pack.equal_passes.run(lambda: as_torch_oom(work), pack.rows)
     while True:
         try:
             return sync_errors(lambda: as_torch_oom(work))
@@ -85,7 +89,7 @@ def score_documents(
     fits: Sequence[Trainer],
     split: str,
     check_stop: Callable[[], None] = lambda: None,
-    make_batches: MakeBatches = scoring_batches,
+    make_batches: MakeBatches | None = None,
 ) -> np.ndarray:
     """Nats of each document of a split under each fit.
 
@@ -94,13 +98,14 @@ def score_documents(
         fits: The fits.
         split: "train", "validation" or "test".
         check_stop: Called after each batch.
-        make_batches: Makes the batches.
+        make_batches: Makes the batches; None: without padding beyond `train.length_bucket`.
 
     Returns:
         nll_SN in float64, in the corpus's order.
     """
     document_N = pack.corpus.split(split)
     local_N = pack.shard.documents(document_N)
+    make_batches = make_batches or partial(scoring_batches, bucket=pack.config.train.length_bucket)
 
     def batches() -> Iterator[TaskBatch]:
         return make_batches(pack.corpus, local_N, pack.scoring_rows, pack.length_limits)

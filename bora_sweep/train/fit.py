@@ -266,6 +266,7 @@ def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, sco
         layout=pack.layout,
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
+        dtype=pack.dtype,
         std_KP=fit.std_KP(),
         reported=pack.protocol.reported(fit.state, score_test),
     )

@@ -112,7 +112,8 @@ class FitMemory:
         accumulated = gradient if passes > 1 or self.config.is_separate else 0
         counted = self._passes(math.isinf(self.config.prior.tau) and fits == 1)
         train, score = rows * fits, 2 * rows * fits
-        forward = max(counted.forward(train) + self._dense, counted.held(train) + self._loss(counted, train, scores=True))
+        loss = self._loss(counted, train, scores=True)
+        forward = max(counted.forward(train) + self._dense, counted.held(train) + loss)
         return StepMemory(
             base=self._weights,
             banks=(3 * moving + resting) * self.dtype.itemsize,
@@ -188,7 +189,8 @@ class FitMemory:
         hierarchies = self._hierarchies(num_tasks, fits)
         with LiveBytes(bank for hierarchy in hierarchies for bank in hierarchy.parameters()) as live:
             task_B = torch.zeros(rows, dtype=torch.long)
-            each = [hierarchy.theta_BP(task_B) for hierarchy in hierarchies]
+            dtype = None if self.layout.variant.full_precision else self.base.dtype
+            each = [hierarchy.theta_BP(task_B, dtype) for hierarchy in hierarchies]
             theta_BP = each[0] if fits == 1 else torch.cat([theta.expand(rows, -1) for theta in each])
             end = Sink.apply(theta_BP)
             del each, theta_BP

@@ -1,8 +1,10 @@
 """What the fits of a pack share: the adapted base model, the corpus, the device, and how batches are made."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -14,7 +16,9 @@ from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.train.device import PASS_TOKENS
+from bora_sweep.train.distributed.equal_passes import EqualPasses
 from bora_sweep.train.distributed.shard import Shard
+from bora_sweep.train.distributed.sharded_base import place_base
 from bora_sweep.train.methods.published import PublishedCode, differs_from_default
 from bora_sweep.train.protocol import Protocol
 
@@ -27,7 +31,7 @@ class Pack:
     Args:
         config: Of one of the fits. The others have the same adapters, batches and precision.
         corpus: The tokenised text.
-        base: The base model; it is frozen, and given back as it came.
+        base: The base model; it is frozen, and given back as it came, but stays sharded with `train.shard_base`.
         accelerator: Of the device.
 
     Raises:
@@ -44,10 +48,20 @@ class Pack:
         self.layout = make_layout(base, config.lora)
         self.memory_rows: int | None = None
         """Documents that memory holds in a forward pass, once it has run out."""
-        self.adapted = AdaptedModel(base.to(accelerator.device), self.layout, compiled=config.train.compile)
+        self.adapted = AdaptedModel(
+            place_base(base, accelerator.device, shard=config.train.shard_base),
+            self.layout,
+            compiled=config.train.compile,
+            checkpointed=config.train.gradient_checkpointing,
+            longest=corpus.longest,
+        )
+        self.equal_passes: EqualPasses | None = None
+        """For a sharded base, whose passes all processes must make together."""
         try:
             self.length_limits = length_limits(self.adapted.base, corpus.shortest, corpus.longest)
             self.protocol.check_lengths(self.length_limits)
+            if config.train.shard_base:
+                self.equal_passes = EqualPasses(self.adapted)
         except BaseException:
             self.close()
             raise
@@ -60,7 +74,19 @@ class Pack:
 
     def close(self) -> None:
         """Take the hooks off the base model."""
+        if self.equal_passes is not None:
+            self.equal_passes.close()
         self.adapted.remove_hooks()
+
+    @property
+    def dtype(self) -> str:
+        """The type of the base's weights, such as `bfloat16`."""
+        return str(self.base.dtype).removeprefix("torch.")
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision where it is asked for; weights in bfloat16 are in that precision already."""
+        is_narrow = self.base.dtype == torch.bfloat16 and self.config.train.precision == "bf16"
+        return nullcontext() if is_narrow else self.accelerator.autocast()
 
     @property
     def rows(self) -> int:
@@ -75,6 +101,7 @@ class Pack:
 
     def forward_batches(self, document_B: np.ndarray) -> list[TaskBatch]:
         """The batches of a step's forward passes on this process, of the documents of the whole step."""
-        pass_tokens = PASS_TOKENS.get(self.accelerator.device.type)
+        asked = self.config.train.pass_tokens
+        pass_tokens = asked if isinstance(asked, int) else PASS_TOKENS.get(self.accelerator.device.type)
         local_B = self.shard.documents(document_B)
         return self.protocol.forward_batches(local_B, self.rows, pass_tokens, self.length_limits)

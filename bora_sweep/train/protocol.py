@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from bora_sweep.config import Config
-from bora_sweep.data.batches import TaskBatch, collate, forward_parts, scoring_batches, training_batches
+from bora_sweep.data.batches import TaskBatch, collate, forward_parts, scoring_batches, training_batches, width_of
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
@@ -64,7 +64,8 @@ class Protocol:
             limits: Lengths beyond which no shorter document is padded.
         """
         parts = forward_parts(self.corpus, document_B, rows, pass_tokens, limits)
-        return [collate(self.corpus, part_B) for part_B in parts]
+        bucket = self.train.length_bucket
+        return [collate(self.corpus, part_B, width_of(self.corpus, part_B, bucket, limits)) for part_B in parts]
 
     def batch_weights(self, weight_K: Tensor, document_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:  # noqa: ARG002
         """What the nats of a batch are multiplied by in the objective: a factor for all tasks, and one for each.
@@ -90,7 +91,7 @@ class Protocol:
             rows: Documents of a batch, at most.
             limits: Lengths beyond which no shorter document is padded.
         """
-        return scoring_batches(corpus, document_N, rows, limits)
+        return scoring_batches(corpus, document_N, rows, limits, self.train.length_bucket)
 
     def selection_nats(self, state: State, nll_N: np.ndarray, nats_F: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         """What validation selects an epoch by, for each fit; None where the epoch is no candidate.

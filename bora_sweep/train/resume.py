@@ -79,6 +79,7 @@ def progress_of(fit: Trainer) -> dict[str, Any]:
     return {
         **names_of(fit.pack.layout, fit.pack.corpus.tasks),
         "state": asdict(fit.state),
+        "dtype": fit.pack.dtype,
         "scheduler": fit.scheduler.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
     }
@@ -90,6 +91,8 @@ def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any])
     if order != sorted(order):
         tensors = {name: tensor[order] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
         fit.state.reorder(order)
+    if (before := progress.get("dtype", fit.pack.dtype)) != fit.pack.dtype:
+        fit.state.notes.append(f"began with a base in {before} and went on with one in {fit.pack.dtype}")
     tensors = {name: fit.pack.shard.shard(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     names = list(fit.parameters())
     fit.hierarchy.load_state_dict({name: tensors[name] for name in names})

@@ -167,6 +167,8 @@ class Fit:
     layout: Layout
     peak_memory_bytes: int
     device: str
+    dtype: str
+    """Type of the base's weights."""
     std_KP: Tensor | None = None
     """Posterior standard deviations of theta_1..K, where the method gives them."""
     reported: Reported | None = None

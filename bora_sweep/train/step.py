@@ -64,7 +64,8 @@ def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np
     Returns:
         Nats of each fit; then scored tokens, tokens, and tokens with padding; float64, shape S + 3.
     """
-    nats_S, counts = torch.zeros(len(fits), dtype=torch.float64), np.zeros(3)
+    nats: list[Tensor] = []
+    counts = np.zeros(3)
     weights = [pack.protocol.batch_weights(fit.weight_K, document_B, num_batches) for fit in fits]
     for batch in pack.forward_batches(document_B):
         nll_SB, task_B = score(pack, fits, batch)
@@ -72,6 +73,8 @@ def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np
             scale * (weight_K[task_B] * nll_B).sum() for nll_B, (scale, weight_K) in zip(nll_SB, weights, strict=True)
         ]
         pack.accelerator.backward(torch.stack(losses).sum())
-        nats_S += nll_SB.detach().sum(dim=1).double().cpu()
+        nats.append(nll_SB.detach().sum(dim=1))
         counts += batch.num_tokens, batch.length_B.sum(), batch.tokens_BT.size
+    # The one time in a step that the host waits for the device.
+    nats_S = torch.stack(nats).cpu().double().sum(dim=0) if nats else torch.zeros(len(fits), dtype=torch.float64)
     return torch.cat([nats_S, torch.from_numpy(counts)])

@@ -21,7 +21,7 @@ from bora_sweep.train.state import Fit, Start
 from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores
 
 
-def _check_finite(config: Config, documents: pd.DataFrame) -> None:
+def _check_finite(config: Config, documents: pd.DataFrame, dtype: str) -> None:
     """Refuse scores that are not finite: no sum over documents would mean anything."""
     without = documents[~np.isfinite(documents["nll_nats"])]
     if len(without):
@@ -29,7 +29,7 @@ def _check_finite(config: Config, documents: pd.DataFrame) -> None:
         raise InputError(
             f"model.name={config.model.name}: {plural(len(without), 'document')} of validation and test have a score "
             f"of {first['nll_nats']}, the first {first['document_id']!r} of task {first['task']!r}: the base gives no "
-            f"likelihood of them with model.dtype={config.model.dtype}; set another, leave such texts out, or name "
+            f"likelihood of them with model.dtype={dtype}; set another, leave such texts out, or name "
             "another base"
         )
 
@@ -51,7 +51,7 @@ def result_of(
         InputError: A document has no finite score.
     """
     documents = document_scores(corpus, done)
-    _check_finite(config, documents)
+    _check_finite(config, documents, done.dtype)
     scored = None if done.predictions is None else predictions(corpus, done)
     tasks = task_scores(config, corpus, documents, scored, done)
     tables = {"document_scores": documents, "task_scores": tasks, "curves": done.state.curve}

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.train.device import make_accelerator
+from bora_sweep.train.device import make_accelerator, wait_for
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
@@ -61,15 +61,10 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
             document_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]
             started = time.perf_counter()
             step(pack, fits, document_B, len(batches))
-            _wait(accelerator.device)
+            wait_for(accelerator.device)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
 
 
 def _padded_tokens(corpus: TokenizedCorpus, document_B) -> int:
     return len(document_B) * int((corpus.offsets[document_B + 1] - corpus.offsets[document_B]).max())
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

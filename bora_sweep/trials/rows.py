@@ -169,6 +169,7 @@ def final_row(config: Config, done: Fit, tasks: pd.DataFrame, scored: pd.DataFra
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,
         "device": done.device,
+        "dtype": done.dtype,
         "ended_at": datetime.now(UTC),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from bora_sweep.config import Config, with_values
+from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import one_line
 from bora_sweep.process import defer_signals
@@ -30,7 +30,7 @@ from bora_sweep.tune.scheduler import EarlyStopping
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.study import StudyMirror
 from bora_sweep.tune.watchdog import STOP_FILE
-from bora_sweep.tune.worker import measure_pack, trainable
+from bora_sweep.tune.worker import trainable, with_measured
 from bora_sweep.tune.worker_group import placement_group
 
 
@@ -40,7 +40,7 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
     with ray_cluster(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = process_resources(config)
         at_once = num_concurrent(config, resources)
-        config = _with_measured_pack(config, corpus, run, resources)
+        config = _with_measured(config, corpus, run, resources)
         search = TauSearch(config, earlier_trials(run), at_once, groups)
         mirror = StudyMirror(run, config, groups, view.rows)
 
@@ -97,13 +97,12 @@ def _with_arguments(config: Config, corpus: TokenizedCorpus, run: Folder) -> Cal
     return tune.with_parameters(trainable, config=config, corpus=corpus, run=_address(run), umask=umask)
 
 
-def _with_measured_pack(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
-    """`search.pack` as a number: `auto` is measured where trials run, and written into the run's configuration."""
-    if config.search.pack != "auto":
+def _with_measured(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
+    """With numbers where settings are `auto`: measured where trials run, and written into the run's configuration."""
+    if "auto" not in (config.search.pack, config.train.pass_tokens):
         return config
-    measure = ray.remote(measure_pack).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    pack = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
-    config = with_values(config, search={"pack": pack})
+    measure = ray.remote(with_measured).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+    config = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
     create_run(config, run)
     return config
 

@@ -14,7 +14,7 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from ray import tune
     from transformers import PreTrainedModel
 
-    from bora_sweep.config import Config, DataConfig, ModelConfig
+    from bora_sweep.config import Config, DataConfig, ModelConfig, with_values
     from bora_sweep.data.tokens import TokenizedCorpus
     from bora_sweep.errors import InputError
     from bora_sweep.model.base import load_base
@@ -24,6 +24,7 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from bora_sweep.train.state import State, no_op
     from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
+    from bora_sweep.trials.pass_cost import with_measured_pass
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
     from bora_sweep.tune.points import Point, trial_config
@@ -144,17 +145,21 @@ def _record_error(run: Folder, trial_id: str, reason: str) -> None:
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
-def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> int:
-    """The number of fits to pack where `search.pack` is `auto`, at most `most`, for the machine that runs this.
+def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> Config:
+    """The configuration with `train.pass_tokens` and `search.pack` as numbers, for the machine that runs this.
 
     Args:
-        config: The sweep's.
+        config: The sweep's; either may be `auto`.
         corpus: Of all tasks.
         run: Path or address of the run's folder.
         most: Fits that could run at once.
     """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
-    return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
+    base = cached_base(config.model, config.data, run)
+    config = with_measured_pass(config, corpus, base)
+    if config.search.pack == "auto":
+        config = with_values(config, search={"pack": choose_pack(config, corpus, base, most)})
+    return config
 
 
 @lru_cache(maxsize=1)

@@ -14,9 +14,11 @@ from bora_sweep.data.batches import (
     MIN_PASS_ROWS,
     collate,
     forward_parts,
+    group_by_length,
     scoring_batches,
     separate_batches,
     training_batches,
+    width_of,
 )
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.encode import Encoder
@@ -157,3 +159,16 @@ def test_unknown_words_are_counted_in_a_note():
     known, mixed = (tokenize(corpus_of("w0 w1", text), make_tokenizer(), 16) for text in ("w2", "w2 xylophone quantum"))
     assert token_notes(known) == []
     assert [note for note in token_notes(mixed) if note.startswith("2 of 9 tokens stand for text that the tokenizer")]
+
+
+@given(st.integers(1, 40), st.lists(st.integers(2, 60), max_size=3, unique=True).map(sorted), st.integers(0, 1000))
+def test_rows_are_padded_to_a_multiple_but_not_beyond_a_limit_or_the_longest(bucket, limits, seed):
+    corpus = make_corpus()
+    lengths = np.diff(corpus.offsets)
+    rng = np.random.default_rng(seed)
+    for document_B in group_by_length(corpus, rng.permutation(len(lengths))[:7], limits):
+        longest, width = lengths[document_B].max(), width_of(corpus, document_B, bucket, limits)
+        assert longest <= width <= corpus.longest
+        assert width % bucket == 0 or width == corpus.longest or width in limits
+        assert width - longest < bucket
+        assert not any(longest <= limit < width for limit in limits)

@@ -124,6 +124,12 @@ WORST = {
 
 FAMILIES = {**EASY, **WORST}
 
+WITHOUT_FLOAT64 = {
+    "deepseek_v3", "qwen3_next", "qwen3_moe", "qwen2_moe", "mixtral", "gpt_oss", "granitemoe", "olmoe", "jamba",
+    "granitemoehybrid", "phimoe", "xglm",
+}  # fmt: skip
+"""Families that transformers does not run in float64: torch's products of experts, and a mask of float32."""
+
 
 def make_family(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A tiny random model of a family, the same for the same seed, its weights large enough that its logits differ.

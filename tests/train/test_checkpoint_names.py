@@ -86,7 +86,7 @@ def test_a_trial_that_begins_with_anothers_adapters_takes_them_by_the_task(metho
     base, corpus = make_base(), make_corpus(SIZES)
     layout = make_layout(base, config.lora)
     theta_KP = torch.arange(3.0)[:, None].expand(3, layout.num_parameters).contiguous()
-    done = Fit(None, None, {}, theta_KP[0], theta_KP, layout, 0, "cpu")
+    done = Fit(None, None, {}, theta_KP[0], theta_KP, layout, 0, "cpu", "float64")
     tensors = {"mean_P": theta_KP[0].clone(), "theta_KP": theta_KP}
     save_adapters(tmp_path / "trials" / "7", tensors, about_adapters(config, corpus, done))
     start = starting_point(config, base, run=tmp_path, trial_id="7", tasks=ORDER)

@@ -1,16 +1,12 @@
 """Two processes that make one fit make the fit that one process makes, in float64; all on the CPU, by Gloo."""
 
-import faulthandler
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from answers import make_answers
 from tiny import make_base, make_corpus, make_tokenizer
-from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.multiprocessing.spawn import start_processes
+from two_processes import assert_same, found, run_in_two
 
 from bora_sweep.config import Config, load_config
 from bora_sweep.errors import InputError
@@ -18,7 +14,6 @@ from bora_sweep.process import Interrupted
 from bora_sweep.runs.results import read_results
 from bora_sweep.train import evaluate
 from bora_sweep.train import step as step_module
-from bora_sweep.train.distributed import process_group
 from bora_sweep.train.distributed.shard import Shard, even_blocks
 from bora_sweep.train.fit import fit
 from bora_sweep.trials.path import run_path
@@ -47,20 +42,6 @@ CUT = 7  # steps after which a fit is cut off: within its second epoch
 
 def config_of(*settings: str, workers: int = 1) -> Config:
     return load_config([*SETTINGS, f"ray.workers_per_trial={workers}", *settings])
-
-
-def found(done) -> dict:
-    """What must not depend on how many processes made a fit."""
-    curve = [{k: v for k, v in row.items() if k != "seconds"} for row in done.state.curve]
-    return {
-        "curve": [{k: v for k, v in row.items() if k not in ("nll_nats", "log_prior")} for row in curve],
-        "nats": np.array([(row["nll_nats"], row["log_prior"]) for row in curve]),
-        "best_epochs": done.state.best_epochs,
-        "stopped_by": done.stopped_by,
-        "scores": np.concatenate(list(done.nll_nats.values())),
-        "mean_P": done.mean_P.numpy(),
-        "theta_KP": done.theta_KP.numpy(),
-    }
 
 
 def cut_off(config: Config, folder, rank: int = 0) -> None:
@@ -93,13 +74,8 @@ def no_number(reference: str, prediction: str) -> float:  # noqa: ARG001
     return float("nan")
 
 
-def work(rank: int, folder) -> None:
+def work(rank: int, folder) -> dict:
     """All that two processes do in this file's tests: starting them takes longer than what they do."""
-    faulthandler.dump_traceback_later(500)  # before pytest gives up: where it stands, should it wait in vain
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    process_group.init_from_store(
-        FileStore(str(folder / "store"), 2), rank, 2
-    )  # a port chosen here may be another's by then
     corpus, results = make_corpus(SIZES), {}
     own = folder / f"rank{rank}"  # no process but the first is to look at the run's folder
     whole = folder if rank == 0 else own
@@ -137,8 +113,7 @@ def work(rank: int, folder) -> None:
     with pytest.raises(InputError, match="returned nan for document"):
         predictions_of("metrics=[test_distributed:no_number]", workers=2)
     results["wrote"] = own.exists()
-    torch.save(results, folder / f"{rank}.pt")
-    faulthandler.cancel_dump_traceback_later()
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -148,30 +123,13 @@ def made(tmp_path_factory) -> tuple:
     for parallel in ("tasks", "data"):
         for name in ("tau 10", "tau 0"):
             cut_off(config_of(*FITS[name], f"train.parallel={parallel}"), folder / f"one {name} {parallel}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # threads of two processes that wait for each other would take turns
-        started = start_processes(work, (folder,), 2, join=False, start_method="spawn")
-    assert started is not None
-    try:
-        while not started.join():
-            pass
-    finally:
-        for process in started.processes:
-            process.kill()  # type: ignore[reportAttributeAccessIssue]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], folder
+    return run_in_two(work, folder), folder
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict:
     """The same fits, each by one process."""
     return {name: found(fit(config_of(*settings), make_corpus(SIZES), make_base())) for name, settings in FITS.items()}
-
-
-def assert_same(one: dict, other: dict, banks: bool = True) -> None:
-    assert one["curve"] == other["curve"]
-    assert (one["best_epochs"], one["stopped_by"]) == (other["best_epochs"], other["stopped_by"])
-    for name in ("nats", "scores", "mean_P", *(["theta_KP"] if banks else [])):
-        np.testing.assert_allclose(one[name], other[name], rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 @pytest.mark.parametrize(("parallel", "name"), CASES)

@@ -2,16 +2,13 @@
 
 import json
 import math
-from functools import partial
 from itertools import accumulate
 
 import pytest
 import torch
 from families import make_family
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bora_sweep.config import Config, load_config, with_values
 from bora_sweep.errors import InputError
@@ -57,7 +54,7 @@ def measured_peak(
         for _ in range(fits)
     ]
     optimizers = [make_optimizer(hierarchy, 1e-3, config.solver, 1000) for hierarchy in hierarchies]
-    adapted = AdaptedModel(base, layout)
+    adapted = AdaptedModel(base, layout, checkpointed=config.train.gradient_checkpointing)
     likelihood = Likelihood(adapted, hierarchies)
     place_M = torch.arange(rows * tokens).view(rows, tokens)[:, 1:].flatten()
     batch = (torch.randint(vocabulary_size(base), (rows, tokens)), place_M, torch.arange(rows) % num_tasks)
@@ -65,7 +62,6 @@ def measured_peak(
     def step() -> None:
         for _ in range(passes):
             likelihood(*batch).sum().backward()
-        adapted._parts = {}  # a test keeps them until here
         for hierarchy, optimizer in zip(hierarchies, optimizers, strict=True):
             map_step(hierarchy, optimizer, config.solver, 1000, max_norm=1.0)
 
@@ -117,7 +113,7 @@ def as_on_a_gpu(monkeypatch):
         (4, 4, QV, 8, 32, 1, {"forward"}),
         (8, 4, QV, 32, 64, 1, {"forward", "backward"}),
         (8, 4, "all-linear", 32, 64, 1, {"forward", "backward"}),
-        (4, 16, "all-linear", 64, 8, 1, {"forward", "backward"}),
+        (4, 16, "all-linear", 64, 8, 1, {"backward", "gather"}),
         (64, 4, "all-linear", 8, 32, 1, {"update"}),
         (64, 16, "all-linear", 32, 8, 2, {"gather"}),
         (16, 16, QV, 8, 64, 2, {"forward", "backward"}),
@@ -177,17 +173,9 @@ def test_other_families_are_counted_too(family, tmp_path):
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_blocks_that_run_again_are_reckoned(family, dtype, tmp_path, monkeypatch):
+def test_blocks_that_run_again_are_reckoned(family, dtype, tmp_path):
     config, base, layout = make(family, dtype, "lora.target_modules=all-linear", "train.gradient_checkpointing=true")
     parts = temporary(FitMemory(config, base, layout, 64, chunk=CHUNK["cpu"]).step(4, 32))
-    for block in (module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-    def run(self, module, tokens_BT, theta_BP, mask_BT):  # noqa: ARG001, and the adapters stay for the second run
-        self._parts = self._split(theta_BP)
-        return module(input_ids=tokens_BT, use_cache=False)
-
-    monkeypatch.setattr(AdaptedModel, "_run", run)
     measured = measured_peak(config, base, layout, 4, 32, 64, 1, tmp_path / "trace.json")
     assert max(parts.values()) == pytest.approx(measured, rel=0.03)
 
@@ -241,7 +229,8 @@ def test_copies_of_the_optimiser_are_a_number_of_blocks():
 def test_it_grows_with_tasks_rows_tokens_and_fits():
     config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear")
     peaks = [FitMemory(config, base, layout, tokens).step(4, 8).peak for tokens in (16, 17, 32, 64)]
-    assert peaks == sorted(set(peaks))
+    assert peaks == sorted(peaks)
+    assert peaks[0] < peaks[-1]
     memory = FitMemory(config, base, layout, 32)
     for grown in (
         [memory.step(tasks, 8).peak for tasks in (1, 2, 50, 51)],
@@ -272,7 +261,3 @@ def test_what_is_not_reckoned_is_refused():
         FitMemory(with_values(config, method="vi"), base, layout, 32)
     with pytest.raises(InputError, match=r"train\.precision=bf16.*model\.dtype=bfloat16"):
         FitMemory(with_values(config, train={"precision": "bf16"}), base, layout, 32)
-    ctrl = make_family("ctrl")
-    layout = make_layout(ctrl, config.lora)
-    with pytest.raises(InputError, match="gradient_checkpointing"):
-        FitMemory(with_values(config, train={"gradient_checkpointing": True}), ctrl, layout, 32).step(2, 2)

@@ -22,13 +22,14 @@ from bora_sweep.config import Config, load_config
 from bora_sweep.data.batches import collate, training_batches
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
+from bora_sweep.model import adapted as adapted_module
 from bora_sweep.model.layout import make_layout
 from bora_sweep.process import Interrupted
 from bora_sweep.train import device, evaluate
 from bora_sweep.train import fit as fit_module
 from bora_sweep.train import step as step_module
 from bora_sweep.train.checkpoint import load_checkpoint, record_oom
-from bora_sweep.train.device import make_accelerator
+from bora_sweep.train.device import make_accelerator, set_up_gpu
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.fit import finish, fit, run_epoch, validate
 from bora_sweep.train.make_trainer import make_trainer
@@ -569,6 +570,69 @@ def test_a_compiled_fit_equals_an_eager_one_and_its_graphs_serve_every_tau(backe
         assert compiled.nll_nats["test"] == pytest.approx(eager.nll_nats["test"], rel=1e-9)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
+
+
+def test_each_rank_and_length_has_its_graph_and_none_is_left_out_in_silence(monkeypatch):
+    """Nine ranks in a process, where torch.compile by itself would stop compiling at the eighth graph."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    corpus, base = make_corpus(longest=12), make_base()
+    torch._dynamo.reset()
+    graphs = []
+    for rank in range(1, 10):
+        fit(make_config(f"lora.rank={rank}", "train.max_epochs=2", "train.compile=true"), corpus, base)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert np.all(np.diff(graphs) > 0)
+    assert np.diff(graphs).max() <= 4  # with and without gradients, at the first length and at all others
+    monkeypatch.setattr(adapted_module, "RECOMPILE_LIMIT", 1)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        fit(make_config("lora.rank=10", "train.max_epochs=1", "train.compile=true"), corpus, base)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "settings", [["train.length_bucket=8"], ["train.gradient_checkpointing=true"], ["train.length_bucket=1000"]]
+)
+@pytest.mark.parametrize("tau", ["0", "20", "inf"])
+def test_buckets_and_checkpoints_do_not_change_a_fit(settings, tau):
+    corpus, base = make_corpus(), make_base()
+    plain, other = (fit(make_config(f"prior.tau={tau}", *more), corpus, base) for more in ([], settings))
+    torch.testing.assert_close(other.theta_KP, plain.theta_KP, rtol=0, atol=1e-9)
+    assert other.nll_nats["test"] == pytest.approx(plain.nll_nats["test"], rel=1e-9)
+
+
+def test_a_base_in_bfloat16_has_no_autocast_beside_it():
+    """Autocast would add a cast at each product, in the precision that the weights have."""
+    for dtype, expected in ((torch.bfloat16, False), (torch.float32, True)):
+        trainer = trainer_of(make_config("train.precision=bf16"), make_corpus(), make_base(dtype=dtype))
+        with trainer.pack.autocast():
+            assert torch.is_autocast_enabled("cpu") == expected
+
+
+@pytest.mark.parametrize(("precision", "is_allowed"), [("no", False), ("tf32", True), ("bf16", False)])
+def test_tf32_is_used_where_it_is_asked_for(precision, is_allowed):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul.allow_tf32 = cudnn.allow_tf32 = not is_allowed
+    set_up_gpu(precision)
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == (is_allowed, is_allowed)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not matmul.allow_bf16_reduced_precision_reduction
+    set_up_gpu("no")
+
+
+def test_a_fit_that_goes_on_with_another_type_of_weights_says_so(tmp_path):
+    corpus = make_corpus()
+    interrupt = iter([None, None, None, Interrupted])
+
+    def check_stop() -> None:
+        if (error := next(interrupt, None)) is not None:
+            raise error
+
+    config = make_config("train.max_epochs=1")
+    with pytest.raises(Interrupted):
+        fit(config, corpus, make_base(dtype=torch.float32), tmp_path, check_stop=check_stop)
+    done = fit(config, corpus, make_base(dtype=torch.bfloat16), tmp_path)
+    assert done.dtype == "bfloat16"
+    assert any("began with a base in float32 and went on with one in bfloat16" in note for note in done.state.notes)
 
 
 def test_sequences_longer_than_the_model_are_refused():

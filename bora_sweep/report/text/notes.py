@@ -16,6 +16,7 @@ def warnings(summary: Summary, methods: list[Method]) -> str:
         _best_at_edge(summary),
         _unfinished(summary),
         _tuned(summary),
+        _types_of_weights(summary),
         _reported_by_protocol(summary),
     ]
     return "\n>\n".join(f"> **Note.** {note}" for note in notes if note)
@@ -91,6 +92,19 @@ def _unfinished(summary: Summary) -> str:
         counts = ", ".join(f"{states.count(status):,} {markdown_text(status)}" for status in sorted(set(states)))
         parts.append(f"Not finished and left out: {len(states):,} of {len(summary.trials):,} trials ({counts}).")
     return " ".join(parts)
+
+
+def _types_of_weights(summary: Summary) -> str:
+    """The trials do not all have a base in the same type of weights."""
+    finished = summary.trials.query("status == 'finished'")
+    names = sorted(finished["dtype"].dropna().unique())
+    if len(names) < 2:
+        return ""
+    counts = ", ".join(f"{(finished['dtype'] == name).sum():,} in {markdown_text(name)}" for name in names)
+    return (
+        f"The base's weights differ in type: {counts}. model.dtype=auto chose on each machine. Set model.dtype to "
+        "compare fits of one type."
+    )
 
 
 def _tuned(summary: Summary) -> str:

@@ -187,10 +187,9 @@ class Scorer:
         return [continuation(self.tokenizer, self._prompt(n), new) for n, new in bare.items()]
 
     def _no_number(self, what: str, n: int) -> InputError:
-        model = self.config.model
         return InputError(
-            f"model.name={model.name}: the model {what} {self.name_N[n]} with model.dtype={model.dtype}; set another, "
-            "or name another base"
+            f"model.name={self.config.model.name}: the model {what} {self.name_N[n]} with "
+            f"model.dtype={self.pack.dtype}; set another, or name another base"
         )
 
     def _notes(self) -> list[str]:
@@ -217,7 +216,7 @@ class Scorer:
         """What `work` returns for this process's part of the documents, and on the others for theirs, in order."""
         document_N = self.references.document_N[place_N]
         own_N = place_N[np.isin(document_N, self.pack.shard.documents(document_N))]
-        with self.pack.accelerator.autocast():
+        with self.pack.autocast():
             own = retry_on_oom(self.pack, [fit], lambda: work(own_N))
         found = {n: result for part in from_all(own) for n, result in part.items()}
         return {n: found[n] for n in place_N.tolist()}
