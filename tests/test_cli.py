@@ -141,7 +141,7 @@ def test_describe_shows_tasks_splits_and_tokens(corpus_file, model_folder, capsy
     assert "92" in printed
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["sweep"], ["report"], ["data", "describe"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["sweep"], ["plan"], ["report"], ["data", "describe"]])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
