@@ -16,7 +16,7 @@ from rich.text import Text
 from bora_sweep.cards import GIGABYTE, USABLE, Card, read_card
 from bora_sweep.config import Config, Setting, load_config
 from bora_sweep.errors import plural, require
-from bora_sweep.train.memory import MOST_FITS, FitMemory, StepMemory
+from bora_sweep.train.memory import MOST, MOST_FITS, FitMemory, StepMemory
 
 TASKS = 25
 """Tasks where neither a corpus nor `--tasks` says how many."""
@@ -175,11 +175,10 @@ def render(plan: Plan) -> list[RenderableType]:
         else f"does not fit on a card of {size:g} GB, by {_gigabytes(peak - usable)} GB; it needs {_mend(plan)}"
     )
     reserve = f"{_gigabytes(usable)} GB are usable; {1 - USABLE:.0%} is for CUDA's context, scratch and fragmentation"
-    packed = f"{plan.most_fits}{' or more' if plan.most_fits == MOST_FITS else ''}"
     more = [
         f"documents of a forward pass that fit (train.micro_batch_size), of {plan.batch_size}: {plan.most_rows:,}",
-        f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {plan.most_tasks:,}",
-        f"fits of a pack that fit (search.pack): {packed}",
+        f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {_up_to(plan.most_tasks, MOST)}",
+        f"fits of a pack that fit (search.pack): {_up_to(plan.most_fits, MOST_FITS)}",
         f"fits on the card at once, each a process: {plan.at_once}",
     ]
     return [
@@ -217,6 +216,11 @@ def _mend(plan: Plan) -> str:
         return f"train.micro_batch_size={plan.most_rows}"
     parts = ("base", "banks", _largest(plan.least))
     return MENDS[max(parts, key=lambda name: getattr(plan.least, name))]
+
+
+def _up_to(number: int, most: int) -> str:
+    """A number that was looked for up to `most`."""
+    return f"{number:,} or more" if number == most else f"{number:,}"
 
 
 def _gigabytes(size: int) -> str:
