@@ -1,4 +1,4 @@
-"""When a fit writes a checkpoint: so seldom that writing takes a fiftieth of its time, and so often that little is lost.
+"""When a fit writes a checkpoint: so seldom that it takes a fiftieth of the time, so often that little is lost.
 
 A checkpoint's seconds are all that it takes: the copy to the host, the other processes' rows, the file and its
 checksum, the storage.

@@ -24,7 +24,7 @@ from bora_sweep.train.checkpoint_times import CheckpointTimes
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
 from bora_sweep.train.distributed.process_group import from_rank_zero, sync_errors
 from bora_sweep.train.evaluate import score_documents
-from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.make_trainer import make_trainers
 from bora_sweep.train.metrics.scorer import Scorer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
@@ -111,7 +111,7 @@ def fit_pack(
         torch.cuda.reset_peak_memory_stats()
     with Pack(specs[0].config, corpus, base, accelerator) as pack:
         scorer = Scorer(pack, tokenizer) if specs[0].config.metrics else None
-        running = {place: make_trainer(spec.config, pack) for place, spec in enumerate(specs)}
+        running = dict(enumerate(make_trainers([spec.config for spec in specs], pack)))
         checkpoints = _Checkpoints(specs)
         new = [fit for place, fit in running.items() if start_or_resume(fit, specs[place].folder, specs[place].start)]
         if new:
