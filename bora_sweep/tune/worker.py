@@ -26,6 +26,7 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from bora_sweep.trials.pack_size import choose_pack
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
+    from bora_sweep.tune.gpu_share import limit_gpu_memory
     from bora_sweep.tune.points import Point, trial_config
     from bora_sweep.tune.scheduler import EARLY_STOP_FILE
     from bora_sweep.tune.watchdog import StopCheck, watchdog
@@ -122,6 +123,7 @@ def fit_trials(
         Each trial's row of `trials`; of a path the row of its best value.
     """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    limit_gpu_memory(config)
     trials = [
         Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
         for fit in params["fits"]
@@ -154,6 +156,7 @@ def measure_pack(config: Config, corpus: TokenizedCorpus, run: str, most: int) -
         most: Fits that could run at once.
     """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    limit_gpu_memory(config)
     return choose_pack(config, corpus, cached_base(config.model, config.data, run), most)
 
 
