@@ -45,8 +45,9 @@ class SearchConfig:
     merged into one. `pfedme`: the objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a
     posterior of the tasks at the best tau."""
     estimate_tau: bool = False
-    """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. For one
-    task at a time it keeps five gradients of each training document in memory."""
+    """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
+    four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
+    times as much takes (b + 1) / 2 times as long."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks. At each a shared model is fitted, and in mode `path` a whole path."""
     pack: int | str = 1

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from sweeps import SMALL
+from tensor_memory import LargestTensor
 from tiny import make_base, make_corpus
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
@@ -42,21 +42,6 @@ CUDA = (
     " allocated by PyTorch, and 0.63 GiB is reserved by PyTorch but unallocated."
 )
 HOST = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
-
-
-class LargestTensor(TorchDispatchMode):
-    """The numbers of the largest tensor that is made within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers, self.seen = 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in known:
-            self.numbers = max(self.numbers, made.numel())
-        return made
 
 
 def pack_of(*settings: str) -> Pack:
