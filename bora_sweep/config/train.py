@@ -98,8 +98,10 @@ class TrainConfig:
     seed: int = 0
     """Random seed of the adapters' initial values and the order of the documents."""
     checkpoint_minutes: float = 5.0
-    """Minutes between two checkpoints within an epoch; each epoch also ends with one. A lost machine loses no more work
-    than this."""
+    """Most minutes of work that a lost machine loses, to within one step or the scoring of validation: a checkpoint is
+    written when the last one is so old. An epoch also ends with one, but not before 50 times the seconds have passed
+    that the last one took to write, so that writing takes at most 2% of a fit. These minutes come first: a checkpoint
+    that takes more than a fiftieth of them takes more than 2%, such as 9% if it takes 30 seconds and they are 5."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "lr_per_tau", "max_grad_norm", "checkpoint_minutes"):

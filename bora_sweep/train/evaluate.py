@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from bora_sweep.data.batches import TaskBatch, scoring_batches
-from bora_sweep.errors import one_line
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.train.distributed.process_group import sum_, sync_errors
+from bora_sweep.train.out_of_memory import as_torch_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
-
-HOST_FULL = "DefaultCPUAllocator"
-"""In torch's error where the host's memory runs out, a RuntimeError of no class of its own."""
 
 
 def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -70,18 +67,6 @@ def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> 
             fit.hierarchy.zero_grad(set_to_none=False)
         if pack.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def as_torch_oom(work: Callable[[], T]) -> T:
-    """Run `work`; raise a host's out-of-memory error as `torch.OutOfMemoryError`, as for a device."""
-    try:
-        return work()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or HOST_FULL in str(error):
-            raise torch.OutOfMemoryError(one_line(error)) from error
-        raise
 
 
 def score_documents(

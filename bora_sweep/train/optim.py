@@ -39,6 +39,12 @@ class ProximalAdam(torch.optim.Optimizer):
         self, groups: Iterable[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "prior_precision": 0.0, "rate": 1.0})
+        for bank in (bank for group in self.param_groups for bank in group["params"]):
+            self.state[bank] = self._first_state(bank)
+
+    def _first_state(self, bank: Tensor) -> dict[str, Tensor]:
+        """Made before the first forward pass, so that the passes are as large as the memory beside it allows."""
+        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(bank), "exp_avg_sq": torch.zeros_like(bank)}
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]  # noqa: ARG002, a closure is not taken
@@ -50,8 +56,6 @@ class ProximalAdam(torch.optim.Optimizer):
 
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         state["step"] += 1
         step = state["step"].item()
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)

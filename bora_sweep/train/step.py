@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bora_sweep.train.distributed.process_group import sum_
 from bora_sweep.train.evaluate import retry_on_oom, score
+from bora_sweep.train.out_of_memory import explain_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
@@ -37,7 +38,7 @@ def step(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batche
     """
     started = time.perf_counter()
     for fit in fits:
-        fit.begin_step()
+        explain_oom(pack, fit.config, "before a step", fit.begin_step)
     local = retry_on_oom(pack, fits, lambda: add_likelihood_gradients(pack, fits, document_B, num_batches))
     *nats_S, num_tokens, num_read, num_positions = sum_(local).tolist()
     for fit, nats in zip(fits, nats_S, strict=True):

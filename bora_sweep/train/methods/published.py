@@ -165,11 +165,12 @@ class RowwiseAdam(ProximalAdam):
     is no prior in it.
     """
 
+    def _first_state(self, bank: Tensor) -> dict[str, Tensor]:
+        step_K1 = torch.zeros(len(bank), 1, device=bank.device)
+        return {"steps": step_K1, "exp_avg": torch.zeros_like(bank), "exp_avg_sq": torch.zeros_like(bank)}
+
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
-            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         moved = gradient.any(dim=-1).nonzero().squeeze(-1)
         g = gradient[moved]
         step_M1 = state["steps"][moved].double() + 1
