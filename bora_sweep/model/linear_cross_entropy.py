@@ -17,6 +17,8 @@ from bora_sweep.kernels import has_kernels_for
 CHUNK = {"cpu": 1024}
 """Positions whose logits are in memory at a time; a larger chunk makes nothing faster (benchmarks/loss.py)."""
 CHUNK_ELSEWHERE = 2048
+READABLE = {"cpu"}
+"""Devices whose numbers the program can look at without waiting for them."""
 _reused = threading.local()
 
 
@@ -37,14 +39,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         score_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_MH), len(space_CV)):
             rows = slice(start, start + len(space_CV))
-            logits_CV = space_CV[: len(nll_M[rows])]
+            nats_C, target_C = nll_M[rows], target_M[rows]
+            logits_CV = space_CV[: len(nats_C)]
             _linear_into(logits_CV, hidden_MH[rows].to(weight_VH.dtype), weight_VH, bias_V)
             if score_MH is None:
-                _write_nats(nll_M[rows], logits_CV, target_M[rows])
+                _write_nats(nats_C, logits_CV, target_C)
             else:
-                score_MH[rows] = _write_nats(nll_M[rows], logits_CV, target_M[rows], weight_VH.dtype) @ weight_VH
+                score_MH[rows] = _write_nats(nats_C, logits_CV, target_C, weight_VH.dtype) @ weight_VH
         ctx.save_for_backward(score_MH)
-        if nll_M.is_cpu:
+        if nll_M.device.type in READABLE:
             _write_nats_of_rare(nll_M, hidden_MH, weight_VH, bias_V, target_M)
         return nll_M
 
@@ -84,7 +87,7 @@ def _write_nats(nats_C: Tensor, logits_CV: Tensor, target_C: Tensor, dtype: torc
     """Write -log softmax(logits)[target] into `nats_C`; the logits are overwritten.
 
     Returns:
-        softmax(logits) - e_target in `dtype`; with None, nothing of use.
+        softmax(logits) - e_target in `dtype`; of no use if that is None.
     """
     if has_kernels_for(logits_CV):
         from bora_sweep.kernels.cross_entropy import cross_entropy_
@@ -93,10 +96,10 @@ def _write_nats(nats_C: Tensor, logits_CV: Tensor, target_C: Tensor, dtype: torc
         cross_entropy_(logits_CV, target_C, nats_C, None if dtype is None else error_CV)
         return error_CV
     target_C1 = target_C[:, None]
-    if logits_CV.is_cpu:  # one pass gives both, but for nats that a look finds to be too large
+    if logits_CV.device.type in READABLE:  # one pass gives both; `_write_nats_of_rare` looks for what it cannot give
         softmax_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
         nats_C.copy_(softmax_CV.gather(1, target_C1).squeeze(1).log_().neg_())
-    else:  # another pass is cheaper than a look, for which the host would wait
+    else:  # another pass instead of a look
         nats_C.copy_(F.cross_entropy(logits_CV, target_C, reduction="none"))
         softmax_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
     softmax_CV.scatter_add_(1, target_C1, softmax_CV.new_full(target_C1.shape, -1.0))
@@ -128,7 +131,7 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     dtype, device = torch.promote_types(hidden_MH.dtype, torch.float32), hidden_MH.device
     space_CV = workspace(rows, len(head.weight), dtype, device)
     weight_VH, bias_V = head.weight, head.bias
-    if torch.is_autocast_enabled(device.type):  # cast here, once, and not for each chunk
+    if torch.is_autocast_enabled(device.type) and dtype == torch.float32:  # cast once, and not for each chunk
         low = torch.get_autocast_dtype(device.type)
         weight_VH, bias_V = weight_VH.to(low), None if bias_V is None else bias_V.to(low)
     with torch.autocast(device.type, enabled=False):
