@@ -43,7 +43,7 @@ def test_a_module_imports_only_from_its_layer_or_below(path):
 def test_training_is_imported_where_ray_and_optuna_are_not_installed():
     code = (
         "import sys\n"
-        "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath'): sys.modules[name] = None\n"
+        "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath', 'triton'): sys.modules[name] = None\n"
         "import bora_sweep.trials.trial, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -110,7 +110,3 @@ def test_the_optimiser_steps_as_by_operations_of_torch_in_float64(run, num_tasks
 def test_a_bank_in_float64_has_no_kernel(run):
     assert run(has_kernels_for, torch.zeros(1))
     assert not run(has_kernels_for, torch.zeros(1, dtype=torch.float64))
-
-
-def test_a_cpu_has_no_kernel_outside_the_interpreter():
-    assert not has_kernels_for(torch.zeros(1))
