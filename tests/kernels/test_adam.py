@@ -59,7 +59,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("step", "precision", "per_coordinate"), CASES)
-@pytest.mark.parametrize("shape", [(1,), (1025,), (1, 1), (3, 1023), (5, 1024), (2, 2500)])
+@pytest.mark.parametrize("shape", [(1,), (1025,), (0, 7), (1, 1), (3, 1023), (5, 1024), (2, 2500)])
 def test_a_step_is_that_of_its_equations(shape, step, precision, per_coordinate, run):
     size = shape[-1]
     strength = 10.0 ** torch.linspace(-12, 4, size, dtype=torch.float64)
