@@ -6,7 +6,6 @@ Each has torch's operations as its other form, for a CPU and where Triton cannot
 import logging
 import os
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -31,11 +30,11 @@ def has_kernels_for(tensor: Tensor) -> bool:
 @cache
 def _compiles_for(device: torch.device) -> bool:
     """Whether a kernel runs on this GPU; if it does not, the log says why. Triton needs a C compiler on the machine."""
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < OLDEST or not find_spec("triton"):
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < OLDEST:
         return False
-    from bora_sweep.kernels.adam import proximal_adam_
-
     try:
+        from bora_sweep.kernels.adam import proximal_adam_
+
         tensors = [torch.ones(1, device=device) for _ in range(4)]
         proximal_adam_(*tensors, step=1, lr=0.0, rate=1.0, betas=(0.9, 0.999), eps=1e-8, precision=0.0)
     except Exception as error:

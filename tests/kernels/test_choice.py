@@ -1,6 +1,7 @@
 """Where kernels run, and what happens where Triton cannot compile them."""
 
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -30,6 +31,13 @@ def test_where_triton_fails_the_log_says_so_once_and_there_are_no_kernels(gpu, c
         assert not any(kernels._compiles_for(gpu) for _ in range(2))
     [record] = caplog.records
     assert "Triton does not run" in record.message
+
+
+def test_where_triton_is_not_installed_the_log_says_so(gpu, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "bora_sweep.kernels.adam", raising=False)
+    assert not kernels._compiles_for(gpu)
+    assert "import of triton" in caplog.text
 
 
 def test_an_older_gpu_has_no_kernels_and_triton_is_not_asked(gpu, monkeypatch, caplog):
