@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from bora_sweep.config import Config, GlobalUpdate, Solver
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.kernels import has_kernels_for
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
 
@@ -55,8 +56,29 @@ class ProximalAdam(torch.optim.Optimizer):
                     self._step(bank, bank.grad, group)
 
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
-        state, (beta1, beta2) = self.state[bank], group["betas"]
+        state = self.state[bank]
         state["step"] += 1
+        if not has_kernels_for(bank):
+            self._step_in_blocks(bank, gradient, group)
+            return
+        from bora_sweep.kernels.adam import proximal_adam_
+
+        proximal_adam_(
+            bank,
+            gradient,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=state["step"].item(),
+            lr=group["lr"],
+            rate=group["rate"],
+            betas=group["betas"],
+            eps=group["eps"],
+            precision=group["prior_precision"],
+        )
+
+    def _step_in_blocks(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
+        """The step by operations of torch."""
+        state, (beta1, beta2) = self.state[bank], group["betas"]
         step = state["step"].item()
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
         rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
