@@ -55,8 +55,7 @@ def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None =
     for row, (start, length) in enumerate(zip(starts, length_B, strict=True)):
         tokens_BT[row, :length] = corpus.tokens[start : start + length]
         scored_BT[row, :length] = corpus.scored[start : start + length]
-    task_B = corpus.documents["task"].to_numpy()[document_B]
-    return TaskBatch(document_B, task_B, length_B, tokens_BT, scored_BT)
+    return TaskBatch(document_B, corpus.task_C[document_B], length_B, tokens_BT, scored_BT)
 
 
 def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:
@@ -77,7 +76,7 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
         epoch: Counted from 1.
     """
     rng = np.random.default_rng([seed, epoch])
-    document_N = rng.permutation(corpus.split("train"))
+    document_N = rng.permutation(corpus.sequences("train"))
     length_N = np.diff(corpus.offsets)[document_N]
     chunk_N = np.arange(len(document_N)) // (SORTED_BATCHES * batch_size)
     by_length = document_N[np.lexsort((length_N, chunk_N))]
@@ -118,7 +117,7 @@ def separate_batches(
     Returns:
         The documents of each batch.
     """
-    document_N, task_N, length_N = corpus.split("train"), corpus.documents["task"].to_numpy(), np.diff(corpus.offsets)
+    document_N, task_N, length_N = corpus.sequences("train"), corpus.task_C, np.diff(corpus.offsets)
     num_batches = -(-len(document_N) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     for task in tasks:

@@ -38,8 +38,7 @@ class Shard:
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
         self.by_task = process_group.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
-        documents = corpus.documents
-        self.task_N, self.length_N = documents["task"].to_numpy(), documents["num_tokens"].to_numpy()
+        self.task_N, self.length_N = corpus.task_C, corpus.num_tokens_C
         self.blocks = [slice(0, corpus.num_tasks)]
         if self.by_task:
             if corpus.num_tasks < process_group.count():
@@ -47,7 +46,7 @@ class Shard:
                     f"ray.workers_per_trial={process_group.count()}: more processes than the {corpus.num_tasks} "
                     "tasks that they would hold; lower it, or set train.parallel=data"
                 )
-            train = corpus.split("train")
+            train = corpus.sequences("train")
             tokens_K = np.bincount(self.task_N[train], self.length_N[train], minlength=corpus.num_tasks)
             self.blocks = even_blocks(tokens_K, process_group.count())
 

@@ -1,6 +1,7 @@
 """tau from one shared fit: gradients and Fisher information of the training split, task by task.
 
-Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, K tasks, P parameters of one adapter.
+Shapes: B rows, T tokens, V vocabulary, S samples, N documents of a task, C sequences of a task, K tasks,
+P parameters of one adapter.
 """
 
 import math
@@ -100,7 +101,7 @@ def curvature(
     """The training split's likelihood to second order around theta_1..K.
 
     F is the true Fisher information. Each next token is drawn from the model, given the document's own earlier tokens.
-    The gradients of such draws have mean 0 and covariance F. Memory holds those of one task at a time, S N P numbers.
+    The gradients of such draws have mean 0 and covariance F. Memory holds those of one task at a time, S C P numbers.
 
     Args:
         config: Of the fit; its batch size bounds the rows of a pass, its seed the draws.
@@ -112,26 +113,28 @@ def curvature(
     device = make_accelerator(config).device
     adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
     generator = torch.Generator(device).manual_seed(config.train.seed)
-    train = corpus.split("train")
-    task_N = corpus.documents["task"].to_numpy()[train]
+    train = corpus.sequences("train")
+    task_C = corpus.task_C[train]
     size = config.train.micro_batch_size or config.train.batch_size
     limits = length_limits(base, corpus.shortest, corpus.longest)
     parts = []
     try:
         for task, theta_P in enumerate(theta_KP.to(device)):
-            document_N = train[task_N == task]
-            groups = group_by_length(corpus, document_N, limits)
+            groups = group_by_length(corpus, train[task_C == task], limits)
             batches = [group_N[i : i + size] for group_N in groups for i in range(0, len(group_N), size)]
-            document_N = np.concatenate(batches)
             pieces = [
                 _gradients(adapted, corpus, batch_B, theta_P=theta_P, num_samples=num_samples, generator=generator)
                 for batch_B in batches
             ]
-            nll_N1, score_NP, draw_SNP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
+            nll_C1, score_CP, draw_SCP = (torch.cat(column, dim=-2) for column in zip(*pieces, strict=True))
+            # Documents are independent, and the chunks of one are not: they are summed before the noise is measured.
+            document_N, place_C = np.unique(corpus.document_of(np.concatenate(batches)), return_inverse=True)
+            score_NP = score_CP.new_zeros(len(document_N), score_CP.shape[-1])
+            score_NP.index_add_(0, torch.from_numpy(place_C).to(device), score_CP)
             num_tokens_N = torch.from_numpy(corpus.documents["num_tokens"].to_numpy()[document_N]).to(device)
-            fisher_P = draw_SNP.square().mean(0).sum(0)
+            fisher_P = draw_SCP.square().mean(0).sum(0)
             noise = noise_trace(score_NP, num_tokens_N) if len(document_N) > 1 else fisher_P.sum()
-            sums = (nll_N1.sum(), score_NP.sum(0), fisher_P, noise, trace_of_square(draw_SNP), num_tokens_N.sum())
+            sums = (nll_C1.sum(), score_NP.sum(0), fisher_P, noise, trace_of_square(draw_SCP), num_tokens_N.sum())
             parts.append([value.cpu() for value in sums])
     finally:
         adapted.remove_hooks()
@@ -147,9 +150,9 @@ def _gradients(
     num_samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """nll_B1 and score_BP of one task's documents, and score_SBP of S draws of their next tokens from the model.
+    """nll_B1 and score_BP of one task's sequences, and score_SBP of S draws of their next tokens from the model.
 
-    Each row has its own copy of the adapter, so that one backward pass gives the gradient of each document.
+    Each row has its own copy of the adapter, so that one backward pass gives the gradient of each sequence.
     """
     batch = collate(corpus, document_B)
     tokens_BT, scored_BT = (torch.from_numpy(a).to(theta_P.device) for a in (batch.tokens_BT, batch.scored_BT))
@@ -181,9 +184,9 @@ def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
 
 
 def trace_of_square(draw_SNP: Tensor) -> Tensor:
-    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N documents' scores, each with covariance F_n.
+    """An unbiased estimate of tr(F^2), F = sum_n F_n, from S draws of N sequences' scores, each with covariance F_n.
 
-    For independent draws x and y of the scores of documents n and m, E (x'y)^2 = tr(F_n F_m). So only pairs from two
+    For independent draws x and y of the scores of sequences n and m, E (x'y)^2 = tr(F_n F_m). So only pairs from two
     different samples are used.
     """
     S, N, _ = draw_SNP.shape
