@@ -19,6 +19,8 @@ from bora_sweep.data.tokens import TokenizedCorpus, tokenize
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
 from bora_sweep.process import Interrupted
+from bora_sweep.train.distributed import process_group
+from bora_sweep.train.distributed.shard import Shard
 from bora_sweep.train.fit import fit
 from bora_sweep.train.methods.tau_estimate import curvature, noise_trace
 
@@ -130,6 +132,21 @@ def test_an_epoch_holds_each_chunk_once_all_of_its_document_s_split():
             task_B = CHUNKED.documents["task"].to_numpy()[CHUNKED.document_of(batch_B)]
             assert batch.task_B.tolist() == task_B.tolist()
     assert set(CHUNKED.document_of(CHUNKED.sequences("test"))) == set(CHUNKED.split("test"))
+
+
+@pytest.mark.parametrize(("setting", "by_task"), [("prior.tau=10", True), ("prior.tau=inf", False)])
+def test_processes_share_chunks_so_that_each_is_on_one(setting, by_task, monkeypatch):
+    monkeypatch.setattr(process_group, "count", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(process_group, "rank", lambda rank=rank: rank)
+        shard = Shard(config_of(setting, "ray.workers_per_trial=2"), CHUNKED)
+        assert shard.by_task == by_task
+        parts.append(shard.documents(CHUNKED.sequences("test")))
+        if by_task:
+            assert set(CHUNKED.task_C[parts[-1]]) == set(range(shard.tasks.start, shard.tasks.stop))
+    assert sorted(np.concatenate(parts)) == CHUNKED.sequences("test").tolist()
+    assert min(map(len, parts)) > 0
 
 
 @pytest.mark.parametrize("setting", ["prior.tau=0", "prior.tau=10"])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,7 +121,8 @@ def test_conversations_with_long_answers_in_chunks_from_the_command_line(tmp_pat
     whole = tokenize_for(config, load_corpus(config.data), tokenizer)  # longer than the model's positions
     assert whole.longest > 64
     assert len(whole.offsets) - 1 == len(whole.documents)
-    sizes = found.task_scores[SIZES].sort_values(["task", "split"], ignore_index=True)
+    sizes: Any = found.task_scores[SIZES]
+    sizes = sizes.sort_values(["task", "split"], ignore_index=True)
     pd.testing.assert_frame_equal(sizes, whole.table().sort_values(["task", "split"], ignore_index=True))
     assert len(found.document_scores) == (whole.documents["split"] != "train").sum()
 
