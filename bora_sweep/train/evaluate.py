@@ -100,7 +100,7 @@ def score_documents(
         nll_SN in float64, in the corpus's order.
     """
     corpus = pack.corpus
-    local_C = pack.shard.documents(corpus.sequences(split))
+    local_C = pack.shard.sequences(corpus.sequences(split))
 
     def batches() -> Iterator[TaskBatch]:
         return make_batches(corpus, local_C, pack.scoring_rows, pack.length_limits)
@@ -116,6 +116,6 @@ def _score_batches(
     """nll_SC over the whole corpus, 0 for sequences of no batch."""
     nll_SC = np.zeros((len(fits), len(pack.corpus.task_C)))
     for batch in batches:
-        nll_SC[:, batch.document_B] = score(pack, fits, batch)[0].double().cpu().numpy()
+        nll_SC[:, batch.sequence_B] = score(pack, fits, batch)[0].double().cpu().numpy()
         check_stop()
     return nll_SC

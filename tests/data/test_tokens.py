@@ -139,7 +139,7 @@ def test_a_batch_holds_its_documents_and_their_tasks():
 
 def test_scoring_visits_a_split_once():
     corpus = make_corpus()
-    seen = np.concatenate([batch.document_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
+    seen = np.concatenate([batch.sequence_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
     assert sorted(seen) == corpus.split("test").tolist()
 
 

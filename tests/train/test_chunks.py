@@ -142,7 +142,7 @@ def test_processes_share_chunks_so_that_each_is_on_one(setting, by_task, monkeyp
         monkeypatch.setattr(process_group, "rank", lambda rank=rank: rank)
         shard = Shard(config_of(setting, "ray.workers_per_trial=2"), CHUNKED)
         assert shard.by_task == by_task
-        parts.append(shard.documents(CHUNKED.sequences("test")))
+        parts.append(shard.sequences(CHUNKED.sequences("test")))
         if by_task:
             assert set(CHUNKED.task_C[parts[-1]]) == set(range(shard.tasks.start, shard.tasks.stop))
     assert sorted(np.concatenate(parts)) == CHUNKED.sequences("test").tolist()
@@ -163,6 +163,15 @@ def test_a_fit_that_is_interrupted_goes_on_as_if_it_had_not_been(setting, tmp_pa
     resumed = fit(config, CHUNKED, make_base(), tmp_path)
     assert torch.equal(resumed.theta_KP, whole.theta_KP)
     assert all(np.array_equal(resumed.nll_nats[split], whole.nll_nats[split]) for split in whole.nll_nats)
+
+
+@pytest.mark.parametrize("setting", ["prior.tau=0", "prior.tau=10"])
+def test_a_schedule_ends_with_the_last_chunk_of_the_last_epoch(setting):
+    config = config_of(setting, "train.schedule=linear", "train.patience=9", "train.max_epochs=2")
+    curve = fit(config, CHUNKED, make_base()).state.curve
+    rate = {row["epoch"]: row["learning_rate"] for row in curve if row["split"] == "train"}
+    assert rate[1] == pytest.approx(config.learning_rate / 2)
+    assert rate[2] == pytest.approx(0, abs=1e-12)
 
 
 def test_micro_batches_change_no_result():

@@ -144,7 +144,7 @@ def curvature(
 def _gradients(
     adapted: AdaptedModel,
     corpus: TokenizedCorpus,
-    document_B: np.ndarray,
+    sequence_B: np.ndarray,
     *,
     theta_P: Tensor,
     num_samples: int,
@@ -154,7 +154,7 @@ def _gradients(
 
     Each row has its own copy of the adapter, so that one backward pass gives the gradient of each sequence.
     """
-    batch = collate(corpus, document_B)
+    batch = collate(corpus, sequence_B)
     tokens_BT, scored_BT = (torch.from_numpy(a).to(theta_P.device) for a in (batch.tokens_BT, batch.scored_BT))
     theta_BP = theta_P.repeat(len(tokens_BT), 1).requires_grad_()
     logits_BTV = adapted(tokens_BT, theta_BP)

@@ -216,7 +216,7 @@ class Scorer:
     ) -> dict[int, Any]:
         """What `work` returns for this process's part of the documents, and on the others for theirs, in order."""
         sequence_N = self.pack.corpus.first_sequence(self.references.document_N[place_N])
-        own_N = place_N[np.isin(sequence_N, self.pack.shard.documents(sequence_N))]
+        own_N = place_N[np.isin(sequence_N, self.pack.shard.sequences(sequence_N))]
         with self.pack.accelerator.autocast():
             own = retry_on_oom(self.pack, [fit], lambda: work(own_N))
         found = {n: result for part in from_all(own) for n, result in part.items()}
