@@ -69,6 +69,7 @@ class Config:
         self._check_penalty()
         self._check_token_sums()
         self._check_shard_base()
+        self._check_chunks()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -131,6 +132,25 @@ class Config:
         }
         for setting, is_set in needs_squared.items():
             require(not is_set, f"prior.penalty={self.prior.penalty}: {setting} needs the squared distance; drop it")
+
+    def _check_chunks(self) -> None:
+        """Refuse chunks where a setting cuts documents, or takes each as one row."""
+        train, truncate, longest = self.train, self.data.truncate, self.model.max_text_tokens
+        settings = {
+            f"data.truncate={truncate}": truncate != "end",
+            f"model.max_text_tokens={longest}": longest is not None,
+            f"train.likelihood={train.likelihood}": train.likelihood == "documents",
+            f"train.padding={train.padding}": train.padding == "scored",
+            f"train.batches={train.batches}": train.batches == "fixed",
+            f"train.reported={train.reported}": train.reported == "best_epochs",
+            "search.estimate_tau=true": self.search.estimate_tau,
+        }
+        whole = [setting for setting, is_set in settings.items() if is_set]
+        require(
+            self.model.long_documents == "cut" or not whole,
+            f"model.long_documents={self.model.long_documents}: {', '.join(whole)} cut documents, or take each as one "
+            "row of a batch, which chunks are not; drop it, or drop these",
+        )
 
     def _check_token_sums(self) -> None:
         """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.

@@ -49,7 +49,7 @@ class TrainConfig:
     initial_noise: float = 0.0
     """Standard deviation of normal noise that is added to each task's adapter at the start. 0: tasks start at Theta."""
     batch_size: int = 64
-    """Documents per optimiser step."""
+    """Documents per optimiser step; chunks, with `model.long_documents=chunk`."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
     for all epochs, whatever the lengths, as in the published code."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.nn import functional as F
 
 from bora_sweep.kernels import has_kernels_for
@@ -131,7 +132,9 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
     dtype, device = torch.promote_types(hidden_MH.dtype, torch.float32), hidden_MH.device
     space_CV = workspace(rows, len(head.weight), dtype, device)
     weight_VH, bias_V = head.weight, head.bias
-    if torch.is_autocast_enabled(device.type) and dtype == torch.float32:  # cast once, and not for each chunk
+    if not (is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
+        return LinearCrossEntropy.apply(hidden_MH, weight_VH, bias_V, target_M, space_CV)
+    if dtype == torch.float32:  # cast once, and not for each chunk
         low = torch.get_autocast_dtype(device.type)
         weight_VH, bias_V = weight_VH.to(low), None if bias_V is None else bias_V.to(low)
     with torch.autocast(device.type, enabled=False):

@@ -250,10 +250,10 @@ def _how_scored(exported: ExportedFolder) -> list[str]:
     if text_format.form == "conversation":
         turns = {"assistant": "Every turn", "last_assistant": "The last turn"}.get(config.data.loss_on)
         scored = f"{turns} of the assistant is scored, with the token that ends it" if turns else "All turns are scored"
+    of = "of a document" if config.model.long_documents == "cut" else "at a time, and all of a document"
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
-        f"{scored}; at most {config.model.max_tokens} tokens of a document, "
-        f"with weights in {config.model.dtype}{mixed}.",
+        f"{scored}; at most {config.model.max_tokens} tokens {of}, with weights in {config.model.dtype}{mixed}.",
         *([] if (exported.rounding_error or 0) < LARGE_ROUNDING_ERROR else [_how_rounded(exported)]),
     ]
 

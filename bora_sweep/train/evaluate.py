@@ -1,6 +1,6 @@
 """Scores of documents under the current adapters of one fit or of several.
 
-Shapes: S fits, B rows, T tokens, N documents.
+Shapes: S fits, B rows, T tokens, N documents, C sequences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,24 +88,24 @@ def score_documents(
     Returns:
         nll_SN in float64, in the corpus's order.
     """
-    document_N = pack.corpus.split(split)
-    local_N = pack.shard.documents(document_N)
+    corpus = pack.corpus
+    local_C = pack.shard.sequences(corpus.sequences(split))
     make_batches = make_batches or partial(scoring_batches, bucket=pack.config.train.length_bucket)
 
     def batches() -> Iterator[TaskBatch]:
-        return make_batches(pack.corpus, local_N, pack.scoring_rows, pack.length_limits)
+        return make_batches(corpus, local_C, pack.scoring_rows, pack.length_limits)
 
-    nll_SN = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
-    return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
+    nll_SC = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
+    return corpus.sum_by_document(sum_(torch.from_numpy(nll_SC)).numpy())[:, corpus.split(split)]
 
 
 @torch.no_grad()
 def _score_batches(
     pack: Pack, fits: Sequence[Trainer], batches: Iterator[TaskBatch], check_stop: Callable[[], None]
 ) -> np.ndarray:
-    """nll_SN over the whole corpus, 0 for documents of no batch."""
-    nll_SN = np.zeros((len(fits), len(pack.corpus.documents)))
+    """nll_SC over the whole corpus, 0 for sequences of no batch."""
+    nll_SC = np.zeros((len(fits), len(pack.corpus.task_C)))
     for batch in batches:
-        nll_SN[:, batch.document_B] = score(pack, fits, batch)[0].double().cpu().numpy()
+        nll_SC[:, batch.sequence_B] = score(pack, fits, batch)[0].double().cpu().numpy()
         check_stop()
-    return nll_SN
+    return nll_SC

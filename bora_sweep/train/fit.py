@@ -198,8 +198,8 @@ def run_epoch(
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
-    for number, document_B in enumerate(batches[done:], start=done + 1):
-        nats_S, num_tokens = step(pack, fits, document_B, len(batches))
+    for number, sequence_B in enumerate(batches[done:], start=done + 1):
+        nats_S, num_tokens = step(pack, fits, sequence_B, len(batches))
         fits = [fit for fit in fits if fit.state.diverged is None]
         if not fits:
             return

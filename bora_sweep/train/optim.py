@@ -195,7 +195,7 @@ def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.opt
         corpus: Its training split decides the number of steps of an epoch.
         optimizer: From `make_optimizer`.
     """
-    batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
+    batches = math.ceil(len(corpus.sequences("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],
         optimizer,
