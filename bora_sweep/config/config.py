@@ -63,6 +63,7 @@ class Config:
             not (self.train.solver == "proximal" and self.prior.parametrization == "centered"),
             "train.solver=proximal needs prior.parametrization=noncentered; with centered set train.solver=adamw",
         )
+        self._check_base()
         self._check_metrics()
         self._check_penalty()
         self._check_token_sums()
@@ -94,6 +95,26 @@ class Config:
             f"ray.workers_per_trial={workers}: each process would have its own loss scale of fp16; set "
             "train.precision=bf16",
         )
+
+    def _check_base(self) -> None:
+        """Refuse adapters that a quantised base cannot have, and settings that need a base on one device."""
+        model = self.model
+        require(
+            model.quantization is None or self.lora.variant != "dora",
+            f"lora.variant=dora: needs the norms of plain weights, and model.quantization={model.quantization} keeps "
+            "them packed; set lora.variant=lora, or drop model.quantization",
+        )
+        needs_one_device = {
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            "train.device=cpu": self.train.device == "cpu",
+            "train.compile=true": self.train.compile,
+        }
+        for setting, is_set in needs_one_device.items():
+            require(
+                model.device_map is None or not is_set,
+                f"model.device_map={model.device_map}: spreads the base over the GPUs of one process, and {setting} "
+                "needs it on one device; drop one of the two",
+            )
 
     def _check_metrics(self) -> None:
         """Refuse unknown metrics, and a search for one that is not scored."""

@@ -75,7 +75,8 @@ class Likelihood:
         target_M, head = tokens_BT.flatten()[place_M], self.adapted.head
         if head is not None:
             hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
-            return linear_nll(hidden_BTH.flatten(0, 1)[place_M - 1], head, target_M)
+            before_M = (place_M - 1).to(hidden_BTH.device)  # a spread base ends on another device than it begins on
+            return linear_nll(hidden_BTH.flatten(0, 1)[before_M], head, target_M)
         logits_MV = self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
         return F.cross_entropy(logits_MV, target_M, reduction="none")

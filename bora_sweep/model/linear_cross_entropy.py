@@ -76,12 +76,14 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
         target_M: The token that follows each position.
 
     Returns:
-        nll_M in nats, in float32 at least.
+        nll_M in nats, in float32 at least, on the device of `target_M`.
     """
+    device = target_M.device
+    hidden_MH, target_M = hidden_MH.to(head.weight.device), target_M.to(head.weight.device)
     rows = max(1, min(len(hidden_MH), CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE)))
     dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
     space_CV = workspace(rows, len(head.weight), dtype, hidden_MH.device)
-    return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV)
+    return LinearCrossEntropy.apply(hidden_MH, head.weight, head.bias, target_M, space_CV).to(device)
 
 
 def workspace(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

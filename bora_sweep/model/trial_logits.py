@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bora_sweep.model.quantization import is_quantised, rounds_inputs
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
 """The smallest real difference of logits, relative to the difference between two rows. Rounding stays near 1e-6 in
 float32; a model that is not causal differs by at least 2e-3, even with small random weights."""
@@ -21,7 +23,12 @@ WIDENED_BYTES = 2 << 30
 
 def tolerance(base: PreTrainedModel) -> float:
     """The smallest real difference of logits in the precision of `base`, see `TOLERANCE`."""
-    return TOLERANCE.get(base.dtype, LOW_PRECISION_TOLERANCE)
+    return TOLERANCE[base.dtype] if is_precise(base) else LOW_PRECISION_TOLERANCE
+
+
+def is_precise(base: PreTrainedModel) -> bool:
+    """Whether rounding errors are small beside what an adapter or another token changes."""
+    return base.dtype in TOLERANCE and not rounds_inputs(base)
 
 
 def agree(longer_TV: Tensor, shorter_TV: Tensor, atol: Tensor) -> bool:
@@ -75,7 +82,7 @@ def widened(base: PreTrainedModel) -> Iterator[bool]:
     """Within, the weights of a small base are in float32 at least. Yields whether that changes their precision."""
     weights = [*base.parameters(), *base.buffers()]
     narrow = [weight for weight in weights if weight.dtype in (torch.bfloat16, torch.float16)]
-    is_plain = all(weight.is_floating_point() for weight in base.parameters())
+    is_plain = not is_quantised(base) and all(weight.is_floating_point() for weight in base.parameters())
     if not narrow or not is_plain or sum(weight.nbytes for weight in narrow) > WIDENED_BYTES:
         yield False
         return

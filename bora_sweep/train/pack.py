@@ -13,6 +13,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import refuse_mismatch
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
+from bora_sweep.model.placement import placed
 from bora_sweep.train.device import PASS_TOKENS
 from bora_sweep.train.distributed.shard import Shard
 from bora_sweep.train.methods.published import PublishedCode, differs_from_default
@@ -44,7 +45,7 @@ class Pack:
         self.layout = make_layout(base, config.lora)
         self.memory_rows: int | None = None
         """Documents that memory holds in a forward pass, once it has run out."""
-        self.adapted = AdaptedModel(base.to(accelerator.device), self.layout, compiled=config.train.compile)
+        self.adapted = AdaptedModel(placed(base, accelerator.device), self.layout, compiled=config.train.compile)
         try:
             self.length_limits = length_limits(self.adapted.base, corpus.shortest, corpus.longest)
             self.protocol.check_lengths(self.length_limits)

@@ -19,6 +19,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.likelihood import nll_nats
+from bora_sweep.model.placement import placed
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.state import Fit
 
@@ -110,7 +111,7 @@ def curvature(
         num_samples: S.
     """
     device = make_accelerator(config).device
-    adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
+    adapted = AdaptedModel(placed(base, device), make_layout(base, config.lora))
     generator = torch.Generator(device).manual_seed(config.train.seed)
     train = corpus.split("train")
     task_N = corpus.documents["task"].to_numpy()[train]
