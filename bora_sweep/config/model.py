@@ -20,6 +20,12 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Type of the base model's weights. `auto`: bfloat16 where a fit has a GPU that computes in it, else float32. The
     column `dtype` of `trials` says which. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
+    quantization: Literal["nf4", "int8", "fp8"] | None = None
+    """Keep the weights of the base's linear layers in 4 bits (`nf4`) or 8 (`int8`, `fp8`), all but the head. Left out:
+    in `dtype`, as all other weights and the adapters. See docs/performance.md."""
+    device_map: Literal["auto"] | None = None
+    """`auto`: spread the base's layers over the GPUs that a fit's process has, for a base that is too large for one.
+    Left out: the whole base on one device. See docs/performance.md."""
     max_tokens: int = 128
     """Most tokens of a sequence, with start symbol and end token. `long_documents` says what becomes of longer
     documents."""
@@ -45,6 +51,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.name is not None:
             object.__setattr__(self, "name", local_path(self.name, "model.name"))
+        require(
+            self.quantization is None or self.dtype != "float64",
+            f"model.quantization={self.quantization}: keeps fewer digits than model.dtype={self.dtype} computes with; "
+            "set model.dtype=bfloat16 or float32",
+        )
         require(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
         longest = self.max_text_tokens
         require(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")

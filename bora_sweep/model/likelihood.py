@@ -83,7 +83,8 @@ class Likelihood:
         if self.adapted.head is None:
             return self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
         hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
-        return hidden_BTH.flatten(0, 1).index_select(0, place_M - 1)
+        before_M = (place_M - 1).to(hidden_BTH.device)  # a spread base ends on another device than it begins on
+        return hidden_BTH.flatten(0, 1).index_select(0, before_M)
 
     def nll(self, before_MX: Tensor, target_M: Tensor) -> Tensor:
         """nll_M of tokens at the scored places, in nats.

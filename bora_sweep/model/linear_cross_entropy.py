@@ -126,19 +126,21 @@ def linear_nll(hidden_MH: Tensor, head: nn.Linear, target_M: Tensor) -> Tensor:
         target_M: The token that follows each position.
 
     Returns:
-        nll_M in nats, in float32 at least.
+        nll_M in nats, in float32 at least, on the device of `target_M`.
     """
-    rows = max(1, min(len(hidden_MH), CHUNK.get(hidden_MH.device.type, CHUNK_ELSEWHERE)))
-    dtype, device = torch.promote_types(hidden_MH.dtype, torch.float32), hidden_MH.device
+    asked_for, device = target_M.device, head.weight.device
+    hidden_MH, target_M = hidden_MH.to(device), target_M.to(device)
+    rows = max(1, min(len(hidden_MH), CHUNK.get(device.type, CHUNK_ELSEWHERE)))
+    dtype = torch.promote_types(hidden_MH.dtype, torch.float32)
     space_CV = workspace(rows, len(head.weight), dtype, device)
     weight_VH, bias_V = head.weight, head.bias
     if not (is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
-        return LinearCrossEntropy.apply(hidden_MH, weight_VH, bias_V, target_M, space_CV)
+        return LinearCrossEntropy.apply(hidden_MH, weight_VH, bias_V, target_M, space_CV).to(asked_for)
     if dtype == torch.float32:  # cast once, and not for each chunk
         low = torch.get_autocast_dtype(device.type)
         weight_VH, bias_V = weight_VH.to(low), None if bias_V is None else bias_V.to(low)
     with torch.autocast(device.type, enabled=False):
-        return LinearCrossEntropy.apply(hidden_MH, weight_VH, bias_V, target_M, space_CV)
+        return LinearCrossEntropy.apply(hidden_MH, weight_VH, bias_V, target_M, space_CV).to(asked_for)
 
 
 def workspace(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,7 +18,10 @@ from bora_sweep.model.prior import distance_to_global
 from bora_sweep.runs.results import perplexity
 from bora_sweep.train.state import Fit, State
 
-PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
+PACKAGES = (
+    "bora_sweep", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "torchao", "ray", "optuna", "pandas",
+    "pyarrow",
+)  # fmt: skip
 
 
 def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError
+from bora_sweep.model.placement import placed
 
 _root_of: WeakKeyDictionary[PreTrainedModel, nn.Module] = WeakKeyDictionary()
 
@@ -45,8 +46,9 @@ def place_base(base: PreTrainedModel, device: torch.device, *, shard: bool) -> P
                 "or set train.shard_base=true"
             )
         return base
-    if shard:
-        _shard(base.requires_grad_(False), device)
+    if not shard:
+        return placed(base, device)
+    _shard(base.requires_grad_(False), device)
     return base.to(device)  # type: ignore[arg-type]
 
 

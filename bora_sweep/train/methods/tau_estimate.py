@@ -18,6 +18,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.likelihood import Likelihood
+from bora_sweep.model.placement import placed
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.methods.document_gradients import DocumentPass
 from bora_sweep.train.methods.task_sums import task_sums
@@ -117,7 +118,7 @@ def curvature(
         num_samples: S.
     """
     device = make_accelerator(config).device
-    adapted = AdaptedModel(base.to(device), make_layout(base, config.lora))
+    adapted = AdaptedModel(placed(base, device), make_layout(base, config.lora))
     likelihood, train = Likelihood(adapted, []), corpus.split("train")
     task_N, tokens_N = (corpus.documents[name].to_numpy() for name in ("task", "num_tokens"))
     limits = length_limits(base, corpus.shortest, corpus.longest)
