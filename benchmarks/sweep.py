@@ -190,14 +190,15 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
 
     Files and the load of the base as they take alone, times their number.
     """
-    from bora_sweep.train.fit import CHECKPOINT_SECONDS
+    from bora_sweep.train.checkpoint_times import SPACING
     from bora_sweep.trials.trial import ROW_SECONDS
 
     took, last = clock.seconds(), max(part.end for part in parts)
     firsts, warm = [part for part in parts if part.is_first], [part for part in parts if not part.is_first]
     loading = alone["load the base"] * len(firsts)
     rows = sum(1 + int((part.train + part.validation) / ROW_SECONDS) for part in parts)
-    checkpoints = sum(min(epochs, int((part.train + part.validation) / CHECKPOINT_SECONDS)) for part in parts)
+    spacing = SPACING * alone["checkpoint"]
+    checkpoints = sum(min(epochs, 1 + int((part.train + part.validation) / spacing)) for part in parts)
     files, saved = rows * (alone["curves"] + alone["row"]), checkpoints * alone["checkpoint"]
     ends = [max(part.end for part in parts if part.slot == slot) for slot in range(len(firsts))]
     return {
@@ -209,7 +210,7 @@ def account(clock: Clock, parts: list[Part], alone: dict[str, float], epochs: in
         - len(firsts) * took["ray.init"],
         "start: load the base": loading,
         f"now and then ({ROW_SECONDS:g} s): two Parquet files": files,
-        f"after an epoch ({CHECKPOINT_SECONDS:g} s): checkpoint": saved,
+        f"after an epoch ({SPACING:g} times its own seconds): checkpoint": saved,
         "what else a trial does": sum(part.rest for part in parts) - loading - files - saved,
         "between trials: the searcher": took["searcher"],
         "between trials: Tune, shipping the corpus": sum(part.wait for part in warm) - took["searcher"],

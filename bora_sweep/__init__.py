@@ -8,6 +8,7 @@
 Wrong input raises an `InputError`. Its message names the key or file, the value, and how to mend it.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,12 @@ _MODULES = {
     "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
     "fit": "api", "load_config": "config", "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
+
+
+# PEFT imports bitsandbytes where it is installed. It would say then that kernels of others are missing, which are not
+# used, and at every pass that int8 rounds its inputs by way of float16.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def percentage(share: float) -> str:
+    """`34.5%`; `less than 0.1%` where it would round to nothing."""
+    return f"{share:.1%}" if share == 0 or share >= 0.001 else "less than 0.1%"
+
+
 def visible(text: str) -> str:
     """The text with control characters as escapes such as `\\x1b`, so that none of them reaches the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bora_sweep.config import Setting, load_config
 from bora_sweep.data.split import SPLITS
 from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.placement import placed
 from bora_sweep.runs.folder import RUNS
 from bora_sweep.runs.storage import atomic_write
 
@@ -153,6 +154,6 @@ def given_back(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.to(device).train(training)  # type: ignore[arg-type]
+        placed(model, device).train(training)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(needs_gradient[name])

@@ -99,17 +99,16 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     where, config = read_card(card), load_config(settings)
     require(tasks is None or tasks >= 1, f"--tasks {tasks}: need at least 1")
     require(config.model.name is not None, "model.name is not set: name the base model, such as facebook/opt-350m")
-    require(
-        config.ray.workers_per_trial == 1,
-        f"ray.workers_per_trial={config.ray.workers_per_trial}: a plan is for a fit on one card; drop it",
-    )
+    processes = config.ray.workers_per_trial
     num_tasks, tokens, largest = _sizes_of_corpus(config)
     num_tasks = tasks or num_tasks
+    if config.parallel == "tasks" and not math.isinf(config.prior.tau):
+        num_tasks = -(-num_tasks // processes)
     base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
     refuse_mismatch(base, largest, tokens)
     layout = make_layout(base, config.lora)
     memory = FitMemory(config, base, layout, tokens)
-    batch = config.train.batch_size
+    batch = -(-config.train.batch_size // processes)
     rows = min(batch, config.train.micro_batch_size or batch)
     fits = config.search.pack if isinstance(config.search.pack, int) else 1
     passes, usable = math.ceil(batch / rows), where.usable_bytes
@@ -151,7 +150,14 @@ def _dtype(config: Config) -> torch.dtype:
 
 
 def _notes(config: Config) -> list[str]:
-    notes = []
+    notes, processes = [], config.ray.workers_per_trial
+    if processes > 1:
+        notes.append(f"ray.workers_per_trial={processes}: of one process on a card of its own, its tasks and documents")
+    if config.model.device_map is not None:
+        notes.append(
+            "model.device_map=auto: counted as on one card; over N cards each holds about a part in N of base and "
+            "activations, and the first all banks"
+        )
     if config.train.compile:
         notes.append("train.compile=true: counted as without it; compiled code may hold less")
     if config.metrics:

@@ -203,9 +203,6 @@ def _read_corpus(
         f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
         f"{tokenized.num_tokens('train'):,} tokens to train on"
     )
-    if num_cut := int(tokenized.documents["was_cut"].to_numpy().sum()):
-        limit = f"model.max_tokens={config.model.max_tokens}"
-        _print_notes([f"{num_cut:,} documents are longer than {limit} allows and were cut"], console)
     return corpus, tokenized, None if is_recorded else corpus.record
 
 

@@ -14,7 +14,7 @@ from stores import storage_folder, store  # noqa: F401, fixtures
 from tiny import make_base, make_frame, make_tokenizer
 
 from bora_sweep.runs.storage import cache_folder
-from bora_sweep.train import fit as fit_module
+from bora_sweep.train import checkpoint_times
 from bora_sweep.tune import LOOPBACK, QUIET
 
 os.environ |= QUIET | LOOPBACK  # before any test imports Ray, which reads some of it then
@@ -33,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 @pytest.fixture(autouse=True)
 def checkpoints_of_short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch of a test's fit ends with one, for the tests that cut it off."""
-    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_times, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_times, "SPACING", 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,15 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
-    "errors": 0, "process": 0, "cards": 1, "config": 1, "runs": 2, "data": 3, "report": 3, "model": 4, "train": 5,
-    "trials": 6, "progress": 6, "tune": 7, "serve": 7, "prepare": 8, "plan": 8, "launch": 9, "in_memory": 9, "api": 10,
-    "commands": 10, "cli": 11,
+    "errors": 0, "process": 0, "cards": 1, "config": 1, "kernels": 1, "runs": 2, "data": 3, "report": 3, "model": 4,
+    "train": 5, "trials": 6, "progress": 6, "tune": 7, "serve": 7, "prepare": 8, "plan": 8, "launch": 9, "in_memory": 9,
+    "api": 10, "commands": 10, "cli": 11,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"tune"},
     "optuna": {"tune"},
     "matplotlib": {"report"},
     "vl_convert": {"report"},
+    "triton": {"kernels"},
 }
 
 
@@ -42,7 +43,7 @@ def test_a_module_imports_only_from_its_layer_or_below(path):
 def test_training_is_imported_where_ray_and_optuna_are_not_installed():
     code = (
         "import sys\n"
-        "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath'): sys.modules[name] = None\n"
+        "for name in ('ray', 'optuna', 'datasets', 'matplotlib', 'upath', 'triton'): sys.modules[name] = None\n"
         "import bora_sweep.trials.trial, bora_sweep.model.base, bora_sweep.data.corpus, bora_sweep.model.embedded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bora_sweep.cards import GIGABYTES_OF, read_card
 from bora_sweep.cli import main
@@ -57,7 +58,7 @@ def test_a_fit_that_does_not_fit_exits_with_1_and_says_what_it_needs(tmp_path, c
         (["model.name={model}", "prior.tua=1", "--card", "l4"], ["'tau'"]),
         (["model.name={model}", "--card", "l4", "--tasks", "0"], ["--tasks 0"]),
         (["model.name={model}", "model.max_tokens=16", "method=vi", "--card", "l4"], ["method=vi"]),
-        (["model.name={model}", "ray.workers_per_trial=2", "--card", "l4"], ["ray.workers_per_trial=2"]),
+        (["model.name={model}", "train.shard_base=true", "--card", "l4"], ["train.shard_base=true"]),
         (["model.name={model}", "model.max_tokens=9999", "--card", "l4"], ["model.max_tokens"]),
         (["model.name=./nowhere", "--card", "l4"], ["no such folder"]),
     ],
@@ -67,6 +68,29 @@ def test_wrong_input_is_one_message_and_exit_code_2(arguments, says, model_folde
     printed = capsys.readouterr().err
     assert all(text in printed for text in says)
     assert printed.count("error:") == 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_fit_of_several_processes_is_planned_by_one_of_them(processes, tmp_path, capsys):
+    """Each has a card, its part of the tasks and of a batch, and of a sharded base its part of the blocks."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=12, num_attention_heads=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    settings = [f"model.name={tmp_path}", "model.dtype=float32", "model.max_tokens=16", "lora.rank=2"]
+    alone = make_plan(settings, "l4", tasks=26)
+    workers = f"ray.workers_per_trial={processes}"
+    shared = make_plan([*settings, workers], "l4", tasks=26)
+    assert (shared.tasks, shared.batch_size) == (-(-26 // processes), 64 // processes)
+    assert shared.memory.base == alone.memory.base
+    assert shared.memory.banks == pytest.approx(alone.memory.banks / processes, rel=0.2)
+    block = sum(weight.nbytes for weight in LlamaForCausalLM(config).model.layers[0].parameters())
+    sharded = make_plan([*settings, workers, "train.shard_base=true"], "l4", tasks=26)
+    assert alone.memory.base - sharded.memory.base == 12 * block - 12 * block // processes - 2 * block
+    assert make_plan([*settings, workers, "prior.tau=inf"], "l4", tasks=26).tasks == 26
+    assert main(["plan", *settings, workers, "--card", "l4"]) == 0
+    assert f"note: {workers}" in capsys.readouterr().out
 
 
 def test_a_card_is_asked_for(capsys):

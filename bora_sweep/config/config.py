@@ -65,10 +65,12 @@ class Config:
         )
         if self.model.dtype == "auto" and self.train.device == "cpu":
             object.__setattr__(self, "model", dataclasses.replace(self.model, dtype="float32"))
+        self._check_base()
         self._check_metrics()
         self._check_penalty()
         self._check_token_sums()
         self._check_shard_base()
+        self._check_chunks()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -97,6 +99,26 @@ class Config:
             f"ray.workers_per_trial={workers}: each process would have its own loss scale of fp16; set "
             "train.precision=bf16",
         )
+
+    def _check_base(self) -> None:
+        """Refuse adapters that a quantised base cannot have, and settings that need a base on one device."""
+        model = self.model
+        require(
+            model.quantization is None or self.lora.variant != "dora",
+            f"lora.variant=dora: needs the norms of plain weights, and model.quantization={model.quantization} keeps "
+            "them packed; set lora.variant=lora, or drop model.quantization",
+        )
+        needs_one_device = {
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            "train.device=cpu": self.train.device == "cpu",
+            "train.compile=true": self.train.compile,
+        }
+        for setting, is_set in needs_one_device.items():
+            require(
+                model.device_map is None or not is_set,
+                f"model.device_map={model.device_map}: spreads the base over the GPUs of one process, and {setting} "
+                "needs it on one device; drop one of the two",
+            )
 
     def _check_metrics(self) -> None:
         """Refuse unknown metrics, and a search for one that is not scored."""
@@ -131,6 +153,25 @@ class Config:
         }
         for setting, is_set in needs_squared.items():
             require(not is_set, f"prior.penalty={self.prior.penalty}: {setting} needs the squared distance; drop it")
+
+    def _check_chunks(self) -> None:
+        """Refuse chunks where a setting cuts documents, or takes each as one row."""
+        train, truncate, longest = self.train, self.data.truncate, self.model.max_text_tokens
+        settings = {
+            f"data.truncate={truncate}": truncate != "end",
+            f"model.max_text_tokens={longest}": longest is not None,
+            f"train.likelihood={train.likelihood}": train.likelihood == "documents",
+            f"train.padding={train.padding}": train.padding == "scored",
+            f"train.batches={train.batches}": train.batches == "fixed",
+            f"train.reported={train.reported}": train.reported == "best_epochs",
+            "search.estimate_tau=true": self.search.estimate_tau,
+        }
+        whole = [setting for setting, is_set in settings.items() if is_set]
+        require(
+            self.model.long_documents == "cut" or not whole,
+            f"model.long_documents={self.model.long_documents}: {', '.join(whole)} cut documents, or take each as one "
+            "row of a batch, which chunks are not; drop it, or drop these",
+        )
 
     def _check_token_sums(self) -> None:
         """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.
@@ -170,6 +211,10 @@ class Config:
         unsupported = {
             "train.compile=true": (self.train.compile, "would compile the gathering of weights"),
             "search.estimate_tau=true": (self.search.estimate_tau, "runs the base in one process alone"),
+            f"model.quantization={self.model.quantization}": (
+                self.model.quantization is not None,
+                "keeps the weights packed, which cannot be sharded",
+            ),
         }
         for setting, (is_set, reason) in unsupported.items():
             require(not is_set, f"train.shard_base=true: {setting} {reason}; drop one of the two")

@@ -21,21 +21,55 @@ class ModelConfig:
     """Type of the base model's weights. `auto`: bfloat16 where a fit has a GPU that computes in it, else float32. The
     column `dtype` of `trials` says which. Adapters, prior and Adam's moments are float32 (float64 with float64)."""
     quantization: Literal["nf4", "int8", "fp8"] | None = None
-    """How the weights of the linear layers of the base's blocks are stored: in 4 or 8 bits. Left out: in `dtype`."""
+    """Keep the weights of the base's linear layers in 4 bits (`nf4`) or 8 (`int8`, `fp8`), all but the head. Left out:
+    in `dtype`, as all other weights and the adapters. See docs/performance.md."""
+    device_map: Literal["auto"] | None = None
+    """`auto`: spread the base's layers over the GPUs that a fit's process has, for a base that is too large for one.
+    Left out: the whole base on one device. See docs/performance.md."""
     max_tokens: int = 128
-    """Most tokens of a sequence, with start symbol and end token. Longer documents are cut, and counted."""
+    """Most tokens of a sequence, with start symbol and end token. `long_documents` says what becomes of longer
+    documents."""
+    long_documents: Literal["cut", "chunk"] = "cut"
+    """What becomes of a document with more than `max_tokens`. `cut`: what is beyond is lost, and counted. `chunk`: it
+    is read as several sequences that overlap, and every token that is scored is scored once. See docs/data.md."""
+    chunk_overlap: int | None = None
+    """With `long_documents=chunk`: how many tokens of the document a chunk repeats from the one before. They are given,
+    not scored. Left out: a quarter of `max_tokens`."""
     max_text_tokens: int | None = None
     """Most tokens of a text, without prompt and end token. The whole is then cut at `max_tokens`, which may cut off the
     end token. Left out: a text gets the room that prompt and end token leave."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Every result records it."""
 
+    @property
+    def overlap(self) -> int | None:
+        """`chunk_overlap`, or its default; None where long documents are cut."""
+        if self.long_documents == "cut":
+            return None
+        return max(1, self.max_tokens // 4) if self.chunk_overlap is None else self.chunk_overlap
+
     def __post_init__(self) -> None:
         if self.name is not None:
             object.__setattr__(self, "name", local_path(self.name, "model.name"))
+        require(
+            self.quantization is None or self.dtype != "float64",
+            f"model.quantization={self.quantization}: keeps fewer digits than model.dtype={self.dtype} computes with; "
+            "set model.dtype=bfloat16 or float32",
+        )
         require(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
         longest = self.max_text_tokens
         require(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
+        given = self.chunk_overlap
+        require(
+            given is None or self.long_documents == "chunk",
+            f"model.chunk_overlap={given}: model.long_documents={self.long_documents} makes no chunks; drop it, or set "
+            "model.long_documents=chunk",
+        )
+        require(
+            given is None or 1 <= given <= self.max_tokens - 2,
+            f"model.chunk_overlap={given}: need 1 to {self.max_tokens - 2}, so that a chunk of model.max_tokens="
+            f"{self.max_tokens} also has a start symbol and a new token",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

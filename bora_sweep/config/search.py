@@ -45,8 +45,9 @@ class SearchConfig:
     merged into one. `pfedme`: the objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a
     posterior of the tasks at the best tau."""
     estimate_tau: bool = False
-    """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. For one
-    task at a time it keeps five gradients of each training document in memory."""
+    """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
+    four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
+    times as much takes (b + 1) / 2 times as long."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks. At each a shared model is fitted, and in mode `path` a whole path."""
     pack: int | str = 1
@@ -120,8 +121,8 @@ class RayConfig:
     cpus_per_trial: float = 1
     """CPUs that each process of a trial reserves. torch uses as many threads."""
     gpus_per_trial: float | None = None
-    """GPUs that each process of a trial reserves. With a fraction, several trials share a GPU and its memory. Left out:
-    1 if Ray has GPUs, else 0."""
+    """GPUs that each process of a trial reserves. With a fraction, several trials share a GPU: each may take that part
+    of its memory. More than 1: a whole number. Left out: 1 if Ray has GPUs, else 0."""
     max_concurrent: int | None = None
     """Most trials at once. Left out: as many as the resources allow."""
     max_failures: int = 2
@@ -140,6 +141,11 @@ class RayConfig:
         require(
             self.gpus_per_trial is None or self.gpus_per_trial >= 0,
             f"ray.gpus_per_trial={self.gpus_per_trial}: need 0 or more",
+        )
+        require(
+            self.gpus_per_trial is None or self.gpus_per_trial < 1 or float(self.gpus_per_trial).is_integer(),
+            f"ray.gpus_per_trial={self.gpus_per_trial}: Ray shares one GPU among trials, and gives several only whole; "
+            "set a fraction below 1, or 1, 2, …",
         )
         require(
             self.max_concurrent is None or self.max_concurrent >= 1,

@@ -49,7 +49,7 @@ class TrainConfig:
     initial_noise: float = 0.0
     """Standard deviation of normal noise that is added to each task's adapter at the start. 0: tasks start at Theta."""
     batch_size: int = 64
-    """Documents per optimiser step."""
+    """Documents per optimiser step; chunks, with `model.long_documents=chunk`."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
     for all epochs, whatever the lengths, as in the published code."""
@@ -98,8 +98,10 @@ class TrainConfig:
     seed: int = 0
     """Random seed of the adapters' initial values and the order of the documents."""
     checkpoint_minutes: float = 5.0
-    """Minutes between two checkpoints within an epoch; each epoch also ends with one. A lost machine loses no more work
-    than this."""
+    """Most minutes of work that a lost machine loses, to within one step or the scoring of validation: a checkpoint is
+    written when the last one is so old. An epoch also ends with one, but not before 50 times the seconds have passed
+    that the last one took to write, so that writing takes at most 2% of a fit. These minutes come first: a checkpoint
+    that takes more than a fiftieth of them takes more than 2%, such as 9% if it takes 30 seconds and they are 5."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "lr_per_tau", "max_grad_norm", "checkpoint_minutes"):

@@ -34,8 +34,8 @@ def make_references(
         tokenizer: Theirs.
 
     Raises:
-        InputError: Documents are running text, all turns are scored, there are too many candidate answers for
-            `accuracy`, or an answer is not among them.
+        InputError: Documents are running text, all turns are scored, a prompt is in several chunks, there are too many
+            candidate answers for `accuracy`, or an answer is not among them.
     """
     if corpus.form == "text":
         raise InputError(
@@ -49,12 +49,13 @@ def make_references(
     answers = (_Turns if corpus.form == "conversation" else _Completions)(corpus, config.data, Encoder(tokenizer))
     rows = _rows(corpus, tokenized)
     document_N, given_N = [], []
-    for n in np.flatnonzero(tokenized.documents["split"] != "train"):
-        scored = tokenized.scored[tokenized.offsets[n] : tokenized.offsets[n + 1]]
-        begins = np.flatnonzero(scored[1:] & ~scored[:-1]) + 1
+    for n in np.flatnonzero(tokenized.documents["split"] != "train").tolist():
+        place = tokenized.scored_places(n)
+        begins = place[np.diff(place, prepend=-1) > 1]
         if len(begins) == answers.num_scored(rows[n]):
             document_N.append(n)
             given_N.append(int(begins[-1]))
+    _refuse_long_prompts(config, tokenized, document_N, given_N)
     row_N = [rows[n] for n in document_N]
     text_N = tuple(answers.text(row) for row in row_N)
     choices_N: tuple[tuple[str, ...], ...] = ((),) * len(row_N)
@@ -72,6 +73,22 @@ def make_references(
         choice_tokens_N=tokens_N,
         end_tokens=tuple(answers.end_tokens),
     )
+
+
+def _refuse_long_prompts(
+    config: Config, tokenized: TokenizedCorpus, document_N: Sequence[int], given_N: Sequence[int]
+) -> None:
+    """Refuse an answer that begins in a later chunk: a metric would compare it without most of its prompt."""
+    long = [n for n, given in zip(document_N, given_N, strict=True) if given >= config.model.max_tokens]
+    if long:
+        document = tokenized.documents.iloc[long[0]]
+        raise InputError(
+            f"metrics={config.metrics}, model.long_documents={config.model.long_documents}: "
+            f"{plural(len(long), 'document')} of validation and test with model.max_tokens={config.model.max_tokens} "
+            f"tokens or more before the answer, the first {document['document_id']!r} of task "
+            f"{tokenized.tasks[document['task']]!r}; an answer follows its whole prompt. Raise model.max_tokens, "
+            "shorten the prompts, or set model.long_documents=cut, which leaves these answers out"
+        )
 
 
 def _rows(corpus: Corpus, tokenized: TokenizedCorpus) -> list[int]:

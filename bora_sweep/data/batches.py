@@ -1,6 +1,6 @@
-"""Batches of a tokenised corpus: which documents form a batch, which form a forward pass, and how rows are padded.
+"""Batches of a tokenised corpus: which sequences form a batch, which form a forward pass, and how rows are padded.
 
-Shapes: N documents, B rows, T tokens.
+Shapes: C sequences (documents, or chunks of them), B rows, T tokens.
 """
 
 from bisect import bisect_left
@@ -12,7 +12,7 @@ import numpy as np
 from bora_sweep.data.tokens import TokenizedCorpus
 
 SORTED_BATCHES = 32
-"""Batches whose documents are sorted by length together, before they are cut into batches."""
+"""Batches whose sequences are sorted by length together, before they are cut into batches."""
 ENOUGH_FILLED = 0.95
 """Share of a forward pass that is not padding, from which on a batch is cut no further."""
 MIN_PASS_ROWS = 12
@@ -23,8 +23,8 @@ MIN_PASS_ROWS = 12
 class TaskBatch:
     """Rows of several tasks, padded on the right to a common length."""
 
-    document_B: np.ndarray
-    """Index of each row's document in the corpus."""
+    sequence_B: np.ndarray
+    """Index of each row's sequence in the corpus."""
     task_B: np.ndarray
     """Index of each row's task."""
     length_B: np.ndarray
@@ -41,79 +41,78 @@ class TaskBatch:
         return int(np.count_nonzero(self.scored_BT))
 
 
-def collate(corpus: TokenizedCorpus, document_B: np.ndarray, width: int | None = None) -> TaskBatch:
-    """The batch of these documents.
+def collate(corpus: TokenizedCorpus, sequence_B: np.ndarray, width: int | None = None) -> TaskBatch:
+    """The batch of these sequences.
 
     Args:
         corpus: The tokenised text.
-        document_B: Indices of documents in the corpus.
-        width: Tokens of a row; None: as many as the longest document has.
+        sequence_B: Indices of sequences in the corpus.
+        width: Tokens of a row; None: as many as the longest sequence has.
     """
-    starts = corpus.offsets[document_B]
-    length_B = corpus.offsets[document_B + 1] - starts
-    tokens_BT = np.full((len(document_B), width or length_B.max()), corpus.padding, dtype=np.int64)
+    starts = corpus.offsets[sequence_B]
+    length_B = corpus.offsets[sequence_B + 1] - starts
+    tokens_BT = np.full((len(sequence_B), width or length_B.max()), corpus.padding, dtype=np.int64)
     scored_BT = np.zeros(tokens_BT.shape, dtype=bool)
     for row, (start, length) in enumerate(zip(starts, length_B, strict=True)):
         tokens_BT[row, :length] = corpus.tokens[start : start + length]
         scored_BT[row, :length] = corpus.scored[start : start + length]
-    task_B = corpus.documents["task"].to_numpy()[document_B]
-    return TaskBatch(document_B, task_B, length_B, tokens_BT, scored_BT)
+    return TaskBatch(sequence_B, corpus.task_C[sequence_B], length_B, tokens_BT, scored_BT)
 
 
-def width_of(corpus: TokenizedCorpus, document_B: np.ndarray, bucket: int = 1, limits: Sequence[int] = ()) -> int:
-    """Tokens of a row of these documents: the longest's, rounded up to a multiple of `bucket`.
+def width_of(corpus: TokenizedCorpus, sequence_B: np.ndarray, bucket: int = 1, limits: Sequence[int] = ()) -> int:
+    """Tokens of a row of these sequences: the longest's, rounded up to a multiple of `bucket`.
 
     It is rounded up to no more than the corpus's longest sequence, and not beyond a limit.
 
     Args:
         corpus: The tokenised text.
-        document_B: Indices of documents in the corpus.
+        sequence_B: Indices of sequences in the corpus.
         bucket: `train.length_bucket`.
         limits: Lengths that padding must not cross, see `group_by_length`.
     """
-    longest = longest_of(corpus, document_B)
+    longest = longest_of(corpus, sequence_B)
     beyond = bisect_left(limits, longest)
     most = limits[beyond] if beyond < len(limits) else corpus.longest
     return min(-(-longest // bucket) * bucket, max(longest, min(most, corpus.longest)))
 
 
-def longest_of(corpus: TokenizedCorpus, document_B: np.ndarray) -> int:
-    """Tokens of the longest of these documents, without padding."""
-    return int((corpus.offsets[document_B + 1] - corpus.offsets[document_B]).max())
+def longest_of(corpus: TokenizedCorpus, sequence_B: np.ndarray) -> int:
+    """Tokens of the longest of these sequences, without padding."""
+    return int((corpus.offsets[sequence_B + 1] - corpus.offsets[sequence_B]).max())
 
 
 def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """One epoch over the training split: the documents of each batch, in an order that (seed, epoch) decides.
+    """One epoch over the training split: the sequences of each batch, in an order that (seed, epoch) decides.
 
-    Documents are shuffled, then sorted by length within `SORTED_BATCHES` batches, so that the rows of a batch have
+    Sequences are shuffled, then sorted by length within `SORTED_BATCHES` batches, so that the rows of a batch have
     similar lengths and little padding. Then the batches are shuffled.
 
     Args:
         corpus: The tokenised text.
-        batch_size: Documents of a batch, at most.
+        batch_size: Sequences of a batch, at most.
         seed: `train.seed`.
         epoch: Counted from 1.
     """
     rng = np.random.default_rng([seed, epoch])
-    document_N = rng.permutation(corpus.split("train"))
-    length_N = np.diff(corpus.offsets)[document_N]
-    chunk_N = np.arange(len(document_N)) // (SORTED_BATCHES * batch_size)
-    by_length = document_N[np.lexsort((length_N, chunk_N))]
+    sequence_C = rng.permutation(corpus.sequences("train"))
+    length_C = np.diff(corpus.offsets)[sequence_C]
+    block_C = np.arange(len(sequence_C)) // (SORTED_BATCHES * batch_size)
+    by_length = sequence_C[np.lexsort((length_C, block_C))]
     batches = [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
-    """One pass over a split: the documents of each batch, in an order that `seed` decides, whatever their lengths.
+    """One pass over a split: the sequences of each batch, in an order that `seed` decides, whatever their lengths.
 
     Args:
         corpus: The tokenised text.
         split: "train", "validation" or "test".
-        batch_size: Documents of a batch, at most.
+        batch_size: Sequences of a batch, at most.
         seed: `train.seed`.
     """
-    document_N = np.random.default_rng(seed).permutation(corpus.split(split))
-    return [document_N[i : i + batch_size] for i in range(0, len(document_N), batch_size)]
+    sequence_C = np.random.default_rng(seed).permutation(corpus.sequences(split))
+    return [sequence_C[i : i + batch_size] for i in range(0, len(sequence_C), batch_size)]
 
 
 def separate_batches(
@@ -121,87 +120,87 @@ def separate_batches(
 ) -> list[np.ndarray]:
     """One epoch over the training split of `tasks`, for separate fits: no task's batches depend on another's texts.
 
-    Each task's documents are shuffled by (seed, epoch, task) and spread evenly over as many batches as
+    Each task's sequences are shuffled by (seed, epoch, task) and spread evenly over as many batches as
     `training_batches` makes of the whole split. Some batches are empty where few tasks are left. Within
-    `SORTED_BATCHES` batches the shorter documents of a task come first; then the batches are shuffled. So texts of
+    `SORTED_BATCHES` batches the shorter sequences of a task come first; then the batches are shuffled. So texts of
     similar length share a batch.
 
     Args:
-        corpus: The documents.
-        batch_size: Documents of a batch on average, if all tasks are left.
+        corpus: The tokenised text.
+        batch_size: Sequences of a batch on average, if all tasks are left.
         seed: With epoch and task it decides the order.
         epoch: Counted from 1.
         tasks: Indices of the tasks that are still fitted.
 
     Returns:
-        The documents of each batch.
+        The sequences of each batch.
     """
-    document_N, task_N, length_N = corpus.split("train"), corpus.documents["task"].to_numpy(), np.diff(corpus.offsets)
-    num_batches = -(-len(document_N) // batch_size)
+    sequence_C, task_C, length_C = corpus.sequences("train"), corpus.task_C, np.diff(corpus.offsets)
+    num_batches = -(-len(sequence_C) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     for task in tasks:
         rng = np.random.default_rng([seed, epoch, task])
-        shuffled = rng.permutation(document_N[task_N[document_N] == task])
+        shuffled = rng.permutation(sequence_C[task_C[sequence_C] == task])
         batch_of = ((np.arange(len(shuffled)) + rng.random()) * num_batches / len(shuffled)).astype(int) % num_batches
-        by_length = shuffled[np.lexsort((length_N[shuffled], batch_of // SORTED_BATCHES))]
+        by_length = shuffled[np.lexsort((length_C[shuffled], batch_of // SORTED_BATCHES))]
         for n, batch in zip(by_length.tolist(), batch_of, strict=True):
             batches[batch].append(n)
     order = np.random.default_rng([seed, epoch]).permutation(num_batches)
     return [np.array(batches[i], dtype=np.int64) for i in order]
 
 
-def group_by_length(corpus: TokenizedCorpus, document_N: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
-    """These documents in groups, the longest last, so that padding never lifts a row above a limit that it is below.
+def group_by_length(corpus: TokenizedCorpus, sequence_C: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:
+    """These sequences in groups, the longest last, so that padding never lifts a row above a limit that it is below.
 
     Args:
         corpus: The tokenised text.
-        document_N: Indices of documents.
+        sequence_C: Indices of sequences.
         limits: Lengths in tokens.
     """
     if not limits:
-        return [document_N]
-    group_N = np.searchsorted(limits, np.diff(corpus.offsets)[document_N])
-    return [document_N[group_N == group] for group in np.unique(group_N)]
+        return [sequence_C]
+    group_C = np.searchsorted(limits, np.diff(corpus.offsets)[sequence_C])
+    return [sequence_C[group_C == group] for group in np.unique(group_C)]
 
 
 def forward_parts(
     corpus: TokenizedCorpus,
-    document_B: np.ndarray,
+    sequence_B: np.ndarray,
     largest: int | None = None,
     pass_tokens: int | None = None,
     limits: Sequence[int] = (),
 ) -> list[np.ndarray]:
-    """The documents of a batch as the rows of one forward pass, or of several where one would be mostly padding.
+    """The sequences of a batch as the rows of one forward pass, or of several where one would be mostly padding.
 
     Args:
-        corpus: The documents.
-        document_B: The documents of the batch.
+        corpus: The tokenised text.
+        sequence_B: The sequences of the batch.
         largest: Most rows of a pass.
         pass_tokens: The fixed cost of a pass, in tokens (`bora_sweep.train.device.PASS_TOKENS`); None where unknown.
         limits: Lengths that padding must not cross, see `group_by_length`.
 
     Returns:
-        The documents of each pass.
+        The sequences of each pass.
     """
-    groups = group_by_length(corpus, document_B, limits)
+    groups = group_by_length(corpus, sequence_B, limits)
     return [part_B for group_B in groups for part_B in _cut_batch(corpus, group_B, largest, pass_tokens)]
 
 
 def _cut_batch(
-    corpus: TokenizedCorpus, document_B: np.ndarray, largest: int | None, pass_tokens: int | None
+    corpus: TokenizedCorpus, sequence_B: np.ndarray, largest: int | None, pass_tokens: int | None
 ) -> list[np.ndarray]:
-    """`forward_parts` of documents that may be padded to each other's lengths.
+    """`forward_parts` of sequences that may be padded to each other's lengths.
 
     Rows are sorted by length and cut where that saves most padding, until `ENOUGH_FILLED` of a pass is not padding.
     Cutting stops earlier where a further pass would cost more than it saves: with `pass_tokens`, where a cut saves
     fewer tokens of padding; else where the parts have `MIN_PASS_ROWS` rows on average.
     """
-    count = len(document_B)
+    count = len(sequence_B)
     if count == 0:
         return []
-    length_B = np.diff(corpus.offsets)[document_B]
+    length_B = np.diff(corpus.offsets)[sequence_B]
     order = np.argsort(length_B, kind="stable")
-    sorted_B, length_B, row_B = document_B[order], length_B[order], np.arange(count)
+    sorted_B, length_B, row_B = sequence_B[order], length_B[order], np.arange(count)
     cuts = np.append(np.arange(0, count, largest or count), count)
     while True:
         part_B = np.searchsorted(cuts, row_B, side="right")
@@ -215,19 +214,19 @@ def _cut_batch(
 
 
 def scoring_batches(
-    corpus: TokenizedCorpus, document_N: np.ndarray, batch_size: int, limits: Sequence[int] = (), bucket: int = 1
+    corpus: TokenizedCorpus, sequence_C: np.ndarray, batch_size: int, limits: Sequence[int] = (), bucket: int = 1
 ) -> Iterator[TaskBatch]:
-    """Batches of each document once, the longest first, so that a batch that does not fit in memory comes first.
+    """Batches of each sequence once, the longest first, so that a batch that does not fit in memory comes first.
 
     Args:
         corpus: The tokenised text.
-        document_N: Indices of documents.
-        batch_size: Documents of a batch, at most.
-        limits: Lengths beyond which no shorter document is padded.
+        sequence_C: Indices of sequences.
+        batch_size: Sequences of a batch, at most.
+        limits: Lengths beyond which no shorter sequence is padded.
         bucket: Rows are padded to a multiple of so many tokens.
     """
-    for group_N in reversed(group_by_length(corpus, document_N, limits)):
-        order = np.argsort(-np.diff(corpus.offsets)[group_N], kind="stable")
+    for group_C in reversed(group_by_length(corpus, sequence_C, limits)):
+        order = np.argsort(-np.diff(corpus.offsets)[group_C], kind="stable")
         for i in range(0, len(order), batch_size):
-            document_B = group_N[order[i : i + batch_size]]
-            yield collate(corpus, document_B, width_of(corpus, document_B, bucket, limits))
+            sequence_B = group_C[order[i : i + batch_size]]
+            yield collate(corpus, sequence_B, width_of(corpus, sequence_B, bucket, limits))

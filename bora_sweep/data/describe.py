@@ -23,8 +23,8 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
 
     Args:
         corpus: The corpus.
-        num_tokens: Columns task, split, num_documents, num_tokens and num_cut_documents (`TokenizedCorpus.table`); left
-            out: no tokens are shown.
+        num_tokens: Columns task, split, num_documents and num_tokens (`TokenizedCorpus.table`); left out: no tokens are
+            shown.
     """
     sizes = _sizes(corpus, num_tokens)
     documents = corpus.documents
@@ -33,7 +33,7 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
         f": {plural(len(corpus.tasks), 'task')}, {plural(len(documents), 'document')}, "
         f"{plural(int(documents['text'].str.len().sum()), 'character')}",
     )
-    notes = [*corpus.notes, *_warnings(corpus, num_tokens)]
+    notes = [*corpus.notes, *_warnings(corpus)]
     bullets = Table.grid(padding=(0, 1))
     for note in notes:
         bullets.add_row("•", Text(note), style="yellow")
@@ -41,24 +41,20 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
 
 
 def example(corpus: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, *, in_color: bool) -> Text:
-    """One whole document as tokens, a dot between two of them, with what is scored in green or in brackets.
+    """One whole sequence as tokens, a dot between two of them, with what is scored in green or in brackets.
 
-    It is the training document of median length.
+    It is the training sequence of median length: a document, or a chunk of one.
 
     Args:
         corpus: The tokenised text.
         tokenizer: Decodes the tokens.
         in_color: Whether colours are seen.
     """
-    train = corpus.split("train")
-    n = int(train[np.argsort(np.diff(corpus.offsets)[train], kind="stable")[len(train) // 2]])
-    where = slice(corpus.offsets[n], corpus.offsets[n + 1])
-    tokens, scored, document = corpus.tokens[where].tolist(), corpus.scored[where], corpus.documents.iloc[n]
-    task, how = corpus.tasks[document["task"]], "in green" if in_color else "in brackets"
-    shown = Text(
-        f"document {document['document_id']!r} of task {task!r} as tokens, {int(scored.sum()):,} of {len(tokens):,} "
-        f"scored ({how}):\n"
-    )
+    train = corpus.sequences("train")
+    c = int(train[np.argsort(np.diff(corpus.offsets)[train], kind="stable")[len(train) // 2]])
+    where, how = slice(corpus.offsets[c], corpus.offsets[c + 1]), "in green" if in_color else "in brackets"
+    tokens, scored = corpus.tokens[where].tolist(), corpus.scored[where]
+    shown = Text(f"{_name(corpus, c)} as tokens, {int(scored.sum()):,} of {len(tokens):,} scored ({how}):\n")
     for place, token in enumerate(tokens):
         begins = scored[place] and not scored[place - 1]
         ends = scored[place] and (place + 1 == len(tokens) or not scored[place + 1])
@@ -67,6 +63,15 @@ def example(corpus: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, *, in_c
         shown.append("·" if place else "", style="dim")
         shown.append(f"{left}{text}{right}", style=("bold green" if scored[place] else "dim") if in_color else "")
     return shown
+
+
+def _name(corpus: TokenizedCorpus, c: int) -> str:
+    """What sequence c is: a document, or which of its chunks."""
+    n = int(corpus.document_of(np.array([c]))[0])
+    first, beyond = corpus.first_sequence(np.array([n, n + 1])).tolist()
+    part = f"chunk {c - first + 1} of {beyond - first} of " if beyond - first > 1 else ""
+    document = corpus.documents.iloc[n]
+    return f"{part}document {document['document_id']!r} of task {corpus.tasks[document['task']]!r}"
 
 
 def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
@@ -110,7 +115,7 @@ def _table(sizes: pd.DataFrame) -> Table:
     return table
 
 
-def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
+def _warnings(corpus: Corpus) -> list[str]:
     documents = corpus.documents
     warnings = []
     what = "text" if corpus.form == "text" else "prompt"
@@ -135,7 +140,4 @@ def _warnings(corpus: Corpus, num_tokens: pd.DataFrame | None) -> list[str]:
             f"very unequal tasks: {per_task.idxmax()!r} has {per_task.max():,} documents, {per_task.idxmin()!r} "
             f"{per_task.min():,}; micro perplexity is dominated by large tasks, so look at macro perplexity too"
         )
-    if num_tokens is not None and (cut := sum(num_tokens["num_cut_documents"])):
-        share = cut / len(documents)
-        warnings.append(f"{plural(cut, 'document')} ({share:.1%}) longer than model.max_tokens, cut")
     return warnings

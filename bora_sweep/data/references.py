@@ -18,7 +18,7 @@ class References:
     document_N: np.ndarray
     """Index of each document in the corpus, a row of `TokenizedCorpus.documents`."""
     given_N: np.ndarray
-    """Tokens of the document before its answer, at least 1: its prompt is `tokens[offsets[n] : offsets[n] + given]`."""
+    """Tokens of the document before its answer, at least 1: its prompt is the beginning of its first sequence."""
     text_N: tuple[str, ...]
     """The right answers as text."""
     choices_N: tuple[tuple[str, ...], ...]

@@ -1,12 +1,13 @@
 """The corpus as token sequences.
 
-Shapes: N documents, B rows, T tokens.
+Shapes: N documents, C sequences (one for each document, or for each chunk of one), B of either.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,31 @@ from bora_sweep.config import Config, DataConfig
 from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.corpus import Corpus, Form
 from bora_sweep.data.encode import Encoder, placeholders
+from bora_sweep.data.long_documents import (
+    Document,
+    Piece,
+    chunks,
+    cut,
+    cut_text,
+    notes_on_left_out,
+    notes_on_length,
+    refuse_untrained,
+)
 from bora_sweep.data.references import References
 from bora_sweep.errors import InputError, plural
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The document that each sequence is part of, where long documents are several sequences.
+
+    The sequences of a document are neighbours, in order, and no document is without one.
+    """
+
+    document_C: np.ndarray
+    """The document, a row of `TokenizedCorpus.documents`."""
+    shift_C: np.ndarray
+    """Where the sequence is in its document: token i is token shift + i, see `long_documents.Piece`."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +49,9 @@ class TokenizedCorpus:
     """A corpus as arrays, so that worker processes can share one copy of it.
 
     `documents` has one row per document. Its columns are task (the index in `tasks`), split, document_id,
-    floor_nll_nats, num_tokens (scored tokens) and was_cut. The sequence of document n is `tokens[offsets[n] :
-    offsets[n + 1]]`.
+    floor_nll_nats, num_tokens (scored tokens) and was_cut. Sequence c is `tokens[offsets[c] : offsets[c + 1]]`. It is
+    document c, or with `chunks` a part of a document. What trains and scores takes sequences; splits, sums and scores
+    are of documents.
     """
 
     name: str
@@ -34,7 +59,7 @@ class TokenizedCorpus:
     documents: pd.DataFrame
     tokens: np.ndarray
     scored: np.ndarray
-    """Whether each of `tokens` is scored. The first one of a document is not, and its last one is."""
+    """Whether each of `tokens` is scored. The first one of a sequence is not, and its last one is."""
     offsets: np.ndarray
     padding: int = 0
     """The token that rows are padded with: the end token, which matters only where padding is scored."""
@@ -44,6 +69,10 @@ class TokenizedCorpus:
     """What documents are."""
     references: References | None = None
     """The answers that metrics compare with; None without metrics."""
+    chunks: Chunks | None = None
+    """Of which document each sequence is a part; None: sequence n is document n."""
+    cut_token_fraction: float = 0.0
+    """Share of all tokens that cutting lost, and leaving out documents whose prompt is too long."""
 
     @property
     def num_tasks(self) -> int:
@@ -69,31 +98,56 @@ class TokenizedCorpus:
         """The indices of a split's documents, in the corpus's order."""
         return np.flatnonzero(self.documents["split"] == name)
 
+    def sequences(self, split: str) -> np.ndarray:
+        """The indices of the sequences of a split's documents, in order."""
+        document_N = self.split(split)
+        return document_N if self.chunks is None else np.flatnonzero(np.isin(self.chunks.document_C, document_N))
+
+    def document_of(self, sequence_B: np.ndarray) -> np.ndarray:
+        """The document of each of these sequences."""
+        return sequence_B if self.chunks is None else self.chunks.document_C[sequence_B]
+
+    def first_sequence(self, document_B: np.ndarray) -> np.ndarray:
+        """The first sequence of each of these documents; of the number of documents, the number of sequences."""
+        return document_B if self.chunks is None else np.searchsorted(self.chunks.document_C, document_B)
+
+    @cached_property
+    def task_C(self) -> np.ndarray:
+        """The task of each sequence."""
+        return self.documents["task"].to_numpy()[self.document_of(np.arange(len(self.offsets) - 1))]
+
+    @cached_property
+    def num_tokens_C(self) -> np.ndarray:
+        """Scored tokens of each sequence."""
+        if self.chunks is None:
+            return self.documents["num_tokens"].to_numpy()
+        return np.add.reduceat(self.scored, self.offsets[:-1], dtype=np.int64)
+
+    def sum_by_document(self, value_C: np.ndarray) -> np.ndarray:
+        """The sum over the sequences of each document, along the last axis."""
+        if self.chunks is None:
+            return value_C
+        return np.add.reduceat(value_C, self.first_sequence(np.arange(len(self.documents))), axis=-1)
+
+    def scored_places(self, document: int) -> np.ndarray:
+        """The places of a document's scored tokens among its tokens, also where these are in several sequences."""
+        first, last = self.first_sequence(np.array([document, document + 1])).tolist()
+        shift_C = np.zeros(last, dtype=np.int64) if self.chunks is None else self.chunks.shift_C
+        of_sequence = [self.scored[self.offsets[c] : self.offsets[c + 1]] for c in range(first, last)]
+        return np.concatenate([
+            shift + np.flatnonzero(scored) for shift, scored in zip(shift_C[first:last], of_sequence, strict=True)
+        ])  # fmt: skip
+
     def num_tokens(self, split: str) -> int:
         """Scored tokens of a split; for the training split this is the N of the objective."""
         return int(self.documents.loc[self.documents["split"] == split, "num_tokens"].sum())
 
     def table(self) -> pd.DataFrame:
-        """Number of documents, scored tokens and cut documents, by task and split."""
+        """Number of documents and scored tokens, by task and split."""
         named = self.documents.assign(task=np.asarray(self.tasks, dtype=object)[self.documents["task"]])
         return named.groupby(["task", "split"], as_index=False, sort=False).agg(
-            num_documents=("num_tokens", "size"), num_tokens=("num_tokens", "sum"), num_cut_documents=("was_cut", "sum")
+            num_documents=("num_tokens", "size"), num_tokens=("num_tokens", "sum")
         )
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """A document's tokens before any cut."""
-
-    start: int
-    """Tokens at the beginning that a cut prompt keeps: the start symbol."""
-    tokens: list[int]
-    scored: np.ndarray
-
-    @property
-    def given(self) -> int:
-        """Tokens before the first that is scored."""
-        return int(self.scored.argmax())
 
 
 def tokenize(
@@ -102,9 +156,10 @@ def tokenize(
     max_tokens: int,
     *,
     max_text_tokens: int | None = None,
+    overlap: int | None = None,
     data: DataConfig | None = None,
 ) -> TokenizedCorpus:
-    """Each document as a sequence: what is given, then what is scored with its end token.
+    """Each document as a sequence, or as several: what is given, then what is scored with its end token.
 
     Running text begins with the start symbol, or with `data.prompt` where that names no column. A prompt of the row
     follows the tokens that the tokenizer itself prepends. A conversation is what its chat template writes
@@ -117,6 +172,8 @@ def tokenize(
             at its end, or its prompt at the left, as `data.truncate` says; a document without anything left that is
             scored is left out.
         max_text_tokens: Most tokens of a text. The whole is then cut at `max_tokens`, also the end token.
+        overlap: Nothing is cut: a longer document becomes chunks (`bora_sweep.data.long_documents`) that overlap by so
+            many tokens. None: it is cut.
         data: `prompt`, `template`, `truncate` and the chat template; None: the defaults.
 
     Raises:
@@ -124,25 +181,29 @@ def tokenize(
             a chat template refuses a conversation, or a task has no document left to train on.
     """
     data, encoder = data or DataConfig(), Encoder(tokenizer)
-    if corpus.form == "text":
-        cuts = _texts(corpus, encoder, data, max_tokens, max_text_tokens)
+    whole_N = _whole_documents(corpus, encoder, data, max_tokens)
+    if overlap is not None:
+        pieces_N = [chunks(document, max_tokens, overlap) for document in whole_N]
+    elif corpus.form == "text":
+        pieces_N = [[cut_text(document, max_tokens, max_text_tokens)] for document in whole_N]
     else:
-        read = _conversations if corpus.form == "conversation" else _prompts_and_completions
-        cuts = [_cut(sequence, max_tokens, data.truncate) for sequence in read(corpus, encoder, data)]
-    is_kept = np.array([cut is not None for cut in cuts])
-    kept = [cut for cut in cuts if cut is not None]
-    _refuse_untrained(corpus, is_kept, max_tokens)
-    lengths = np.array([len(tokens) for tokens, _, _ in kept])
+        pieces_N = [cut(document, max_tokens, data.truncate) for document in whole_N]
+    is_kept = np.array([len(pieces) > 0 for pieces in pieces_N])
+    refuse_untrained(corpus, is_kept, max_tokens)
+    pieces_C = [piece for pieces in pieces_N for piece in pieces]
     documents = corpus.documents.loc[is_kept].drop(columns=["prompt", "text", "content"], errors="ignore")
-    was_cut = [was_cut for *_, was_cut in kept]
+    kept = [(whole, pieces) for whole, pieces in zip(whole_N, pieces_N, strict=True) if pieces]
+    was_cut = [overlap is None and len(pieces[0].tokens) < len(whole.tokens) for whole, pieces in kept]
     documents = documents.assign(
         task=pd.Categorical(documents["task"], categories=list(corpus.tasks)).codes.astype(np.int64),
-        num_tokens=[int(np.count_nonzero(scored)) for _, scored, _ in kept],
+        num_tokens=[sum(int(np.count_nonzero(piece.scored)) for piece in pieces) for _, pieces in kept],
         was_cut=was_cut,
         # The floor is known for whole documents only.
         floor_nll_nats=documents["floor_nll_nats"].mask(was_cut),
     )
-    tokens = np.concatenate([np.array(tokens, dtype=np.int32) for tokens, *_ in kept])
+    tokens = np.concatenate([np.array(piece.tokens, dtype=np.int32) for piece in pieces_C])
+    num_whole = sum(len(document.tokens) for document in whole_N)
+    lost = 0.0 if overlap is not None else 1 - len(tokens) / num_whole
     unknown = tokenizer.unk_token_id
     num_unknown = 0 if unknown in (None, encoder.start[0], encoder.end) else int((tokens == unknown).sum())
     return TokenizedCorpus(
@@ -150,15 +211,25 @@ def tokenize(
         tasks=corpus.tasks,
         documents=documents.reset_index(drop=True),
         tokens=tokens,
-        scored=np.concatenate([scored for _, scored, _ in kept]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        scored=np.concatenate([piece.scored for piece in pieces_C]),
+        offsets=np.concatenate([[0], np.cumsum([len(piece.tokens) for piece in pieces_C])]),
         padding=encoder.end,
         form=corpus.form,
+        chunks=None if overlap is None else _chunks([pieces for _, pieces in kept]),
+        cut_token_fraction=lost,
         notes=(
             *(ChatFormat(encoder, data).notes if corpus.form == "conversation" else []),
-            *_notes_on_cuts(corpus, is_kept, max_tokens),
+            *notes_on_left_out(corpus, is_kept, max_tokens),
+            *notes_on_length(max_tokens, lost, sum(was_cut), [len(pieces) for pieces in pieces_N]),
             *_notes_on_unknown(num_unknown, len(tokens)),
         ),
+    )
+
+
+def _chunks(pieces_N: list[list[Piece]]) -> Chunks:
+    return Chunks(
+        document_C=np.repeat(np.arange(len(pieces_N)), [len(pieces) for pieces in pieces_N]),
+        shift_C=np.array([piece.shift for pieces in pieces_N for piece in pieces], dtype=np.int64),
     )
 
 
@@ -166,8 +237,11 @@ def tokenize_for(config: Config, corpus: Corpus, tokenizer: PreTrainedTokenizerB
     """`tokenize` with the settings of `config`, and the answers that its metrics compare with."""
     from bora_sweep.data.answers import make_references
 
-    limits = {"max_tokens": config.model.max_tokens, "max_text_tokens": config.model.max_text_tokens}
-    tokenized = tokenize(corpus, tokenizer, **limits, data=config.data)
+    model = config.model
+    tokenized = tokenize(
+        corpus, tokenizer, model.max_tokens, max_text_tokens=model.max_text_tokens, overlap=model.overlap,
+        data=config.data,
+    )  # fmt: skip
     if not config.metrics:
         return tokenized
     return replace(tokenized, references=make_references(config, corpus, tokenized, tokenizer))
@@ -198,44 +272,36 @@ def placeholder_values(data: DataConfig, task: str, text: str, content: Mapping[
     return {**dict.fromkeys(placeholders(data.template), text), **columns, "task": task}
 
 
-def _texts(
-    corpus: Corpus, encoder: Encoder, data: DataConfig, max_tokens: int, max_text_tokens: int | None
-) -> list[tuple[list[int], np.ndarray, bool]]:
-    """Running text: tokens, which of them are scored, and whether the text was cut."""
-    prefixes = given_tokens(encoder, data, [{"task": task} for task in corpus.tasks])
-    prefix_of = dict(zip(corpus.tasks, prefixes, strict=True))
-    _check_prompts(prefix_of, max_tokens)
-    cuts = []
-    for task, body in zip(corpus.documents["task"], _bodies(corpus, encoder, data)[1], strict=True):
-        prefix = prefix_of[task]
-        kept = body[: max_tokens - len(prefix) - 1 if max_text_tokens is None else max_text_tokens]
-        tokens = [*prefix, *kept, encoder.end][:max_tokens]
-        cuts.append((tokens, np.arange(len(tokens)) >= len(prefix), len(tokens) < len(prefix) + len(body) + 1))
-    return cuts
-
-
-def _prompts_and_completions(corpus: Corpus, encoder: Encoder, data: DataConfig) -> list[_Sequence]:
-    """Prompts and completions. Both are encoded apart, as a server has the prompt alone."""
+def _whole_documents(corpus: Corpus, encoder: Encoder, data: DataConfig, max_tokens: int) -> list[Document]:
+    """Each document before any cut."""
+    if corpus.form == "conversation":
+        return _conversations(corpus, encoder, data)
     values, bodies = _bodies(corpus, encoder, data)
-    prefixes = given_tokens(encoder, data, values)
+    if corpus.form == "text":
+        prefixes = given_tokens(encoder, data, [{"task": task} for task in corpus.tasks])
+        prefix_of = dict(zip(corpus.tasks, prefixes, strict=True))
+        _check_prompts(prefix_of, max_tokens)
+        prefixes = [prefix_of[task] for task in corpus.documents["task"]]
+    else:  # both are encoded apart, as a server has the prompt alone
+        prefixes = given_tokens(encoder, data, values)
     return [
-        _sequence(encoder, [*prefix, *body, encoder.end], np.arange(len(prefix) + len(body) + 1) >= len(prefix))
+        _document(encoder, [*prefix, *body, encoder.end], np.arange(len(prefix) + len(body) + 1) >= len(prefix))
         for prefix, body in zip(prefixes, bodies, strict=True)
     ]
 
 
-def _conversations(corpus: Corpus, encoder: Encoder, data: DataConfig) -> list[_Sequence]:
+def _conversations(corpus: Corpus, encoder: Encoder, data: DataConfig) -> list[Document]:
     """Conversations as the chat template writes them."""
     documents = corpus.documents
     pairs = zip(documents["document_id"], documents["task"], strict=True)
     names = [f"document {document!r} of task {task!r}" for document, task in pairs]
     encoded = ChatFormat(encoder, data).encode(documents["content"].tolist(), names)
-    return [_sequence(encoder, tokens, scored) for tokens, scored in encoded]
+    return [_document(encoder, tokens, scored) for tokens, scored in encoded]
 
 
-def _sequence(encoder: Encoder, tokens: list[int], scored: np.ndarray) -> _Sequence:
+def _document(encoder: Encoder, tokens: list[int], scored: np.ndarray) -> Document:
     first = encoder.prepended
-    return _Sequence(len(first) if tokens[: len(first)] == first else 0, tokens, scored)
+    return Document(len(first) if tokens[: len(first)] == first else 0, tokens, scored)
 
 
 def _bodies(corpus: Corpus, encoder: Encoder, data: DataConfig) -> tuple[list[dict[str, str]], list[list[int]]]:
@@ -243,52 +309,6 @@ def _bodies(corpus: Corpus, encoder: Encoder, data: DataConfig) -> tuple[list[di
     rows = corpus.documents[["task", "text", "content"]].itertuples(index=False)
     values = [placeholder_values(data, *row) for row in rows]
     return values, encoder.encode(data.template, values)
-
-
-def _cut(
-    sequence: _Sequence, max_tokens: int, truncate: Literal["end", "prompt"]
-) -> tuple[list[int], np.ndarray, bool] | None:
-    """Tokens, which of them are scored, and whether they were cut; None where nothing that is scored is left."""
-    tokens, scored = sequence.tokens, sequence.scored
-    beyond = len(tokens) - max_tokens
-    if beyond <= 0:
-        return tokens, scored, False
-    if truncate == "prompt":
-        dropped = slice(sequence.start, sequence.start + min(beyond, sequence.given - max(sequence.start, 1)))
-        tokens, scored = tokens[: dropped.start] + tokens[dropped.stop :], np.delete(scored, dropped)
-    scored = scored[:max_tokens]
-    if not scored.any():
-        return None
-    last = int(np.flatnonzero(scored)[-1]) + 1
-    return tokens[:last], scored[:last], True
-
-
-def _refuse_untrained(corpus: Corpus, is_kept: np.ndarray, max_tokens: int) -> None:
-    """Refuse to leave out all training documents of a task, or a whole split."""
-    mend = "raise it, or set data.truncate=prompt"
-    documents, kept = corpus.documents, corpus.documents.loc[is_kept]
-    trained = set(kept.loc[kept["split"] == "train", "task"])
-    before = documents.loc[documents["split"] == "train", "task"]
-    if lost := [task for task in corpus.tasks if task in set(before) - trained]:
-        more = f" (and {plural(len(lost) - 1, 'task')} more)" if len(lost) > 1 else ""
-        raise InputError(
-            f"model.max_tokens={max_tokens}: the prompts of all training documents of task {lost[0]!r}{more} are "
-            f"longer, so that nothing is left to learn; {mend}"
-        )
-    for split in sorted(set(documents["split"]) - set(kept["split"])):
-        raise InputError(f"model.max_tokens={max_tokens}: the prompts of all {split} documents are longer; {mend}")
-
-
-def _notes_on_cuts(corpus: Corpus, is_kept: np.ndarray, max_tokens: int) -> list[str]:
-    """A note on documents that are left out because their prompt alone is too long."""
-    if is_kept.all():
-        return []
-    left_out = corpus.documents.loc[~is_kept].iloc[0]
-    first = f"the first is {left_out['document_id']!r} of task {left_out['task']!r}"
-    return [
-        f"{plural(int((~is_kept).sum()), 'document')} whose prompt alone has model.max_tokens={max_tokens} or more "
-        f"left out ({first}); data.truncate=prompt cuts the prompt instead"
-    ]
 
 
 def _notes_on_unknown(num_unknown: int, num_tokens: int) -> list[str]:
@@ -303,7 +323,9 @@ def token_notes(corpus: TokenizedCorpus) -> list[str]:
     documents = corpus.documents
     num_N = documents["num_tokens"].to_numpy()
     is_text = corpus.form == "text"
-    sequences = [(corpus.tokens[start:end], corpus.scored[start:end]) for start, end in pairwise(corpus.offsets)]
+    # Equal documents have equal chunks.
+    bounds = corpus.offsets[corpus.first_sequence(np.arange(len(documents) + 1))]
+    sequences = [(corpus.tokens[start:end], corpus.scored[start:end]) for start, end in pairwise(bounds)]
     text_N = [(tokens[scored] if is_text else tokens).tobytes() for tokens, scored in sequences]
     is_trained_N = (documents["split"] == "train").to_numpy()
     trained = {text for text, is_trained in zip(text_N, is_trained_N, strict=True) if is_trained}

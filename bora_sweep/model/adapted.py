@@ -82,7 +82,8 @@ class AdaptedModel(nn.Module):
             parts = self._parts.get(site.name)
             if parts is None:  # the base runs without this model
                 return output
-            return self.layout.variant.apply(output, inputs[0], parts, module)
+            parts = {kind: part.to(output.device) for kind, part in parts.items()}  # a spread base has several devices
+            return self.layout.variant.apply(output, inputs[0].to(output.device), parts, module)
 
         return adapt
 
@@ -192,7 +193,7 @@ def _linear_head(base: PreTrainedModel, layout: Layout) -> nn.Linear | None:
     for scale in (1, 64):  # a cap may show only in logits larger than these tokens have
         hook = head.register_forward_hook(lambda _, __, logits, scale=scale: logits * scale)
         try:
-            if not torch.equal(head(hidden), base(input_ids=tokens_BT, use_cache=False).logits):
+            if not torch.equal(head(hidden).to(base.device), base(input_ids=tokens_BT, use_cache=False).logits):
                 return None
         finally:
             hook.remove()

@@ -16,6 +16,14 @@ from bora_sweep.config import DataConfig, ModelConfig
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.lengths import beyond_positions
 from bora_sweep.model.peft_config import ADAPTER_CONFIG
+from bora_sweep.model.placement import refuse_missing_gpu, refuse_offloading
+from bora_sweep.model.quantization import (
+    finish_loading,
+    is_quantised,
+    loading_options,
+    refuse_missing_package,
+    refuse_quantised_files,
+)
 from bora_sweep.model.trial_logits import vocabulary_size
 
 SAFETENSORS_AT = {"facebook/opt-350m": "refs/pr/33"}
@@ -96,15 +104,28 @@ def weights_dtype(model: ModelConfig) -> torch.dtype:
 
 
 def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
-    """The base model in `model.dtype`, on the CPU. Only safetensors are read; nothing is unpickled.
+    """The base model in `model.dtype`, quantised if that is asked for. Only safetensors are read; nothing is unpickled.
+
+    It is on the CPU, or by `model.device_map` on the GPUs.
 
     Raises:
-        InputError: It cannot be loaded, or its files are not exactly the model of its config.json.
+        InputError: It cannot be loaded, or its files are not exactly the model of its config.json; or what
+            `model.quantization` or `model.device_map` needs is not there.
     """
+    refuse_missing_package(model)
+    refuse_missing_gpu(model)
     name, dtype = base_name(model, data), weights_dtype(model)
+    if model.quantization is not None:
+        refuse_quantised_files(model, _load(AutoConfig, model, name))
     report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # wrong weights are refused below
-    loaded: Any = _load(AutoModelForCausalLM, model, name, dtype=dtype, use_safetensors=True, **report_all)
+    options = loading_options(model, dtype)
+    if model.device_map is not None:
+        options["device_map"] = model.device_map
+    loaded: Any = _load(AutoModelForCausalLM, model, name, dtype=dtype, use_safetensors=True, **report_all, **options)
     base, info = loaded
+    refuse_offloading(base, model)
+    if is_quantised(base):
+        finish_loading(base, model)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise InputError(f"model.name={name}: {HAS_ADAPTER}")
     _refuse_other_weights(base, name, info)
@@ -150,13 +171,14 @@ def _and_more(keys: list) -> str:
 
 
 def empty_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
-    """The base model without weights, to check cheaply whether adapters fit.
+    """The base model without weights, as if it were not quantised, to check cheaply whether adapters fit.
 
     Raises:
         InputError: Its configuration cannot be loaded.
     """
     name = base_name(model, data)
     config = _load(AutoConfig, model, name)
+    refuse_quantised_files(model, config)
     with torch.device("meta"), _loading_errors(name, "model"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
 

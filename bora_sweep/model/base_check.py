@@ -22,8 +22,8 @@ from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.linear_modules import last_name, name_pattern
 from bora_sweep.model.trial_logits import (
-    TOLERANCE,
     agree,
+    is_precise,
     logits_of,
     made_up_tokens,
     tolerance,
@@ -209,7 +209,7 @@ class _Check:
 
 def random_adapter(base: PreTrainedModel, layout: Layout, seed: int) -> Tensor:
     """theta_P whose parts add about `STRENGTH` times their modules' inputs."""
-    strength = STRENGTH if base.dtype in TOLERANCE else LOW_PRECISION_STRENGTH
+    strength = STRENGTH if is_precise(base) else LOW_PRECISION_STRENGTH
     scale = getattr(layout.variant, "scale", 1.0)
     generator, theta_P = torch.Generator().manual_seed(seed), layout.initial(base, seed)
     for parts in layout.split(theta_P).values():

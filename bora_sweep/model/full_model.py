@@ -13,6 +13,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.lora import Site, weight_OI
+from bora_sweep.model.quantization import is_quantised
 from bora_sweep.model.trial_logits import vocabulary_size
 
 CHECKED_TOKENS = 16  # fewer if the model has fewer positions
@@ -105,7 +106,7 @@ def merged_weights(base: PreTrainedModel, layout: Layout, theta_P: Tensor) -> di
 
 
 def _refuse_unplain(base: PreTrainedModel) -> None:
-    if getattr(base.config, "quantization_config", None) is not None:
+    if is_quantised(base):
         raise InputError(f"--merge: the base is quantised, and such weights hold no adapter; {INSTEAD}")
     if getattr(base, "_hf_peft_config_loaded", False):
         raise InputError(f"--merge: the base has an adapter already, which lies in its own folder; {INSTEAD}")

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.model.trial_logits import TOLERANCE, agree, logits_of, made_up_tokens, tolerance, widened
+from bora_sweep.model.trial_logits import agree, is_precise, logits_of, made_up_tokens, tolerance, widened
 
 SHORT = 2
 """Tokens of a row that is within every limit."""
@@ -125,7 +125,7 @@ class _LongRow:
         Raises:
             InputError: The first logits of longer rows depend on the length.
         """
-        first, fraction = len(short_TV), 0.01 if self.base.dtype in TOLERANCE else 0.5
+        first, fraction = len(short_TV), 0.01 if is_precise(self.base) else 0.5
         atol = fraction * (longest_TV - short_TV).abs().max()
         limit = self._largest(lambda length: agree(self._logits(length)[:first], short_TV, atol), first)
         if agree(self._logits(limit + 1)[:first], longest_TV, atol):

@@ -1,6 +1,7 @@
 """The negative log likelihood of documents under their tasks' adapters.
 
-Shapes: B rows, T tokens, V vocabulary, H hidden; M scored tokens of a batch; S hierarchies.
+Shapes: B rows, T tokens, V vocabulary, H hidden; M scored tokens of a batch; S hierarchies;
+X either of V and H.
 """
 
 from collections.abc import Sequence
@@ -66,18 +67,35 @@ class Likelihood:
             first_S1 = tokens_BT.numel() * torch.arange(count, device=place_M.device)[:, None]
             place_M = (first_S1 + place_M).flatten()
         tokens, mask = tokens_BT.repeat(count, 1), None if mask_BT is None else mask_BT.repeat(count, 1)
-        nll_M = self._nll(tokens, theta_BP, mask, place_M)
+        nll_M = self.nll(self.before(tokens, theta_BP, mask, place_M), tokens.flatten()[place_M])
         nll_BT = nll_M.new_zeros(tokens.numel()).index_copy(0, place_M, nll_M).view_as(tokens)
         return nll_BT.sum(dim=1).view(count, -1)
 
-    def _nll(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, place_M: Tensor) -> Tensor:
-        """nll_M of the scored tokens, each from the hidden state, or the logits, before it."""
-        target_M, head = tokens_BT.flatten()[place_M], self.adapted.head
-        if head is not None:
-            hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
-            return linear_nll(hidden_BTH.flatten(0, 1).index_select(0, place_M - 1), head, target_M)
-        logits_MV = self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
-        logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    def before(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, place_M: Tensor) -> Tensor:
+        """What the model says before each scored token: hidden_MH, or logits_MV where no linear head alone makes them.
+
+        Args:
+            tokens_BT: As for a call.
+            theta_BP: The adapter of each row.
+            mask_BT: As for a call.
+            place_M: As for a call.
+        """
+        if self.adapted.head is None:
+            return self._logits(tokens_BT, theta_BP, mask_BT, place_M - 1)
+        hidden_BTH = self.adapted.last_hidden_state(tokens_BT, theta_BP, mask_BT)
+        before_M = (place_M - 1).to(hidden_BTH.device)  # a spread base ends on another device than it begins on
+        return hidden_BTH.flatten(0, 1).index_select(0, before_M)
+
+    def nll(self, before_MX: Tensor, target_M: Tensor) -> Tensor:
+        """nll_M of tokens at the scored places, in nats.
+
+        Args:
+            before_MX: Of `before`.
+            target_M: The tokens, those of the text or others.
+        """
+        if self.adapted.head is not None:
+            return linear_nll(before_MX, self.adapted.head, target_M)
+        logits_MV = before_MX.to(torch.promote_types(before_MX.dtype, torch.float32))
         return F.cross_entropy(logits_MV, target_M, reduction="none")
 
     def _logits(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None, before_M: Tensor) -> Tensor:

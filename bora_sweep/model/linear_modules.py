@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora_sweep.model.lora import Site
+from bora_sweep.model.quantization import is_packed
 
 ROWS, TOKENS = 3, 7
 """Shape of the batch that is followed; 3, 7 and 21 cannot be mistaken for one another."""
@@ -32,11 +33,12 @@ def linear_modules(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def make_site(name: str, module: nn.Module) -> Site:
-    """The site of an adapter at a Linear or Conv1D."""
+    """The site of an adapter at a Linear or Conv1D; a quantised layer is what it was before."""
     if isinstance(module, Conv1D):
         return Site(name, *module.weight.shape, transposed=True)
     assert isinstance(module, nn.Linear)
-    return Site(name, module.in_features, module.out_features, transposed=False)
+    was_transposed = issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)  # bitsandbytes keeps it as (O, I)
+    return Site(name, module.in_features, module.out_features, transposed=was_transposed)
 
 
 def last_name(path: str) -> str:
@@ -147,11 +149,19 @@ def without_weights(base: PreTrainedModel, dtype: torch.dtype | None = None) -> 
     """A copy of the model on the meta device, its floating-point weights in `dtype` if that is given."""
 
     def empty(tensor: Tensor) -> Tensor:
-        bare = torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None)
+        kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+        bare = torch.empty(tensor.shape, device="meta", dtype=kept)
         return nn.Parameter(bare, requires_grad=False) if isinstance(tensor, nn.Parameter) else bare
 
+    plain: dict[int, Any] = {  # the kernels of packed weights do not follow shapes alone
+        id(module): nn.Linear(
+            module.in_features, module.out_features, module.bias is not None, "meta", dtype or base.dtype
+        )
+        for module in base.modules()
+        if is_packed(module)
+    }
     weights = [*base.parameters(), *base.buffers()]
-    return copy.deepcopy(base, {id(tensor): empty(tensor) for tensor in weights}).eval()
+    return copy.deepcopy(base, plain | {id(tensor): empty(tensor) for tensor in weights}).eval()
 
 
 class _FixedValues(TorchDispatchMode):

@@ -57,7 +57,7 @@ def add_low_rank(output: Tensor, x: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale:
     """W x + s B_b A_b x for each row b, Eq. 3 of Eide & Frigessi 2025.
 
     Args:
-        output: W x, of shape (B, T, O) or (B*T, O), as in `Variant.apply`.
+        output: W x, of shape (B, T, O) or (B*T, O), as in `Variant.apply`; the result may be written in its place.
         x: Input, of shape (B, T, I) or (B*T, I).
         A_BRI: Each row's A.
         B_BOR: Each row's B.
@@ -68,8 +68,21 @@ def add_low_rank(output: Tensor, x: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale:
     """
     rows, dtype = len(A_BRI), output.dtype  # under autocast a Linear casts its inputs to its output's dtype
     x_BTI = x.reshape(rows, -1, x.shape[-1]).to(dtype)
+    A_BRI, B_BOR = A_BRI.to(dtype), B_BOR.to(dtype)
+    if _is_writable(output, rows):
+        return AddLowRank.apply(output, x_BTI, A_BRI, B_BOR, scale, True)
     output_BTO = output.reshape(rows, -1, output.shape[-1])
-    return AddLowRank.apply(output_BTO, x_BTI, A_BRI.to(dtype), B_BOR.to(dtype), scale).view_as(output)
+    return AddLowRank.apply(output_BTO, x_BTI, A_BRI, B_BOR, scale, False).view_as(output)
+
+
+def _is_writable(output: Tensor, rows: int) -> bool:
+    """Whether the result can take the output's place, which saves a copy: the output is a tensor (B, T, O) of its own.
+
+    A Linear with a bias returns a view, and so does a Conv1D: to write there costs a backward pass three copies. The
+    compiler needs no such help.
+    """
+    is_own = not (torch.compiler.is_compiling() or output._is_view() or (output.is_leaf and output.requires_grad))
+    return is_own and output.dim() == 3 and len(output) == rows
 
 
 class AddLowRank(torch.autograd.Function):
@@ -80,23 +93,34 @@ class AddLowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output_BTO: Tensor, x_BTI: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale: float) -> Tensor:
-        """output + s x A' B', shape (B, T, O)."""
+    def forward(
+        ctx: Any, output_BTO: Tensor, x_BTI: Tensor, A_BRI: Tensor, B_BOR: Tensor, scale: float, in_place: bool
+    ) -> Tensor:
+        """output + s x A' B', shape (B, T, O); with `in_place` where the output was."""
         low_BRT = A_BRI @ x_BTI.mT
         ctx.save_for_backward(x_BTI, low_BRT, A_BRI, B_BOR)
         ctx.scale = scale
+        if in_place:
+            ctx.mark_dirty(output_BTO)
+            return output_BTO.baddbmm_(low_BRT.mT, B_BOR.mT, alpha=scale)
         return torch.baddbmm(output_BTO, low_BRT.mT, B_BOR.mT, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, grad_BTO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The gradients of output, x, A and B; None where one is not needed."""
         x_BTI, low_BRT, A_BRI, B_BOR = ctx.saved_tensors
-        _, needs_x, needs_A, needs_B, _ = ctx.needs_input_grad
-        grad_BRT = (B_BOR.mT @ grad_BTO.mT).mul_(ctx.scale) if needs_x or needs_A else None
+        _, needs_x, needs_A, needs_B, *_ = ctx.needs_input_grad
+        grad_BRT = _scaled_(B_BOR.mT @ grad_BTO.mT, ctx.scale) if needs_x or needs_A else None
         return (
             grad_BTO,
             grad_BRT.mT @ A_BRI if needs_x and grad_BRT is not None else None,
             grad_BRT @ x_BTI if needs_A and grad_BRT is not None else None,
-            (low_BRT @ grad_BTO).mul_(ctx.scale).mT if needs_B else None,
+            _scaled_(low_BRT @ grad_BTO, ctx.scale).mT if needs_B else None,
+            None,
             None,
         )
+
+
+def _scaled_(product: Tensor, scale: float) -> Tensor:
+    """s times a product, in place; the default of s is 1."""
+    return product if scale == 1 else product.mul_(scale)

@@ -26,6 +26,7 @@ from bora_sweep.model.linear_modules import last_name
 from bora_sweep.model.lora import Site
 from bora_sweep.model.peft_config import IN_PEFT, PEFT_NAMES, peft_config, peft_key
 from bora_sweep.model.peft_io import named_parts
+from bora_sweep.model.quantization import is_quantised
 
 ADAPTER_NAME = "checked"  # in PEFT
 
@@ -44,7 +45,7 @@ def sites_by_weight(base: PreTrainedModel, layout: Layout, config: LoraConfig) -
     Raises:
         InputError: PEFT does not load this layout's adapters unchanged, either way; or DoRA on a quantised base.
     """
-    if config.variant == "dora" and getattr(base.config, "quantization_config", None) is not None:
+    if config.variant == "dora" and is_quantised(base):
         raise InputError(
             "lora.variant=dora: the base is quantised; DoRA needs the norms of plain weights: set lora.variant=lora "
             "or model.name to a base that is not quantised"

@@ -50,6 +50,7 @@ def write_adapter(
     config: LoraConfig,
     base: str | None,
     by_weight: Collection[str] = (),
+    quantization: str | None = None,
 ) -> None:
     """Write one adapter into a new folder.
 
@@ -63,14 +64,16 @@ def write_adapter(
         config: Its rank, alpha and variant.
         base: What `from_pretrained` loads the base model by; None: left out.
         by_weight: Sites that PEFT must be given as `target_parameters` (`peft_check.sites_by_weight`).
+        quantization: How the base was quantised that it was fitted on; the metadata of the weights' file has it.
     """
     folder.mkdir(parents=True)
+    metadata = {"format": "pt"} if quantization is None else {"format": "pt", "base_quantization": quantization}
     if config.variant == "mora":
-        _write_mora(folder, layout, theta_P, config, base)
+        _write_mora(folder, layout, theta_P, config, base, metadata)
         return
     peft_config(layout, config, base, by_weight).save_pretrained(str(folder))
     named = {peft_key(part): matrix.clone() for part, matrix in named_parts(layout, theta_P)}
-    (folder / WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+    (folder / WEIGHTS).write_bytes(save(named, metadata))
 
 
 def named_parts(layout: Layout, theta_P: Tensor) -> Iterator[tuple[Part, Tensor]]:
@@ -79,7 +82,9 @@ def named_parts(layout: Layout, theta_P: Tensor) -> Iterator[tuple[Part, Tensor]
         yield part, flat.view(part.shape)
 
 
-def _write_mora(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None) -> None:
+def _write_mora(
+    folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfig, base: str | None, metadata: dict[str, str]
+) -> None:
     description = {
         "format": "bora_sweep MoRA, not a PEFT adapter; see docs/adapters.md of bora_sweep",
         "variant": config.variant,
@@ -89,7 +94,7 @@ def _write_mora(folder: Path, layout: Layout, theta_P: Tensor, config: LoraConfi
     }
     (folder / MORA_CONFIG).write_text(json.dumps(description, indent=2), encoding="utf-8")
     named = {name: parts["M"].clone() for name, parts in layout.split(theta_P).items()}
-    (folder / MORA_WEIGHTS).write_bytes(save(named, {"format": "pt"}))
+    (folder / MORA_WEIGHTS).write_bytes(save(named, metadata))
 
 
 def read_adapters(

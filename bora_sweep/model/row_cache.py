@@ -58,7 +58,8 @@ class RowCache:
         self.past = output.past_key_values
         if self.past is None:
             raise ValueError("the model returns no keys and values")
-        return output.logits if self.adapted.head is None else output.last_hidden_state
+        state = output.logits if self.adapted.head is None else output.last_hidden_state
+        return state.to(tokens_BT.device)
 
     def select(self, row_C: Tensor) -> "RowCache":
         """These rows, of which one may be named several times, as a cache of their own."""
@@ -77,7 +78,7 @@ def next_logits(adapted: AdaptedModel, state: Tensor) -> Tensor:
         adapted: The model.
         state: What `RowCache.extend` returns, at any places: of shape (…, H), or (…, V).
     """
-    logits = state if adapted.head is None else adapted.head(state)
+    logits = state if adapted.head is None else adapted.head(state).to(state.device)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

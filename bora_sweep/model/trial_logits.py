@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from bora_sweep.model.quantization import is_quantised, rounds_inputs
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
 """The smallest real difference of logits, relative to the difference between two rows. Rounding stays near 1e-6 in
 float32; a model that is not causal differs by at least 2e-3, even with small random weights."""
@@ -22,7 +24,12 @@ WIDENED_BYTES = 2 << 30
 
 def tolerance(base: PreTrainedModel) -> float:
     """The smallest real difference of logits in the precision of `base`, see `TOLERANCE`."""
-    return TOLERANCE.get(base.dtype, LOW_PRECISION_TOLERANCE)
+    return TOLERANCE[base.dtype] if is_precise(base) else LOW_PRECISION_TOLERANCE
+
+
+def is_precise(base: PreTrainedModel) -> bool:
+    """Whether rounding errors are small beside what an adapter or another token changes."""
+    return base.dtype in TOLERANCE and not rounds_inputs(base)
 
 
 def agree(longer_TV: Tensor, shorter_TV: Tensor, atol: Tensor) -> bool:
@@ -79,7 +86,8 @@ def widened(base: PreTrainedModel) -> Iterator[bool]:
     """
     weights = [*base.parameters(), *base.buffers()]
     narrow = [weight for weight in weights if weight.dtype in (torch.bfloat16, torch.float16)]
-    is_plain = all(weight.is_floating_point() and not isinstance(weight, DTensor) for weight in base.parameters())
+    is_whole = not any(isinstance(weight, DTensor) for weight in base.parameters())
+    is_plain = is_whole and not is_quantised(base) and all(weight.is_floating_point() for weight in base.parameters())
     if not narrow or not is_plain or sum(weight.nbytes for weight in narrow) > WIDENED_BYTES:
         yield False
         return

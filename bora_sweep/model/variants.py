@@ -49,7 +49,7 @@ class Variant(Protocol):
         """The adapted module's output.
 
         Args:
-            output: W x + b, the module's own output, of shape (B, T, O) or (B*T, O).
+            output: W x + b, the module's own output, of shape (B, T, O) or (B*T, O). It may be overwritten.
             x: The module's input, of shape (B, T, I) or (B*T, I): rows are outermost either way.
             parts: The adapter of each of the B rows. With B = 1 the adapter acts on all tokens.
             module: The adapted module.

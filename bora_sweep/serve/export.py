@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -45,7 +46,8 @@ def export(
         out: A new or empty folder.
         trial: The ID of a finished trial; `best`: the MAP fit that is best on validation by `search.objective`.
         tasks: Names of tasks; None: all.
-        merge: Write full models, the base with the adapter merged into its weights, with the tokenizer.
+        merge: Write full models, the base with the adapter merged into its weights, with the tokenizer. A run with
+            `model.quantization` has its adapters merged into the weights of `model.name`, which are not quantised.
 
     Returns:
         The folder name of each task, as in `tasks.json`. That file is written last: an export that has it is complete.
@@ -91,7 +93,9 @@ def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
     """
     model, layout, lora = loaded.config.model, loaded.layout, loaded.lora
     if lora.variant not in IN_PEFT:
-        return lambda folder, theta_P: write_adapter(folder, layout, theta_P, lora, model.name)
+        return lambda folder, theta_P: write_adapter(
+            folder, layout, theta_P, lora, model.name, quantization=model.quantization
+        )
     base = empty_base(model, loaded.config.data)
     try:
         by_weight = sites_by_weight(base, layout, lora)
@@ -99,7 +103,7 @@ def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
         raise InputError(f"{error}; --merge writes full models of this run as it is") from None
 
     def write(folder: Path, theta_P: Tensor) -> None:
-        write_adapter(folder, layout, theta_P, lora, model.name, by_weight)
+        write_adapter(folder, layout, theta_P, lora, model.name, by_weight, model.quantization)
         check_peft_folder(base, folder, layout, theta_P)
 
     return write
@@ -107,7 +111,7 @@ def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
 
 def _full_model_writer(loaded: LoadedTrial, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
     """A function that writes a full model and the tokenizer into a folder; it returns what `write_full` does."""
-    base = load_base(loaded.config.model, loaded.config.data)
+    base = load_base(replace(loaded.config.model, quantization=None, device_map=None), loaded.config.data)
 
     def write(folder: Path, theta_P: Tensor) -> float:
         rounding_error = write_full(folder, base, loaded.layout, theta_P)

@@ -23,6 +23,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.lengths import too_long
 from bora_sweep.model.peft_io import GLOBAL
+from bora_sweep.model.placement import placed
 from bora_sweep.runs.storage import Folder
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.train.device import make_accelerator
@@ -205,7 +206,7 @@ def generate(
     tokens_of = [{task: prompt.tokens(encoder, loaded, task) for task in tasks or [None]} for prompt in prompts]
     longest = max(len(prompt_T) for of_task in tokens_of for prompt_T in of_task.values())
     base = load_base(model, data)
-    adapted = AdaptedModel(base.to(make_accelerator(loaded.config).device), loaded.layout)
+    adapted = AdaptedModel(placed(base, make_accelerator(loaded.config).device), loaded.layout)
     if problem := too_long(base, longest + sampling.max_new_tokens):
         raise InputError(
             f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; lower "

@@ -17,6 +17,7 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.runs.results import Results, objective, perplexity
+from bora_sweep.serve.snippet import snippet
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
@@ -97,7 +98,7 @@ def model_card(exported: ExportedFolder, results: Results) -> str:
         _caption(exported),
         "## Use",
         "From the folder that holds this one:",
-        f"```python\n{_snippet(exported)}\n```",
+        f"```python\n{snippet(exported)}\n```",
         *(_how_scored(exported) if exported.has_code else []),
     ]
     return "\n\n".join(parts) + "\n"
@@ -122,9 +123,10 @@ def _introduction(exported: ExportedFolder) -> str:
 
 
 def _facts(exported: ExportedFolder, results: Results) -> Table:
-    row = exported.row
+    row, quantization = exported.row, exported.config.model.quantization
     rows = [
         ["Base model", exported.base or "the embedded one of bora_sweep"],
+        *([["Fitted on", f"the base with its linear layers in {quantization}"]] if quantization else []),
         ["Data", exported.corpus],
         ["Method", row["method"]],
         ["τ", _tau(row)],
@@ -183,63 +185,6 @@ def _caption(exported: ExportedFolder) -> str:
     return f"{scored} Validation chose the epoch, and τ if it was searched; test was only scored."
 
 
-def _snippet(exported: ExportedFolder) -> str:
-    if not exported.has_code:
-        return (
-            "from safetensors.torch import load_file\n\n"
-            f'M_of = load_file({exported.folder!a} + "/mora.safetensors")  # by module; PEFT has no MoRA, '
-            "docs/adapters.md of bora_sweep says how M acts"
-        )
-    name = ascii(exported.folder) if exported.is_full else "BASE" if exported.base is None else ascii(exported.base)
-    model, text_format = exported.config.model, exported.text_format
-    code = ", trust_remote_code=True" if model.trust_remote_code else ""
-    loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{code})"
-    lines = [
-        "import torch",
-        *([] if exported.is_full else ["from peft import PeftModel"]),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f"model = {loaded}",
-        f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
-        *([] if exported.is_full else [f"model = PeftModel.from_pretrained(model, {exported.folder!a})"]),
-        "",
-        *_generating(exported, text_format),
-    ]
-    return "\n".join(lines)
-
-
-def _generating(exported: ExportedFolder, text_format: TextFormat) -> list[str]:
-    """The lines that generate, from what a document begins with."""
-    if text_format.form == "conversation":
-        options = {name: repr(value) for name, value in text_format.template_variables.items()}
-        if text_format.has_own_template:
-            options |= {"chat_template": f'open({exported.folder!a} + "/chat_template.jinja").read()'}
-        more = "".join(f", {name}={value}" for name, value in options.items())
-        return [
-            'messages = [{"role": "user", "content": "…"}]',
-            f"inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True{more}, return_dict=True, "
-            'return_tensors="pt")',
-            'ids = model.generate(**inputs, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]',
-            "print(tokenizer.decode(ids, skip_special_tokens=True))",
-        ]
-    one_of = f", here one of {text_format.task!a}" if exported.task is None and text_format.depends_on_task else ""
-    before = f"{text_format.before!a} + " if text_format.before else ""
-    begun = [
-        f"start = {text_format.start_tokens}  # what a document begins with{one_of}",
-        f'ids = start + tokenizer({before}"I will", add_special_tokens=False)["input_ids"]',
-    ]
-    if text_format.form == "prompt":
-        answer = (
-            f' + tokenizer({text_format.before!a}, add_special_tokens=False)["input_ids"]' if text_format.before else ""
-        )
-        begun = [
-            f"start = {text_format.start_tokens}  # what the tokenizer itself prepends",
-            f"prompt = {text_format.prompt!a}  # with the row's own text for the dots{one_of}",
-            f'ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]{answer}',
-        ]
-    return [*begun, "print(tokenizer.decode(model.generate(input_ids=torch.tensor([ids]), max_new_tokens=32)[0]))"]
-
-
 def _how_scored(exported: ExportedFolder) -> list[str]:
     """What the perplexities are computed on."""
     text_format, config = exported.text_format, exported.config
@@ -250,12 +195,23 @@ def _how_scored(exported: ExportedFolder) -> list[str]:
     if text_format.form == "conversation":
         turns = {"assistant": "Every turn", "last_assistant": "The last turn"}.get(config.data.loss_on)
         scored = f"{turns} of the assistant is scored, with the token that ends it" if turns else "All turns are scored"
+    of = "of a document" if config.model.long_documents == "cut" else "at a time, and all of a document"
+    quantization = config.model.quantization
+    packed = "" if quantization is None else f", those of the base's linear layers in {quantization},"
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
-        f"{scored}; at most {config.model.max_tokens} tokens of a document, "
-        f"with weights in {config.model.dtype}{mixed}.",
+        f"{scored}; at most {config.model.max_tokens} tokens {of}, "
+        f"with weights in {config.model.dtype}{packed}{mixed}.",
+        *([_how_merged(exported)] if exported.is_full and packed else []),
         *([] if (exported.rounding_error or 0) < LARGE_ROUNDING_ERROR else [_how_rounded(exported)]),
     ]
+
+
+def _how_merged(exported: ExportedFolder) -> str:
+    return (
+        f"So the perplexities are not of this model: its adapter is merged into the base's weights in "
+        f"{exported.config.model.dtype}, before they were quantised to {exported.config.model.quantization}."
+    )
 
 
 def _how_rounded(exported: ExportedFolder) -> str:

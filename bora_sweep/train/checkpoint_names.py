@@ -65,19 +65,17 @@ def moments(optimizer: Optimizer, banks: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: Optimizer, banks: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `moments` gave into the optimiser.
+    """Copy what `moments` gave into the optimiser's own moments: a device may not hold them twice.
 
     Args:
         optimizer: A new optimiser of the banks.
         banks: Theta and the tasks.
         tensors: Of the checkpoint.
     """
-    of_bank: dict[str, dict[str, Tensor]] = {}
+    bank_of = dict(banks.named_parameters())
     for key in (key for key in tensors if key.startswith(MOMENT)):
         bank, name = key.removeprefix(MOMENT).split(".")
-        of_bank.setdefault(bank, {})[name] = tensors[key]
-    state = {index: of_bank[bank] for index, bank in _indices(optimizer, banks) if bank in of_bank}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.state[bank_of[bank]][name].copy_(tensors[key])
 
 
 def _indices(optimizer: Optimizer, banks: nn.Module) -> Iterator[tuple[int, str]]:

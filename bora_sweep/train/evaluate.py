@@ -1,6 +1,6 @@
 """Scores of documents under the current adapters of one fit or of several.
 
-Shapes: S fits, B rows, T tokens, N documents.
+Shapes: S fits, B rows, T tokens, N documents, C sequences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from bora_sweep.data.batches import TaskBatch, scoring_batches
-from bora_sweep.errors import one_line
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.train.distributed.process_group import sum_, sync_errors
+from bora_sweep.train.out_of_memory import as_torch_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.trainer import Trainer
 
 T = TypeVar("T")
-
-HOST_FULL = "DefaultCPUAllocator"
-"""In torch's error where the host's memory runs out, a RuntimeError of no class of its own."""
 
 
 def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -72,18 +69,6 @@ def retry_on_oom(pack: Pack, fits: Sequence[Trainer], work: Callable[[], T]) -> 
             torch.cuda.empty_cache()
 
 
-def as_torch_oom(work: Callable[[], T]) -> T:
-    """Run `work`; raise a host's out-of-memory error as `torch.OutOfMemoryError`, as for a device."""
-    try:
-        return work()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or HOST_FULL in str(error):
-            raise torch.OutOfMemoryError(one_line(error)) from error
-        raise
-
-
 def score_documents(
     pack: Pack,
     fits: Sequence[Trainer],
@@ -103,24 +88,24 @@ def score_documents(
     Returns:
         nll_SN in float64, in the corpus's order.
     """
-    document_N = pack.corpus.split(split)
-    local_N = pack.shard.documents(document_N)
+    corpus = pack.corpus
+    local_C = pack.shard.sequences(corpus.sequences(split))
     make_batches = make_batches or partial(scoring_batches, bucket=pack.config.train.length_bucket)
 
     def batches() -> Iterator[TaskBatch]:
-        return make_batches(pack.corpus, local_N, pack.scoring_rows, pack.length_limits)
+        return make_batches(corpus, local_C, pack.scoring_rows, pack.length_limits)
 
-    nll_SN = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
-    return sum_(torch.from_numpy(nll_SN)).numpy()[:, document_N]
+    nll_SC = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
+    return corpus.sum_by_document(sum_(torch.from_numpy(nll_SC)).numpy())[:, corpus.split(split)]
 
 
 @torch.no_grad()
 def _score_batches(
     pack: Pack, fits: Sequence[Trainer], batches: Iterator[TaskBatch], check_stop: Callable[[], None]
 ) -> np.ndarray:
-    """nll_SN over the whole corpus, 0 for documents of no batch."""
-    nll_SN = np.zeros((len(fits), len(pack.corpus.documents)))
+    """nll_SC over the whole corpus, 0 for sequences of no batch."""
+    nll_SC = np.zeros((len(fits), len(pack.corpus.task_C)))
     for batch in batches:
-        nll_SN[:, batch.document_B] = score(pack, fits, batch)[0].double().cpu().numpy()
+        nll_SC[:, batch.sequence_B] = score(pack, fits, batch)[0].double().cpu().numpy()
         check_stop()
-    return nll_SN
+    return nll_SC

@@ -20,10 +20,11 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.process import Interrupted
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
+from bora_sweep.train.checkpoint_times import CheckpointTimes
 from bora_sweep.train.device import device_name, make_accelerator, peak_memory_bytes, refuse_other_count
 from bora_sweep.train.distributed.process_group import from_rank_zero, sync_errors
 from bora_sweep.train.evaluate import score_documents
-from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.make_trainer import make_trainers
 from bora_sweep.train.metrics.scorer import Scorer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
@@ -31,9 +32,6 @@ from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
-
-CHECKPOINT_SECONDS = 1.0
-"""An epoch that ends sooner than this after the last checkpoint writes none, so that short epochs stay short."""
 
 
 def fit(
@@ -57,9 +55,9 @@ def fit(
         config: What to fit; `config.prior.tau` is the precision of the prior.
         corpus: The tokenised text.
         base: The base model; it is frozen, and left as it was.
-        folder: The trial's folder. A checkpoint is written there after each epoch (but see `CHECKPOINT_SECONDS`) and
-            every `train.checkpoint_minutes`. An interrupted fit resumes from it, with the numbers that it would have
-            had. None: no checkpoints.
+        folder: The trial's folder. Checkpoints are written there when `CheckpointTimes` says, and if the fit is asked
+            to stop. An interrupted fit resumes from the last one, with the numbers that it would have had. None: no
+            checkpoints.
         on_step: Called after each optimiser step.
         on_epoch: Called after each epoch.
         start: Initial Theta and adapters; None: A random, B zero, as in PEFT.
@@ -113,7 +111,7 @@ def fit_pack(
         torch.cuda.reset_peak_memory_stats()
     with Pack(specs[0].config, corpus, base, accelerator) as pack:
         scorer = Scorer(pack, tokenizer) if specs[0].config.metrics else None
-        running = {place: make_trainer(spec.config, pack) for place, spec in enumerate(specs)}
+        running = dict(enumerate(make_trainers([spec.config for spec in specs], pack)))
         checkpoints = _Checkpoints(specs)
         new = [fit for place, fit in running.items() if start_or_resume(fit, specs[place].folder, specs[place].start)]
         if new:
@@ -126,21 +124,21 @@ def fit_pack(
 
 
 class _Checkpoints:
-    """When the fits of a pack were saved last. Fits at the same step are saved together."""
+    """Of the fits of a pack. Fits at the same step are saved together."""
 
     def __init__(self, specs: Sequence[FitSpec]) -> None:
-        self.specs, self.saved_at = specs, time.monotonic()
-
-    def is_due(self, seconds: float) -> bool:
-        """Whether that was so long ago; all processes of a fit agree."""
-        return from_rank_zero(lambda: time.monotonic() - self.saved_at >= seconds)
+        self.specs, self.times = specs, CheckpointTimes(60 * specs[0].config.train.checkpoint_minutes)
 
     def save(self, fits: dict[int, Trainer]) -> None:
-        self.saved_at = time.monotonic()
-        for place, fit in fits.items():
-            if (folder := self.specs[place].folder) is not None and fit.state.diverged is None:
-                content = fit.state.step, tensors_of(fit), progress_of(fit)
-                from_rank_zero(partial(save_checkpoint, folder, *content))
+        with self.times.measured():
+            for place, fit in fits.items():
+                if (folder := self.specs[place].folder) is not None and fit.state.diverged is None:
+                    content = fit.state.step, tensors_of(fit), progress_of(fit)
+                    from_rank_zero(partial(save_checkpoint, folder, *content))
+
+    def save_if_due(self, fits: dict[int, Trainer], *, within_epoch: bool) -> None:
+        if self.times.is_due(within_epoch=within_epoch):
+            self.save(fits)
 
 
 def _advance(
@@ -159,16 +157,14 @@ def _advance(
 
     def after_step(report: StepReport) -> None:
         on_step(report)
-        if checkpoints.is_due(60 * specs[0].config.train.checkpoint_minutes):
-            checkpoints.save(fits)
+        checkpoints.save_if_due(fits, within_epoch=True)
 
     try:
         run_epoch(pack, list(fits.values()), after_step, check_stop, scorer)
     except Interrupted:
         checkpoints.save(fits)
         raise
-    if checkpoints.is_due(CHECKPOINT_SECONDS):
-        checkpoints.save(fits)
+    checkpoints.save_if_due(fits, within_epoch=False)
     for place, fit in fits.items():
         if fit.state.diverged is None:
             specs[place].on_epoch(fit.state)
@@ -202,8 +198,8 @@ def run_epoch(
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
-    for number, document_B in enumerate(batches[done:], start=done + 1):
-        nats_S, num_tokens = step(pack, fits, document_B, len(batches))
+    for number, sequence_B in enumerate(batches[done:], start=done + 1):
+        nats_S, num_tokens = step(pack, fits, sequence_B, len(batches))
         fits = [fit for fit in fits if fit.state.diverged is None]
         if not fits:
             return

@@ -1,8 +1,12 @@
 """Which trainer makes a fit."""
 
+from collections.abc import Sequence
+
 from bora_sweep.config import Config
+from bora_sweep.train.distributed.process_group import sync_errors
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.methods.variational import VariationalTrainer
+from bora_sweep.train.out_of_memory import as_torch_oom, explain_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
@@ -15,3 +19,22 @@ def make_trainer(config: Config, pack: Pack) -> Trainer:
     """
     kind = VariationalTrainer if config.method == "vi" else SeparateTrainer if config.is_separate else Trainer
     return kind(config, pack)
+
+
+def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:
+    """The trainers of a pack's fits, on all processes or on none.
+
+    Args:
+        configs: Of the fits.
+        pack: What they share.
+
+    Raises:
+        InputError: As for `make_trainer`.
+        torch.OutOfMemoryError: A process has no memory for the fits' parameters and moments.
+    """
+
+    def make() -> list[Trainer]:
+        return [make_trainer(config, pack) for config in configs]
+
+    largest = min(configs, key=lambda config: config.prior.tau)
+    return explain_oom(pack, largest, "at the start of a fit", lambda: sync_errors(lambda: as_torch_oom(make)))

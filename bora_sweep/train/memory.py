@@ -23,6 +23,7 @@ from bora_sweep.model.linear_cross_entropy import CHUNK_ELSEWHERE
 from bora_sweep.model.live_bytes import LiveBytes
 from bora_sweep.model.pass_bytes import PassBytes, Sink, count_passes
 from bora_sweep.model.weight_bytes import dense_bytes, stored_bytes
+from bora_sweep.train.distributed.sharded_base import blocks_of
 from bora_sweep.train.optim import BLOCK_ELSEWHERE, COPIES_ELSEWHERE
 
 METHODS = ("map", "pfedme")
@@ -94,6 +95,8 @@ class FitMemory:
         self._passes, self._gather = lru_cache(self._count_passes), lru_cache(self._count_gather)
         quantization = config.model.quantization
         self._weights, self._dense = stored_bytes(base, quantization), dense_bytes(base, quantization)
+        if config.train.shard_base:
+            self._weights -= _saved_by_sharding(base, config.ray.workers_per_trial)
 
     def step(self, num_tasks: int, rows: int, *, passes: int = 1, fits: int = 1) -> StepMemory:
         """Peak memory of a step.
@@ -209,6 +212,12 @@ class FitMemory:
                 f"model.name={self.config.model.name}: the memory of a {self.base.config.model_type} cannot be counted "
                 f"without its weights ({one_line(error, limit=200)}); try a fit with train.max_epochs=1 on the card"
             ) from error
+
+
+def _saved_by_sharding(base: PreTrainedModel, processes: int) -> int:
+    """Bytes of the blocks' weights that a process does not hold, where two whole blocks are gathered at a time."""
+    sizes = [sum(weight.nbytes for weight in block.parameters()) for block in blocks_of(base).values()]
+    return max(0, sum(sizes) - sum(sizes) // processes - 2 * max(sizes))
 
 
 def _largest(limit: int, memory: int, peak: Callable[[int], int]) -> int:

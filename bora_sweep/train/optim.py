@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from bora_sweep.config import Config, GlobalUpdate, Solver
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.kernels import has_kernels_for
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
 
@@ -41,6 +42,12 @@ class ProximalAdam(torch.optim.Optimizer):
         self, groups: Iterable[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "prior_precision": 0.0, "rate": 1.0})
+        for bank in (bank for group in self.param_groups for bank in group["params"]):
+            self.state[bank] = self._first_state(bank)
+
+    def _first_state(self, bank: Tensor) -> dict[str, Tensor]:
+        """Made before the first forward pass, so that the passes are as large as the memory beside it allows."""
+        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(bank), "exp_avg_sq": torch.zeros_like(bank)}
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]  # noqa: ARG002, a closure is not taken
@@ -51,10 +58,29 @@ class ProximalAdam(torch.optim.Optimizer):
                     self._step(bank, bank.grad, group)
 
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
-        state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
+        state = self.state[bank]
         state["step"] += 1
+        if not has_kernels_for(bank):
+            self._step_in_blocks(bank, gradient, group)
+            return
+        from bora_sweep.kernels.adam import proximal_adam_
+
+        proximal_adam_(
+            bank,
+            gradient,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=state["step"].item(),
+            lr=group["lr"],
+            rate=group["rate"],
+            betas=group["betas"],
+            eps=group["eps"],
+            precision=group["prior_precision"],
+        )
+
+    def _step_in_blocks(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
+        """The step by operations of torch."""
+        state, (beta1, beta2) = self.state[bank], group["betas"]
         step = state["step"].item()
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
         rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
@@ -171,7 +197,7 @@ def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.opt
         corpus: Its training split decides the number of steps of an epoch.
         optimizer: From `make_optimizer`.
     """
-    batches = math.ceil(len(corpus.split("train")) / config.train.batch_size)
+    batches = math.ceil(len(corpus.sequences("train")) / config.train.batch_size)
     return get_scheduler(
         SCHEDULES[config.train.schedule],
         optimizer,

@@ -99,9 +99,9 @@ class Pack:
         """Documents of a scoring forward pass: twice as many, as no gradients are held, until memory has run out."""
         return self.memory_rows or 2 * self.rows
 
-    def forward_batches(self, document_B: np.ndarray) -> list[TaskBatch]:
+    def forward_batches(self, sequence_B: np.ndarray) -> list[TaskBatch]:
         """The batches of a step's forward passes on this process, of the documents of the whole step."""
         asked = self.config.train.pass_tokens
         pass_tokens = asked if isinstance(asked, int) else PASS_TOKENS.get(self.accelerator.device.type)
-        local_B = self.shard.documents(document_B)
+        local_B = self.shard.sequences(sequence_B)
         return self.protocol.forward_batches(local_B, self.rows, pass_tokens, self.length_limits)

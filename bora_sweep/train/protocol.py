@@ -2,7 +2,7 @@
 
 This is the default. `bora_sweep.train.methods.published` has the other one, the paper's published code.
 
-Shapes: N documents, B rows, F fits (at tau = 0 each task, else one), K adapters (one per task).
+Shapes: N documents, C sequences, B rows, F fits (at tau = 0 each task, else one), K adapters (one per task).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from bora_sweep.train.optim import ProximalAdam
 from bora_sweep.train.state import Reported, State
 
 MakeBatches = Callable[[TokenizedCorpus, np.ndarray, int, Sequence[int]], Iterator[TaskBatch]]
-"""(corpus, documents, rows at most, length limits) -> the batches in which the documents are scored."""
+"""(corpus, sequences, rows at most, length limits) -> the batches in which the sequences are scored."""
 
 
 class Protocol:
@@ -49,25 +49,25 @@ class Protocol:
         """Refuse a model whose `limits` on the length of a row this protocol cannot keep."""
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
-        """The documents of each step of an epoch."""
+        """The sequences of each step of an epoch."""
         return training_batches(self.corpus, self.train.batch_size, self.train.seed, epoch)
 
     def forward_batches(
-        self, document_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
+        self, sequence_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
     ) -> list[TaskBatch]:
-        """A step's documents as the batches of its forward passes.
+        """A step's sequences as the batches of its forward passes.
 
         Args:
-            document_B: The documents that this process works on.
+            sequence_B: The sequences that this process works on.
             rows: Documents of a pass, at most.
             pass_tokens: Tokens that cost as much as a further pass; None: as `forward_parts` decides.
             limits: Lengths beyond which no shorter document is padded.
         """
-        parts = forward_parts(self.corpus, document_B, rows, pass_tokens, limits)
+        parts = forward_parts(self.corpus, sequence_B, rows, pass_tokens, limits)
         bucket = self.train.length_bucket
         return [collate(self.corpus, part_B, width_of(self.corpus, part_B, bucket, limits)) for part_B in parts]
 
-    def batch_weights(self, weight_K: Tensor, document_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:  # noqa: ARG002
+    def batch_weights(self, weight_K: Tensor, sequence_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:  # noqa: ARG002
         """What the nats of a batch are multiplied by in the objective: a factor for all tasks, and one for each.
 
         The M batches of an epoch partition the training split. So M times the nats of a random batch is an unbiased
@@ -75,23 +75,23 @@ class Protocol:
 
         Args:
             weight_K: The weight of each task's nats.
-            document_B: The documents of the step, on all processes.
+            sequence_B: The sequences of the step, on all processes.
             num_batches: M.
         """
         return num_batches / self.objective_tokens, weight_K
 
     def validation_batches(
-        self, corpus: TokenizedCorpus, document_N: np.ndarray, rows: int, limits: Sequence[int]
+        self, corpus: TokenizedCorpus, sequence_C: np.ndarray, rows: int, limits: Sequence[int]
     ) -> Iterator[TaskBatch]:
         """The batches in which validation is scored after an epoch, a `MakeBatches`.
 
         Args:
             corpus: The tokenised text.
-            document_N: Indices of the documents to score.
+            sequence_C: Indices of the sequences to score.
             rows: Documents of a batch, at most.
             limits: Lengths beyond which no shorter document is padded.
         """
-        return scoring_batches(corpus, document_N, rows, limits, self.train.length_bucket)
+        return scoring_batches(corpus, sequence_C, rows, limits, self.train.length_bucket)
 
     def selection_nats(self, state: State, nll_N: np.ndarray, nats_F: np.ndarray) -> np.ndarray | None:  # noqa: ARG002
         """What validation selects an epoch by, for each fit; None where the epoch is no candidate.

@@ -19,17 +19,18 @@ from torch import Tensor
 
 from bora_sweep.train.distributed.process_group import sum_
 from bora_sweep.train.evaluate import retry_on_oom, score
+from bora_sweep.train.out_of_memory import explain_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
 
-def step(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
+def step(pack: Pack, fits: Sequence[Trainer], sequence_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
     """One step of each fit.
 
     Args:
         pack: What the fits share.
         fits: The fits that step.
-        document_B: The documents of the step, on all processes.
+        sequence_B: The sequences of the step, on all processes.
         num_batches: Batches of the epoch, which partition the training split.
 
     Returns:
@@ -37,8 +38,8 @@ def step(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batche
     """
     started = time.perf_counter()
     for fit in fits:
-        fit.begin_step()
-    local = retry_on_oom(pack, fits, lambda: add_likelihood_gradients(pack, fits, document_B, num_batches))
+        explain_oom(pack, fit.config, "before a step", fit.begin_step)
+    local = retry_on_oom(pack, fits, lambda: add_likelihood_gradients(pack, fits, sequence_B, num_batches))
     *nats_S, num_tokens, num_read, num_positions = sum_(local).tolist()
     for fit, nats in zip(fits, nats_S, strict=True):
         fit.descend(nats)
@@ -49,7 +50,7 @@ def step(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batche
     return nats_S, int(num_tokens)
 
 
-def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np.ndarray, num_batches: int) -> Tensor:
+def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], sequence_B: np.ndarray, num_batches: int) -> Tensor:
     """Add to each fit's banks the gradient of (M/N) sum_b w_b nll_b over the rows b of the step on this process.
 
     It estimates the gradient of (1/N) sum_d w_d nll_d; the weights w_d are 1, but with `train.task_weights=tasks` or at
@@ -58,7 +59,7 @@ def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np
     Args:
         pack: What the fits share.
         fits: The fits that step.
-        document_B: The documents of the step, on all processes.
+        sequence_B: The sequences of the step, on all processes.
         num_batches: M.
 
     Returns:
@@ -66,8 +67,8 @@ def add_likelihood_gradients(pack: Pack, fits: Sequence[Trainer], document_B: np
     """
     nats: list[Tensor] = []
     counts = np.zeros(3)
-    weights = [pack.protocol.batch_weights(fit.weight_K, document_B, num_batches) for fit in fits]
-    for batch in pack.forward_batches(document_B):
+    weights = [pack.protocol.batch_weights(fit.weight_K, sequence_B, num_batches) for fit in fits]
+    for batch in pack.forward_batches(sequence_B):
         nll_SB, task_B = score(pack, fits, batch)
         losses = [
             scale * (weight_K[task_B] * nll_B).sum() for nll_B, (scale, weight_K) in zip(nll_SB, weights, strict=True)

@@ -6,6 +6,7 @@ Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one pe
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.model.prior import group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
+from bora_sweep.train.out_of_memory import explain_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.state import State
 
@@ -45,16 +47,10 @@ class Trainer:
         )
         pack.protocol.initialise_(self.hierarchy, shard.tasks)
         self.weight_K = torch.from_numpy(task_weights(config, pack.corpus)[shard.tasks]).to(device, dtype)
-        self.prepare(
-            make_optimizer(
-                self.hierarchy,
-                config.learning_rate,
-                config.solver,
-                pack.protocol.objective_tokens,
-                rate=learning_rate_factors(config, pack.layout).to(device, dtype),
-                kind=pack.protocol.optimizer,
-            )
-        )
+        optimizer = self.make_optimizer()
+        self.scheduler = make_scheduler(config, pack.corpus, optimizer)
+        # All of it is in its place; Accelerate would move the count of steps, which the host reads, to the device.
+        self.optimizer = pack.accelerator.prepare(optimizer, device_placement=[False])
         self.state = State(
             best_epochs=[0] * self.num_fits,
             best_nll_nats=[math.inf] * self.num_fits,
@@ -62,10 +58,17 @@ class Trainer:
         )
         self.best = self.parameters()
 
-    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take an optimiser, with its schedule."""
-        self.scheduler = make_scheduler(self.config, self.pack.corpus, optimizer)
-        self.optimizer = self.pack.accelerator.prepare(optimizer)
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the banks, with its moments."""
+        mean_P = self.hierarchy.mean_P
+        return make_optimizer(
+            self.hierarchy,
+            self.config.learning_rate,
+            self.config.solver,
+            self.pack.protocol.objective_tokens,
+            rate=learning_rate_factors(self.config, self.pack.layout).to(mean_P.device, mean_P.dtype),
+            kind=self.pack.protocol.optimizer,
+        )
 
     def note_fewer_rows(self, reason: str, before: int, rows: int) -> None:
         """Note that forward passes hold `rows` documents from now on, and held `before`.
@@ -109,7 +112,8 @@ class Trainer:
             return
         self.pack.shard.sum_gradients_(self.hierarchy)
         self.pack.accelerator.unscale_gradients(self.optimizer)
-        map_step(
+        work = partial(
+            map_step,
             self.hierarchy,
             self.optimizer,
             self.config.solver,
@@ -117,6 +121,7 @@ class Trainer:
             max_norm=self.config.train.max_grad_norm,
             global_update=self.config.global_update,
         )
+        explain_oom(self.pack, self.config, "in the optimiser's step", work)
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
         self.state.step += 1

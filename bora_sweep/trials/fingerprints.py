@@ -161,7 +161,7 @@ def _documents(documents: pd.DataFrame) -> tuple[int, str]:
 
 def _tokens(corpus: TokenizedCorpus) -> str:
     digest = hashlib.sha256()
-    for array in (corpus.tokens, corpus.offsets, corpus.documents["num_tokens"].to_numpy()):
+    for array in (corpus.tokens, corpus.offsets, corpus.num_tokens_C):
         digest.update(np.ascontiguousarray(array, dtype=np.int64).data)
     return digest.hexdigest()
 

@@ -55,7 +55,10 @@ def result_of(
     scored = None if done.predictions is None else predictions(corpus, done)
     tasks = task_scores(config, corpus, documents, scored, done)
     tables = {"document_scores": documents, "task_scores": tasks, "curves": done.state.curve}
-    return final_row(config, done, tasks, scored), tables if scored is None else {**tables, "predictions": scored}
+    return final_row(config, corpus, done, tasks, scored), tables if scored is None else {
+        **tables,
+        "predictions": scored,
+    }
 
 
 def write_result(

@@ -55,16 +55,16 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
     own = with_values(config, prior={"tau": 100.0}, method="map")
     with Pack(own, corpus, base, accelerator) as pack:
         fits = [make_trainer(own, pack) for _ in range(size)]
-        batches = sorted(fits[0].batches(epoch=1), key=lambda document_B: _padded_tokens(corpus, document_B))
+        batches = sorted(fits[0].batches(epoch=1), key=lambda sequence_B: _padded_tokens(corpus, sequence_B))
         seconds = []
         for number in range(repeats + 1):
-            document_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]
+            sequence_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]
             started = time.perf_counter()
-            step(pack, fits, document_B, len(batches))
+            step(pack, fits, sequence_B, len(batches))
             wait_for(accelerator.device)
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[1:])
 
 
-def _padded_tokens(corpus: TokenizedCorpus, document_B) -> int:
-    return len(document_B) * int((corpus.offsets[document_B + 1] - corpus.offsets[document_B]).max())
+def _padded_tokens(corpus: TokenizedCorpus, sequence_B) -> int:
+    return len(sequence_B) * int((corpus.offsets[sequence_B + 1] - corpus.offsets[sequence_B]).max())

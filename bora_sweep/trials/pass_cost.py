@@ -47,8 +47,8 @@ def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTraine
     """
     own = with_values(config, prior={"tau": 100.0}, method="map", train={"pass_tokens": WHOLE})
     with Pack(own, corpus, base, make_accelerator(own)) as pack:
-        train_N = corpus.split("train")
-        by_length = train_N[np.argsort(-np.diff(corpus.offsets)[train_N], kind="stable")]
+        train_C = corpus.sequences("train")
+        by_length = train_C[np.argsort(-np.diff(corpus.offsets)[train_C], kind="stable")]
         fit = make_trainer(own, pack)
 
         def seconds(rows: int) -> tuple[int, float]:

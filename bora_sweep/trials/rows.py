@@ -18,7 +18,10 @@ from bora_sweep.model.prior import distance_to_global
 from bora_sweep.runs.results import perplexity
 from bora_sweep.train.state import Fit, State
 
-PACKAGES = ("bora_sweep", "torch", "transformers", "accelerate", "peft", "ray", "optuna", "pandas", "pyarrow")
+PACKAGES = (
+    "bora_sweep", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "torchao", "ray", "optuna", "pandas",
+    "pyarrow",
+)  # fmt: skip
 
 
 def document_scores(corpus: TokenizedCorpus, done: Fit) -> pd.DataFrame:
@@ -142,11 +145,14 @@ def reported_as(config: Config) -> str:
     return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
 
 
-def final_row(config: Config, done: Fit, tasks: pd.DataFrame, scored: pd.DataFrame | None) -> dict[str, Any]:
+def final_row(
+    config: Config, corpus: TokenizedCorpus, done: Fit, tasks: pd.DataFrame, scored: pd.DataFrame | None
+) -> dict[str, Any]:
     """The columns of a trial's row that its end fills.
 
     Args:
         config: Of the fit.
+        corpus: The tokenised text.
         done: The fit at its best epoch.
         tasks: Its rows of `task_scores`.
         scored: Its rows of `predictions`; None without metrics.
@@ -166,6 +172,7 @@ def final_row(config: Config, done: Fit, tasks: pd.DataFrame, scored: pd.DataFra
         "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
         "reported_perplexity": None if done.reported is None else done.reported.perplexity,
         "reported_as": None if done.reported is None else reported_as(config),
+        "cut_token_fraction": corpus.cut_token_fraction,
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,
         "device": done.device,

@@ -103,7 +103,7 @@ def num_concurrent(config: Config, resources: dict[str, float]) -> int:
     max_concurrent, address = config.ray.max_concurrent, config.ray.address
     needed = {name: amount for name, amount in resources.items() if amount > 0}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_processes = sum(min(int(node.get(name, 0) / amount) for name, amount in needed.items()) for node in nodes)
+    num_processes = sum(min(_num_shares(node, name, amount) for name, amount in needed.items()) for node in nodes)
     if num_trials := num_processes // config.ray.workers_per_trial:
         return max_concurrent or num_trials
     if address is not None and max_concurrent is not None:
@@ -119,3 +119,10 @@ def num_concurrent(config: Config, resources: dict[str, float]) -> int:
         "setting that asks for more; or, where an autoscaler will start larger nodes, set ray.max_concurrent to the "
         "trials that run at once"
     )
+
+
+def _num_shares(node: dict[str, float], name: str, amount: float) -> int:
+    """How often `amount` of a resource is on a node. A fraction of a GPU is on one card."""
+    if name == "GPU" and amount < 1:
+        return int(node.get(name, 0)) * int(1 / amount)
+    return int(node.get(name, 0) / amount)

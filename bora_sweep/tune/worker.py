@@ -27,6 +27,7 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from bora_sweep.trials.pass_cost import with_measured_pass
     from bora_sweep.trials.path import run_path
     from bora_sweep.trials.trial import Trial, run_pack
+    from bora_sweep.tune.gpu_share import limit_gpu_memory
     from bora_sweep.tune.points import Point, trial_config
     from bora_sweep.tune.scheduler import EARLY_STOP_FILE
     from bora_sweep.tune.watchdog import StopCheck, watchdog
@@ -123,6 +124,7 @@ def fit_trials(
         Each trial's row of `trials`; of a path the row of its best value.
     """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    limit_gpu_memory(config)
     trials = [
         Trial(fit["trial_id"], trial_config(config, Point(**fit["point"]), fit["seed_index"]), fit["start"])
         for fit in params["fits"]
@@ -155,6 +157,7 @@ def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) 
         most: Fits that could run at once.
     """
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    limit_gpu_memory(config)
     base = cached_base(config.model, config.data, run)
     config = with_measured_pass(config, corpus, base)
     if config.search.pack == "auto":

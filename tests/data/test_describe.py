@@ -40,18 +40,16 @@ def test_documents_per_task_and_split_and_their_totals() -> None:
     assert cells(text, "all tasks") == ["1,230", "17", "34"]
 
 
-def test_tokens_per_task_and_split_and_cut_documents() -> None:
+def test_tokens_per_task_and_split() -> None:
     corpus = corpus_of({"Bo": (30, 10, 20), "Anna": (25, 8, 17)})
     num_tokens = corpus.documents.groupby(["task", "split"], as_index=False).agg(
         num_documents=("text", "size"), num_tokens=("text", "size")
     )
-    num_tokens = num_tokens.assign(num_tokens=num_tokens["num_tokens"] * 1_000, num_cut_documents=[2, 0, 0, 9, 0, 0])
+    num_tokens = num_tokens.assign(num_tokens=num_tokens["num_tokens"] * 1_000)
     text = printed(corpus, num_tokens)
     assert cells(text, "Anna") == ["25", "8", "17", "25,000", "8,000", "17,000"]
     assert cells(text, "all tasks") == ["55", "18", "37", "55,000", "18,000", "37,000"]
-    assert "11 documents (10.0%) longer than model.max_tokens, cut" in text
     assert text.index("Bo") < text.index("Anna")  # the corpus's order
-    assert "model.max_tokens" not in printed(corpus)
 
 
 @pytest.mark.parametrize("num_tasks", [40, 41, 300])

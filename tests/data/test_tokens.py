@@ -141,7 +141,7 @@ def test_a_batch_holds_its_documents_and_their_tasks():
 
 def test_scoring_visits_a_split_once():
     corpus = make_corpus()
-    seen = np.concatenate([batch.document_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
+    seen = np.concatenate([batch.sequence_B for batch in scoring_batches(corpus, corpus.split("test"), 3)])
     assert sorted(seen) == corpus.split("test").tolist()
 
 
@@ -152,7 +152,8 @@ def test_what_is_suspicious_in_tokens_is_said():
     corpus = Corpus("c", ("a",), frame.assign(content=None, split=["train", "train", "test", "validation"]), ())
     whole, cut = (token_notes(tokenize(corpus, tokenizer, most)) for most in (64, 5))
     assert whole == ["1 document with no token but the end token"]
-    assert cut[1:] == ["1 document of validation and test with the same tokens as a training document"]
+    assert cut[1].startswith("1 document longer than model.max_tokens=5 cut: 5.6% of all tokens are lost; model.long")
+    assert cut[2:] == ["1 document of validation and test with the same tokens as a training document"]
 
 
 def test_unknown_words_are_counted_in_a_note():

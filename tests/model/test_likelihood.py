@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, VOCABULARY, make_base, scored_until
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from bora_sweep.config import LoraConfig
@@ -106,9 +107,11 @@ def test_rows_with_only_a_start_symbol_have_no_loss():
     assert not hierarchy.task_KP.grad.any()
 
 
+@pytest.mark.parametrize("readable", [{"cpu"}, set()])
 @pytest.mark.parametrize("nats", [80.0, 86.0, 88.0, 95.0, 102.0, 104.0, 500.0, 1e6])
-def test_nats_are_exact_where_the_probability_underflows(nats):
+def test_nats_are_exact_where_the_probability_underflows(nats, readable, monkeypatch):
     """float32 has full precision down to 1e-38, and fewer digits down to 1e-45."""
+    monkeypatch.setattr(linear_cross_entropy, "READABLE", readable)
     head = nn.Linear(2, 3, bias=True).requires_grad_(False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]]))
@@ -122,6 +125,39 @@ def test_nats_are_exact_where_the_probability_underflows(nats):
     expected_M.sum().backward()
     torch.testing.assert_close(nll_M.double(), expected_M, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(hidden_MH.grad.double(), exact_MH.grad, rtol=1e-6, atol=1e-6)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the program looks at within, for each of which it would wait on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("readable", "reads"), [({"cpu"}, 1), (set(), 0)])
+def test_the_loss_looks_at_no_number_where_the_program_would_wait_for_it(readable, reads, monkeypatch):
+    monkeypatch.setattr(linear_cross_entropy, "READABLE", readable)
+    head = nn.Linear(6, 9).requires_grad_(False)
+    with Reads() as found:
+        linear_nll(torch.randn(20, 6, requires_grad=True), head, torch.arange(20) % 9).sum().backward()
+    assert found.count == reads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_under_autocast_the_loss_is_that_of_the_operations_it_stands_for(dtype):
+    head = nn.Linear(32, 100, dtype=dtype).requires_grad_(False)
+    hidden_MH, target_M = torch.randn(40, 32, dtype=dtype, requires_grad=True), torch.randint(100, (40,))
+    with torch.autocast("cpu", torch.bfloat16):
+        nll_M = linear_nll(hidden_MH, head, target_M)
+        logits_MV = head(hidden_MH)
+    plain_M = F.cross_entropy(logits_MV.to(nll_M.dtype), target_M, reduction="none")
+    (gradient_MH,), (expected_MH,) = (torch.autograd.grad(loss.sum(), hidden_MH) for loss in (nll_M, plain_M))
+    torch.testing.assert_close(nll_M, plain_M, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient_MH, expected_MH, rtol=0.02, atol=0.02 if dtype != torch.float64 else 1e-12)
+    assert nll_M.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *NOT_LINEAR])

@@ -156,7 +156,7 @@ def test_priors_solvers_variants_and_packs_are_reckoned(settings, case, tmp_path
         FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(num_tasks, rows, passes=passes, fits=fits)
     )
     measured = measured_peak(config, base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json", fits)
-    assert max(parts.values()) == pytest.approx(measured, rel=0.02)
+    assert max(parts.values()) == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -204,7 +204,7 @@ def test_scoring_is_reckoned_as_what_a_pass_without_gradients_allocates(tmp_path
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
     sizes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
     reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(4, rows // 2).scoring
-    assert reckoned == pytest.approx(max(accumulate(sizes)), rel=0.02)
+    assert reckoned == pytest.approx(max(accumulate(sizes)), rel=0.03)
 
 
 def test_the_permanent_parts_are_weights_banks_and_two_moments():

@@ -1,7 +1,9 @@
 """The evidence against exact marginals, estimates of tau against the truth, Fisher information by sampling."""
 
 import dataclasses
+import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -9,24 +11,31 @@ import torch
 from evidence_estimators import laplace_log_evidence, log_evidence_ratio, tau_by_diagonal_evidence, tau_by_mackay
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_base, make_corpus
+from tensor_memory import LargestTensor, peak_bytes
+from tiny import VOCABULARY, make_base, make_corpus
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from bora_sweep.config import load_config
 from bora_sweep.data.batches import collate
+from bora_sweep.model import linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
+from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score
 from bora_sweep.train.fit import fit
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.methods import document_gradients, tau_estimate
+from bora_sweep.train.methods.document_gradients import DocumentPass
+from bora_sweep.train.methods.task_sums import TaskSums, blocks_of, task_sums
 from bora_sweep.train.methods.tau_estimate import (
+    NUM_SAMPLES,
     Curvature,
     TauEstimate,
     curvature,
     estimate_tau,
-    noise_trace,
     tau_by_scores,
 )
 from bora_sweep.train.pack import Pack
@@ -41,6 +50,22 @@ CONFIG = load_config(
         "train.max_epochs=3",
     ]
 )
+
+
+def noise_trace(score_NP: Tensor, num_tokens_N: Tensor) -> Tensor:
+    """The trace of the score's covariance from its documents, by its formula, with all documents at once."""
+    share_N = num_tokens_N / num_tokens_N.sum()
+    return (score_NP - share_N[:, None] * score_NP.sum(0)).square().sum() / (1 - share_N.square().sum())
+
+
+def trace_of_square(draw_SNP: Tensor) -> Tensor:
+    """tr(F^2) from draws of documents' scores, by its formula, with all documents at once."""
+    S, N, _ = draw_SNP.shape
+    pairs = [
+        (draw_SNP[s, n] @ draw_SNP[t, m]) ** 2
+        for s in range(S) for t in range(S) if s != t for n in range(N) for m in range(N)
+    ]  # fmt: skip
+    return torch.stack(pairs).sum() / (S * (S - 1))
 
 
 def linear_tasks(tau: float, seed: int, moved: float = 0.3, num_tasks: int = 12, size: int = 200) -> Curvature:
@@ -178,6 +203,80 @@ def test_the_curvature_is_the_exact_gradient_and_in_expectation_the_exact_fisher
     assert found.num_tokens_K.sum() == corpus.num_tokens("train")
 
 
+@pytest.mark.parametrize("family", ["opt", "gemma2"])
+def test_blocks_of_a_tasks_documents_change_nothing(family, monkeypatch):
+    """With the draws of 12 documents in memory, of 5 and of 2, in batches of 2: the same draws, made again."""
+    corpus, base = make_corpus({"a": 24, "b": 10, "c": 2}), make_base("opt") if family == "opt" else make_gemma2()
+    config = load_config(["train.micro_batch_size=2"], base=CONFIG)
+    size = make_layout(base, CONFIG.lora).num_parameters
+    theta_KP = 0.1 * torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for documents in (12, 5, 2):
+        monkeypatch.setitem(tau_estimate.DRAWS_BYTES, "cpu", documents * 4 * size * 8)
+        found.append(curvature(config, corpus, base, theta_KP))
+    for one in found[1:]:
+        for name, value in vars(found[0]).items():
+            torch.testing.assert_close(getattr(one, name), value, msg=name)
+    assert found[0].trace_square_K.min() > 0
+
+
+def make_gemma2() -> PreTrainedModel:
+    """A model whose logits no linear head alone makes: it caps them."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    return Gemma2ForCausalLM(Gemma2Config(vocab_size=VOCABULARY, **sizes, **heads)).double().eval()
+
+
+def test_memory_does_not_grow_with_the_documents_of_a_task(monkeypatch, tmp_path):
+    base, config = make_base(), load_config(["train.micro_batch_size=4", "lora.rank=8"], base=CONFIG)
+    size = make_layout(base, config.lora).num_parameters
+    of_document = NUM_SAMPLES * size * 8
+
+    def peak(documents: int, kept: int) -> int:
+        monkeypatch.setitem(tau_estimate.DRAWS_BYTES, "cpu", kept * of_document)
+        corpus = make_corpus({"a": 2 * documents, "b": 4})
+        theta_KP = torch.zeros(2, size, dtype=torch.float64)
+        return peak_bytes(lambda: curvature(config, corpus, base, theta_KP), tmp_path)
+
+    few, many = peak(12, kept=8), peak(64, kept=8)
+    assert many < 1.05 * few
+    assert peak(64, kept=64) > few + 45 * of_document  # what all draws at once would take
+
+
+def test_logits_are_in_memory_a_chunk_at_a_time(monkeypatch):
+    corpus, base = make_corpus({"a": 24, "b": 8}), make_base("opt-350m")
+    for module in (document_gradients, linear_cross_entropy):
+        monkeypatch.setitem(module.CHUNK, "cpu", 16)
+    monkeypatch.setattr(linear_cross_entropy, "_reused", threading.local())
+    adapted = AdaptedModel(base, make_layout(base, CONFIG.lora))
+    theta_P, batch = torch.zeros(adapted.layout.num_parameters, dtype=torch.float64), collate(corpus, np.arange(9))
+    assert batch.scored_BT.sum() > 48
+    with LargestOfVocabulary() as largest:
+        made = DocumentPass(Likelihood(adapted, []), batch, theta_P, 2, (0, 0))
+        made.nll_and_score()
+        made.draws()
+    adapted.remove_hooks()
+    assert largest.positions == 16
+
+
+class LargestOfVocabulary(LargestTensor):
+    """The most positions of a tensor that has a number for each token of the vocabulary."""
+
+    positions = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        if (
+            isinstance(made, torch.Tensor)
+            and made.dim() > 1
+            and made.shape[-1] == VOCABULARY
+            and made.is_floating_point()
+        ):
+            self.positions = max(self.positions, made.numel() // VOCABULARY)
+        return made
+
+
 def test_micro_batches_change_no_gradient_and_the_base_is_given_back():
     corpus, base = make_corpus(), make_base()
     size = make_layout(base, CONFIG.lora).num_parameters
@@ -190,13 +289,65 @@ def test_micro_batches_change_no_gradient_and_the_base_is_given_back():
     assert all(not module._forward_hooks for module in base.modules())
 
 
+class Made:
+    """Gradients that are given, of the documents of a batch."""
+
+    def __init__(self, nll_N: Tensor, score_NP: Tensor, draw_SNP: Tensor, rows: range) -> None:
+        self.given = nll_N[rows], score_NP[rows]
+        self.draw_SBP = draw_SNP[:, rows]
+
+    def nll_and_score(self) -> tuple[Tensor, Tensor]:
+        return self.given
+
+    def draws(self) -> Tensor:
+        return self.draw_SBP
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 12), st.integers(2, 4), st.integers(0, 99))
+@settings(deadline=None)
+def test_sums_over_batches_and_blocks_are_the_formulas_over_all_documents(sizes, most, num_samples, seed):
+    rng, count = np.random.default_rng(seed), sum(sizes)
+    nll_N, score_NP = torch.from_numpy(rng.exponential(size=count)), torch.from_numpy(rng.normal(1, 2, (count, 5)))
+    draw_SNP = torch.from_numpy(rng.normal(size=(num_samples, count, 5)))
+    num_tokens_N = torch.from_numpy(rng.integers(3, 40, count))
+    ends = np.cumsum([0, *sizes])
+    rows_M = [range(start, end) for start, end in itertools.pairwise(ends)]
+    share_N = num_tokens_N.double() / num_tokens_N.sum()
+    sums = task_sums(
+        lambda number: Made(nll_N, score_NP, draw_SNP, rows_M[number]),
+        [share_N[rows] for rows in rows_M],
+        torch.zeros(5, dtype=torch.float64),
+        most,
+    )
+    fisher_P = draw_SNP.square().mean(0).sum(0)
+    noise = fisher_P.sum() if count == 1 else noise_trace(score_NP, num_tokens_N.double())
+    torch.testing.assert_close(sums.nll, nll_N.sum())
+    torch.testing.assert_close(sums.score_P, score_NP.sum(0))
+    torch.testing.assert_close(sums.fisher_P, fisher_P)
+    torch.testing.assert_close(sums.noise(), noise)
+    torch.testing.assert_close(sums.square, trace_of_square(draw_SNP))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 30))
+def test_blocks_hold_what_they_may_and_leave_no_batch_out(sizes, most):
+    blocks = blocks_of(sizes, most)
+    assert [number for block in blocks for number in block] == list(range(len(sizes)))
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        rows = sum(sizes[number] for number in block)
+        assert rows <= most or len(block) == 1
+        assert after is None or rows + sizes[after.start] > most
+
+
 def test_documents_show_the_noise_of_a_score_whatever_its_mean():
     rng = np.random.default_rng(0)
     num_tokens_N = torch.from_numpy(rng.integers(5, 50, 30))
     mean_P, variance_P = torch.linspace(-2, 2, 40), torch.linspace(0.1, 3, 40)
     noise_MNP = torch.from_numpy(rng.normal(size=(200, 30, 40)))
     scores_MNP = num_tokens_N[:, None] * mean_P + noise_MNP * (num_tokens_N[:, None] * variance_P).sqrt()
-    found = torch.stack([noise_trace(score_NP, num_tokens_N) for score_NP in scores_MNP]).mean()
+    sums = [TaskSums(mean_P) for _ in scores_MNP]
+    for of_task, score_NP in zip(sums, scores_MNP, strict=True):
+        of_task.add_documents(torch.zeros(30), score_NP, num_tokens_N / num_tokens_N.sum())
+    found = torch.stack([of_task.noise() for of_task in sums]).mean()
     torch.testing.assert_close(found, (num_tokens_N.sum() * variance_P.sum()).double(), rtol=0.01, atol=0)
 
 

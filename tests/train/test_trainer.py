@@ -28,7 +28,7 @@ from bora_sweep.process import Interrupted
 from bora_sweep.train import device, evaluate
 from bora_sweep.train import fit as fit_module
 from bora_sweep.train import step as step_module
-from bora_sweep.train.checkpoint import load_checkpoint, record_oom
+from bora_sweep.train.checkpoint import record_oom
 from bora_sweep.train.device import make_accelerator, set_up_gpu
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.fit import finish, fit, run_epoch, validate
@@ -365,15 +365,6 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path, settings):
     resumed = fit(config, corpus, make_base(), tmp_path, on_epoch=lambda state: epochs.append(state.epoch))
     assert epochs == [3, 4]
     same_fit(resumed, whole)
-
-
-@pytest.mark.parametrize(("seconds", "found"), [(0.0, True), (60.0, False)])
-def test_epochs_that_follow_a_checkpoint_closely_have_none(seconds, found, monkeypatch, tmp_path):
-    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", seconds)
-    there = []
-    fit(make_config("train.max_epochs=2"), make_corpus(), make_base(), tmp_path,
-        on_epoch=lambda _: there.append(load_checkpoint(tmp_path) is not None))  # fmt: skip
-    assert there == [found] * 2
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def test_a_trial_takes_a_whole_gpu_where_there_are_any(make_cluster):
     make_cluster({"CPU": 8.0, "GPU": 2.0})
     assert concurrent() == 2
     assert concurrent("ray.gpus_per_trial=0.5") == 4
+    assert concurrent("ray.gpus_per_trial=0.6") == 2  # no trial has parts of two cards
+    assert concurrent("ray.gpus_per_trial=0.3") == 6
     assert concurrent("ray.gpus_per_trial=0") == 8
 
 

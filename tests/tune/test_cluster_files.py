@@ -95,6 +95,14 @@ def trial_resources() -> dict[str, float]:
     return {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
 
 
+def test_trials_run_in_bfloat16_on_gpus_that_compute_in_it():
+    assert gpu_cluster().model.dtype == "bfloat16"
+    has_bfloat16 = {AWS: ("InstanceType", r"g6\.|g5\.|p4|p5"), GCP: ("machineType", r"g2-|a2-|a3-")}
+    for name, (key, kinds) in has_bfloat16.items():
+        types = read(name)["available_node_types"]
+        assert all(re.match(kinds, types[worker]["node_config"][key]) for worker in ("spot", "on_demand"))
+
+
 @ray_up_files
 def test_nodes_install_what_is_pinned_and_extras_that_there_are(name):
     (install,) = [command for command in read(name)["setup_commands"] if "pip install" in command]

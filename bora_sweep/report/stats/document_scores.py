@@ -163,7 +163,8 @@ def _check(
     for n, j in np.argwhere(weight_NJ != weight_NJ[:, :1])[:1]:
         raise InputError(
             f"{_name(documents[n], trials[j])} has {weight_NJ[n, j]:.0f} tokens, "
-            f"{weight_NJ[n, 0]:.0f} in trial {trials[0][2]}: compare runs of the same tokenizer and model.max_tokens"
+            f"{weight_NJ[n, 0]:.0f} in trial {trials[0][2]}: compare runs of the same tokenizer, "
+            "model.max_tokens and model.long_documents"
         )
 
 

@@ -1,7 +1,9 @@
 """Notes: what a reader must know before trusting the numbers."""
 
+import numpy as np
 import pandas as pd
 
+from bora_sweep.errors import percentage
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
@@ -15,6 +17,7 @@ def warnings(summary: Summary, methods: list[Method]) -> str:
         _not_converged(summary, methods),
         _best_at_edge(summary),
         _unfinished(summary),
+        _cut(summary),
         _tuned(summary),
         _types_of_weights(summary),
         _reported_by_protocol(summary),
@@ -104,6 +107,17 @@ def _types_of_weights(summary: Summary) -> str:
     return (
         f"The base's weights differ in type: {counts}. model.dtype=auto chose on each machine. Set model.dtype to "
         "compare fits of one type."
+    )
+
+
+def _cut(summary: Summary) -> str:
+    """What cutting long documents lost, the most of any trial; empty in results of an older version."""
+    lost = float(np.nan_to_num(summary.trials["cut_token_fraction"].to_numpy(dtype=float)).max(initial=0.0))
+    if not lost:
+        return ""
+    return (
+        f"Documents longer than model.max_tokens were cut. {percentage(lost)} of all tokens of the data were neither "
+        "trained on nor scored. Set model.long_documents=chunk to keep them, or raise model.max_tokens."
     )
 
 

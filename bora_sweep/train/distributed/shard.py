@@ -5,7 +5,7 @@ of a task's adapter is then complete on its process; only Theta's gradient needs
 and always at tau = inf, where tasks have no adapters: each process holds all parameters and works on every n-th
 document; all gradients are reduced.
 
-Shapes: K adapters (one per task), k of them on this process, P parameters of one adapter, B rows, N documents.
+Shapes: K adapters (one per task), k of them on this process, P parameters of one adapter, B rows, C sequences.
 """
 
 import math
@@ -38,8 +38,7 @@ class Shard:
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
         self.by_task = process_group.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
-        documents = corpus.documents
-        self.task_N, self.length_N = documents["task"].to_numpy(), documents["num_tokens"].to_numpy()
+        self.task_C, self.length_C = corpus.task_C, corpus.num_tokens_C
         self.blocks = [slice(0, corpus.num_tasks)]
         if self.by_task:
             if corpus.num_tasks < process_group.count():
@@ -47,8 +46,8 @@ class Shard:
                     f"ray.workers_per_trial={process_group.count()}: more processes than the {corpus.num_tasks} "
                     "tasks that they would hold; lower it, or set train.parallel=data"
                 )
-            train = corpus.split("train")
-            tokens_K = np.bincount(self.task_N[train], self.length_N[train], minlength=corpus.num_tasks)
+            train = corpus.sequences("train")
+            tokens_K = np.bincount(self.task_C[train], self.length_C[train], minlength=corpus.num_tasks)
             self.blocks = even_blocks(tokens_K, process_group.count())
 
     @property
@@ -61,14 +60,14 @@ class Shard:
         """How many they are."""
         return self.tasks.stop - self.tasks.start
 
-    def documents(self, document_B: np.ndarray) -> np.ndarray:
-        """The documents of a batch that this process works on."""
+    def sequences(self, sequence_B: np.ndarray) -> np.ndarray:
+        """The sequences of a batch that this process works on."""
         if self.by_task:
-            task_B = self.task_N[document_B]
-            return document_B[(self.tasks.start <= task_B) & (task_B < self.tasks.stop)]
+            task_B = self.task_C[sequence_B]
+            return sequence_B[(self.tasks.start <= task_B) & (task_B < self.tasks.stop)]
         if process_group.count() == 1:
-            return document_B
-        by_length = document_B[np.argsort(self.length_N[document_B], kind="stable")]
+            return sequence_B
+        by_length = sequence_B[np.argsort(self.length_C[sequence_B], kind="stable")]
         return by_length[process_group.rank() :: process_group.count()]
 
     def localize(self, batch: TaskBatch) -> TaskBatch:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from bora_sweep.errors import InputError
+from bora_sweep.model.placement import placed
 
 _root_of: WeakKeyDictionary[PreTrainedModel, nn.Module] = WeakKeyDictionary()
 
@@ -45,8 +46,9 @@ def place_base(base: PreTrainedModel, device: torch.device, *, shard: bool) -> P
                 "or set train.shard_base=true"
             )
         return base
-    if shard:
-        _shard(base.requires_grad_(False), device)
+    if not shard:
+        return placed(base, device)
+    _shard(base.requires_grad_(False), device)
     return base.to(device)  # type: ignore[arg-type]
 
 
@@ -61,7 +63,7 @@ def _shard(base: PreTrainedModel, device: torch.device) -> None:
             f"train.shard_base=true: torch {torch.__version__} cannot go on after a sharded base failed in a forward "
             "pass, as some do where they are checked; install torch 2.13"
         )
-    blocks = _blocks(base)
+    blocks = blocks_of(base)
     _refuse_weights(base, blocks)
     root = base.get_submodule(_holder(blocks))
     group = dist.group.WORLD
@@ -78,7 +80,7 @@ def _shard(base: PreTrainedModel, device: torch.device) -> None:
     _root_of[base] = root
 
 
-def _blocks(base: PreTrainedModel) -> dict[str, nn.Module]:
+def blocks_of(base: PreTrainedModel) -> dict[str, nn.Module]:
     """The entries of the model's outermost lists of modules, by their paths.
 
     Raises:

@@ -55,6 +55,9 @@ class Ivon(torch.optim.AdamW):
         super().__init__(groups, lr=lr)
         self.bank, self.num_tokens, self.tau, self.rate, self.ivon_betas = task_KP, num_tokens, tau, rate, betas
         self.generator, self.seed = torch.Generator(task_KP.device), seed
+        if mean_P.requires_grad:  # as AdamW would at its first step
+            zeros = {name: torch.zeros_like(mean_P) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[mean_P] = {"step": torch.tensor(0.0), **zeros}
         self.state[task_KP] = {
             "step": torch.tensor(0.0),
             "gradient": torch.zeros_like(task_KP),

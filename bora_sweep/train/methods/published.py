@@ -6,7 +6,7 @@ batch, each task's mean over the tokens of its rows; in each epoch, the mean of 
 The reported number of a task is the lowest of these over all epochs. The reported number of all tasks is the lowest
 mean over batches of exp(mean of the batch's task means).
 
-Shapes: N documents of a split, B rows, M batches, K tasks, F fits, P parameters of one adapter.
+Shapes: N documents of a split, C sequences, B rows, M batches, K tasks, F fits, P parameters of one adapter.
 """
 
 import math
@@ -90,32 +90,32 @@ class PublishedCode(Protocol):
         return super().training_batches(epoch)
 
     def forward_batches(
-        self, document_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
+        self, sequence_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
     ) -> list[TaskBatch]:
         """Where padding is scored, rows as long as the longest of the step."""
-        if self.train.padding == "scored" and len(document_B):
-            return list(filled_batches(self.corpus, [document_B], rows))
-        return super().forward_batches(document_B, rows, pass_tokens, limits)
+        if self.train.padding == "scored" and len(sequence_B):
+            return list(filled_batches(self.corpus, [sequence_B], rows))
+        return super().forward_batches(sequence_B, rows, pass_tokens, limits)
 
-    def batch_weights(self, weight_K: Tensor, document_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:
+    def batch_weights(self, weight_K: Tensor, sequence_B: np.ndarray, num_batches: int) -> tuple[float, Tensor]:
         """With `train.likelihood=documents` a task's documents over its scored tokens in the batch."""
         if self.train.likelihood == "tokens":
-            return super().batch_weights(weight_K, document_B, num_batches)
-        scored_B = self.corpus.documents["num_tokens"].to_numpy()[document_B]
-        if self.train.padding == "scored" and len(document_B):
-            scored_B = scored_B + longest_of(self.corpus, document_B) - np.diff(self.corpus.offsets)[document_B]
+            return super().batch_weights(weight_K, sequence_B, num_batches)
+        scored_B = self.corpus.documents["num_tokens"].to_numpy()[sequence_B]
+        if self.train.padding == "scored" and len(sequence_B):
+            scored_B = scored_B + longest_of(self.corpus, sequence_B) - np.diff(self.corpus.offsets)[sequence_B]
         task_N, size = self.corpus.documents["task"].to_numpy(), self.corpus.num_tasks
-        scored_K = np.bincount(task_N[document_B], scored_B, size)
+        scored_K = np.bincount(task_N[sequence_B], scored_B, size)
         weight = np.bincount(task_N[self.corpus.split("train")], minlength=size) / np.maximum(scored_K, 1)
         return 1.0, torch.from_numpy(weight).to(weight_K)
 
     def validation_batches(
-        self, corpus: TokenizedCorpus, document_N: np.ndarray, rows: int, limits: Sequence[int]
+        self, corpus: TokenizedCorpus, sequence_C: np.ndarray, rows: int, limits: Sequence[int]
     ) -> Iterator[TaskBatch]:
         """Where padding is scored, the fixed batches, each filled to its longest."""
         if self.train.padding == "scored":
             return filled_batches(corpus, self.validation.batches, rows)
-        return super().validation_batches(corpus, document_N, rows, limits)
+        return super().validation_batches(corpus, sequence_C, rows, limits)
 
     def selection_nats(self, state: State, nll_N: np.ndarray, nats_F: np.ndarray) -> np.ndarray | None:
         """With `train.reported=best_epochs` the published code's mean; it does not look at the untrained model."""
@@ -150,10 +150,10 @@ def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows:
         batches: Indices of the documents of each batch.
         rows: Documents of a forward pass, at most.
     """
-    for document_B in batches:
-        width = longest_of(corpus, document_B)
-        for i in range(0, len(document_B), rows):
-            batch = collate(corpus, document_B[i : i + rows], width)
+    for sequence_B in batches:
+        width = longest_of(corpus, sequence_B)
+        for i in range(0, len(sequence_B), rows):
+            batch = collate(corpus, sequence_B[i : i + rows], width)
             is_text_BT = np.arange(width) < batch.length_B[:, None]
             yield replace(batch, scored_BT=batch.scored_BT | ~is_text_BT, mask_BT=is_text_BT.astype(np.int64))
 
@@ -165,11 +165,12 @@ class RowwiseAdam(ProximalAdam):
     is no prior in it.
     """
 
+    def _first_state(self, bank: Tensor) -> dict[str, Tensor]:
+        step_K1 = torch.zeros(len(bank), 1, device=bank.device)
+        return {"steps": step_K1, "exp_avg": torch.zeros_like(bank), "exp_avg_sq": torch.zeros_like(bank)}
+
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state, (beta1, beta2) = self.state[bank], group["betas"]
-        if not state:
-            step_K1 = torch.zeros(len(bank), 1, device=bank.device)
-            state.update(steps=step_K1, exp_avg=torch.zeros_like(bank), exp_avg_sq=torch.zeros_like(bank))
         moved = gradient.any(dim=-1).nonzero().squeeze(-1)
         g = gradient[moved]
         step_M1 = state["steps"][moved].double() + 1
@@ -207,22 +208,22 @@ class ScoredSplit:
         scored = self.corpus.documents["num_tokens"].to_numpy().copy()
         if self.scores_padding:
             length = np.diff(self.corpus.offsets)
-            for document_B in self.batches:
-                scored[document_B] += longest_of(self.corpus, document_B) - length[document_B]
+            for sequence_B in self.batches:
+                scored[sequence_B] += longest_of(self.corpus, sequence_B) - length[sequence_B]
         return scored[self.corpus.split(self.name)]
 
     def numbers(self, nll_N: np.ndarray) -> EpochNumbers:
         """The published code's numbers from the nats of each document."""
         document_N = self.corpus.split(self.name)
         place = np.empty(len(self.corpus.documents), dtype=np.int64)
-        for number, document_B in enumerate(self.batches):
-            place[document_B] = number
+        for number, sequence_B in enumerate(self.batches):
+            place[sequence_B] = number
         shape = len(self.batches), self.corpus.num_tasks
         task_N = self.corpus.documents["task"].to_numpy()[document_N]
         cell_N = place[document_N] * shape[1] + task_N
         nats_MK = np.bincount(cell_N, nll_N, shape[0] * shape[1]).reshape(shape)
         scored_MK = np.bincount(cell_N, self.scored_N, shape[0] * shape[1]).reshape(shape)
-        rows_M = np.array([len(document_B) for document_B in self.batches], dtype=float)
+        rows_M = np.array([len(sequence_B) for sequence_B in self.batches], dtype=float)
         mean_MK = np.divide(nats_MK, scored_MK, out=np.full(shape, np.nan), where=scored_MK > 0)
         mean_M = np.nanmean(mean_MK, axis=1)
         weight_MK = rows_M[:, None] * (scored_MK > 0)

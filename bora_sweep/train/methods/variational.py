@@ -32,27 +32,28 @@ class VariationalTrainer(Trainer):
                 "over deviations needs 0 < tau < inf and noncentered coordinates"
             )
         super().__init__(with_values(config, train={"max_grad_norm": None, "solver": "proximal"}), pack)
+        self.hierarchy.register_buffer("std_KP", self.ivon.std_KP())
+
+    def make_optimizer(self) -> Ivon:
+        """IVON, in place of Adam."""
         assert self.hierarchy.task_KP is not None
         self.ivon = Ivon(
             self.hierarchy.mean_P,
             self.hierarchy.task_KP,
-            config.learning_rate,
-            num_tokens=pack.protocol.objective_tokens,
+            self.config.learning_rate,
+            num_tokens=self.pack.protocol.objective_tokens,
             tau=self.hierarchy.precision,
             rate=RATE,
-            seed=config.train.seed,
+            seed=self.config.train.seed,
         )
-        self.prepare(self.ivon)
-        self.hierarchy.register_buffer("std_KP", self.ivon.std_KP())
-        self.best = self.parameters()
+        return self.ivon
 
     def begin_step(self) -> None:
         """Move the bank to a draw of q, where the gradient is taken."""
         self.ivon.perturb()
 
     def parameters(self) -> dict[str, Tensor]:
-        std = {"std_KP": self.ivon.std_KP().cpu()} if hasattr(self, "ivon") else {}
-        return {**super().parameters(), **std}
+        return {**super().parameters(), "std_KP": self.ivon.std_KP().cpu()}
 
     def std_KP(self) -> Tensor:
         """The standard deviations of q at the best epoch; theta_1..K, its means, are what is scored."""

@@ -214,8 +214,8 @@ class Scorer:
         self, fit: Trainer, place_N: np.ndarray, work: Callable[[np.ndarray], dict[int, Any]]
     ) -> dict[int, Any]:
         """What `work` returns for this process's part of the documents, and on the others for theirs, in order."""
-        document_N = self.references.document_N[place_N]
-        own_N = place_N[np.isin(document_N, self.pack.shard.documents(document_N))]
+        sequence_N = self.pack.corpus.first_sequence(self.references.document_N[place_N])
+        own_N = place_N[np.isin(sequence_N, self.pack.shard.sequences(sequence_N))]
         with self.pack.autocast():
             own = retry_on_oom(self.pack, [fit], lambda: work(own_N))
         found = {n: result for part in from_all(own) for n, result in part.items()}
@@ -277,7 +277,8 @@ class Scorer:
 
     def _prompt(self, n: int) -> list[int]:
         """The tokens before a document's answer."""
-        corpus, start = self.pack.corpus, self.pack.corpus.offsets[self.references.document_N[n]]
+        corpus = self.pack.corpus
+        start = corpus.offsets[corpus.first_sequence(self.references.document_N[n])]
         return corpus.tokens[start : start + self.references.given_N[n]].tolist()
 
     def _tasks(self, place_B: np.ndarray) -> Tensor:
