@@ -316,3 +316,18 @@ def test_files_of_another_model_are_refused_quantised_too(change, tmp_path):
     base.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(InputError, match=r"^model\.name=.*mlp\.up_proj\.weight"):
         load_base(ModelConfig(name=str(tmp_path), quantization="nf4"), DATA)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_run_again_have_the_same_gradients(kind, tmp_path):
+    """Also where a packed layer keeps its inputs by itself."""
+    base = placed(load_base(stored(tmp_path, "llama", kind), DATA), torch.device("cpu"))
+    layout, gradients = make_layout(base, LORA), []
+    for checkpointed in (False, True):
+        theta_BP = torch.stack([random_adapter(base, layout, row) for row in range(3)]).requires_grad_()
+        adapted = AdaptedModel(base, layout, checkpointed=checkpointed, longest=9)
+        tokens_BT = torch.arange(27).view(3, 9) + 4
+        adapted(tokens_BT, theta_BP).logsumexp(-1).sum().backward()
+        adapted.remove_hooks()
+        gradients.append(theta_BP.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6 * gradients[0].abs().max().item())

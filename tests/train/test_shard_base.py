@@ -38,6 +38,7 @@ FITS = {
     "one document": ["prior.tau=100", "train.batch_size=1", "train.max_epochs=1"],
     "many passes": ["prior.tau=10", "train.micro_batch_size=2", "prior.parametrization=centered"],
     "dora": ["prior.tau=100", "lora.variant=dora"],
+    "checkpointed": ["prior.tau=100", "train.gradient_checkpointing=true", "train.length_bucket=4"],
     "vi": ["prior.tau=10", "method=vi"],
 }
 CASES = [(parallel, name) for parallel in ("tasks", "data") for name in FITS if (parallel, name) != ("tasks", "vi")]
@@ -77,8 +78,8 @@ def nats_and_gradients(adapted: AdaptedModel, times: int = 2) -> list[torch.Tens
             noise_BP = torch.randn(3, layout.num_parameters, generator=generator, dtype=torch.float64)
             self.bank_BP = nn.Parameter(initial_P + 0.1 * noise_BP)
 
-        def theta_BP(self, task_B):
-            return self.bank_BP[task_B]
+        def theta_BP(self, task_B, dtype):
+            return self.bank_BP[task_B].to(dtype)
 
     for _ in range(times):
         bank = Bank()
