@@ -61,7 +61,7 @@ def test_no_secret_of_the_environment_is_in_a_run_or_on_the_screen(
     def fail(*_, **__) -> None:
         raise RuntimeError(f"401 for {secrets['HF_TOKEN']} at https://me:{secrets['WANDB_API_KEY']}@host/")
 
-    monkeypatch.setattr("bora_sweep.train.fit.make_trainer", fail)
+    monkeypatch.setattr("bora_sweep.train.fit.make_trainers", fail)
     assert main(["fit", *arguments, f"output={tmp_path / 'ill'}"]) == 1
     printed = capsys.readouterr()
     texts = [printed.out, printed.err, *(path.read_bytes().decode(errors="replace") for path in tmp_path.rglob("*.*"))]
