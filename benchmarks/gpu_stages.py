@@ -261,6 +261,7 @@ def fits() -> None:
         "tau=100": {}, "tau=0": {"prior": {"tau": 0.0}}, "tau=inf": {"prior": {"tau": math.inf}},
         "tensor_norm": {"prior": {"penalty": "tensor_norm"}}, "dora": {"lora": {"variant": "dora"}},
         "mora": {"lora": {"variant": "mora"}}, "vi": {"method": "vi"},
+        "checkpointed": {"train": {"gradient_checkpointing": True}}, "buckets": {"train": {"length_bucket": 32}},
         "scored padding": {"train": {"padding": "scored", "batches": "fixed"}},
     }  # fmt: skip
 

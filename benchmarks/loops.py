@@ -40,7 +40,7 @@ class Ours:
         initial_P = self.layout.initial(base, 0, torch.promote_types(dtype, torch.float32)).to(device)
         self.hierarchy = Hierarchy(initial_P, num_tasks=geometry.num_tasks, tau=TAU, parametrization="noncentered")
         self.weight_K = torch.ones(geometry.num_tasks, device=device)
-        self.adapted = AdaptedModel(base, self.layout, compiled=compiled)
+        self.adapted = AdaptedModel(base, self.layout, compiled=compiled, longest=geometry.tokens)
         self.likelihood = Likelihood(self.adapted, [self.hierarchy])
         self.optimizer = make_optimizer(self.hierarchy, LEARNING_RATE, "proximal", NUM_TOKENS)
 

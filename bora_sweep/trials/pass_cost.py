@@ -52,13 +52,15 @@ def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTraine
         fit = make_trainer(own, pack)
 
         def seconds(rows: int) -> tuple[int, float]:
-            batch_B, taken = by_length[: max(1, rows)], []
+            batch_B = by_length[: max(1, rows)]
+            taken, tokens = [], 0
             for _ in range(REPEATS + 1):
                 started = time.perf_counter()
-                local = retry_on_oom(pack, [fit], lambda: add_likelihood_gradients(pack, [fit], batch_B, 1))
+                sums = retry_on_oom(pack, [fit], lambda: add_likelihood_gradients(pack, [fit], batch_B, 1))
                 wait_for(pack.accelerator.device)
                 taken.append(time.perf_counter() - started)
-            return int(local[-1]), statistics.median(taken[1:])
+                tokens = int(sums[-1])
+            return tokens, statistics.median(taken[1:])
 
         found = fixed_tokens(seconds(pack.rows // PART), seconds(pack.rows))
         return from_rank_zero(lambda: found)

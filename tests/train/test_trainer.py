@@ -16,6 +16,7 @@ from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from tiny import VOCABULARY, all_but_first, make_base, make_corpus
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 
 from bora_sweep.config import Config, load_config
@@ -575,7 +576,7 @@ def test_each_rank_and_length_has_its_graph_and_none_is_left_out_in_silence(monk
     assert np.all(np.diff(graphs) > 0)
     assert np.diff(graphs).max() <= 4  # with and without gradients, at the first length and at all others
     monkeypatch.setattr(adapted_module, "RECOMPILE_LIMIT", 1)
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+    with pytest.raises(FailOnRecompileLimitHit):
         fit(make_config("lora.rank=10", "train.max_epochs=1", "train.compile=true"), corpus, base)
     torch._dynamo.reset()
 
@@ -601,7 +602,8 @@ def test_a_base_in_bfloat16_has_no_autocast_beside_it():
 
 @pytest.mark.parametrize(("precision", "is_allowed"), [("no", False), ("tf32", True), ("bf16", False)])
 def test_tf32_is_used_where_it_is_asked_for(precision, is_allowed):
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     matmul.allow_tf32 = cudnn.allow_tf32 = not is_allowed
     set_up_gpu(precision)
     assert (matmul.allow_tf32, cudnn.allow_tf32) == (is_allowed, is_allowed)

@@ -12,6 +12,7 @@ import sys
 import time
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
+from typing import Any
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
 
@@ -37,7 +38,7 @@ class Finder(MetaPathFinder):
 
 def patch_fit(module) -> None:
     module.step = with_faults(module.step)
-    times = sys.modules["bora_sweep.train.checkpoint_times"]
+    times: Any = sys.modules["bora_sweep.train.checkpoint_times"]
     times.FIRST_SECONDS = times.SPACING = 0.0  # each epoch ends with a checkpoint to resume from
 
 
