@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from bora_sweep.config import GlobalUpdate, Parametrization
 from bora_sweep.model.prior import log_prior
 
+COLUMNS = 1 << 20
+"""Coordinates whose sums by task are in memory beside the gradient that they are added to."""
+
 
 def identity(tensor: Tensor) -> Tensor:
     """The default of `sum_over_tasks`: all tasks are in this process."""
@@ -139,14 +142,15 @@ class GatherRows(torch.autograd.Function):
     """(Theta + task_k) of each row's task k in the precision of the rows, with a gradient that is the same in each run.
 
     The gradient of torch's own gather adds rows on a GPU in any order, so that the same seed gives other bits. Here it
-    is a product with the tasks' indicators, summed in the bank's precision.
+    is a product with the tasks' indicators, summed in the bank's precision. From the second pass of a step on it goes
+    straight into the bank's gradient, which would otherwise be in memory twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, task_KP: Tensor, mean_P: Tensor | None, task_B: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, task_KP: nn.Parameter, mean_P: Tensor | None, task_B: Tensor, dtype: torch.dtype) -> Tensor:
         """theta_BP; `mean_P` is None where `task_KP` is theta itself."""
         ctx.save_for_backward(task_B)
-        ctx.num_tasks, ctx.dtype = len(task_KP), task_KP.dtype
+        ctx.bank = task_KP
         if len(task_KP) <= len(task_B):  # the same numbers, over fewer rows
             theta_KP = task_KP if mean_P is None else task_KP + mean_P
             return theta_KP.to(dtype).index_select(0, task_B)
@@ -155,10 +159,13 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_BP: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The gradients of the bank and of Theta."""
-        (task_B,) = ctx.saved_tensors
-        grad_KP = sum_by_task(grad_BP, task_B, ctx.num_tasks, ctx.dtype)
-        return grad_KP, grad_KP.sum(0) if ctx.needs_input_grad[1] else None, None, None
+        """The gradients of the bank and of Theta; that of the bank is None where it has been added."""
+        (task_B,), bank = ctx.saved_tensors, ctx.bank
+        of_mean_P = grad_BP.sum(0, dtype=bank.dtype) if ctx.needs_input_grad[1] else None
+        if bank.grad is None:
+            return sum_by_task(grad_BP, task_B, len(bank), bank.dtype), of_mean_P, None, None
+        add_by_task_(bank.grad, grad_BP, task_B)
+        return None, of_mean_P, None, None
 
 
 def sum_by_task(rows_BP: Tensor, task_B: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
@@ -176,6 +183,15 @@ def sum_by_task(rows_BP: Tensor, task_B: Tensor, num_tasks: int, dtype: torch.dt
     if rows_BP.device.type == "cuda" and rows_BP.dtype != dtype:
         return torch.mm(indicator_KB, rows_BP, out_dtype=dtype)
     return indicator_KB.to(dtype) @ rows_BP.to(dtype)
+
+
+def add_by_task_(total_KP: Tensor, rows_BP: Tensor, task_B: Tensor) -> None:
+    """Add the rows to those of their tasks, in place, by `COLUMNS` at a time; arguments as in `sum_by_task`."""
+    for total_KC, rows_BC in zip(total_KP.split(COLUMNS, dim=1), rows_BP.split(COLUMNS, dim=1), strict=True):
+        if rows_BP.device.type == "cpu":
+            total_KC.index_add_(0, task_B, rows_BC.to(total_KP.dtype))
+        else:
+            total_KC.add_(sum_by_task(rows_BC, task_B, len(total_KP), total_KP.dtype))
 
 
 def _add_gradient(bank: nn.Parameter, gradient: Tensor) -> None:

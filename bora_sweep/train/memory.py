@@ -120,7 +120,7 @@ class FitMemory:
         return StepMemory(
             base=self._weights,
             banks=(3 * moving + resting) * self.dtype.itemsize,
-            gather=accumulated + self._gather(num_tasks, rows, fits),
+            gather=accumulated + self._gather(num_tasks, rows, fits, accumulated > 0),
             forward=accumulated + forward,
             backward=accumulated + counted.backward(train) + self._dense,
             update=gradient + self._update_copies(moving // fits),
@@ -187,10 +187,17 @@ class FitMemory:
                 for _ in range(fits)
             ]
 
-    def _count_gather(self, num_tasks: int, rows: int, fits: int) -> int:
-        """Peak bytes while rows are gathered from the banks, or their gradients added into the banks' gradients."""
+    def _count_gather(self, num_tasks: int, rows: int, fits: int, accumulated: bool) -> int:
+        """Peak bytes while rows are gathered from the banks, or their gradients added into the banks' gradients.
+
+        With `accumulated` those of earlier passes are there, which are counted elsewhere.
+        """
         hierarchies = self._hierarchies(num_tasks, fits)
-        with LiveBytes(bank for hierarchy in hierarchies for bank in hierarchy.parameters()) as live:
+        banks = [bank for hierarchy in hierarchies for bank in hierarchy.parameters()]
+        with LiveBytes():
+            for bank in banks:
+                bank.grad = torch.empty_like(bank) if accumulated and bank.requires_grad else None
+        with LiveBytes(part for bank in banks for part in (bank, bank.grad) if part is not None) as live:
             task_B = torch.zeros(rows, dtype=torch.long)
             dtype = None if self.layout.variant.full_precision else self.base.dtype
             each = [hierarchy.theta_BP(task_B, dtype) for hierarchy in hierarchies]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
+from bora_sweep.model import hierarchy as hierarchy_module
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.prior import distance_to_global, log_prior
 
@@ -102,3 +103,27 @@ def test_a_row_has_a_gradient_only_in_its_task_and_theta():
     hierarchy.theta_BP(torch.tensor([2, 2, 0])).sum().backward()
     torch.testing.assert_close(hierarchy.task_KP.grad.sum(1) / 6, torch.tensor([1.0, 0, 2, 0], dtype=torch.float64))
     torch.testing.assert_close(hierarchy.mean_P.grad, torch.full((6,), 3.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("parametrization", ["noncentered", "centered"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_passes_add_their_gradients_as_one_pass_of_all_rows(parametrization, dtype, monkeypatch):
+    """Also in columns that are added one block after another, and whatever the number of rows beside that of tasks."""
+    monkeypatch.setattr(hierarchy_module, "COLUMNS", 2)
+    rows, weight_BP = torch.randint(4, (11,)), torch.randint(-8, 8, (11, 5)).to(dtype)
+    found = []
+    for cuts in ([11], [2, 7, 2]):
+        model = Hierarchy(
+            torch.zeros(5, dtype=torch.promote_types(dtype, torch.float32)), num_tasks=4, tau=10.0,
+            parametrization=parametrization,
+        )  # fmt: skip
+        for task_B, weight in zip(rows.split(cuts), weight_BP.split(cuts), strict=True):
+            (model.theta_BP(task_B, dtype) * weight).sum().backward()
+        found.append([bank.grad for bank in model.parameters() if bank.requires_grad])
+    expected_KP = torch.zeros_like(found[0][-1])
+    for task, weight_P in zip(rows.tolist(), weight_BP, strict=True):
+        expected_KP[task] += weight_P.to(expected_KP.dtype)
+    for gradients in found:
+        assert torch.equal(gradients[-1], expected_KP)
+        if parametrization == "noncentered":
+            assert torch.equal(gradients[0], expected_KP.sum(0))

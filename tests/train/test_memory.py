@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from bora_sweep.config import Config, load_config, with_values
 from bora_sweep.errors import InputError
-from bora_sweep.model import linear_cross_entropy
+from bora_sweep.model import hierarchy, linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout, make_layout
@@ -62,8 +62,8 @@ def measured_peak(
     def step() -> None:
         for _ in range(passes):
             likelihood(*batch).sum().backward()
-        for hierarchy, optimizer in zip(hierarchies, optimizers, strict=True):
-            map_step(hierarchy, optimizer, config.solver, 1000, max_norm=1.0)
+        for fit, optimizer in zip(hierarchies, optimizers, strict=True):
+            map_step(fit, optimizer, config.solver, 1000, max_norm=1.0)
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -115,7 +115,7 @@ def as_on_a_gpu(monkeypatch):
         (8, 4, "all-linear", 32, 64, 1, {"forward", "backward"}),
         (4, 16, "all-linear", 64, 8, 1, {"backward", "gather"}),
         (64, 4, "all-linear", 8, 32, 1, {"update"}),
-        (64, 16, "all-linear", 32, 8, 2, {"gather"}),
+        (64, 16, "all-linear", 32, 8, 2, {"gather", "backward"}),
         (16, 16, QV, 8, 64, 2, {"forward", "backward"}),
     ],
 )
@@ -123,7 +123,8 @@ def test_the_reckoned_peak_is_what_a_step_allocates(
     family, dtype, num_tasks, rank, targets, rows, tokens, passes, greatest, tmp_path, monkeypatch
 ):
     config, base, layout = make(family, dtype, f"lora.rank={rank}", f"lora.target_modules={targets}")
-    block = 1 << 16 if greatest == {"gather"} else BLOCK_ELSEWHERE
+    block = 1 << 16 if passes > 1 and num_tasks > 16 else BLOCK_ELSEWHERE
+    monkeypatch.setattr(hierarchy, "COLUMNS", 1 << 9)  # few beside those of such small adapters
     monkeypatch.setitem(optim.BLOCK, "cpu", block)
     reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"], block=block)
     parts = temporary(reckoned.step(num_tasks, rows, passes=passes))
