@@ -23,6 +23,7 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
 
 META = torch.device("meta")
+# Not `vi`, whose draws need a generator on the device. The published code looks at gradients and masks.
 KINDS = {
     "tau=100": ["prior.tau=100"],
     "tau=0": ["prior.tau=0"],
@@ -34,6 +35,8 @@ KINDS = {
     "lora_plus": ["prior.tau=100", "lora.variant=lora_plus"],
     "mora": ["prior.tau=100", "lora.variant=mora", "lora.rank=4"],
     "documents": ["prior.tau=100", "train.likelihood=documents"],
+    "pfedme": ["prior.tau=100", "method=pfedme"],
+    "rslora": ["prior.tau=100", "lora.variant=rslora"],
     "two passes": ["prior.tau=100", "train.micro_batch_size=5"],
     "checkpointed": ["prior.tau=100", "train.gradient_checkpointing=true"],
     "buckets": ["prior.tau=100", "train.length_bucket=8"],
