@@ -42,5 +42,6 @@ def read_card(text: str) -> Card:
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gb", text.lower())
     gigabytes = float(size[1]) if size else GIGABYTES_OF.get(text.lower(), 0.0)
     if gigabytes <= 0:
-        raise InputError(f"--card {text}: need a size such as 24GB, or one of {', '.join(GIGABYTES_OF)}")
+        near = [name for name in GIGABYTES_OF if name.startswith(text.lower())] or GIGABYTES_OF
+        raise InputError(f"--card {text}: need a size such as 24GB, or one of {', '.join(near)}")
     return Card(gigabytes)

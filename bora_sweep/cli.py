@@ -70,11 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed arguments. PROMPT may follow options, where argparse would not take one that may be left out."""
+    """The parsed arguments. PROMPT and settings may follow options, where argparse would not take them all."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "prompt", "") is None:
         parsed.prompt = rest.pop()
+    if rest and hasattr(parsed, "settings") and not any(argument.startswith("-") for argument in rest):
+        parsed.settings, rest = [*parsed.settings, *rest], []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return parsed
@@ -92,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
     _add_settings(fit, "prior.tau=100")
     _add_settings(sweep, "search.num_trials=12")
-    plan = _add(subparsers, "plan", commands.plan, PLAN_TEXT, ["data", "model", "lora", "prior", "train", "search"])
+    plan = _add(
+        subparsers, "plan", commands.plan, PLAN_TEXT, ["data", "model", "lora", "prior", "train", "search", "ray"]
+    )
     _add_plan_options(plan)
     _add_report_options(_add(subparsers, "report", commands.report, REPORT_TEXT))
     _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))

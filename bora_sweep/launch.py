@@ -73,7 +73,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.model.base import load_base
     from bora_sweep.progress import FitProgress
     from bora_sweep.train.distributed.process_group import from_rank_zero
-    from bora_sweep.trials.pass_cost import with_measured_pass
+    from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.trial import Trial, run_trial
 
     config = prepared.config
@@ -81,7 +81,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
         model = model or load_base(config.model, config.data)
         config = with_measured_pass(config, prepared.corpus, model)
         from_rank_zero(lambda: create_run(config, prepared.run))
-        console.print(f"train.pass_tokens=auto: a pass costs as much as {config.train.pass_tokens:,} tokens")
+        console.print(about_pass(config))
 
     def base() -> "PreTrainedModel":
         return load_base(config.model, config.data) if model is None else model

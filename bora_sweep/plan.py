@@ -54,9 +54,14 @@ class Plan:
     num_parameters: int
     """Of one adapter."""
     tasks: int
+    """Of one process."""
+    all_tasks: int
+    processes: int
+    """Of a fit, each on a card of its own."""
     tokens: int
     """Of a row."""
     batch_size: int
+    """Of one process."""
     rows: int
     """Documents of a forward pass."""
     fits: int
@@ -101,7 +106,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     require(config.model.name is not None, "model.name is not set: name the base model, such as facebook/opt-350m")
     processes = config.ray.workers_per_trial
     num_tasks, tokens, largest = _sizes_of_corpus(config)
-    num_tasks = tasks or num_tasks
+    num_tasks = all_tasks = tasks or num_tasks
     if config.parallel == "tasks" and not math.isinf(config.prior.tau):
         num_tasks = -(-num_tasks // processes)
     base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
@@ -112,11 +117,14 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     rows = min(batch, config.train.micro_batch_size or batch)
     fits = config.search.pack if isinstance(config.search.pack, int) else 1
     passes, usable = math.ceil(batch / rows), where.usable_bytes
+    can_be_packed = config.can_be_packed and processes == 1
     return Plan(
         name=config.model.name or "",
         card=where,
         num_parameters=layout.num_parameters,
         tasks=num_tasks,
+        all_tasks=all_tasks,
+        processes=processes,
         tokens=tokens,
         batch_size=batch,
         rows=rows,
@@ -125,7 +133,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
         least=memory.step(num_tasks, 1, passes=batch, fits=fits),
         most_tasks=memory.tasks_that_fit(usable, rows, passes=passes, fits=fits),
         most_rows=memory.rows_that_fit(usable, num_tasks, batch, fits=fits),
-        most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if config.can_be_packed else 0,
+        most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if can_be_packed else 0,
         notes=tuple(_notes(config)),
     )
 
@@ -150,9 +158,7 @@ def _dtype(config: Config) -> torch.dtype:
 
 
 def _notes(config: Config) -> list[str]:
-    notes, processes = [], config.ray.workers_per_trial
-    if processes > 1:
-        notes.append(f"ray.workers_per_trial={processes}: of one process on a card of its own, its tasks and documents")
+    notes = []
     if config.model.device_map is not None:
         notes.append(
             "model.device_map=auto: counted as on one card; over N cards each holds about a part in N of base and "
@@ -170,9 +176,15 @@ def render(plan: Plan) -> list[RenderableType]:
     size, usable, peak = plan.card.gigabytes, plan.card.usable_bytes, plan.memory.peak
     passes = math.ceil(plan.batch_size / plan.rows)
     title = (
-        f"{plan.name}: {plural(plan.tasks, 'task')} of {plan.num_parameters:,} parameters, "
+        f"{plan.name}: {plural(plan.all_tasks, 'task')} of {plan.num_parameters:,} parameters, "
         f"rows of {plan.tokens:,} tokens\n"
-        f"a step: {plural(plan.batch_size, 'document')}, {plan.rows} in each of {passes} forward passes"
+        + (
+            f"{plan.processes} processes, each on a card; the figures are of one of them, with "
+            f"{plural(plan.tasks, 'task')}\n"
+            if plan.processes > 1
+            else ""
+        )
+        + f"a step: {plural(plan.batch_size, 'document')}, {plan.rows} in each of {passes} forward passes"
         + (f"; {plan.fits} fits of a pack" if plan.fits > 1 else "")
     )
     verdict = (
@@ -181,12 +193,17 @@ def render(plan: Plan) -> list[RenderableType]:
         else f"does not fit on a card of {size:g} GB, by {_gigabytes(peak - usable)} GB; it needs {_mend(plan)}"
     )
     reserve = f"{_gigabytes(usable)} GB are usable; {1 - USABLE:.0%} is for CUDA's context, scratch and fragmentation"
+    of_all = "" if plan.tasks == plan.all_tasks else f", {_up_to(plan.most_tasks, MOST)} in each process"
+    most_tasks = plan.most_tasks if plan.tasks == plan.all_tasks else plan.processes * plan.most_tasks
     more = [
         f"documents of a forward pass that fit (train.micro_batch_size), of {plan.batch_size}: {plan.most_rows:,}",
-        f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {_up_to(plan.most_tasks, MOST)}",
-        f"fits of a pack that fit (search.pack): {_up_to(plan.most_fits, MOST_FITS)}",
-        f"fits on the card at once, each a process: {plan.at_once}",
+        f"tasks that fit with {plural(plan.rows, 'document')} of a forward pass: {_up_to(most_tasks, MOST)}{of_all}",
     ]
+    if plan.processes == 1:
+        more += [
+            f"fits of a pack that fit (search.pack): {_up_to(plan.most_fits, MOST_FITS)}",
+            f"fits on the card at once, each a process: {plan.at_once}",
+        ]
     return [
         Text(title),
         _table(plan.memory),

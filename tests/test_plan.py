@@ -1,9 +1,10 @@
 """The command `plan`: what it prints, and its exit codes."""
 
 import json
+import resource
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from bora_sweep.cards import GIGABYTES_OF, read_card
 from bora_sweep.cli import main
@@ -90,7 +91,24 @@ def test_a_fit_of_several_processes_is_planned_by_one_of_them(processes, tmp_pat
     assert alone.memory.base - sharded.memory.base == 12 * block - 12 * block // processes - 2 * block
     assert make_plan([*settings, workers, "prior.tau=inf"], "l4", tasks=26).tasks == 26
     assert main(["plan", *settings, workers, "--card", "l4"]) == 0
-    assert f"note: {workers}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{TASKS} tasks" in printed
+    assert f"{processes} processes" in printed
+    assert "search.pack" not in printed
+
+
+def test_settings_may_follow_the_card_and_a_large_batch_takes_no_memory(model_folder, capsys):
+    settings = [f"model.name={model_folder}", "model.max_tokens=16", "--card", "1GB", "train.batch_size=1000000"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["plan", *settings]) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kilobytes
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_a_base_of_which_nothing_is_packed_is_refused(tmp_path, capsys):
+    GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=48).save_pretrained(tmp_path)
+    assert main(["plan", f"model.name={tmp_path}", "model.quantization=fp8", "--card", "l4"]) == 2
+    assert "model.quantization=fp8: packs no layer" in capsys.readouterr().err
 
 
 def test_a_card_is_asked_for(capsys):

@@ -108,6 +108,16 @@ class Config:
             f"lora.variant=dora: needs the norms of plain weights, and model.quantization={model.quantization} keeps "
             "them packed; set lora.variant=lora, or drop model.quantization",
         )
+        require(
+            model.quantization is None or self.train.precision not in ("bf16", "fp16"),
+            f"train.precision={self.train.precision}: packed layers of model.quantization={model.quantization} compute "
+            "in the type of the other weights; set model.dtype=bfloat16, and drop it",
+        )
+        require(
+            model.dtype != "float64" or self.train.precision == "no",
+            f"train.precision={self.train.precision}: is for weights in float32, and would change nothing with "
+            "model.dtype=float64; drop one of the two",
+        )
         needs_one_device = {
             f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
             "train.device=cpu": self.train.device == "cpu",
@@ -166,11 +176,12 @@ class Config:
             f"train.reported={train.reported}": train.reported == "best_epochs",
             "search.estimate_tau=true": self.search.estimate_tau,
         }
-        whole = [setting for setting, is_set in settings.items() if is_set]
+        found = [setting for setting, is_set in settings.items() if is_set]
+        go, them = ("goes", "that") if len(found) == 1 else ("go", "those")
         require(
-            self.model.long_documents == "cut" or not whole,
-            f"model.long_documents={self.model.long_documents}: {', '.join(whole)} cut documents, or take each as one "
-            "row of a batch, which chunks are not; drop it, or drop these",
+            self.model.long_documents == "cut" or not found,
+            f"model.long_documents=chunk: cuts no document, and reads a long one as several rows. {', '.join(found)} "
+            f"{go} with documents that are cut, or are one row each; drop it, or drop {them}",
         )
 
     def _check_token_sums(self) -> None:

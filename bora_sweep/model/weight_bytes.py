@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from bora_sweep.errors import InputError
 from bora_sweep.model.linear_modules import linear_modules
 from bora_sweep.model.lora import weight_OI
 
@@ -29,7 +30,7 @@ def stored_bytes(base: nn.Module, quantization: Quantization | None) -> int:
     plain = sum(weight.nbytes for weight in base.parameters())
     if quantization is None:
         return plain
-    weights_OI = [weight_OI(module) for module in block_linears(base)]
+    weights_OI = [weight_OI(module) for module in packed_layers(base, quantization)]
     quantized = sum(_quantized_bytes(weight.shape[0], weight.shape[1], quantization) for weight in weights_OI)
     return plain - sum(weight.nbytes for weight in weights_OI) + quantized
 
@@ -38,7 +39,21 @@ def dense_bytes(base: nn.Module, quantization: Quantization | None) -> int:
     """Bytes of the largest weight that is dequantised for its product, in the base's type; 0 without quantisation."""
     if quantization is None:
         return 0
-    return max((weight_OI(module).nbytes for module in block_linears(base)), default=0)
+    return max((weight_OI(module).nbytes for module in packed_layers(base, quantization)), default=0)
+
+
+def packed_layers(base: nn.Module, quantization: Quantization) -> list[nn.Module]:
+    """The layers that `quantization` packs: torchao has no Conv1D.
+
+    Raises:
+        InputError: There is none.
+    """
+    packed = [module for module in block_linears(base) if quantization != "fp8" or isinstance(module, nn.Linear)]
+    if not packed:
+        raise InputError(
+            f"model.quantization={quantization}: packs no layer of a {type(base).__name__}; set another, or drop it"
+        )
+    return packed
 
 
 def block_linears(base: nn.Module) -> list[nn.Module]:

@@ -195,9 +195,10 @@ def _how_scored(exported: ExportedFolder) -> list[str]:
     if text_format.form == "conversation":
         turns = {"assistant": "Every turn", "last_assistant": "The last turn"}.get(config.data.loss_on)
         scored = f"{turns} of the assistant is scored, with the token that ends it" if turns else "All turns are scored"
-    of = "of a document" if config.model.long_documents == "cut" else "at a time, and all of a document"
+    overlap = config.model.overlap
+    of = "of a document" if overlap is None else f"at a time, {overlap} of them given by the chunk before"
     quantization = config.model.quantization
-    packed = "" if quantization is None else f", those of the base's linear layers in {quantization},"
+    packed = "" if quantization is None else f" (the base's linear layers: {quantization})"
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
     return [
         f"{scored}; at most {config.model.max_tokens} tokens {of}, "

@@ -193,12 +193,12 @@ class FitMemory:
         With `accumulated` those of earlier passes are there, which are counted elsewhere.
         """
         hierarchies = self._hierarchies(num_tasks, fits)
+        task_B = torch.empty(rows, dtype=torch.long, device="meta")  # real ones would be as large as tasks by rows
         banks = [bank for hierarchy in hierarchies for bank in hierarchy.parameters()]
         with LiveBytes():
             for bank in banks:
                 bank.grad = torch.empty_like(bank) if accumulated and bank.requires_grad else None
         with LiveBytes(part for bank in banks for part in (bank, bank.grad) if part is not None) as live:
-            task_B = torch.zeros(rows, dtype=torch.long)
             dtype = None if self.layout.variant.full_precision else self.base.dtype
             each = [hierarchy.theta_BP(task_B, dtype) for hierarchy in hierarchies]
             theta_BP = each[0] if fits == 1 else torch.cat([theta.expand(rows, -1) for theta in each])

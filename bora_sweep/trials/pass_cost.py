@@ -1,6 +1,5 @@
 """What a forward and backward pass costs beside its tokens, measured on the device with the base model and the text."""
 
-import statistics
 import time
 
 import numpy as np
@@ -15,7 +14,7 @@ from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import add_likelihood_gradients
 
-REPEATS = 5
+REPEATS, TRIES = 5, 3
 WHOLE = 10**9
 """Tokens that no batch has, so that none is cut."""
 PART = 4
@@ -23,7 +22,7 @@ PART = 4
 
 
 def with_measured_pass(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> Config:
-    """The configuration with `train.pass_tokens` as a number: `auto` is measured here.
+    """The configuration with `train.pass_tokens` as a number, or as by default: `auto` is measured here.
 
     Args:
         config: Of the fits.
@@ -35,8 +34,16 @@ def with_measured_pass(config: Config, corpus: TokenizedCorpus, base: PreTrained
     return with_values(config, train={"pass_tokens": measure_pass_tokens(config, corpus, base)})
 
 
-def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> int:
-    """Tokens whose work takes as long as the fixed part of a pass, to two digits; at least 1.
+def about_pass(config: Config) -> str:
+    """What was measured, in words."""
+    tokens = config.train.pass_tokens
+    if tokens is None:
+        return "train.pass_tokens=auto: passes took no regular time, so that the default holds"
+    return f"train.pass_tokens=auto: a further pass must save {tokens:,} tokens of padding"
+
+
+def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> int | None:
+    """Tokens whose work takes as long as the fixed part of a pass, to two digits; None where it cannot be told.
 
     A pass of n tokens takes a + b n seconds. Two sizes of rows of one length give a and b, and the result is a / b.
 
@@ -60,18 +67,23 @@ def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTraine
                 wait_for(pack.accelerator.device)
                 taken.append(time.perf_counter() - started)
                 tokens = int(sums[-1])
-            return tokens, statistics.median(taken[1:])
+            return tokens, min(taken[1:])  # other work on the machine only adds
 
-        found = fixed_tokens(seconds(pack.rows // PART), seconds(pack.rows))
-        return from_rank_zero(lambda: found)
+        for _ in range(TRIES):
+            own_found = fixed_tokens(seconds(pack.rows // PART), seconds(pack.rows))
+            found = from_rank_zero(lambda found=own_found: found)
+            if found is not None:
+                return found
+    return None
 
 
-def fixed_tokens(small: tuple[int, float], large: tuple[int, float]) -> int:
-    """a / b of two points (tokens, a + b tokens), to two digits; at least 1, and at most the larger number of tokens.
+def fixed_tokens(small: tuple[int, float], large: tuple[int, float]) -> int | None:
+    """a / b of two points (tokens, a + b tokens), to two digits; at most the larger number of tokens.
 
     Where the larger pass takes no longer than the smaller one, its tokens cost nothing and no cut is worth a pass.
+    Where a is not above 0, other work has disturbed the clock: None.
     """
     (few, seconds_few), (many, seconds_many) = small, large
     per_token = (seconds_many - seconds_few) / max(1, many - few)
     fixed = seconds_many / per_token - many if per_token > 0 else many
-    return max(1, int(float(f"{min(max(fixed, 1), many):.1e}")))
+    return None if fixed < 1 else int(float(f"{min(fixed, many):.1e}"))

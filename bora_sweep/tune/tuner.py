@@ -21,6 +21,7 @@ from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
+from bora_sweep.trials.pass_cost import about_pass
 from bora_sweep.trials.rows import initial_row
 from bora_sweep.tune.cluster import num_concurrent, process_resources, ray_cluster
 from bora_sweep.tune.live_view import SweepView
@@ -40,7 +41,7 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
     with ray_cluster(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = process_resources(config)
         at_once = num_concurrent(config, resources)
-        config = _with_measured(config, corpus, run, resources)
+        config = _with_measured(config, corpus, run, resources, view)
         search = TauSearch(config, earlier_trials(run), at_once, groups)
         mirror = StudyMirror(run, config, groups, view.rows)
 
@@ -97,12 +98,17 @@ def _with_arguments(config: Config, corpus: TokenizedCorpus, run: Folder) -> Cal
     return tune.with_parameters(trainable, config=config, corpus=corpus, run=_address(run), umask=umask)
 
 
-def _with_measured(config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float]) -> Config:
+def _with_measured(
+    config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float], view: SweepView
+) -> Config:
     """With numbers where settings are `auto`: measured where trials run, and written into the run's configuration."""
     if "auto" not in (config.search.pack, config.train.pass_tokens):
         return config
     measure = ray.remote(with_measured).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
+    asked = config.train.pass_tokens
     config = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
+    if asked == "auto":
+        view.console.print(about_pass(config))
     create_run(config, run)
     return config
 

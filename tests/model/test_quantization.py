@@ -127,7 +127,7 @@ def test_int8_rounds_each_tokens_inputs_to_127_steps_and_its_gradients_are_those
         output_BTO.backward(grad_BTO)
         weight_OI, step = weight_of(module), x_BTI.abs().amax(dim=-1, keepdim=True).double() / 127
         expected = (x_BTI / step).round() * step @ weight_OI.T + (0 if module.bias is None else module.bias)
-        assert (output_BTO - expected).norm() < 1e-3 * expected.norm()  # a number on the edge of a step goes either way
+        assert (output_BTO - expected).norm() < 3e-3 * expected.norm()  # numbers on the edge of a step go either way
         assert x_BTI.grad is not None
         assert (x_BTI.grad - grad_BTO.double() @ weight_OI).abs().max() < 1e-5
 
@@ -331,3 +331,9 @@ def test_blocks_that_run_again_have_the_same_gradients(kind, tmp_path):
         adapted.remove_hooks()
         gradients.append(theta_BP.grad)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6 * gradients[0].abs().max().item())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_beside_packed_layers_is_refused(precision):
+    with pytest.raises(InputError, match=f"train.precision={precision}.*model.dtype=bfloat16"):
+        load_config(["model.quantization=nf4", f"train.precision={precision}"])

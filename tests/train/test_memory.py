@@ -129,7 +129,7 @@ def test_the_reckoned_peak_is_what_a_step_allocates(
     reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"], block=block)
     parts = temporary(reckoned.step(num_tasks, rows, passes=passes))
     measured = measured_peak(config, base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json")
-    assert max(parts.values()) == pytest.approx(measured, rel=0.02)
+    assert max(parts.values()) == pytest.approx(measured, rel=0.03)
     assert max(parts, key=parts.__getitem__) in greatest
 
 

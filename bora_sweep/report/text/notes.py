@@ -1,5 +1,8 @@
 """Notes: what a reader must know before trusting the numbers."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -18,6 +21,7 @@ def warnings(summary: Summary, methods: list[Method]) -> str:
         _best_at_edge(summary),
         _unfinished(summary),
         _cut(summary),
+        _compares_with_its_like(summary),
         _tuned(summary),
         _types_of_weights(summary),
         _reported_by_protocol(summary),
@@ -119,6 +123,19 @@ def _cut(summary: Summary) -> str:
         f"Documents longer than model.max_tokens were cut. {percentage(lost)} of all tokens of the data were neither "
         "trained on nor scored. Set model.long_documents=chunk to keep them, or raise model.max_tokens."
     )
+
+
+def _compares_with_its_like(summary: Summary) -> str:
+    """Settings with which perplexities are of another base or other contexts, so that few runs compare."""
+    stored = [text for text in summary.trials["config_json"] if isinstance(text, str)]
+    model: dict[str, Any] = json.loads(stored[0]).get("model", {}) if stored else {}
+    parts = []
+    if (quantization := model.get("quantization")) is not None:
+        parts.append(f"the base's linear layers are in {markdown_text(quantization)}")
+    if model.get("long_documents") == "chunk":
+        overlap = "a quarter of them" if model.get("chunk_overlap") is None else f"{model['chunk_overlap']} tokens"
+        parts.append(f"documents longer than {model['max_tokens']} tokens are read as chunks that share {overlap}")
+    return f"Compare with runs of the same kind alone: {', and '.join(parts)}." if parts else ""
 
 
 def _tuned(summary: Summary) -> str:
