@@ -107,13 +107,15 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     processes = config.ray.workers_per_trial
     num_tasks, tokens, largest = _sizes_of_corpus(config)
     num_tasks = all_tasks = tasks or num_tasks
-    if config.parallel == "tasks" and not math.isinf(config.prior.tau):
+    by_task = config.parallel == "tasks" and not math.isinf(config.prior.tau)
+    if by_task:
         num_tasks = -(-num_tasks // processes)
     base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
     refuse_mismatch(base, largest, tokens)
     layout = make_layout(base, config.lora)
     memory = FitMemory(config, base, layout, tokens)
-    batch = -(-config.train.batch_size // processes)
+    # A batch may have documents of one process's tasks alone.
+    batch = config.train.batch_size if by_task else -(-config.train.batch_size // processes)
     rows = min(batch, config.train.micro_batch_size or batch)
     fits = config.search.pack if isinstance(config.search.pack, int) else 1
     passes, usable = math.ceil(batch / rows), where.usable_bytes
@@ -164,6 +166,8 @@ def _notes(config: Config) -> list[str]:
             "model.device_map=auto: counted as on one card; over N cards each holds about a part in N of base and "
             "activations, and the first all banks"
         )
+    if config.ray.workers_per_trial > 1 and config.parallel == "tasks" and not math.isinf(config.prior.tau):
+        notes.append("processes get tasks by their tokens: one with many small tasks holds more than an even part")
     if config.train.compile:
         notes.append("train.compile=true: counted as without it; compiled code may hold less")
     if config.metrics:

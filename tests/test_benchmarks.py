@@ -53,7 +53,7 @@ def test_batches_spread_their_rows_over_the_tasks():
 def test_operations_are_those_that_a_counter_sees():
     geometry = replace(GEOMETRIES["tiny"], rows=4, tokens=16, num_tasks=3)
     loop, (batch,) = Ours(geometry, CPU, torch.float32), geometry.batches(1, CPU)
-    loop.adapted.is_causal = False  # the counter does not know a CPU's flash attention
+    loop.adapted.longest_causal = 0  # the counter does not know a CPU's flash attention
     loop.adapted.base.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         loop.backward(batch)

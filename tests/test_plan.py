@@ -83,7 +83,9 @@ def test_a_fit_of_several_processes_is_planned_by_one_of_them(processes, tmp_pat
     alone = make_plan(settings, "l4", tasks=26)
     workers = f"ray.workers_per_trial={processes}"
     shared = make_plan([*settings, workers], "l4", tasks=26)
-    assert (shared.tasks, shared.batch_size) == (-(-26 // processes), 64 // processes)
+    assert (shared.tasks, shared.batch_size) == (-(-26 // processes), 64)  # which may all be of one process's tasks
+    by_document = make_plan([*settings, workers, "train.parallel=data"], "l4", tasks=26)
+    assert (by_document.tasks, by_document.batch_size) == (26, 64 // processes)
     assert shared.memory.base == alone.memory.base
     assert shared.memory.banks == pytest.approx(alone.memory.banks / processes, rel=0.2)
     block = sum(weight.nbytes for weight in LlamaForCausalLM(config).model.layers[0].parameters())

@@ -6,6 +6,7 @@ Each has torch's operations as its other form, for a CPU and where Triton cannot
 import logging
 import os
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ def has_kernels_for(tensor: Tensor) -> bool:
     """
     if tensor.dtype != torch.float32:
         return False
-    return os.environ.get("TRITON_INTERPRET") == "1" or (tensor.is_cuda and _compiles_for(tensor.device))
+    interprets = os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+    return interprets or (tensor.is_cuda and _compiles_for(tensor.device))
 
 
 @cache

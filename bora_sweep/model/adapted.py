@@ -63,8 +63,9 @@ class AdaptedModel(nn.Module):
         try:
             check_base(self.base, layout, self.with_parts)
             blocks = find_blocks(base, layout) if checkpointed else []
-            self.is_causal = longest is not None and has_causal_attention(base, longest)
-            """Whether rows without a mask run with `causal_attention`."""
+            is_causal = longest is not None and has_causal_attention(base, longest)
+            self.longest_causal = longest if is_causal and longest is not None else 0
+            """Tokens of a row without a mask up to which `causal_attention` stands in for the base's own."""
         except BaseException:
             self.remove_hooks()
             raise
@@ -73,9 +74,10 @@ class AdaptedModel(nn.Module):
         """Whether logits that no linear head alone makes can be asked for at some positions."""
         self._checkpoints = BlockCheckpoints(blocks, self._again)
         if compiled:
-            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            torch._dynamo.config.fail_on_recompile_limit_hit = True
-            self._run = torch.compile(self._run)
+            limits = torch._dynamo.config.patch(
+                recompile_limit=RECOMPILE_LIMIT, fail_on_recompile_limit_hit=True
+            )  # here alone: a program may compile functions of its own
+            self._run = limits(torch.compile(self._run))
 
     def _hook(self, site: Site):
         def adapt(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -103,16 +105,18 @@ class AdaptedModel(nn.Module):
             logits_BTV, or logits_BCV at the positions that are kept.
         """
         kept = {} if kept_C is None else {"logits_to_keep": kept_C}
-        with self._attention(mask_BT):
+        with self._attention(tokens_BT, mask_BT):
             return self._run(self.base, tokens_BT, theta_BP, mask_BT, **kept).logits
 
     def last_hidden_state(self, tokens_BT: Tensor, theta_BP: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """The last hidden state, hidden_BTH, from which `head` makes the logits; arguments as in `forward`."""
-        with self._attention(mask_BT):
+        with self._attention(tokens_BT, mask_BT):
             return self._run(self.base.base_model, tokens_BT, theta_BP, mask_BT).last_hidden_state
 
-    def _attention(self, mask_BT: Tensor | None) -> AbstractContextManager[None]:
-        return attention(self.base, CAUSAL) if self.is_causal and mask_BT is None else nullcontext()
+    def _attention(self, tokens_BT: Tensor, mask_BT: Tensor | None) -> AbstractContextManager[None]:
+        """The attention of a pass. A candidate or a generated answer may be longer than what was tried."""
+        is_tried = mask_BT is None and tokens_BT.shape[1] <= self.longest_causal
+        return attention(self.base, CAUSAL) if is_tried else nullcontext()
 
     def _again(self) -> Again | None:
         """For a pass under way, the context in which a block of it can run again, with the same adapters."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bora_sweep.config import Config, Setting, flatten, load_config, with_values
+from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_config, with_values
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_local, write_bytes
 
@@ -69,7 +69,8 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     before = config_of(run)
     config = _with_absolute_paths(load_config(settings, base=before))
     values_before = flatten(before.to_dict())
-    for key, value in flatten(config.to_dict()).items():
+    given = flatten(explicit_settings(settings))
+    for key, value in sorted(flatten(config.to_dict()).items(), key=lambda item: item[0] not in given):
         if value != values_before[key] and not key.startswith(FREE_ON_RESUME):
             raise InputError(f"{key}={value}: the run was begun with {values_before[key]}; give another output")
     return config, run

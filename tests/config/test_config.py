@@ -64,3 +64,8 @@ def test_the_solver_follows_the_parametrization_where_it_is_left_out():
     assert load_config(["prior.parametrization=centered"]).solver == "adamw"
     with pytest.raises(InputError, match="solver"):
         load_config(["prior.parametrization=centered", "train.solver=proximal"])
+
+
+@pytest.mark.parametrize("protocol", ["paper", "published_code"])
+def test_the_papers_numbers_are_in_float32_on_a_gpu_too(protocol):
+    assert load_config([f"protocol={protocol}"]).model.dtype == "float32"

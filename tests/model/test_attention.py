@@ -70,7 +70,7 @@ def test_loss_and_gradients_do_not_depend_on_the_attention(family):
         tokens_BT = torch.randint(3, VOCABULARY, (3, 16), generator=generator)
         adapted = AdaptedModel(base, layout, longest=longest)
         adapted(tokens_BT, theta_BP).logsumexp(-1).sum().backward()
-        found.append((adapted.is_causal, theta_BP.grad))
+        found.append((adapted.longest_causal, theta_BP.grad))
         adapted.remove_hooks()
     (own, expected), (_, gradient) = found
     assert not own
@@ -80,7 +80,7 @@ def test_loss_and_gradients_do_not_depend_on_the_attention(family):
 def test_rows_with_a_mask_have_the_models_own_attention():
     base = make_family("llama", dtype=torch.float64)
     adapted = AdaptedModel(base, make_layout(base, LoraConfig(rank=2)), longest=16)
-    assert adapted.is_causal
+    assert adapted.longest_causal
     tokens_BT = made_up_tokens(base, 2, 8)
     theta_1P = torch.zeros(1, adapted.layout.num_parameters, dtype=torch.float64)
     mask_BT = torch.ones_like(tokens_BT)
@@ -119,3 +119,16 @@ def test_a_compiled_model_makes_no_mask(family):
     torch._dynamo.reset()
     assert len(calls) == base.config.num_hidden_layers
     assert all(mask is None and is_causal for mask, is_causal in calls)
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_row_that_is_longer_than_what_was_tried_has_the_models_own_attention(family):
+    """Candidates and generated answers may be longer than any document."""
+    base = make_family(family, dtype=torch.float64)
+    layout = make_layout(base, LoraConfig(rank=2))
+    tokens_BT, theta_1P = made_up_tokens(base, 2, 2 * WINDOW), torch.zeros(1, layout.num_parameters)
+    adapted = AdaptedModel(base, layout, longest=WINDOW)
+    assert adapted.longest_causal
+    found = adapted(tokens_BT, theta_1P.double())
+    adapted.remove_hooks()
+    torch.testing.assert_close(found, base(input_ids=tokens_BT, use_cache=False).logits, rtol=1e-9, atol=1e-9)

@@ -58,3 +58,10 @@ def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(corpus_file, m
     with pytest.raises(InputError, match="has just begun a run there"), claim_run(prepared, "fit"):
         pass
     assert config_of(Path("run")).prior.tau == 7
+
+
+def test_a_refused_resume_names_the_setting_that_was_given(tmp_path):
+    """train.device=cpu also settles model.dtype=auto, which nobody has set."""
+    create_run(load_config([]), tmp_path)
+    with pytest.raises(InputError, match=r"^train\.device=cpu: the run was begun with auto"):
+        reopen_run([f"output={tmp_path}", "train.device=cpu"], "fit")
