@@ -6,7 +6,7 @@ from families import FAMILIES, VOCABULARY, WITHOUT_FLOAT64, make_family
 
 from bora_sweep.config import LoraConfig
 from bora_sweep.model.adapted import AdaptedModel
-from bora_sweep.model.attention import has_causal_attention
+from bora_sweep.model.attention import _Watch, has_causal_attention
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.trial_logits import made_up_tokens
 
@@ -134,3 +134,12 @@ def test_a_row_that_is_longer_than_what_was_tried_has_the_models_own_attention(f
     found = adapted(tokens_BT, theta_1P.double())
     adapted.remove_hooks()
     torch.testing.assert_close(found, base(input_ids=tokens_BT, use_cache=False).logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("window", [3, 6])
+def test_a_call_is_plain_where_its_mask_hides_later_tokens_alone(window):
+    watch, x_BNTE = _Watch(), torch.randn(1, 2, 6, 4)
+    causal_TT = torch.ones(6, 6, dtype=torch.bool).tril()
+    mask_TT = causal_TT & ~torch.ones(6, 6, dtype=torch.bool).tril(-window)
+    watch(torch.nn.Module(), x_BNTE, x_BNTE, x_BNTE, mask_TT[None, None])
+    assert watch.is_plain == [window == 6]
