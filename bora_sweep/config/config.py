@@ -14,7 +14,7 @@ from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
 from bora_sweep.errors import require
 
-Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "add"]
 MERGES = ("average", "ties", "dare")
 """Methods that merge the independent adapters into one, by the function of that name in
 `bora_sweep.model.merge_tasks`."""
@@ -48,7 +48,8 @@ class Config:
     method: Method = "map"
     """What a fit computes. `map`: the maximum a posteriori of Eq. 6 (`bora_sweep.model.map_objective`). `vi`: a
     mean-field posterior of the tasks. `zero_shot`: nothing, the base model is scored as it is. `pfedme`: the same
-    objective as `map`, solved in turns for the tasks and for Theta. The others are baselines of a sweep."""
+    objective as `map`, solved in turns for the tasks and for Theta. `add`: tasks that a run has not seen, under its
+    prior with Theta and tau held; the command `add` sets it. The others are baselines of a sweep."""
     tracking: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """A tracker that also shows each trial's curves, in the run's `tracking/`. Left out: none. See docs/live.md."""
     output: str | None = None
@@ -239,8 +240,8 @@ class Config:
 
     @property
     def global_update(self) -> GlobalUpdate:
-        """`train.global_update`, or alternating for pFedMe."""
-        return "alternating" if self.method == "pfedme" else self.train.global_update
+        """`train.global_update`; alternating for pFedMe; with `add` nothing moves Theta, by its gradient neither."""
+        return {"pfedme": "alternating", "add": "gradient"}.get(self.method, self.train.global_update)
 
     @property
     def parallel(self) -> Literal["tasks", "data"]:
@@ -249,8 +250,9 @@ class Config:
 
     @property
     def is_separate(self) -> bool:
-        """Whether each task is fitted on its own: tau = 0 and `train.independent=separate`."""
-        return self.prior.tau == 0 and self.train.independent == "separate"
+        """Whether each task is a fit of its own: at tau = 0 with `train.independent=separate`, or where Theta is held."""
+        is_independent = self.prior.tau == 0 and self.train.independent == "separate"
+        return self.prior.tau < math.inf and (is_independent or self.method == "add")
 
     @property
     def generates_text(self) -> bool:

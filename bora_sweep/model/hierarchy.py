@@ -36,6 +36,7 @@ class Hierarchy(nn.Module):
         parametrization: The coordinates.
         tau_P: A precision for each coordinate, instead of one `tau` for all; 0 < tau < inf.
         global_update: How Theta moves, see `TrainConfig.global_update`.
+        holds_mean: Theta stays at its initial value: tasks are fitted under a prior that other tasks have decided.
         num_local_tasks: The number of tasks in this process, if other processes have the rest; None: all K.
         sum_over_tasks: Turns a sum over this process's tasks into the sum over all tasks, in place.
     """
@@ -52,6 +53,7 @@ class Hierarchy(nn.Module):
         parametrization: Parametrization,
         tau_P: Tensor | None = None,
         global_update: GlobalUpdate = "gradient",
+        holds_mean: bool = False,
         num_local_tasks: int | None = None,
         sum_over_tasks: Callable[[Tensor], Tensor] = identity,
     ) -> None:
@@ -61,7 +63,7 @@ class Hierarchy(nn.Module):
         self.sum_over_tasks = sum_over_tasks
         # In centered coordinates the likelihood does not depend on Theta: the tasks' mean is its whole update.
         set_to_mean = global_update == "alternating" or (global_update == "mean" and self.centered)
-        is_fixed = tau == 0 or (tau < math.inf and set_to_mean)
+        is_fixed = tau == 0 or holds_mean or (tau < math.inf and set_to_mean)
         self.mean_P = nn.Parameter(initial_P.clone(), requires_grad=not is_fixed)
         if math.isinf(tau):
             self.task_KP = None
@@ -107,13 +109,17 @@ class Hierarchy(nn.Module):
         """The log density of this process's tasks under the prior."""
         return log_prior(self.delta_KP(), 0.0, self.precision)
 
-    def _pull_KP(self, num_tokens: int) -> Tensor:
-        """The gradient of -`_log_density` / N in theta_1..K."""
+    def _pull_KP(self, num_tokens: int | Tensor) -> Tensor:
+        """The gradient of -`_log_density` / N in theta_1..K; N as in `add_prior_gradient_`."""
         return self.precision / num_tokens * self.delta_KP()
 
     @torch.no_grad()
-    def add_prior_gradient_(self, num_tokens: int) -> None:
-        """Add the gradient of -log p(theta_1..K | Theta, tau) / N to the gradients of the banks; N is `num_tokens`."""
+    def add_prior_gradient_(self, num_tokens: int | Tensor) -> None:
+        """Add the gradient of -log p(theta_1..K | Theta, tau) / N to the gradients of the banks.
+
+        Args:
+            num_tokens: N; of separate fits N_d of each task, shape (K, 1).
+        """
         if self.task_KP is None or not self.is_tied:
             return
         pull_KP = self._pull_KP(num_tokens)

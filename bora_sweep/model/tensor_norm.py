@@ -28,7 +28,7 @@ class TensorNormHierarchy(Hierarchy):
     def _log_density(self) -> Tensor:
         return -tensor_norm_penalty(self.delta_KP(), self.tau, self.tensor_sizes)
 
-    def _pull_KP(self, num_tokens: int) -> Tensor:
+    def _pull_KP(self, num_tokens: int | Tensor) -> Tensor:
         return tensor_norm_penalty_gradient(self.delta_KP(), self.tau / num_tokens, self.tensor_sizes)
 
 

@@ -33,9 +33,10 @@ class ProximalAdam(torch.optim.Optimizer):
         argmin_delta  <m, delta> + 1/(2 lr) ||delta - delta_t||^2_S + p/2 ||delta||^2,
 
     that is delta <- (S delta - lr m) / (S + lr p): Adam's step, shrunk by S / (S + lr p). A parameter group's
-    `prior_precision` is p: tau / N for deviations from Theta, a number or one for each of the P coordinates. The fixed
+    `prior_precision` is p: tau / N for deviations from Theta. The fixed
     point, m + p delta = 0, is the MAP, and the step is a contraction at any p, however large. With p = 0 it is Adam
-    (Kingma & Ba 2015). `rate` multiplies lr, again for all coordinates or each.
+    (Kingma & Ba 2015). `rate` multiplies lr. Both are one number, one for each coordinate (P), one for each row of the
+    bank (K, 1), or one for each of its numbers (K, P).
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ProximalAdam(torch.optim.Optimizer):
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state = self.state[bank]
         state["step"] += 1
-        if not has_kernels_for(bank):
+        if not has_kernels_for(bank) or any(_is_by_row(group[name]) for name in ("rate", "prior_precision")):
             self._step_in_blocks(bank, gradient, group)
             return
         from bora_sweep.kernels.adam import proximal_adam_
@@ -84,26 +85,35 @@ class ProximalAdam(torch.optim.Optimizer):
         step = state["step"].item()
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
         rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
-        parts = (tensor.split(rows) for tensor in (bank, gradient, state["exp_avg"], state["exp_avg_sq"]))
-        for theta, g, moment, square in zip(*parts, strict=True):
+        tensors = bank, gradient, state["exp_avg"], state["exp_avg_sq"]
+        for start in range(0, len(bank), rows):
+            part = slice(start, start + rows)
+            theta, g, moment, square = (tensor[part] for tensor in tensors)
+            rate, precision = (
+                value[part] if _is_by_row(value) else value for value in (group["rate"], group["prior_precision"])
+            )
             moment.lerp_(g, 1 - beta1)
             square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             metric = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])  # S
-            lr = group["lr"] * group["rate"]
+            lr = group["lr"] * rate
             theta.sub_(lr / (1 - beta1**step) * moment / metric)
-            if _any(group["prior_precision"]):
-                theta.mul_(metric / (metric + lr * group["prior_precision"]))
+            if _any(precision):
+                theta.mul_(metric / (metric + lr * precision))
 
 
 def _any(value: float | Tensor) -> bool:
     return isinstance(value, Tensor) or value != 0
 
 
+def _is_by_row(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
+
+
 def make_optimizer(
     hierarchy: Hierarchy,
     lr: float,
     solver: Solver,
-    num_tokens: int,
+    num_tokens: int | Tensor,
     *,
     rate: float | Tensor = 1.0,
     kind: type[ProximalAdam] = ProximalAdam,
@@ -114,7 +124,7 @@ def make_optimizer(
         hierarchy: Theta and the tasks.
         lr: The learning rate.
         solver: Where the prior acts.
-        num_tokens: N, by which the objective is divided.
+        num_tokens: N, by which the objective is divided; of separate fits N_d of each task, shape (K, 1).
         rate: A factor on the learning rate, one or rate_P.
         kind: The optimiser's class.
     """
@@ -131,7 +141,7 @@ def map_step(
     hierarchy: Hierarchy,
     optimizer: torch.optim.Optimizer,
     solver: Solver,
-    num_tokens: int,
+    num_tokens: int | Tensor,
     *,
     max_norm: float | None = None,
     global_update: GlobalUpdate = "gradient",
@@ -142,7 +152,7 @@ def map_step(
         hierarchy: Theta and the tasks.
         optimizer: From `make_optimizer`, as it is or wrapped by Accelerate.
         solver: As given to `make_optimizer`.
-        num_tokens: N.
+        num_tokens: As given to `make_optimizer`.
         max_norm: Bound on the norm of each task's gradient, and of Theta's.
         global_update: With `mean`, Theta is put at the tasks' mean after the step.
     """
@@ -178,7 +188,7 @@ def learning_rate_factors(config: Config, layout: Layout) -> Tensor:
 def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
     """The weight of each task's nats in the objective, shape K.
 
-    At tau = 0 each task is a fit of its own, and its objective is per token of its own text.
+    Where each task is a fit of its own, its objective is per token of its own text.
     """
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)

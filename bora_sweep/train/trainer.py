@@ -42,6 +42,7 @@ class Trainer:
             parametrization=config.prior.parametrization,
             tau_P=group_precisions(config.prior, pack.layout, device, dtype),
             global_update=config.global_update,
+            holds_mean=config.method == "add",
             num_local_tasks=shard.num_tasks,
             sum_over_tasks=shard.sum_over_tasks,
         )
@@ -65,10 +66,16 @@ class Trainer:
             self.hierarchy,
             self.config.learning_rate,
             self.config.solver,
-            self.pack.protocol.objective_tokens,
+            self.prior_tokens,
             rate=learning_rate_factors(self.config, self.pack.layout).to(mean_P.device, mean_P.dtype),
             kind=self.pack.protocol.optimizer,
         )
+
+    @property
+    def prior_tokens(self) -> int | Tensor:
+        """The tokens by which the prior is divided: N, or where tasks are fits of their own N_d, shape (K, 1)."""
+        num_tokens = self.pack.protocol.objective_tokens
+        return num_tokens / self.weight_K[:, None] if self.config.is_separate else num_tokens
 
     def note_fewer_rows(self, reason: str, before: int, rows: int) -> None:
         """Note that forward passes hold `rows` documents from now on, and held `before`.
@@ -84,7 +91,7 @@ class Trainer:
     @property
     def stopped_by(self) -> str | None:
         """Why the fit has ended; None while a further epoch is due."""
-        if self.config.method in UNTRAINED:
+        if self.config.method in UNTRAINED or (self.config.method == "add" and math.isinf(self.config.prior.tau)):
             return self.config.method
         if self.state.diverged is not None:
             return "divergence"
@@ -117,7 +124,7 @@ class Trainer:
             self.hierarchy,
             self.optimizer,
             self.config.solver,
-            self.pack.protocol.objective_tokens,
+            self.prior_tokens,
             max_norm=self.config.train.max_grad_norm,
             global_update=self.config.global_update,
         )

@@ -77,13 +77,14 @@ def test_it_stays_where_prior_and_likelihood_balance(precision, lr):
     torch.testing.assert_close(task_KP.detach(), start_KP, rtol=1e-9, atol=0)
 
 
-def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch):
-    start_KP, rate_P = draw(5, 4), torch.tensor([1.0, 16.0, 0.5, 4.0], dtype=torch.float64)
+@pytest.mark.parametrize("shape", [(4,), (5, 1), (5, 4)], ids=["by coordinate", "by row", "by number"])
+def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch, shape):
+    start_KP, rate = draw(5, 4), draw(*shape).exp()
     gradients, ended = [draw(5, 4) for _ in range(3)], []
     for block in (8, 1000):
         monkeypatch.setitem(optim.BLOCK, "cpu", block)
         bank = nn.Parameter(start_KP.clone())
-        optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate_P, "rate": rate_P}], lr=0.1)
+        optimizer = ProximalAdam([{"params": [bank], "prior_precision": 0.3 * rate, "rate": rate}], lr=0.1)
         for gradient in gradients:
             bank.grad = gradient.clone()
             optimizer.step()
@@ -132,6 +133,27 @@ class HierarchicalRegression:
         """The largest error of a parameter."""
         mean_P, theta_KP = self.map(tau)
         return max((hierarchy.mean_P - mean_P).abs().max().item(), (hierarchy.theta_KP() - theta_KP).abs().max().item())
+
+
+@pytest.mark.parametrize("tau", [0.1, 10.0, 1e4])
+@pytest.mark.parametrize("solver", ["proximal", "adamw"])
+def test_where_theta_is_held_each_task_reaches_its_map_under_it(solver, tau):
+    """Each task is a fit of its own, whose prior is divided by its own tokens."""
+    problem, mean_P = HierarchicalRegression(), draw(3)
+    hierarchy = Hierarchy(mean_P, num_tasks=4, tau=tau, parametrization="noncentered", holds_mean=True)
+    tokens_K1 = torch.tensor([[5.0], [10.0], [20.0], [40.0]], dtype=torch.float64)
+    optimizer = make_optimizer(hierarchy, 0.1, solver, tokens_K1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for _ in range(1500):
+        problem.nll(hierarchy.theta_BP(torch.arange(4))).backward()
+        hierarchy.task_KP.grad /= tokens_K1
+        map_step(hierarchy, optimizer, solver, tokens_K1)
+        schedule.step()
+    H_KPP = problem.X_KNP.mT @ problem.X_KNP
+    pull_KP = (problem.X_KNP.mT @ problem.y_KN[..., None])[..., 0] + tau * mean_P
+    exact_KP = torch.linalg.solve(H_KPP + tau * torch.eye(3, dtype=torch.float64), pull_KP)
+    torch.testing.assert_close(hierarchy.theta_KP(), exact_KP, rtol=0, atol=1e-4)
+    assert torch.equal(hierarchy.mean_P.detach(), mean_P)
 
 
 SOLVERS = [

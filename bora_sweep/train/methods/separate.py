@@ -1,4 +1,4 @@
-"""tau = 0, where each task is a fit of its own.
+"""Fits in which each task is on its own: at tau = 0, and of new tasks under a prior whose Theta is held.
 
 Shapes: N documents, F fits (one for each task).
 """
