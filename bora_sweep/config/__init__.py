@@ -11,7 +11,7 @@ from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_set
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
-from bora_sweep.config.train import GlobalUpdate, Precision, Solver, TrainConfig
+from bora_sweep.config.train import Bank, GlobalUpdate, Precision, Solver, TrainConfig, Update
 
 __all__ = [
     "ACCURACY",
@@ -19,6 +19,7 @@ __all__ = [
     "PERPLEXITY",
     "PROTOCOLS",
     "UNTRAINED",
+    "Bank",
     "Baseline",
     "Config",
     "DataConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "Solver",
     "SyntheticConfig",
     "TrainConfig",
+    "Update",
     "explicit_settings",
     "flatten",
     "is_setting",

@@ -11,7 +11,7 @@ from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig, check_m
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.search import RayConfig, SearchConfig
-from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig
+from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig, Update
 from bora_sweep.errors import require
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "add"]
@@ -72,6 +72,7 @@ class Config:
         self._check_token_sums()
         self._check_shard_base()
         self._check_chunks()
+        self._check_present()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -210,6 +211,29 @@ class Config:
             message = f"{first}: works for separate fits of one process only; drop it, or drop {setting}"
             require(first is None or not is_set, message)
 
+    def _check_present(self) -> None:
+        """Refuse settings and methods that move every task at each step, where a step moves those of its batch."""
+        train, prior = self.train, self.prior
+        if self.update == "all":
+            return
+        needs_all = {
+            f"prior.parametrization={prior.parametrization}": prior.parametrization != "noncentered",
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"train.solver={train.solver}": self.solver != "proximal",
+            f"train.global_update={train.global_update}": train.global_update != "gradient",
+            f"train.likelihood={train.likelihood}": train.likelihood != "tokens",
+            f"train.independent={train.independent}": train.independent != "separate",
+            f"train.padding={train.padding}": train.padding != "ignored",
+            f"train.reported={train.reported}": train.reported != "test",
+            f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
+            f"train.precision={train.precision}": train.precision == "fp16",
+            f"method={self.method}": self.method in ("vi", "pfedme"),
+            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme"} & set(self.search.baselines)),
+        }
+        chosen = f"train.update={train.update}" if train.update else f"train.bank={train.bank}"
+        for setting, is_set in needs_all.items():
+            require(not is_set, f"{chosen}: moves the tasks of a batch alone, and {setting} all; drop one of the two")
+
     def _check_shard_base(self) -> None:
         """Refuse a sharded base in one process, and settings that a sharded base does not support."""
         if not self.train.shard_base:
@@ -241,7 +265,14 @@ class Config:
     @property
     def global_update(self) -> GlobalUpdate:
         """`train.global_update`; alternating for pFedMe; with `add` nothing moves Theta, by its gradient neither."""
-        return {"pfedme": "alternating", "add": "gradient"}.get(self.method, self.train.global_update)
+        if self.method == "add":
+            return "gradient"
+        return "alternating" if self.method == "pfedme" else self.train.global_update
+
+    @property
+    def update(self) -> Update:
+        """`train.update`; left out: all with a bank on the device, else present."""
+        return self.train.update or ("all" if self.train.bank == "device" else "present")
 
     @property
     def parallel(self) -> Literal["tasks", "data"]:
@@ -250,7 +281,7 @@ class Config:
 
     @property
     def is_separate(self) -> bool:
-        """Whether each task is a fit of its own: at tau = 0 with `train.independent=separate`, or where Theta is held."""
+        """Whether each task is a fit of its own: at tau = 0 with `train.independent=separate`, or with Theta held."""
         is_independent = self.prior.tau == 0 and self.train.independent == "separate"
         return self.prior.tau < math.inf and (is_independent or self.method == "add")
 

@@ -9,6 +9,8 @@ from bora_sweep.errors import require
 Solver = Literal["proximal", "adamw"]
 GlobalUpdate = Literal["gradient", "mean", "alternating"]
 Precision = Literal["no", "tf32", "bf16", "fp16"]
+Update = Literal["all", "present"]
+Bank = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,17 @@ class TrainConfig:
     """Standard deviation of normal noise that is added to each task's adapter at the start. 0: tasks start at Theta."""
     batch_size: int = 64
     """Documents per optimiser step; chunks, with `model.long_documents=chunk`."""
+    update: Update | None = None
+    """Which tasks a step moves. `all`: every task; one without a document in the batch moves by Adam's momentum and by
+    the prior. `present`: those of the batch, so that a step costs what they cost, however many others there are. The
+    optimum is the same. Left out: all, or with another `bank` than `device` present."""
+    bank: Bank = "device"
+    """Where the tasks' adapters and moments are. `device`: beside the model. `host`: in the host's memory. `disk`: in
+    files of this machine, below `$BORA_SWEEP_CACHE`, else `~/.cache/bora_sweep`. With host and disk the device holds
+    the tasks of two batches. Results do not depend on it."""
+    tasks_per_batch: int | None = None
+    """Most tasks of a batch: documents of a task come together, so that a batch fetches few rows of the bank, and are
+    spread over fewer batches. Left out: documents are drawn whatever their tasks."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
     for all epochs, whatever the lengths, as in the published code."""
@@ -107,6 +120,21 @@ class TrainConfig:
         for name in ("learning_rate", "lr_per_tau", "max_grad_norm", "checkpoint_minutes"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, f"train.{name}={value}: need a finite value above 0")
+        tasks = self.tasks_per_batch
+        require(
+            tasks is None or 1 <= tasks <= self.batch_size,
+            f"train.tasks_per_batch={tasks}: need 1 to train.batch_size={self.batch_size}",
+        )
+        require(
+            tasks is None or self.batches == "by_length",
+            f"train.tasks_per_batch={tasks}: train.batches={self.batches} draws documents whatever their tasks; drop "
+            "one of the two",
+        )
+        require(
+            self.bank == "device" or self.update != "all",
+            f"train.bank={self.bank}: holds on the device the tasks of a batch alone, and train.update=all moves every "
+            "task at each step; drop train.update",
+        )
         for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
             require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
         tokens = self.pass_tokens

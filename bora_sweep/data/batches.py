@@ -102,6 +102,41 @@ def training_batches(corpus: TokenizedCorpus, batch_size: int, seed: int, epoch:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def batches_of_few_tasks(
+    corpus: TokenizedCorpus, batch_size: int, tasks_per_batch: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """`training_batches` with sequences of at most `tasks_per_batch` tasks in each batch.
+
+    Each task's sequences are shuffled and cut into pieces of batch_size / tasks_per_batch sequences. The pieces take
+    the place of sequences: they are shuffled, sorted by length within `SORTED_BATCHES` batches, and put into batches.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    sequence_C = rng.permutation(corpus.sequences("train"))
+    sequence_C = sequence_C[np.argsort(corpus.task_C[sequence_C], kind="stable")]
+    start_G = _piece_starts(corpus.task_C[sequence_C], batch_size // tasks_per_batch)
+    length_G = np.maximum.reduceat(np.diff(corpus.offsets)[sequence_C], start_G)
+    pieces, piece_G = np.split(sequence_C, start_G[1:]), rng.permutation(len(start_G))
+    block_G = np.arange(len(piece_G)) // (SORTED_BATCHES * tasks_per_batch)
+    by_length = piece_G[np.lexsort((length_G[piece_G], block_G))]
+    groups = [by_length[i : i + tasks_per_batch] for i in range(0, len(by_length), tasks_per_batch)]
+    return [np.concatenate([pieces[piece] for piece in groups[i]]) for i in rng.permutation(len(groups))]
+
+
+def _piece_starts(task_C: np.ndarray, size: int) -> np.ndarray:
+    """Where each piece begins, of sequences in the order of their tasks, `task_C`; a piece has at most `size`."""
+    first_D = np.flatnonzero(np.diff(task_C, prepend=-1))
+    place_C = np.arange(len(task_C)) - np.repeat(first_D, np.diff(first_D, append=len(task_C)))
+    return np.flatnonzero(place_C % size == 0)
+
+
+def num_training_batches(corpus: TokenizedCorpus, batch_size: int, tasks_per_batch: int | None) -> int:
+    """Batches of an epoch."""
+    train = corpus.sequences("train")
+    if tasks_per_batch is None:
+        return -(-len(train) // batch_size)
+    return -(-len(_piece_starts(np.sort(corpus.task_C[train]), batch_size // tasks_per_batch)) // tasks_per_batch)
+
+
 def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
     """One pass over a split: the sequences of each batch, in an order that `seed` decides, whatever their lengths.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +76,9 @@ class Hierarchy(nn.Module):
     def is_tied(self) -> bool:
         """Whether there are deviations and a prior on them: 0 < tau < inf."""
         return self.task_KP is not None and self.tau > 0
+
+    def hold(self, task_B: np.ndarray) -> None:
+        """Called before adapters of these tasks are read by `theta_BP`: all of them are here."""
 
     def theta_BP(self, task_B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The adapter of each row's task, theta_BP; at tau = inf Theta alone, theta_1P.

@@ -15,12 +15,15 @@ from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, atomic_write, list_files, read_bytes, read_local, remove, write_bytes
+from bora_sweep.train.row_log import KEPT, RowLog, is_empty
 
 ADAPTERS = "adapters.safetensors"
 KILLS = "killed-for-memory"
 FORMAT = 2
 """The format of checkpoints; a release that stores other things in them raises it."""
-KEPT = 2  # checkpoints of a trial: the newest, and one more in case it is damaged
+ROWS = "rows"
+"""In a checkpoint's JSON: the number and the checksum of each file of rows."""
+ROWS_FILES = f"rows-{'[0-9]' * 9}.safetensors"
 
 Content = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -29,7 +32,14 @@ class DamagedError(InputError):
     """A file's content does not match its checksum."""
 
 
-def save_checkpoint(trial: Folder, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save_checkpoint(
+    trial: Folder,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    rows: dict[str, Tensor] | None = None,
+    log: RowLog | None = None,
+) -> None:
     """Write the checkpoint of `step`, and remove all but the one before it.
 
     Args:
@@ -37,14 +47,43 @@ def save_checkpoint(trial: Folder, step: int, tensors: dict[str, Tensor], state:
         step: Optimiser steps made so far.
         tensors: Parameters and moments.
         state: All else, as JSON.
+        rows: What `RowBank.changes` gave, of all processes; None: `tensors` has all.
+        log: The files of rows; it notes the new one.
     """
+    if rows is not None and log is not None:
+        if not is_empty(rows):
+            number = log.next_number
+            log.note(number, _save(_rows_file(trial, number), rows, {}), rows)
+        state = {**state, ROWS: list(log.files.items())}
     _save(trial / f"checkpoint-{step:09d}.safetensors", tensors, state)
     for older in _checkpoints(trial)[:-KEPT]:
         remove(older)
+    if rows is not None and log is not None:
+        log.note_checkpoint(step)
+        needed = {_rows_file(trial, number).name for files in log.needed_at.values() for number in files}
+        for file in list_files(trial, ROWS_FILES):
+            if file.name not in needed:
+                remove(file)
+
+
+def read_rows(trial: Folder, number: int, checksum: str) -> dict[str, Tensor]:
+    """One of the files of rows that a checkpoint names.
+
+    Raises:
+        DamagedError: It does not match its checksum, is another one, or is gone.
+    """
+    file = _rows_file(trial, number)
+    try:
+        tensors, _, _, written = read_local(file, _load)
+    except FileNotFoundError:
+        raise DamagedError(f"{file}: is gone; restore it from a copy") from None
+    if written != checksum:
+        raise DamagedError(f"{file}: is not the one that the checkpoint was written with; restore it from a copy")
+    return tensors
 
 
 def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """Read the newest undamaged checkpoint.
+    """Read the newest undamaged checkpoint, all of whose files of rows are undamaged too.
 
     Returns:
         Its tensors, its state, and a note for each newer one that is damaged; None without any.
@@ -55,7 +94,9 @@ def load_checkpoint(trial: Folder) -> tuple[dict[str, Tensor], dict[str, Any], l
     damage: list[str] = []
     for file in reversed(_checkpoints(trial)):
         try:
-            tensors, state, written = read_local(file, _load)
+            tensors, state, written, _ = read_local(file, _load)
+            for number, checksum in state.get(ROWS, []):
+                read_rows(trial, number, checksum)
         except DamagedError as error:
             damage.append(f"went on from the checkpoint before: {error}")
             continue
@@ -86,13 +127,14 @@ def load_adapters(trial: Folder) -> Content:
         FileNotFoundError: There are no adapters yet.
         DamagedError: The file does not match its checksum.
     """
-    tensors, about, _ = read_local(trial / ADAPTERS, _load)
+    tensors, about, *_ = read_local(trial / ADAPTERS, _load)
     return tensors, about
 
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove the files that only a resume needs."""
-    for leftover in [*_checkpoints(trial), *list_files(trial, ".*.safetensors.*.part"), trial / KILLS]:
+    leftovers = [*list_files(trial, ROWS_FILES), *list_files(trial, ".*.safetensors.*.part"), trial / KILLS]
+    for leftover in [*_checkpoints(trial), *leftovers]:
         remove(leftover)
 
 
@@ -113,24 +155,31 @@ def _checkpoints(trial: Folder) -> list[Folder]:
     return list_files(trial, f"checkpoint-{'[0-9]' * 9}.safetensors")  # not a copy of one
 
 
-def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def _rows_file(trial: Folder, number: int) -> Folder:
+    return trial / f"rows-{number:09d}.safetensors"
+
+
+def _save(path: Folder, tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Write a file. Returns its checksum."""
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about)
     header = {"about": text, "crc32": f"{_checksum(own, text):08x}", "format": str(FORMAT)}
     atomic_write(path, lambda file: save_file(own, file, header))
+    return header["crc32"]
 
 
-def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int]:
-    """Tensors, JSON, and the format; the first format did not name itself."""
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int, str]:
+    """Tensors, JSON, the format, and the checksum; the first format did not name itself."""
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise DamagedError(f"{file}: damaged ({error}); restore it from a copy") from None
-    if header.get("crc32") != f"{_checksum(tensors, header.get('about', '')):08x}":
+    checksum = f"{_checksum(tensors, header.get('about', '')):08x}"
+    if header.get("crc32") != checksum:
         raise DamagedError(f"{file}: damaged (its checksum does not match); restore it from a copy")
-    return tensors, json.loads(header["about"]), int(header.get("format", 1))
+    return tensors, json.loads(header["about"]), int(header.get("format", 1)), checksum
 
 
 def _checksum(tensors: dict[str, Tensor], about: str) -> int:

@@ -3,7 +3,7 @@
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,32 +54,23 @@ def task_order(written: Mapping[str, Any], layout: Layout, tasks: Sequence[str],
     return [row_of[task] for task in tasks]
 
 
-def moments(optimizer: Optimizer, banks: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's moments of each bank, as `optimizer.BANK.NAME`."""
-    state = optimizer.state_dict()["state"]
+def moments(optimizer: Optimizer, banks: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's moments of each of these banks, as `optimizer.BANK.NAME`."""
     return {
         f"{MOMENT}{bank}.{name}": value
-        for index, bank in _indices(optimizer, banks)
-        for name, value in state.get(index, {}).items()
+        for bank, parameter in banks.items()
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def restore_moments(optimizer: Optimizer, banks: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_moments(optimizer: Optimizer, banks: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
     """Copy what `moments` gave into the optimiser's own moments: a device may not hold them twice.
 
     Args:
         optimizer: A new optimiser of the banks.
-        banks: Theta and the tasks.
+        banks: Theta and the tasks, by name.
         tensors: Of the checkpoint.
     """
-    bank_of = dict(banks.named_parameters())
     for key in (key for key in tensors if key.startswith(MOMENT)):
         bank, name = key.removeprefix(MOMENT).split(".")
-        optimizer.state[bank_of[bank]][name].copy_(tensors[key])
-
-
-def _indices(optimizer: Optimizer, banks: nn.Module) -> Iterator[tuple[int, str]]:
-    """The index of each bank in the optimiser's state, and the bank's name."""
-    name_of = {id(bank): name for name, bank in banks.named_parameters()}
-    in_order = (bank for group in optimizer.param_groups for bank in group["params"])
-    return enumerate(name_of[id(bank)] for bank in in_order)
+        optimizer.state[banks[bank]][name].copy_(tensors[key])

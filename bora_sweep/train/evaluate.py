@@ -31,6 +31,8 @@ def score(pack: Pack, fits: Sequence[Trainer], batch: TaskBatch) -> tuple[Tensor
         batch: Of documents on all processes.
     """
     batch, likelihood = pack.shard.localize(batch), Likelihood(pack.adapted, [fit.hierarchy for fit in fits])
+    for fit in fits:
+        fit.hierarchy.hold(batch.task_B)
     # Found on the host, as a device would have to be waited for.
     arrays = (batch.tokens_BT, np.flatnonzero(batch.scored_BT), batch.task_B, batch.mask_BT)
     device = pack.accelerator.device

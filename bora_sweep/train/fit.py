@@ -28,7 +28,7 @@ from bora_sweep.train.make_trainer import make_trainers
 from bora_sweep.train.metrics.scorer import Scorer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.protocol import MakeBatches
-from bora_sweep.train.resume import progress_of, start_or_resume, tensors_of
+from bora_sweep.train.resume import progress_of, rows_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
@@ -133,8 +133,10 @@ class _Checkpoints:
         with self.times.measured():
             for place, fit in fits.items():
                 if (folder := self.specs[place].folder) is not None and fit.state.diverged is None:
-                    content = fit.state.step, tensors_of(fit), progress_of(fit)
+                    content = fit.state.step, tensors_of(fit), progress_of(fit), rows_of(fit), fit.row_log
                     from_rank_zero(partial(save_checkpoint, folder, *content))
+                    if fit.bank is not None:
+                        fit.bank.written()
 
     def save_if_due(self, fits: dict[int, Trainer], *, within_epoch: bool) -> None:
         if self.times.is_due(within_epoch=within_epoch):
@@ -173,7 +175,7 @@ def _advance(
 def _shared(config: Config) -> tuple:
     """What the fits of a pack have in common."""
     train = config.train
-    batches = train.seed, train.batch_size, train.micro_batch_size, train.batches
+    batches = train.seed, train.batch_size, train.micro_batch_size, train.batches, train.tasks_per_batch
     start = config.lora, train.initial_noise, config.prior.penalty
     return start, batches, train.precision, train.compile, train.device, config.metrics, config.metric
 
@@ -198,8 +200,11 @@ def run_epoch(
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
+    for fit in fits:
+        fit.begin_epoch(batches)
     for number, sequence_B in enumerate(batches[done:], start=done + 1):
-        nats_S, num_tokens = step(pack, fits, sequence_B, len(batches))
+        following_B = batches[number] if number < len(batches) else None
+        nats_S, num_tokens = step(pack, fits, sequence_B, len(batches), following_B)
         fits = [fit for fit in fits if fit.state.diverged is None]
         if not fits:
             return

@@ -3,7 +3,6 @@
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from bora_sweep.config import Config, GlobalUpdate, Solver
+from bora_sweep.data.batches import num_training_batches
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.kernels import has_kernels_for
 from bora_sweep.model.hierarchy import Hierarchy
@@ -36,7 +36,8 @@ class ProximalAdam(torch.optim.Optimizer):
     `prior_precision` is p: tau / N for deviations from Theta. The fixed
     point, m + p delta = 0, is the MAP, and the step is a contraction at any p, however large. With p = 0 it is Adam
     (Kingma & Ba 2015). `rate` multiplies lr. Both are one number, one for each coordinate (P), one for each row of the
-    bank (K, 1), or one for each of its numbers (K, P).
+    bank (K, 1), or one for each of its numbers (K, P). So may the count of steps be, (K, 1), where rows take unlike
+    numbers of steps (`bora_sweep.train.present`).
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class ProximalAdam(torch.optim.Optimizer):
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state = self.state[bank]
         state["step"] += 1
-        if not has_kernels_for(bank) or any(_is_by_row(group[name]) for name in ("rate", "prior_precision")):
+        by_row = any(_is_by_row(value) for value in (state["step"], group["rate"], group["prior_precision"]))
+        if by_row or not has_kernels_for(bank):
             self._step_in_blocks(bank, gradient, group)
             return
         from bora_sweep.kernels.adam import proximal_adam_
@@ -82,23 +84,32 @@ class ProximalAdam(torch.optim.Optimizer):
     def _step_in_blocks(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         """The step by operations of torch."""
         state, (beta1, beta2) = self.state[bank], group["betas"]
-        step = state["step"].item()
+        step = state["step"]
+        corrections = [
+            1 - beta ** step.item() if step.dim() == 0 else _correction(beta, step, bank) for beta in group["betas"]
+        ]
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
         rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
         tensors = bank, gradient, state["exp_avg"], state["exp_avg_sq"]
         for start in range(0, len(bank), rows):
             part = slice(start, start + rows)
             theta, g, moment, square = (tensor[part] for tensor in tensors)
-            rate, precision = (
-                value[part] if _is_by_row(value) else value for value in (group["rate"], group["prior_precision"])
+            rate, precision, first, second = (
+                value[part] if _is_by_row(value) else value
+                for value in (group["rate"], group["prior_precision"], *corrections)
             )
             moment.lerp_(g, 1 - beta1)
             square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            metric = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])  # S
+            metric = (square / second).sqrt_().add_(group["eps"])  # S
             lr = group["lr"] * rate
-            theta.sub_(lr / (1 - beta1**step) * moment / metric)
+            theta.sub_(lr / first * moment / metric)
             if _any(precision):
                 theta.mul_(metric / (metric + lr * precision))
+
+
+def _correction(beta: float, step_U1: Tensor, bank: Tensor) -> Tensor:
+    """1 - beta^step of each row, in the bank's precision."""
+    return (1 - beta ** step_U1.double()).to(bank.dtype)
 
 
 def _any(value: float | Tensor) -> bool:
@@ -207,7 +218,7 @@ def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.opt
         corpus: Its training split decides the number of steps of an epoch.
         optimizer: From `make_optimizer`.
     """
-    batches = math.ceil(len(corpus.sequences("train")) / config.train.batch_size)
+    batches = num_training_batches(corpus, config.train.batch_size, config.train.tasks_per_batch)
     return get_scheduler(
         SCHEDULES[config.train.schedule],
         optimizer,

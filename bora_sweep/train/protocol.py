@@ -11,7 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from bora_sweep.config import Config
-from bora_sweep.data.batches import TaskBatch, collate, forward_parts, scoring_batches, training_batches, width_of
+from bora_sweep.data.batches import (
+    TaskBatch,
+    batches_of_few_tasks,
+    collate,
+    forward_parts,
+    scoring_batches,
+    training_batches,
+    width_of,
+)
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
@@ -50,7 +58,10 @@ class Protocol:
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """The sequences of each step of an epoch."""
-        return training_batches(self.corpus, self.train.batch_size, self.train.seed, epoch)
+        train = self.train
+        if train.tasks_per_batch is not None:
+            return batches_of_few_tasks(self.corpus, train.batch_size, train.tasks_per_batch, train.seed, epoch)
+        return training_batches(self.corpus, train.batch_size, train.seed, epoch)
 
     def forward_batches(
         self, sequence_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]

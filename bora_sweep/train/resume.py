@@ -3,17 +3,22 @@
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from bora_sweep.model.peft_io import read_adapters
 from bora_sweep.runs.storage import Folder
-from bora_sweep.train.checkpoint import load_checkpoint, num_recorded_ooms
+from bora_sweep.train.checkpoint import ROWS, load_checkpoint, num_recorded_ooms, read_rows
 from bora_sweep.train.checkpoint_names import moments, names_of, restore_moments, task_order
 from bora_sweep.train.distributed.process_group import from_rank_zero
+from bora_sweep.train.row_bank import BEST, BEST_TASKS, DELTA, MOMENTS, STEPS, TASKS, RowBank
 from bora_sweep.train.state import Start, State
 from bora_sweep.train.trainer import Trainer
 
@@ -35,7 +40,7 @@ def start_or_resume(fit: Trainer, folder: Folder | None = None, start: Start | N
     checkpoint = from_rank_zero(lambda: None if folder is None else load_checkpoint(folder))
     if checkpoint is not None:
         tensors, progress, damage = checkpoint
-        _restore(fit, tensors, progress)
+        _restore(fit, tensors, progress, folder)
         fit.state.notes += damage
     _limit_rows(fit, from_rank_zero(lambda: 0 if folder is None else num_recorded_ooms(folder)))
     if checkpoint is not None:
@@ -44,8 +49,7 @@ def start_or_resume(fit: Trainer, folder: Folder | None = None, start: Start | N
         source = Path(fit.config.init_from)
         start = Start(*read_adapters(source, fit.pack.layout, fit.config.lora, fit.pack.corpus.tasks))
     if start is not None:
-        fit.hierarchy.set_adapters_(start.mean_P, fit.pack.shard.shard(start.theta_KP))
-        fit.best = fit.parameters()
+        fit.begin_at(start.mean_P, fit.pack.shard.shard(start.theta_KP))
     return start is None or start.is_candidate
 
 
@@ -69,8 +73,20 @@ def tensors_of(fit: Trainer) -> dict[str, Tensor]:
     Rank 0 gets the rows of all tasks, for which every process must call this.
     """
     best = {f"best.{name}": bank for name, bank in fit.best.items()}
-    tensors = {**fit.parameters(), **best, **moments(fit.optimizer, fit.hierarchy)}
+    tensors = {**fit.parameters(), **best, **moments(fit.optimizer, dict(fit.whole_parameters()))}
     return {name: fit.pack.shard.gather(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+
+
+def rows_of(fit: Trainer) -> dict[str, Tensor] | None:
+    """The rows of a `RowBank` that differ from those of the last checkpoint; None where `tensors_of` has all.
+
+    Rank 0 gets those of all processes, for which every process must call this.
+    """
+    if fit.bank is None:
+        return None
+    if from_rank_zero(lambda: fit.row_log.is_long):
+        fit.bank.mark_all()
+    return fit.pack.shard.gather_rows(fit.bank.changes())
 
 
 def progress_of(fit: Trainer) -> dict[str, Any]:
@@ -85,7 +101,7 @@ def progress_of(fit: Trainer) -> dict[str, Any]:
     }
 
 
-def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any], folder: Folder | None) -> None:
     order = task_order(progress, fit.pack.layout, fit.pack.corpus.tasks, "the fit's checkpoint")
     fit.state = State(**progress["state"])
     if order != sorted(order):
@@ -95,11 +111,43 @@ def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any])
         fit.state.notes.append(f"began with a base in {before} and went on with one in {fit.pack.dtype}")
     tensors = {name: fit.pack.shard.shard(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     names = list(fit.parameters())
-    fit.hierarchy.load_state_dict({name: tensors[name] for name in names})
+    with torch.no_grad():
+        for name, parameter in fit.whole_parameters():
+            parameter.copy_(tensors[name])
     fit.best = {name: tensors[f"best.{name}"] for name in names}
-    restore_moments(fit.optimizer, fit.hierarchy, tensors)
+    restore_moments(fit.optimizer, dict(fit.whole_parameters()), tensors)
+    if fit.bank is not None and folder is not None:
+        _restore_rows(fit, fit.bank, folder, progress[ROWS], order)
     fit.scheduler.load_state_dict(progress["scheduler"])
     for group, rate in zip(fit.optimizer.param_groups, fit.scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     if fit.pack.accelerator.scaler is not None:
         fit.pack.accelerator.scaler.load_state_dict(progress["scaler"])
+
+
+def _restore_rows(
+    fit: Trainer, bank: RowBank, folder: Folder, files: Sequence[tuple[int, str]], order: list[int]
+) -> None:
+    """Put the rows of these files into the bank, each task's where it is now.
+
+    Args:
+        fit: The fit.
+        bank: Its rows.
+        folder: Of the trial.
+        files: Numbers and checksums.
+        order: The row of each task in the files.
+    """
+    place_K, own = np.argsort(order), fit.pack.shard.tasks
+    for number, checksum in files:
+        rows = from_rank_zero(partial(read_rows, folder, number, checksum))
+        for tasks, names in ((TASKS, (DELTA, *MOMENTS, STEPS)), (BEST_TASKS, (BEST,))):
+            rows[tasks] = torch.from_numpy(place_K[rows[tasks].numpy()])
+            is_own = ((own.start <= rows[tasks]) & (rows[tasks] < own.stop)).numpy()
+            for name in names:
+                bank.set(name, rows[name][is_own], rows[tasks].numpy()[is_own] - own.start)
+        fit.row_log.note(number, checksum, rows)
+    fit.row_log.note_checkpoint(fit.state.step)
+    if order == sorted(order):
+        bank.written()
+    else:  # the files have the tasks in another order than the next checkpoint
+        bank.mark_all()

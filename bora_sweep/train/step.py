@@ -12,6 +12,7 @@ Shapes: S fits of a pack, B rows, K adapters (one per task).
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,13 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
 
-def step(pack: Pack, fits: Sequence[Trainer], sequence_B: np.ndarray, num_batches: int) -> tuple[list[float], int]:
+def step(
+    pack: Pack,
+    fits: Sequence[Trainer],
+    sequence_B: np.ndarray,
+    num_batches: int,
+    following_B: np.ndarray | None = None,
+) -> tuple[list[float], int]:
     """One step of each fit.
 
     Args:
@@ -32,13 +39,14 @@ def step(pack: Pack, fits: Sequence[Trainer], sequence_B: np.ndarray, num_batche
         fits: The fits that step.
         sequence_B: The sequences of the step, on all processes.
         num_batches: Batches of the epoch, which partition the training split.
+        following_B: The sequences of the next step, if it is known.
 
     Returns:
         Nats of the documents under each fit before its step, and their scored tokens.
     """
     started = time.perf_counter()
     for fit in fits:
-        explain_oom(pack, fit.config, "before a step", fit.begin_step)
+        explain_oom(pack, fit.config, "before a step", partial(fit.begin_step, sequence_B, following_B))
     local = retry_on_oom(pack, fits, lambda: add_likelihood_gradients(pack, fits, sequence_B, num_batches))
     *nats_S, num_tokens, num_read, num_positions = sum_(local).tolist()
     for fit, nats in zip(fits, nats_S, strict=True):

@@ -6,17 +6,21 @@ Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one pe
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.model.prior import group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
 from bora_sweep.train.pack import Pack
+from bora_sweep.train.present import PresentHierarchy, PresentTasks
+from bora_sweep.train.row_bank import RowBank
+from bora_sweep.train.row_log import RowLog
 from bora_sweep.train.state import State
 
 
@@ -35,7 +39,15 @@ class Trainer:
         self.config, self.pack = config, pack
         base, device, shard = pack.base, pack.accelerator.device, pack.shard
         dtype = torch.promote_types(base.dtype, torch.float32)
-        self.hierarchy = pack.protocol.hierarchy_class(pack.layout)(
+        self.bank = None
+        """The tasks' rows outside of a step, where a step moves those of its batch alone."""
+        self.row_log = RowLog(pack.corpus.num_tasks)
+        """Where checkpoints have those rows."""
+        kind = pack.protocol.hierarchy_class(pack.layout)
+        if config.update == "present" and config.prior.tau < math.inf:
+            self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
+            kind = partial(PresentHierarchy, bank=self.bank)
+        self.hierarchy = kind(
             pack.layout.initial(base, config.train.seed, dtype).to(device),
             num_tasks=pack.corpus.num_tasks,
             tau=config.prior.tau,
@@ -52,6 +64,9 @@ class Trainer:
         self.scheduler = make_scheduler(config, pack.corpus, optimizer)
         # All of it is in its place; Accelerate would move the count of steps, which the host reads, to the device.
         self.optimizer = pack.accelerator.prepare(optimizer, device_placement=[False])
+        self.present = None
+        if isinstance(self.hierarchy, PresentHierarchy):
+            self.present = PresentTasks(self.hierarchy, self.optimizer)
         self.state = State(
             best_epochs=[0] * self.num_fits,
             best_nll_nats=[math.inf] * self.num_fits,
@@ -109,8 +124,16 @@ class Trainer:
         """The documents of each step of an epoch, the same for all fits of a pack."""
         return self.pack.protocol.training_batches(epoch)
 
-    def begin_step(self) -> None:
-        """Called before the forward passes of a step."""
+    def begin_epoch(self, batches: Sequence[np.ndarray]) -> None:
+        """Called before the steps of an epoch, with the sequences of each."""
+        if self.present is not None:
+            self.present.begin_epoch([self.pack.shard.tasks_of(sequence_B) for sequence_B in batches])
+
+    def begin_step(self, sequence_B: np.ndarray, following_B: np.ndarray | None = None) -> None:
+        """Called before the forward passes of a step, with its sequences and those of the next one, if it is known."""
+        if self.present is not None:
+            tasks_of = self.pack.shard.tasks_of
+            self.present.begin_step(tasks_of(sequence_B), None if following_B is None else tasks_of(following_B))
 
     def descend(self, nll_nats: float) -> None:
         """One optimiser step from the likelihood's gradient in the banks; none where the nats are not finite."""
@@ -129,6 +152,8 @@ class Trainer:
             global_update=self.config.global_update,
         )
         explain_oom(self.pack, self.config, "in the optimiser's step", work)
+        if self.bank is not None:
+            self.bank.note_step()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
         self.state.step += 1
@@ -185,18 +210,36 @@ class Trainer:
     def keep(self, better_F: np.ndarray) -> None:  # noqa: ARG002, a single fit is better or is not
         """Keep the parameters of the fits that are better."""
         self.best = self.parameters()
+        if self.bank is not None:
+            self.bank.keep_best()
+
+    def begin_at(self, mean_P: Tensor, theta_KP: Tensor) -> None:
+        """Begin at this Theta and these adapters of this process's tasks, which are the best ones so far."""
+        self.hierarchy.set_adapters_(mean_P, theta_KP)
+        self.best = self.parameters()
+        if self.bank is not None:
+            self.bank.keep_best()
 
     def return_to_best(self) -> None:
         """Load the parameters of the best epoch."""
-        self.hierarchy.load_state_dict(self.best)
+        with torch.no_grad():
+            for name, parameter in self.whole_parameters():
+                parameter.copy_(self.best[name])
+        if self.bank is not None:
+            self.bank.return_to_best()
 
     def std_KP(self) -> Tensor | None:
         """The posterior standard deviations of the tasks at the best epoch, where the method gives them."""
         return None
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of the banks on the host, so that a device's memory holds more tasks."""
-        return {name: bank.detach().to("cpu", copy=True) for name, bank in self.hierarchy.named_parameters()}
+        """A copy of Theta, and of the tasks' bank if that is on the device, on the host."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.whole_parameters()}
+
+    def whole_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Theta, and the tasks' bank unless a `RowBank` has its rows."""
+        named = self.hierarchy.named_parameters()
+        return [(name, parameter) for name, parameter in named if self.bank is None or name != "task_KP"]
 
     def _diverge(self, what: str) -> None:
         tau, rate = self.config.prior.tau, self.config.learning_rate

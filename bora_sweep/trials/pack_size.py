@@ -56,6 +56,8 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
     with Pack(own, corpus, base, accelerator) as pack:
         fits = [make_trainer(own, pack) for _ in range(size)]
         batches = sorted(fits[0].batches(epoch=1), key=lambda sequence_B: _padded_tokens(corpus, sequence_B))
+        for fit in fits:
+            fit.begin_epoch(batches)
         seconds = []
         for number in range(repeats + 1):
             sequence_B = batches[-1] if number == 0 else batches[(number * len(batches)) // (repeats + 1)]

@@ -23,6 +23,7 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.train.distributed import process_group
+from bora_sweep.train.row_bank import BEST_TASKS, TASKS
 
 
 class Shard:
@@ -70,6 +71,13 @@ class Shard:
         by_length = sequence_B[np.argsort(self.length_C[sequence_B], kind="stable")]
         return by_length[process_group.rank() :: process_group.count()]
 
+    def tasks_of(self, sequence_B: np.ndarray) -> np.ndarray:
+        """The tasks of a step's sequences whose rows move on this process, as rows of its bank.
+
+        Where processes share the documents each of them moves the rows of all.
+        """
+        return self.task_C[self.sequences(sequence_B) if self.by_task else sequence_B] - self.tasks.start
+
     def localize(self, batch: TaskBatch) -> TaskBatch:
         """The batch with each task's row in this process's bank."""
         return replace(batch, task_B=batch.task_B - self.tasks.start) if self.by_task else batch
@@ -103,6 +111,18 @@ class Shard:
         for rank, block in enumerate(self.blocks[1:], start=1):
             dist.recv(all_KP[block], src=rank)
         return all_KP
+
+    def gather_rows(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `RowBank.changes` gave on all processes, on rank 0; other ranks get what they gave.
+
+        Each process has the rows of its tasks; `TASKS` and `BEST_TASKS` become tasks of all.
+        """
+        if not self.by_task:
+            return rows
+        own = {name: part + self.tasks.start if name in (TASKS, BEST_TASKS) else part for name, part in rows.items()}
+        parts: list | None = [None] * process_group.count() if process_group.is_rank_zero() else None
+        dist.gather_object(own, parts)
+        return own if parts is None else {name: torch.cat([part[name] for part in parts]) for name in own}
 
     def shard(self, bank_KP: Tensor) -> Tensor:
         """This process's rows of a bank of all tasks."""

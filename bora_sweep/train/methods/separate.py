@@ -36,11 +36,13 @@ class SeparateTrainer(Trainer):
         train, tasks = self.config.train, np.flatnonzero(self.has_patience(epoch))
         return separate_batches(self.pack.corpus, train.batch_size, train.seed, epoch, tasks)
 
-    def begin_step(self) -> None:
-        """Set the gradient to 0, so that a task without a document in the batch takes a step as well."""
+    def begin_step(self, sequence_B: np.ndarray, following_B: np.ndarray | None = None) -> None:
+        """If all tasks are to step, set the gradient to 0: one without a document in the batch then steps as well."""
+        super().begin_step(sequence_B, following_B)
         bank = self.hierarchy.task_KP
         assert bank is not None
-        bank.grad = torch.zeros_like(bank)
+        if self.bank is None:
+            bank.grad = torch.zeros_like(bank)
 
     def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
         """Nats of each task's validation documents, or of all documents where it has none."""
@@ -59,5 +61,9 @@ class SeparateTrainer(Trainer):
 
     def keep(self, better_F: np.ndarray) -> None:
         """Keep the adapters of the tasks that are better."""
-        rows = torch.from_numpy(better_F[self.pack.shard.tasks])
+        is_better_K = better_F[self.pack.shard.tasks]
+        if self.bank is not None:
+            self.bank.keep_best(np.flatnonzero(is_better_K))
+            return
+        rows = torch.from_numpy(is_better_K)
         self.best["task_KP"][rows] = self.parameters()["task_KP"][rows]

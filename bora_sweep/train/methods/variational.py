@@ -5,6 +5,7 @@ Shapes: K adapters (one per task), P parameters of one adapter.
 
 import math
 
+import numpy as np
 from torch import Tensor
 
 from bora_sweep.config import Config, with_values
@@ -48,7 +49,7 @@ class VariationalTrainer(Trainer):
         )
         return self.ivon
 
-    def begin_step(self) -> None:
+    def begin_step(self, sequence_B: np.ndarray, following_B: np.ndarray | None = None) -> None:  # noqa: ARG002
         """Move the bank to a draw of q, where the gradient is taken."""
         self.ivon.perturb()
 

@@ -224,7 +224,7 @@ class Scorer:
     def _cached_nats(self, fit: Trainer, own_N: np.ndarray, check_stop: Callable[[], None]) -> dict[int, np.ndarray]:
         nats_of: dict[int, np.ndarray] = {}
         for place_B in _batches(own_N, self.references.given_N[own_N], self.pack.scoring_rows):
-            task_B = self._tasks(place_B)
+            task_B = self._tasks(fit, place_B)
             nats = cached_nats(
                 self.pack.adapted,
                 [self._prompt(n) for n in place_B],
@@ -249,7 +249,7 @@ class Scorer:
         group_M = np.searchsorted(self.limits, length_M)
         for row_C in _batches(np.arange(len(answers)), length_M, self.pack.scoring_rows, group_M):
             prompts, chosen = [self._prompt(n) for n in place_M[row_C]], [answers[row] for row in row_C]
-            task_C, padding = self._tasks(place_M[row_C]), self.pack.corpus.padding
+            task_C, padding = self._tasks(fit, place_M[row_C]), self.pack.corpus.padding
             nats_M[row_C] = whole_nats(likelihood, prompts, chosen, task_C, padding)
             check_stop()
         ends = np.cumsum([len(answers) for answers in answers_N])[:-1]
@@ -265,7 +265,7 @@ class Scorer:
             new = generate(
                 self.pack.adapted,
                 [self._prompt(n) for n in place_B],
-                fit.hierarchy.theta_BP(self._tasks(place_B)),
+                fit.hierarchy.theta_BP(self._tasks(fit, place_B)),
                 max_new_tokens=int(self.new_tokens_N[place_B[0]]),
                 end_tokens=self.references.end_tokens,
                 padding=self.pack.corpus.padding,
@@ -281,10 +281,11 @@ class Scorer:
         start = corpus.offsets[corpus.first_sequence(self.references.document_N[n])]
         return corpus.tokens[start : start + self.references.given_N[n]].tolist()
 
-    def _tasks(self, place_B: np.ndarray) -> Tensor:
-        """The rows of the fit's bank of these documents' tasks."""
-        task_B = torch.from_numpy(self.task_N[place_B] - self.pack.shard.tasks.start)
-        return task_B.to(self.pack.accelerator.device)
+    def _tasks(self, fit: Trainer, place_B: np.ndarray) -> Tensor:
+        """The rows of the fit's bank of these documents' tasks, whose adapters it then holds."""
+        task_B = self.task_N[place_B] - self.pack.shard.tasks.start
+        fit.hierarchy.hold(task_B)
+        return torch.from_numpy(task_B).to(self.pack.accelerator.device)
 
 
 def _batches(

@@ -1,0 +1,133 @@
+"""`train.update=present`: a step moves the tasks of its batch, and costs what they cost, not D.
+
+Shapes: K tasks of this process, U of them held, P parameters of one adapter, B rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bora_sweep.model.hierarchy import GatherRows, Hierarchy
+from bora_sweep.model.prior import log_prior
+from bora_sweep.train.row_bank import DELTA, RowBank, Rows
+
+
+class PresentHierarchy(Hierarchy):
+    """A hierarchy whose `task_KP` has the rows of the tasks that are held, (U, P); all others are in a `RowBank`.
+
+    Args:
+        initial_P: The initial value of Theta and of every task.
+        bank: The tasks' deviations.
+        arguments: All others of `Hierarchy`; noncentered, tau < inf.
+    """
+
+    def __init__(self, initial_P: Tensor, *, bank: RowBank, **arguments: Any) -> None:
+        super().__init__(initial_P, **{**arguments, "num_local_tasks": 0})
+        assert self.task_KP is not None
+        assert not self.centered
+        self.bank = bank
+        self.row_K = torch.full((bank.num_tasks,), -1, device=initial_P.device)
+        """Each task's row of `task_KP`; -1, which no gather accepts, where it is not held."""
+        self._shown: Rows | None = None
+
+    def hold(self, task_B: np.ndarray) -> None:
+        """Hold the rows of these tasks, to read them."""
+        self.bank.hold(task_B)
+        self._show_held()
+
+    def hold_for_step(self, task_B: np.ndarray, following_B: np.ndarray | None) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Hold the rows of these tasks alone.
+
+        Args:
+            task_B: The tasks of a step on this process.
+            following_B: Those of the next one, if it is known.
+
+        Returns:
+            The tasks in the order of the rows; Adam's moments and counts of steps, which move in place.
+        """
+        rows = self.bank.hold_for_step(task_B, following_B)
+        self._show_held()
+        return rows.task_U, {name: bank for name, bank in rows.banks.items() if name != DELTA}
+
+    def _show_held(self) -> None:
+        """Make `task_KP` the rows that the bank holds for this process."""
+        held = self.bank.held
+        if held is None or held is self._shown:
+            return
+        # A new parameter: autograd may remember the shape of the old one.
+        self._shown, self.task_KP = held, nn.Parameter(held.banks[DELTA])
+        task_U = torch.from_numpy(held.task_U).to(self.row_K.device, non_blocking=True)
+        self.row_K.fill_(-1)[task_U] = torch.arange(len(task_U), device=self.row_K.device)
+
+    def theta_BP(self, task_B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The adapter of each row's task, which must be held."""
+        return GatherRows.apply(self.task_KP, self.mean_P, self.row_K[task_B], dtype or self.mean_P.dtype)
+
+    def theta_KP(self) -> Tensor:
+        """The adapters of this process's tasks, where the bank is."""
+        mean_P = self.mean_P.detach().to(self.bank.banks[DELTA].device)
+        return torch.cat([delta + mean_P for _, delta in self.bank.blocks()])
+
+    def set_adapters_(self, mean_P: Tensor, theta_KP: Tensor) -> None:
+        """Set Theta and the adapters of this process's tasks to these values."""
+        with torch.no_grad():
+            self.mean_P.copy_(mean_P)
+        self.bank.set(DELTA, theta_KP - mean_P)
+
+    def _log_density(self) -> Tensor:
+        parts = [log_prior(delta.to(self.mean_P.device), 0.0, self.precision) for _, delta in self.bank.blocks()]
+        return torch.stack(parts).sum()
+
+
+class PresentTasks:
+    """What the optimiser is given before each step: the rows of its tasks, and how hard they are pulled.
+
+    Let an epoch have M batches, and task d be in n_d of them. Steps that always move all tasks add to it M times the
+    prior's pull, and n_d times a gradient. Steps that move the tasks of their batch pull n_d times, so each pull is
+    M / n_d as strong: likelihood and prior then balance at the same point, the MAP.
+
+    Adam divides by the root of the mean square of the gradients. That of n_d gradients alone is sqrt(M / n_d) times as
+    large as with the M - n_d zeros among them, so the learning rate is as much larger: in an epoch a task goes as far,
+    and one learning rate serves both.
+
+    Args:
+        hierarchy: Theta and the tasks.
+        optimizer: Of its parameters. What it has for the tasks' group holds where a task is in every batch.
+    """
+
+    def __init__(self, hierarchy: PresentHierarchy, optimizer: torch.optim.Optimizer) -> None:
+        self.hierarchy, self.state = hierarchy, optimizer.state
+        (self.group,) = (group for group in optimizer.param_groups if group["params"][0] is hierarchy.task_KP)
+        self.rate, self.precision = self.group["rate"], self.group["prior_precision"]
+        self.rarity_K = np.ones(hierarchy.bank.num_tasks)
+        """M / n_d."""
+
+    def begin_epoch(self, batches: Sequence[np.ndarray]) -> None:
+        """Count how often each task is in a batch.
+
+        Args:
+            batches: The tasks of each batch.
+        """
+        present = np.concatenate([np.unique(task_B) for task_B in batches])
+        count_K = np.bincount(present, minlength=len(self.rarity_K))
+        self.rarity_K = len(batches) / np.maximum(1, count_K)
+
+    def begin_step(self, task_B: np.ndarray, following_B: np.ndarray | None) -> None:
+        """Hold the rows of these tasks, and scale their step.
+
+        Args:
+            task_B: The tasks of the step on this process.
+            following_B: Those of the next one, if it is known.
+        """
+        self.state.pop(self.group["params"][0], None)
+        task_U, moments = self.hierarchy.hold_for_step(task_B, following_B)
+        assert self.hierarchy.task_KP is not None
+        self.group["params"], self.state[self.hierarchy.task_KP] = [self.hierarchy.task_KP], moments
+        rarity_U1 = torch.from_numpy(self.rarity_K[task_U, None]).to(self.hierarchy.mean_P)
+        self.group["rate"] = self.rate * rarity_U1.sqrt()
+        if self.hierarchy.is_tied:
+            precision, by_row = self.precision, isinstance(self.precision, Tensor) and self.precision.dim() == 2
+            self.group["prior_precision"] = (precision[task_U] if by_row else precision) * rarity_U1
