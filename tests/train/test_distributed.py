@@ -31,10 +31,13 @@ FITS = {
     "mean": ["prior.tau=10", "train.global_update=mean", "train.task_weights=tasks", "train.micro_batch_size=2"],
     "pfedme": ["prior.tau=10", "method=pfedme", "prior.groups=matrix", "prior.group_scales={B: 3}"],
     "vi": ["prior.tau=10", "method=vi"],
+    "present": ["prior.tau=10", "train.bank=host", "train.tasks_per_batch=2"],
+    "present tau 0": ["prior.tau=0", "train.update=present"],
 }
 METRICS = ["prior.tau=10", "metrics=[accuracy,rouge_l]", "metric.max_new_tokens=5"]
 SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
-DATA_PARALLEL = ("tau 0", "tau 10", "mean", "pfedme")
+DATA_PARALLEL = ("tau 0", "tau 10", "mean", "pfedme", "present")
+RESUMED = ("tau 10", "tau 0", "present")
 """Fits that are also made without shards of tasks. The other methods have no code of their own there."""
 CASES = [("tasks", name) for name in FITS] + [("data", name) for name in DATA_PARALLEL]
 CUT = 7  # steps after which a fit is cut off: within its second epoch
@@ -86,7 +89,7 @@ def work(rank: int, folder) -> dict:
     for parallel, name in CASES:
         results[parallel, name] = found(fit_of(*FITS[name], f"train.parallel={parallel}"))
     for parallel in ("tasks", "data"):
-        for name in ("tau 10", "tau 0"):
+        for name in RESUMED:
             results[parallel, name, "1 to 2"] = found(
                 fit_of(*FITS[name], f"train.parallel={parallel}", at=whole / f"one {name} {parallel}")
             )
@@ -121,7 +124,7 @@ def made(tmp_path_factory) -> tuple:
     """What the two found, and the folder that the first of them wrote."""
     folder = tmp_path_factory.mktemp("parallel")
     for parallel in ("tasks", "data"):
-        for name in ("tau 10", "tau 0"):
+        for name in RESUMED:
             cut_off(config_of(*FITS[name], f"train.parallel={parallel}"), folder / f"one {name} {parallel}")
     return run_in_two(work, folder), folder
 
@@ -144,7 +147,7 @@ def test_two_processes_make_the_fit_of_one(made, alone, name, parallel):
 
 
 @pytest.mark.parametrize("parallel", ["tasks", "data"])
-@pytest.mark.parametrize("name", ["tau 10", "tau 0"])
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_fit_goes_on_with_more_or_fewer_processes_than_began_it(made, alone, name, parallel):
     results, folder = made
     assert_same(results[0][parallel, name, "1 to 2"], alone[name])
