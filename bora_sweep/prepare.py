@@ -216,7 +216,10 @@ def _fingerprints(
     now = fingerprints_of(config, corpus, tokenized)
     if before is not None:
         check_unchanged(run, config, before, now)
-        return before  # also of adapters that are gone by now
+        if unknown := before.unknown:
+            since = "a task was forgotten, so these cannot be compared with the run's start, and count as they are now"
+            _print_notes([f"{run}: {since}: {', '.join(unknown)}"], console)
+        return before.filled_in(now)  # and `before` also of adapters that are gone by now
     if resume:
         unknown = "an older release began it without fingerprints, so whether data and model are the same is unknown"
         _print_notes([f"{run}: {unknown}"], console)
