@@ -171,7 +171,7 @@ def forget(parsed: argparse.Namespace) -> int:
 
     done = take_out(parsed.run, parsed.task)
     names = ", ".join(repr(name) for name in done.tasks)
-    out.print(escape(f"{done.place}: {plural(len(done.tasks), 'task')} left: {names}"))
+    out.print(escape(f"{done.place}: {plural(len(done.tasks), 'task')} taken out: {names}"))
     for note in done.notes:
         out.print(escape(f"• {note}"))
     if done.refit is not None:
