@@ -243,6 +243,8 @@ def _notes(run: Folder, config: Config | None, rows: Sequence[dict[str, Any]]) -
         notes.append(
             f"init_from={config.init_from} is as it was; where it was fitted with that text, forget it there too"
         )
+    if not isinstance(run, Path):
+        notes.append(f"to fit anew, first copy {run}/config.yaml here")
     others = "exports, copies, and runs whose data.split_from was this one are as they were"
     return [*notes, others, CARRIES]
 

@@ -206,6 +206,10 @@ def test_what_stays_is_as_it_was_and_sums_are_over_it(run):
     pd.testing.assert_frame_equal(rows.loc[finished, costs], rows_before.loc[finished, costs])
     assert rows.loc[[*TREATIES], "notes"].fillna("").tolist() == [NOTE] * 4 + [""]
     assert rows.loc["006", "error"] == UNNAMED
+    assert rows_before.loc["005", "validation_num_tokens"] > 0
+    assert rows.loc["005", ["status", "epochs"]].tolist() == ["interrupted", 0]
+    so_far = ["validation_nll_nats", "validation_num_tokens", "train_tokens", "best_epoch", "notes"]
+    assert rows.loc["005", so_far].isna().all()
     assert rows["cut_token_fraction"].isna().all()
     assert len(after.curves) == 0
 
@@ -375,6 +379,23 @@ def test_a_run_goes_on_without_it_and_says_what_it_cannot_know(begun, tmp_path, 
     assert "task 'ann' has other documents or prompts" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_fit_that_began_with_adapters_of_it_goes_on_without_their_fingerprints(begun, tmp_path, capsys):
+    names = export(begun / "run", tmp_path / "out", trial="002")
+    settings = [*SMALL, f"data.path={begun / 'q.parquet'}", "data.id_column=id", f"model.name={begun / 'base'}"]
+    run = tmp_path / "run"
+    assert main(["fit", *settings, f"init_from={tmp_path / 'out'}", f"output={run}"]) == 0
+    assert names[LEAVES] in (run / "fingerprints.json").read_text()
+    forget(run, LEAVES)
+    assert names[LEAVES] not in (run / "fingerprints.json").read_text()
+    forget(tmp_path / "out", LEAVES)
+    capsys.readouterr()
+    assert main(["fit", "--resume", f"output={run}"]) == 0
+    assert "the files of init_from" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "out" / "tasks.json").write_text("{}")
+    assert main(["fit", "--resume", f"output={run}"]) == 2
+    assert "tasks.json has changed" in " ".join(capsys.readouterr().err.split())
+
+
 class StopSoon:
     """In place of `defer_signals`: a signal comes after a few steps."""
 
@@ -396,13 +417,14 @@ def test_data_that_a_program_gave_loses_its_rows_and_keeps_the_others_names(with
     bora_sweep.fit(*(["data.id_column=id"] if with_ids else []), **sections, output=tmp_path / "run")
     run = tmp_path / "run"
     before = read_documents(run).query("task != @LEAVES")
-    forget(run, LEAVES)
+    done = forget(run, LEAVES)
     stored = pq.ParquetFile(run / "data.parquet")
     assert "zebra" not in stored.read().to_pandas().to_csv()
     assert not any(mark in (run / "data.parquet").read_bytes() for mark in (b"zebra", b"zorro"))
     assert config_of(run).data.exclude_tasks == []
     pd.testing.assert_frame_equal(read_documents(run), before.reset_index(drop=True))
     bora_sweep.fit(resume=True, output=run)  # fingerprints of the others, which have ids, are the same
+    assert main(shlex.split(str(done.refit))[1:]) == 0
     corpus = load_corpus(config_of(run).data, [run], resumed=True)
     assert corpus.tasks == ("ann", "bob")
     with pytest.raises(InputError, match=r"data: differs from .*data\.parquet"):
