@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bora_sweep.api import fit, sweep
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
+    from bora_sweep.forgetting import forget
     from bora_sweep.report import Report
     from bora_sweep.runs.results import Results, read_results
     from bora_sweep.serve.export import export
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "export",
     "fit",
+    "forget",
     "load_config",
     "read_results",
     "sweep",
@@ -36,7 +38,7 @@ __all__ = [
 
 _MODULES = {
     "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
-    "fit": "api", "load_config": "config", "read_results": "runs.results", "sweep": "api",
+    "fit": "api", "forget": "forgetting", "load_config": "config", "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 
 

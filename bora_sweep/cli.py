@@ -22,6 +22,13 @@ REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."
 STATUS_TEXT = "Show the progress of a run: its trials, the best so far, the time left."
 EXPORT_TEXT = "Write a trial's adapters as PEFT folders: one for each task, and _global for what they share."
 GENERATE_TEXT = "Generate text from adapters of tasks, beside that of _global and of the base model."
+FORGET_TEXT = """Take tasks out of a run or an export: their adapters, scores and documents' names.
+
+Sums over tasks are made anew of those that stay; what cannot be made anew goes, and the command says so. The report is
+written again. It asks nothing, and nothing brings the tasks back but a copy. Theta and the other adapters stay as they
+are: they were fitted with the tasks' text too. The command ends with the one that fits anew without them.
+
+Cut off, it is finished by the same command; until then the run cannot be resumed."""
 DESCRIBE_TEXT = "Show the tasks, documents, tokens and splits of a corpus, and what may be wrong with it."
 
 
@@ -102,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))
     _add_export_options(_add(subparsers, "export", commands.export, EXPORT_TEXT))
     _add_generate_options(_add(subparsers, "generate", commands.generate, GENERATE_TEXT))
+    _add_forget_options(_add(subparsers, "forget", commands.forget, FORGET_TEXT))
     data = _add(subparsers, "data", commands.describe, "Inspect a corpus.")
     describe = _add(
         data.add_subparsers(metavar="COMMAND", required=True), "describe", commands.describe, DESCRIBE_TEXT, ["data"]
@@ -114,8 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add(subparsers, name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
     """Add a command, whose help lists the keys of these sections of the configuration."""
     keys = f"{KEYS}\n{describe_keys(sections)}" if sections else None
+    first_line = text.partition("\n")[0]
     added = subparsers.add_parser(
-        name, help=text, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+        name, help=first_line, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     added.set_defaults(command=command)
     return added
@@ -176,6 +185,13 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help=text)
     text = "random seed, the same for each adapter; default: 0"
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=text)
+
+
+def _add_forget_options(parser: argparse.ArgumentParser) -> None:
+    text = "the folder of a run, also at s3://… or gs://…, or of an export"
+    parser.add_argument("run", metavar="RUN", help=text)
+    text = "a task that leaves, by its name; repeat the option for several. Left out: finish what was cut off"
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help=text)
 
 
 def _add_trial(parser: argparse.ArgumentParser) -> None:

@@ -165,6 +165,20 @@ def generate(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def forget(parsed: argparse.Namespace) -> int:
+    """Take tasks out of a run or an export, and say what is still there of them."""
+    from bora_sweep.forgetting import forget as take_out
+
+    done = take_out(parsed.run, parsed.task)
+    names = ", ".join(repr(name) for name in done.tasks)
+    out.print(escape(f"{done.place}: {plural(len(done.tasks), 'task')} taken out: {names}"))
+    for note in done.notes:
+        out.print(escape(f"• {note}"))
+    if done.refit is not None:
+        out.print(escape(f"to fit anew without: {done.refit}"))
+    return DONE
+
+
 def describe(parsed: argparse.Namespace) -> int:
     """Describe each corpus that is named, or else that of the settings."""
     from bora_sweep.data.corpus import load_corpus

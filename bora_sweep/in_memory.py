@@ -5,7 +5,7 @@ there, which the run's `config.yaml` names.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bora_sweep.config import Setting, load_config
+from bora_sweep.config import DataConfig, Setting, load_config
+from bora_sweep.data.read import with_label_names
 from bora_sweep.data.split import SPLITS
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.placement import placed
@@ -28,6 +29,10 @@ from bora_sweep.runs.storage import atomic_write
 
 DATA, BASE = "data.parquet", "base"
 """Names in the run's folder."""
+KEYS = {"train": "path", "validation": "validation_path", "test": "test_path"}
+"""The key of section `data` that names a split's file."""
+ROW = "bora_sweep_row"
+"""A column with the names of documents whose rows have moved, since a task left."""
 
 
 @contextmanager
@@ -85,9 +90,12 @@ def _store_data(data: Any, run: Path, written: list[Path]) -> dict[str, str]:
         )
     if "train" not in data:
         raise InputError("data: a DatasetDict without the split 'train', so that there is nothing to learn from")
-    names = {"train": "path", "validation": "validation_path", "test": "test_path"}
-    files = {split: run / (DATA if split == "train" else f"{split}.parquet") for split in data}
-    return {names[str(split)]: _store_table(data[split], files[split], written) for split in data}
+    return {KEYS[str(split)]: _store_table(data[split], run / _file(str(split)), written) for split in data}
+
+
+def _file(split: str) -> str:
+    """The name of the file of a split."""
+    return DATA if split == "train" else f"{split}.parquet"
 
 
 def _store_table(data: pd.DataFrame | datasets.Dataset, path: Path, written: list[Path]) -> str:
@@ -107,6 +115,42 @@ def _store_table(data: pd.DataFrame | datasets.Dataset, path: Path, written: lis
     written.append(path)
     atomic_write(path, lambda file: pa_parquet.write_table(table, file, compression="zstd"))
     return str(path)
+
+
+def take_out_of_data(run: Path, data: DataConfig, tasks: Collection[str]) -> dict[str, str] | None:
+    """Take tasks out of the data that `stored` wrote into a run's folder.
+
+    Documents that were named by their rows keep these names, in a column of their own.
+
+    Args:
+        run: The run's folder.
+        data: Of its configuration.
+        tasks: Names of tasks.
+
+    Returns:
+        What changes in section `data` of the configuration; None where the run has no data of its own.
+    """
+    given = {split: getattr(data, key) for split, key in KEYS.items()}
+    files = {split: run / _file(split) for split, path in given.items() if path and Path(path).name == _file(split)}
+    files = {split: file for split, file in files.items() if file.is_file()}
+    for split, file in files.items():
+        _take_out_of_file(file, data, tasks, "" if split == "train" else f"{split}/")
+    return {"id_column": data.id_column or ROW} if files else None
+
+
+def _take_out_of_file(file: Path, data: DataConfig, tasks: Collection[str], prefix: str) -> None:
+    with pa_parquet.ParquetFile(file) as opened:
+        table = with_label_names(file, opened.read(), opened.schema_arrow).replace_schema_metadata(None)
+    before = table.num_rows, table.column_names
+    for place, column in enumerate(table.columns):  # a dictionary, or the names of labels, would keep a task's name
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(place, table.column_names[place], column.cast(column.type.value_type))
+    if data.id_column is None and ROW not in table.column_names:
+        table = table.append_column(ROW, pa.array([f"{prefix}{row}" for row in range(table.num_rows)]))
+    names = table.column(data.task_column).cast(pa.large_string()).to_pylist()
+    table = table.filter(pa.array([name not in tasks for name in names]))
+    if (table.num_rows, table.column_names) != before:
+        atomic_write(file, lambda part: pa_parquet.write_table(table, part, compression="zstd"))
 
 
 def _store_model(model: Any, tokenizer: Any, run: Path, written: list[Path]) -> dict[str, str]:

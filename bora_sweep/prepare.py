@@ -216,11 +216,28 @@ def _fingerprints(
     now = fingerprints_of(config, corpus, tokenized)
     if before is not None:
         check_unchanged(run, config, before, now)
-        return before  # also of adapters that are gone by now
+        if unknown := before.unknown:
+            _refuse_changed_documents(run, corpus)
+            since = "a task was forgotten, so these cannot be compared with the run's start, and count as they are now"
+            _print_notes([f"{run}: {since}: {', '.join(unknown)}"], console)
+        return before.filled_in(now)  # and `before` also of adapters that are gone by now
     if resume:
         unknown = "an older release began it without fingerprints, so whether data and model are the same is unknown"
         _print_notes([f"{run}: {unknown}"], console)
     return now
+
+
+def _refuse_changed_documents(run: Folder, corpus: "Corpus") -> None:
+    """Refuse documents with another text or prompt, where the run does not know the tokens that they had."""
+    from bora_sweep.data.known_documents import DOCUMENTS, changed_tasks, read_documents
+
+    changed = changed_tasks(read_documents(run), corpus.record) if exists(run / DOCUMENTS) else []
+    if changed:
+        raise InputError(
+            f"{run}: cannot resume, as its inputs have changed. data: task {changed[0]!r} has other documents or "
+            f"prompts{f', and {len(changed) - 1} more tasks' if len(changed) > 1 else ''}. Restore them, or begin a "
+            "new run with another output"
+        )
 
 
 def _print_notes(notes: Sequence[str], console: Console) -> None:

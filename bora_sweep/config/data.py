@@ -90,6 +90,8 @@ class DataConfig:
     """Column with the name of a document. Left out: its row in the source, counted from 0."""
     time_column: str | None = None
     """Column with the time of a document. It orders the tasks, for `max_tasks`, each by its earliest document."""
+    exclude_tasks: list[str] = field(default_factory=list, hash=False)
+    """Names of tasks that are left out before all else, as if the source had no row of them."""
     small_tasks: Literal["keep", "leave_out"] = "keep"
     """Tasks with few documents. `keep`: one document is trained on, a second one validates, and a third one tests; so
     such a task gets an adapter, and maybe no test score of its own. `leave_out`: tasks with fewer than 6 documents are

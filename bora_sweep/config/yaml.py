@@ -1,5 +1,7 @@
 """YAML in which every scalar is text, except null: the schema says what a text means, not YAML."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         f"{path}: need sections of keys, such as `prior:` with `tau: 100` under it",
     )
     return loaded or {}
+
+
+def dump_list(values: Sequence[str]) -> str:
+    """Texts as a YAML list on one line, as `key=[a,b]` has it."""
+    return yaml.dump([*values], Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=math.inf).strip()
 
 
 def dump_yaml(values: dict[str, Any]) -> str:

@@ -1,13 +1,48 @@
-"""Which documents and tasks are kept: length, number of documents, number of tasks. Notes say what is left out."""
+"""Which documents and tasks are kept: by name, length, number of documents and of tasks. Notes say what is left out."""
 
 from collections import Counter
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bora_sweep.config import DataConfig
-from bora_sweep.errors import plural
+from bora_sweep.errors import InputError, plural
+
+SHOWN = 5
+"""Names that a note lists."""
+
+
+def leave_out_tasks(
+    documents: pd.DataFrame, config: DataConfig, source: str, *, resumed: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
+    """The documents without those of `data.exclude_tasks`, and a note on them.
+
+    Args:
+        documents: All of the source; column task.
+        config: The names.
+        source: For the message.
+        resumed: Whether the run knows its documents: then a task may also have left the source.
+
+    Raises:
+        InputError: No row has such a name.
+    """
+    names, existing = list(dict.fromkeys(config.exclude_tasks)), set(documents["task"])
+    unknown = [name for name in names if name not in existing]
+    if unknown and not resumed:
+        near = ", ".join(map(repr, get_close_matches(unknown[0], existing, n=3, cutoff=0.0)))
+        raise InputError(
+            f"data.exclude_tasks: {source} has no task {unknown[0]!r}; the nearest names are {near}. Correct it, or "
+            "drop it"
+        )
+    found = [name for name in names if name in existing]
+    if not found:
+        return documents, []
+    is_out = documents["task"].isin(found).to_numpy()
+    shown = [*map(repr, found[:SHOWN]), *([f"{len(found) - SHOWN:,} more"] if len(found) > SHOWN else [])]
+    which = f"{plural(len(found), 'task')} of data.exclude_tasks left out ({plural(int(is_out.sum()), 'document')})"
+    return documents.loc[~is_out].reset_index(drop=True), [f"{which}: {', '.join(shown)}"]
 
 
 def choose(documents: pd.DataFrame, config: DataConfig) -> tuple[pd.DataFrame, list[str], list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.config import DataConfig
-from bora_sweep.data.choose import choose
+from bora_sweep.data.choose import choose, leave_out_tasks
 from bora_sweep.data.columns import Columns, choose_columns
 from bora_sweep.data.documents import documents_of, prompt_of
 from bora_sweep.data.known_documents import known_splits, make_record, read_documents, split_from, with_fingerprints
@@ -69,6 +69,8 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
     known_from = split_from(config) if known_from is None else known_from
     known = pd.concat(map(read_documents, known_from), ignore_index=True) if known_from else None
     name, documents, notes = _read_source(config)
+    documents, more_notes = leave_out_tasks(documents, config, config.path or name, resumed=resumed)
+    notes += more_notes
     documents = with_fingerprints(documents, config)  # before any text is cut
     documents, tasks, more_notes = choose(documents, config)
     notes += more_notes

@@ -135,6 +135,13 @@ def known_splits(documents: pd.DataFrame, known: pd.DataFrame) -> list[str | Non
     ]
 
 
+def changed_tasks(before: pd.DataFrame, now: pd.DataFrame) -> list[str]:
+    """The tasks whose own documents are not the same in two records, by id and by all that is read of them."""
+    one, other = ({*record.loc[~record["carried"], _IDENTITY].itertuples(index=False, name=None)}
+                  for record in (before, now))  # fmt: skip
+    return sorted({task for task, *_ in one ^ other})
+
+
 def _split_by(known: pd.DataFrame, column: str) -> dict[str, str]:
     """From fingerprint to split; of several splits the first in `SPLITS`."""
     split_of: dict[str, str] = {}

@@ -64,7 +64,7 @@ def _read_parquet(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str
         # Parquet is read from its end, and gzip.open cannot seek cheaply.
         file = pa_parquet.ParquetFile(pa.BufferReader(stream.read()) if is_gzip(path) else path)
         table = file.read(columns=_needed(path, file.schema_arrow.names, choose))
-    return _with_label_names(path, table, file.schema_arrow), []
+    return with_label_names(path, table, file.schema_arrow), []
 
 
 def read_folder(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
@@ -139,7 +139,7 @@ def read_hub(path: str, name: str | None, split: str, choose: ChooseColumns) -> 
     if len(dataset) == 0:
         raise InputError(f"data.path={path}: no rows in data.hub_split={split}")
     table = dataset.select_columns(needed).with_format("arrow")[:]
-    return _with_label_names(f"data.path={path}", table, dataset.features.arrow_schema)
+    return with_label_names(f"data.path={path}", table, dataset.features.arrow_schema)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -189,7 +189,7 @@ def _not_utf8(file: Path, error: UnicodeDecodeError) -> InputError:
     return InputError(f"{file}: not UTF-8: {error}; {mend}")
 
 
-def _with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.Table:
+def with_label_names(source: object, table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the names of labels in place of their numbers, where `datasets` wrote the names into the metadata.
 
     A label of -1 means no label.

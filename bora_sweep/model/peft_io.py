@@ -23,6 +23,7 @@ from bora_sweep.data.task_folders import folder_name
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, Part
 from bora_sweep.model.peft_config import ADAPTER_CONFIG, peft_config, peft_key, refuse_other_base, refuse_other_kind
+from bora_sweep.runs.storage import Folder
 
 GLOBAL, TASKS = "_global", "tasks.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -123,7 +124,7 @@ def read_adapters(
     if (source / ADAPTER_CONFIG).is_file():
         mean_P = read(source)
         return mean_P, mean_P.expand(len(tasks), -1)
-    theta_of = {task: read(source / name) for task, name in _read_folder_names(source).items()}
+    theta_of = {task: read(source / name) for task, name in read_folder_names(source).items()}
     if (source / GLOBAL).is_dir():
         mean_P = read(source / GLOBAL)
     elif theta_of:
@@ -133,23 +134,31 @@ def read_adapters(
     return mean_P, torch.stack([theta_of.get(task, mean_P) for task in tasks])
 
 
-def _read_folder_names(source: Path) -> dict[str, str]:
-    """The folder of each task by `tasks.json`, checked, since the file may come from anywhere."""
+def read_folder_names(source: Folder, key: str = "init_from=") -> dict[str, str]:
+    """The folder of each task by `tasks.json`, checked, since the file may come from anywhere.
+
+    Args:
+        source: The folder of adapters.
+        key: What it was given for, for messages.
+
+    Raises:
+        InputError: There is no such file, or it names something else than folders within.
+    """
     if not source.is_dir():
-        raise InputError(f"init_from={source}: no such folder")
+        raise InputError(f"{key}{source}: no such folder")
     if not (source / TASKS).is_file():
         raise InputError(
-            f"init_from={source}: holds neither {ADAPTER_CONFIG} nor {TASKS}; give a PEFT adapter's folder, or one "
+            f"{key}{source}: holds neither {ADAPTER_CONFIG} nor {TASKS}; give a PEFT adapter's folder, or one "
             "that bora-sweep export wrote"
         )
     names = _read_json(source / TASKS)
     for task, name in names.items():
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise InputError(f"init_from={source}: {TASKS} gives task {task!r} {name!r}; need a folder's plain name")
+            raise InputError(f"{key}{source}: {TASKS} gives task {task!r} {name!r}; need a folder's plain name")
     return names
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Folder) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -15,6 +15,8 @@ FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.chec
 """Beginnings of the keys that may change when a run is resumed."""
 FIT = "fit"
 """The trial of a run that `fit` began."""
+FORGETTING = "forgetting.json"
+"""In a run's folder while tasks are taken out of it (`bora_sweep.forgetting`): what is under way, as JSON."""
 RUNS = Path("runs")
 """Folder of the runs whose `output` is left out."""
 
@@ -63,9 +65,14 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     run = folder_at(output) if output is not None else dated[-1].parent
     if not exists(run / "config.yaml"):
         raise InputError(f"output={run}: no config.yaml there, so no run to resume; drop --resume to begin one")
-    if _command_of(run) not in (command, None):
-        again = f"bora-sweep {_command_of(run)} --resume output={shlex.quote(str(run))}"
-        raise InputError(f"output={run}: `{_command_of(run)}` began this run, not `{command}`; resume it by {again}")
+    if exists(run / FORGETTING):
+        raise InputError(
+            f"output={run}: tasks are being taken out of this run, which was cut off; first run bora-sweep forget "
+            f"{shlex.quote(str(run))} again"
+        )
+    if command_of(run) not in (command, None):
+        again = f"bora-sweep {command_of(run)} --resume output={shlex.quote(str(run))}"
+        raise InputError(f"output={run}: `{command_of(run)}` began this run, not `{command}`; resume it by {again}")
     before = config_of(run)
     config = _with_absolute_paths(load_config(settings, base=before))
     values_before = flatten(before.to_dict())
@@ -76,7 +83,7 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     return config, run
 
 
-def _command_of(run: Folder) -> str | None:
+def command_of(run: Folder) -> str | None:
     """The command that began the run, by the names of its trials; None where it has none yet."""
     trials = {file.name for file in list_files(run / "results" / "trials", "*.parquet")}
     return None if not trials else "fit" if f"{FIT}.parquet" in trials else "sweep"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import InputError, one_line
-from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes
+from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes, remove
 
 FORMAT = 1
 """Version of the tables. A release that changes the meaning of a column raises it. Older files have none."""
@@ -169,6 +169,19 @@ def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
         return _read_file(run / "results" / "trials" / f"{trial_id}.parquet", "trials").to_pylist()[0]
     except FileNotFoundError:
         return None
+
+
+def read_table(run: Folder, table: str, trial_id: str) -> pd.DataFrame | None:
+    """One trial's rows of a table; None where it has none."""
+    try:
+        return _read_file(run / "results" / table / f"{trial_id}.parquet", table).to_pandas()
+    except FileNotFoundError:
+        return None
+
+
+def remove_table(run: Folder, table: str, trial_id: str) -> None:
+    """Remove one trial's rows of a table."""
+    remove(run / "results" / table / f"{trial_id}.parquet")
 
 
 def trial_rows(run: Folder, trial_id: str | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -126,6 +127,25 @@ def modified_at(path: Folder) -> float:
 def remove(path: Folder) -> None:
     """Remove a file, if it exists."""
     retry(path, lambda: path.unlink(missing_ok=True))
+
+
+def remove_folder(path: Folder) -> None:
+    """Remove a folder with all that is in it, if it exists."""
+
+    def work() -> None:
+        if isinstance(path, Path):
+            shutil.rmtree(path)
+        else:
+            path.fs.rm(path.path, recursive=True)
+
+    with suppress(FileNotFoundError):
+        retry(path, work)
+
+
+def remove_parts(folder: Folder) -> None:
+    """Remove the files in it whose writing was cut off: `atomic_write` leaves one where its process is killed."""
+    for part in list_files(folder, ".*.part"):
+        remove(part)
 
 
 def read_local(path: Folder, read: Callable[[Path], T]) -> T:

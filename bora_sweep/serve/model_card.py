@@ -3,8 +3,10 @@
 Names from the data are escaped: they never act as markup.
 """
 
+import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,8 @@ from bora_sweep.serve.snippet import snippet
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
+LEFT = "Tasks have left this export since it was written, and with them sizes and perplexities over all tasks."
+"""What a card says then."""
 LIMITS = {0.0: "one model per task", math.inf: "one model for all"}
 
 
@@ -102,6 +106,21 @@ def model_card(exported: ExportedFolder, results: Results) -> str:
         *(_how_scored(exported) if exported.has_code else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def card_without_sums(card: str, names: Collection[str]) -> str:
+    """A card of `model_card` for all tasks, without what it sums up over them, since some have left.
+
+    Args:
+        card: The card. One that was shortened before stays as it is, but for names.
+        names: Of the tasks. Where the code for its use names one, the code goes too.
+    """
+    parts = [part for part in re.split(r"\n\n(?=## )", card) if not part.startswith("## Perplexity\n")]
+    forms = {form for name in names for form in (name, markdown_text(name), ascii(name)[1:-1], json.dumps(name)[1:-1])}
+    parts = [part for part in parts if not (part.startswith("## Use\n") and any(form in part for form in forms))]
+    lines = [line for line in "\n\n".join(parts).split("\n") if not line.startswith("| Documents to ")]
+    shorter = "\n".join(lines).rstrip("\n")
+    return f"{shorter}\n" if LEFT in shorter else f"{shorter}\n\n{LEFT}\n"
 
 
 def _front_matter(exported: ExportedFolder) -> str:

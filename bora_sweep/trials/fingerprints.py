@@ -6,9 +6,9 @@ input whose content has changed since, even at the same path.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,35 @@ class Fingerprints:
 
     tasks: dict[str, tuple[int, str]]
     """For each task, in order: the number of its documents, and the digest of their ids, splits and texts."""
-    tokens: str
-    """Of all token sequences, and of which tokens are scored."""
+    tokens: str | None
+    """Of all token sequences, and of which tokens are scored. None: unknown since a task has left the run."""
     model: dict[str, str]
     """Of the files of the base model and its tokenizer, by name."""
-    adapters: dict[str, str]
-    """Of the files of `init_from`."""
+    adapters: dict[str, str] | None
+    """Of the files of `init_from`. None: unknown since a task has left the run, which may have left them too."""
+
+    def without(self, tasks: Collection[str]) -> "Fingerprints":
+        """Those of the run without some tasks. What is of all tasks together becomes unknown: their text is needed."""
+        return Fingerprints(
+            tasks={task: of_task for task, of_task in self.tasks.items() if task not in tasks},
+            tokens=None,
+            model=self.model,
+            adapters=None if self.adapters else self.adapters,
+        )
+
+    def filled_in(self, now: "Fingerprints") -> "Fingerprints":
+        """With what is unknown taken from `now`."""
+        return replace(
+            self,
+            tokens=now.tokens if self.tokens is None else self.tokens,
+            adapters=now.adapters if self.adapters is None else self.adapters,
+        )
+
+    @property
+    def unknown(self) -> list[str]:
+        """What is unknown, in words."""
+        names = {"the tokens that its texts had": self.tokens, "the files of init_from": self.adapters}
+        return [name for name, value in names.items() if value is None]
 
 
 def fingerprints_of(config: Config, corpus: Corpus, tokenized: TokenizedCorpus) -> Fingerprints:
@@ -93,7 +116,13 @@ def read_fingerprints(run: Folder) -> Fingerprints | None:
     try:
         stored = json.loads(read_bytes(run / FILE).decode(errors="surrogatepass"))
         tasks = {task: (int(count), str(digest)) for task, (count, digest) in stored["tasks"].items()}
-        return Fingerprints(tasks, str(stored["tokens"]), dict(stored["model"]), dict(stored["adapters"]))
+        tokens, adapters = stored["tokens"], stored["adapters"]
+        return Fingerprints(
+            tasks,
+            None if tokens is None else str(tokens),
+            dict(stored["model"]),
+            None if adapters is None else dict(adapters),
+        )
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -104,7 +133,7 @@ def read_fingerprints(run: Folder) -> Fingerprints | None:
 
 
 def check_unchanged(run: Folder, config: Config, before: Fingerprints, now: Fingerprints) -> None:
-    """Refuse to resume a run whose inputs have changed.
+    """Refuse to resume a run whose inputs have changed. What is unknown (`Fingerprints.unknown`) is not compared.
 
     Args:
         run: The run's folder, for the message.
@@ -117,9 +146,9 @@ def check_unchanged(run: Folder, config: Config, before: Fingerprints, now: Fing
     """
     changes = [f"data: {change}" for change in _changed_tasks(before.tasks, now.tasks)]
     changes += _changed_model(before.model, now.model, config.model)
-    if now.adapters:  # without them, a fit that has a checkpoint can still resume
+    if now.adapters and before.adapters is not None:  # without them, a fit that has a checkpoint can still resume
         changes += [f"init_from={config.init_from}: {c}" for c in _changed_files(before.adapters, now.adapters)]
-    if before.tokens != now.tokens and not changes:
+    if before.tokens not in (None, now.tokens) and not changes:
         changes = [
             "data: the same texts now have other tokens; another version of bora_sweep or transformers made them"
         ]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.runs.results import objective, write_table
+from bora_sweep.runs.results import objective, read_trial_row, write_table
 from bora_sweep.runs.storage import Folder, exists, write_bytes
 from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero
@@ -127,9 +127,12 @@ class _Path:
 
     def add(self, tau: float) -> None:
         """Fit `tau` from the value above it; read its row where it was fitted before."""
+        trial_id = f"{self.trial_id}.{len(self.rows):02d}" if self.rows else self.trial_id
+        earlier = from_rank_zero(lambda: read_trial_row(self.run, trial_id))
+        if earlier is not None and earlier["status"] == "finished":
+            tau = earlier["tau"]  # since `bora-sweep forget` sums its scores up over fewer tasks, another might follow
         above = [other for other in self.rows if other > tau]
         start = self.rows[min(above)]["trial_id"] if above else None
-        trial_id = f"{self.trial_id}.{len(self.rows):02d}" if self.rows else self.trial_id
         trial = Trial(trial_id, self._config(tau), start)
         self.rows[tau] = run_trial(
             trial, self.corpus, self.load_base, self.run, on_epoch=self.on_epoch, check_stop=self.check_stop

@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -145,6 +146,25 @@ def reported_as(config: Config) -> str:
     return f"{best}{', padding counted' if config.train.padding == 'scored' else ''}"
 
 
+def sums_over_tasks(splits: Iterable[str], tasks: pd.DataFrame, scored: pd.DataFrame | None) -> dict[str, Any]:
+    """The columns of a trial's row that sum up its scores.
+
+    Args:
+        splits: Those that were scored.
+        tasks: Its rows of `task_scores`.
+        scored: Its rows of `predictions`; None without metrics.
+    """
+    scores: dict[str, Any] = {}
+    for split in splits:
+        of_split = tasks[tasks["split"] == split]
+        nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
+        scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
+        scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
+        scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
+        scores |= {f"{split}_metrics": None if scored is None else _mean_scores(scored.query("split == @split"))}
+    return scores
+
+
 def final_row(
     config: Config, corpus: TokenizedCorpus, done: Fit, tasks: pd.DataFrame, scored: pd.DataFrame | None
 ) -> dict[str, Any]:
@@ -157,17 +177,9 @@ def final_row(
         tasks: Its rows of `task_scores`.
         scored: Its rows of `predictions`; None without metrics.
     """
-    scores: dict[str, Any] = {}
-    for split in done.nll_nats:
-        of_split = tasks[tasks["split"] == split]
-        nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
-        scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
-        scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
-        scores |= {f"{split}_macro_perplexity": np.mean(of_split["perplexity"])}
-        scores |= {f"{split}_metrics": None if scored is None else _mean_scores(scored.query("split == @split"))}
     return {
         **progress_row(done.state),
-        **scores,
+        **sums_over_tasks(done.nll_nats, tasks, scored),
         "status": "finished",
         "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
         "reported_perplexity": None if done.reported is None else done.reported.perplexity,

@@ -1,12 +1,13 @@
 """The path: which values it fits, how each begins, and that one which was cut off ends as if it had not been."""
 
 import math
+import shutil
 
 import pytest
 from tiny import make_base, make_corpus
 
 from bora_sweep.config import load_config
-from bora_sweep.runs.results import read_results, trial_rows
+from bora_sweep.runs.results import read_results, trial_rows, write_table
 from bora_sweep.train.checkpoint import load_adapters
 from bora_sweep.trials.path import next_tau, run_path
 
@@ -131,6 +132,18 @@ def test_walking_a_finished_path_again_fits_nothing(whole):
 
     again = run_path(load_config(SETTINGS), make_corpus(), refuse, run, "002")
     assert [row["validation_nll_nats"] for row in again] == [row["validation_nll_nats"] for row in rows]
+
+
+def test_a_path_whose_scores_a_task_has_left_keeps_the_values_that_it_fitted(whole, tmp_path):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    fitted = {row["trial_id"]: row["tau"] for row in whole[1]}
+    for row in trial_rows(run):  # what was the best is the worst, so that other values would follow
+        write_table(run, "trials", row["trial_id"], [row | {"validation_nll_nats": 1e4 - row["validation_nll_nats"]}])
+    *again, new = run_path(load_config([*SETTINGS, "search.num_trials=5"]), make_corpus(), make_base, run, "002")
+    assert {row["trial_id"]: row["tau"] for row in again} == fitted
+    above = min((row for row in again if row["tau"] > new["tau"]), key=lambda row: row["tau"])
+    assert new["started_from"] == above["trial_id"]
+    assert fitted["002.04"] in (above["tau"], max(tau for tau in fitted.values() if tau < new["tau"]))
 
 
 def test_a_value_that_diverges_at_once_ends_where_it_began(tmp_path):

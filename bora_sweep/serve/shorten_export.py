@@ -1,0 +1,64 @@
+"""Takes tasks out of an export: their folders, the names of their documents, and what a card sums up over all tasks."""
+
+import json
+from collections.abc import Sequence
+
+from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
+from bora_sweep.errors import InputError
+from bora_sweep.model.peft_io import GLOBAL, TASKS, read_folder_names
+from bora_sweep.runs.storage import Folder, exists, read_bytes, remove_folder, write_bytes
+from bora_sweep.serve.model_card import card_without_sums
+
+CARD = "README.md"
+
+
+def tasks_of_export(out: Folder) -> set[str]:
+    """The tasks that an export has, by `tasks.json` or by the record of its documents.
+
+    Raises:
+        InputError: A file of it is damaged.
+    """
+    recorded = set(read_documents(out)["task"]) if exists(out / DOCUMENTS) else set()
+    return {*read_folder_names(out, key="")} | recorded
+
+
+def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
+    """Take tasks out of an export. Each step can be repeated; the files that name the tasks are written last.
+
+    Args:
+        out: The export's folder.
+        tasks: Of `tasks_of_export`.
+
+    Returns:
+        Notes on what is gone with them.
+
+    Raises:
+        InputError: A file of the export is damaged.
+    """
+    names = read_folder_names(out, key="")
+    if not {*names} - {*tasks} and not exists(out / GLOBAL):
+        raise InputError(f"{out}: no adapter would be left; remove the export as a whole")
+    for folder in (out / GLOBAL, *(out / name for task, name in names.items() if task not in tasks)):
+        if exists(folder / DOCUMENTS):
+            _shorten_record(folder, tasks)
+    notes = _shorten_card(out / GLOBAL / CARD, tasks)
+    for task in tasks:
+        if task in names:
+            remove_folder(out / names[task])
+    kept = {task: name for task, name in names.items() if task not in tasks}
+    write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
+    if exists(out / DOCUMENTS):
+        _shorten_record(out, tasks)
+    return notes
+
+
+def _shorten_record(folder: Folder, tasks: Sequence[str]) -> None:
+    record = read_documents(folder)
+    write_documents(folder, record.loc[~record["task"].isin(tasks)])
+
+
+def _shorten_card(path: Folder, tasks: Sequence[str]) -> list[str]:
+    if not exists(path):
+        return []
+    write_bytes(path, card_without_sums(read_bytes(path).decode(), tasks).encode())
+    return [f"{GLOBAL}/{CARD} no longer has perplexities and sizes, which were sums over all tasks"]
