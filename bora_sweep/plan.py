@@ -136,7 +136,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
         most_tasks=memory.tasks_that_fit(usable, rows, passes=passes, fits=fits),
         most_rows=memory.rows_that_fit(usable, num_tasks, batch, fits=fits),
         most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if can_be_packed else 0,
-        notes=tuple(_notes(config)),
+        notes=(*_notes(config), *_note_on_bank(config, memory.host_bytes(num_tasks, fits))),
     )
 
 
@@ -173,6 +173,13 @@ def _notes(config: Config) -> list[str]:
     if config.metrics:
         notes.append("metrics: what scoring them takes is not counted")
     return notes
+
+
+def _note_on_bank(config: Config, size: int) -> list[str]:
+    if not size:
+        return []
+    where = {"host": "the host's memory", "disk": "a disk of the machine"}[config.train.bank]
+    return [f"train.bank={config.train.bank}: all tasks' rows take {_gigabytes(size)} GB of {where}"]
 
 
 def render(plan: Plan) -> list[RenderableType]:

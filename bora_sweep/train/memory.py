@@ -110,7 +110,8 @@ class FitMemory:
         Raises:
             InputError: The model's code cannot be counted.
         """
-        moving, resting = self._numbers(num_tasks, fits)
+        held = self._held(num_tasks, passes * rows)
+        moving, resting = self._numbers(held, fits)
         gradient = moving * self.dtype.itemsize
         accumulated = gradient if passes > 1 or self.config.is_separate else 0
         counted = self._passes(math.isinf(self.config.prior.tau) and fits == 1)
@@ -119,8 +120,8 @@ class FitMemory:
         forward = max(counted.forward(train) + self._dense, counted.held(train) + loss)
         return StepMemory(
             base=self._weights,
-            banks=(3 * moving + resting) * self.dtype.itemsize,
-            gather=accumulated + self._gather(num_tasks, rows, fits, accumulated > 0),
+            banks=(3 * (moving + self._waiting(num_tasks, held, fits)) + resting) * self.dtype.itemsize,
+            gather=accumulated + self._gather(held, rows, fits, accumulated > 0),
             forward=accumulated + forward,
             backward=accumulated + counted.backward(train) + self._dense,
             update=gradient + self._update_copies(moving // fits),
@@ -143,6 +144,30 @@ class FitMemory:
     def fits_that_fit(self, memory: int, num_tasks: int, rows: int, *, passes: int = 1) -> int:
         """The largest S whose step needs at most `memory` bytes, up to `MOST_FITS`; 0 if one fit needs more."""
         return _largest(MOST_FITS, memory, lambda fits: self.step(num_tasks, rows, passes=passes, fits=fits).peak)
+
+    def _held(self, num_tasks: int, batch_size: int) -> int:
+        """The tasks whose rows a step moves: all D, or with `train.update=present` at most those of a batch."""
+        if self.config.update == "all":
+            return num_tasks
+        return min(num_tasks, batch_size, self.config.train.tasks_per_batch or batch_size)
+
+    def _waiting(self, num_tasks: int, held: int, fits: int) -> int:
+        """How many numbers of rows are on the device beside those that a step moves: all, or those of the next batch.
+
+        Args:
+            num_tasks: D.
+            held: Tasks of a step.
+            fits: S.
+        """
+        if self.config.update == "all" or math.isinf(self.config.prior.tau):
+            return 0
+        return fits * self.layout.num_parameters * (num_tasks if self.config.train.bank == "device" else held)
+
+    def host_bytes(self, num_tasks: int, fits: int = 1) -> int:
+        """Bytes of the rows of all tasks, with moments and those of the best epoch, where `train.bank` puts them."""
+        if self.config.train.bank == "device" or math.isinf(self.config.prior.tau):
+            return 0
+        return 4 * fits * num_tasks * self.layout.num_parameters * self.dtype.itemsize
 
     def _numbers(self, num_tasks: int, fits: int) -> tuple[int, int]:
         """How many numbers of the banks move, and how many do not."""

@@ -36,14 +36,20 @@ class ProximalAdam(torch.optim.Optimizer):
     `prior_precision` is p: tau / N for deviations from Theta. The fixed
     point, m + p delta = 0, is the MAP, and the step is a contraction at any p, however large. With p = 0 it is Adam
     (Kingma & Ba 2015). `rate` multiplies lr. Both are one number, one for each coordinate (P), one for each row of the
-    bank (K, 1), or one for each of its numbers (K, P). So may the count of steps be, (K, 1), where rows take unlike
-    numbers of steps (`bora_sweep.train.present`).
+    bank (K, 1), or one for each of its numbers (K, P).
+
+    `pace`, one number or one for each row (K, 1), is how many steps the present one stands for, if the others bring no
+    gradient (`bora_sweep.train.present`). Moments then decay as in so many steps, the count of steps grows by as many,
+    the prior pulls as often, and the rate is sqrt(pace) times as high: zeros among the gradients would lower the root
+    of their mean square so much.
     """
 
     def __init__(
         self, groups: Iterable[dict], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "prior_precision": 0.0, "rate": 1.0})
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "prior_precision": 0.0, "rate": 1.0, "pace": 1.0}
+        )
         for bank in (bank for group in self.param_groups for bank in group["params"]):
             self.state[bank] = self._first_state(bank)
 
@@ -61,8 +67,8 @@ class ProximalAdam(torch.optim.Optimizer):
 
     def _step(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         state = self.state[bank]
-        state["step"] += 1
-        by_row = any(_is_by_row(value) for value in (state["step"], group["rate"], group["prior_precision"]))
+        state["step"] += group["pace"]
+        by_row = any(_is_by_row(group[name]) for name in ("pace", "rate", "prior_precision"))
         if by_row or not has_kernels_for(bank):
             self._step_in_blocks(bank, gradient, group)
             return
@@ -83,33 +89,29 @@ class ProximalAdam(torch.optim.Optimizer):
 
     def _step_in_blocks(self, bank: Tensor, gradient: Tensor, group: dict) -> None:
         """The step by operations of torch."""
-        state, (beta1, beta2) = self.state[bank], group["betas"]
-        step = state["step"]
-        corrections = [
-            1 - beta ** step.item() if step.dim() == 0 else _correction(beta, step, bank) for beta in group["betas"]
-        ]
+        state, pace = self.state[bank], group["pace"]
+        step = state["step"] if _is_by_row(pace) else state["step"].item()
+        betas, corrections = [beta**pace for beta in group["betas"]], [1 - beta**step for beta in group["betas"]]
+        rate, precision = group["rate"] * pace**0.5, group["prior_precision"] * pace
         block = BLOCK.get(bank.device.type, BLOCK_ELSEWHERE)
         rows = max(1, block // bank.shape[-1]) if bank.dim() > 1 else len(bank)
         tensors = bank, gradient, state["exp_avg"], state["exp_avg_sq"]
         for start in range(0, len(bank), rows):
             part = slice(start, start + rows)
             theta, g, moment, square = (tensor[part] for tensor in tensors)
-            rate, precision, first, second = (
-                value[part] if _is_by_row(value) else value
-                for value in (group["rate"], group["prior_precision"], *corrections)
+            factor, p, beta1, beta2, first, second = (
+                value[part] if _is_by_row(value) else value for value in (rate, precision, *betas, *corrections)
             )
             moment.lerp_(g, 1 - beta1)
-            square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            if _is_by_row(beta2):
+                square.mul_(beta2).addcmul_(g, (1 - beta2) * g)
+            else:
+                square.mul_(beta2).addcmul_(g, g, value=1 - beta2)
             metric = (square / second).sqrt_().add_(group["eps"])  # S
-            lr = group["lr"] * rate
+            lr = group["lr"] * factor
             theta.sub_(lr / first * moment / metric)
-            if _any(precision):
-                theta.mul_(metric / (metric + lr * precision))
-
-
-def _correction(beta: float, step_U1: Tensor, bank: Tensor) -> Tensor:
-    """1 - beta^step of each row, in the bank's precision."""
-    return (1 - beta ** step_U1.double()).to(bank.dtype)
+            if _any(p):
+                theta.mul_(metric / (metric + lr * p))
 
 
 def _any(value: float | Tensor) -> bool:

@@ -61,6 +61,8 @@ def _message(pack: Pack, config: Config, when: str, error: torch.OutOfMemoryErro
     if config.search.pack != 1:
         mends.insert(0, f"lower search.pack={config.search.pack}")
     if num_tasks:
+        if config.update == "all":
+            mends.append("set train.bank=host")
         mends.append(f"raise ray.workers_per_trial={config.ray.workers_per_trial} with train.parallel=tasks")
     return (
         f"out of memory {when}: adapters of {whose}, {size:,} parameters each, take at least {gigabytes:.3g} GB with "

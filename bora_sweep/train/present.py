@@ -83,27 +83,23 @@ class PresentHierarchy(Hierarchy):
 
 
 class PresentTasks:
-    """What the optimiser is given before each step: the rows of its tasks, and how hard they are pulled.
+    """What the optimiser is given before each step: the rows of its tasks, and the pace of each.
 
-    Let an epoch have M batches, and task d be in n_d of them. Steps that always move all tasks add to it M times the
-    prior's pull, and n_d times a gradient. Steps that move the tasks of their batch pull n_d times, so each pull is
-    M / n_d as strong: likelihood and prior then balance at the same point, the MAP.
-
-    Adam divides by the root of the mean square of the gradients. That of n_d gradients alone is sqrt(M / n_d) times as
-    large as with the M - n_d zeros among them, so the learning rate is as much larger: in an epoch a task goes as far,
-    and one learning rate serves both.
+    Let an epoch have M batches, and task d be in n_d of them. A step of the task then stands for M / n_d steps of
+    `train.update=all`, all but one of which bring it no gradient: that is its pace (`ProximalAdam`). In an epoch the
+    prior pulls as hard, moments decay as much and the task goes as far as there. Likelihood and prior balance at the
+    same point, the MAP, and one learning rate serves both.
 
     Args:
         hierarchy: Theta and the tasks.
-        optimizer: Of its parameters. What it has for the tasks' group holds where a task is in every batch.
+        optimizer: Of its parameters.
     """
 
     def __init__(self, hierarchy: PresentHierarchy, optimizer: torch.optim.Optimizer) -> None:
         self.hierarchy, self.state = hierarchy, optimizer.state
         (self.group,) = (group for group in optimizer.param_groups if group["params"][0] is hierarchy.task_KP)
-        self.rate, self.precision = self.group["rate"], self.group["prior_precision"]
-        self.rarity_K = np.ones(hierarchy.bank.num_tasks)
-        """M / n_d."""
+        self.precision = self.group["prior_precision"]
+        self.pace_K = np.ones(hierarchy.bank.num_tasks)
 
     def begin_epoch(self, batches: Sequence[np.ndarray]) -> None:
         """Count how often each task is in a batch.
@@ -112,11 +108,10 @@ class PresentTasks:
             batches: The tasks of each batch.
         """
         present = np.concatenate([np.unique(task_B) for task_B in batches])
-        count_K = np.bincount(present, minlength=len(self.rarity_K))
-        self.rarity_K = len(batches) / np.maximum(1, count_K)
+        self.pace_K = len(batches) / np.maximum(1, np.bincount(present, minlength=len(self.pace_K)))
 
     def begin_step(self, task_B: np.ndarray, following_B: np.ndarray | None) -> None:
-        """Hold the rows of these tasks, and scale their step.
+        """Hold the rows of these tasks, for the optimiser to move.
 
         Args:
             task_B: The tasks of the step on this process.
@@ -126,8 +121,6 @@ class PresentTasks:
         task_U, moments = self.hierarchy.hold_for_step(task_B, following_B)
         assert self.hierarchy.task_KP is not None
         self.group["params"], self.state[self.hierarchy.task_KP] = [self.hierarchy.task_KP], moments
-        rarity_U1 = torch.from_numpy(self.rarity_K[task_U, None]).to(self.hierarchy.mean_P)
-        self.group["rate"] = self.rate * rarity_U1.sqrt()
-        if self.hierarchy.is_tied:
-            precision, by_row = self.precision, isinstance(self.precision, Tensor) and self.precision.dim() == 2
-            self.group["prior_precision"] = (precision[task_U] if by_row else precision) * rarity_U1
+        self.group["pace"] = torch.from_numpy(self.pace_K[task_U, None]).to(self.hierarchy.mean_P)
+        if isinstance(self.precision, Tensor) and self.precision.dim() == 2:
+            self.group["prior_precision"] = self.precision[task_U]

@@ -120,6 +120,12 @@ class RowBank:
             write.result()
         self._writes = []
 
+    def on_device(self) -> list[Tensor]:
+        """The tensors on the device: the rows that are held, those that are on their way, and a bank that is there."""
+        coming = [] if self._next is None else list(self._next[1].result().banks.values())
+        held = [] if self.held is None else list(self.held.banks.values())
+        return [*held, *coming, *(self.banks.values() if self._thread is None else ())]
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All deviations, some tasks at a time, where the bank is."""
         self.flush()

@@ -269,8 +269,7 @@ def test_the_device_holds_the_rows_of_two_batches_however_many_tasks_there_are()
         for task_B, following_B in zip(batches, [*batches[1:], None], strict=True):
             present.begin_step(task_B, following_B)
             hierarchy.theta_BP(torch.from_numpy(task_B)).sum().backward()
-            following = [] if bank._next is None else list(bank._next[1].result().banks.values())
-            held = [*bank.held.banks.values(), *following, hierarchy.row_K, hierarchy.mean_P, hierarchy.task_KP.grad]
+            held = [*bank.on_device(), hierarchy.row_K, hierarchy.mean_P, hierarchy.mean_P.grad, hierarchy.task_KP.grad]
             moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
             storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in (*held, *moments)}
             most = max(most, sum(storages.values()))
