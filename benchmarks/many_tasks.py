@@ -40,6 +40,7 @@ from bora_sweep.model.base import load_tokenizer
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.report import write_report
 from bora_sweep.runs.results import objective, read_results, trial_rows, write_table
+from bora_sweep.serve.bank import export_bank
 from bora_sweep.serve.export import export
 from bora_sweep.serve.load import load_trial
 from bora_sweep.train.state import Fit, State
@@ -169,7 +170,7 @@ def write_run(parts: Parts, folder: Path, config: Config, tokenized: TokenizedCo
     tables = [run / "results" / name for name in ("task_scores", "document_scores", "trials", "curves")]
     for n, tau in enumerate(TAUS):
         of_trial = load_config([config, {"prior": {"tau": tau}}])
-        done, row = fit_of(tokenized, layout, tau, bank_KP * tau**-0.5 if 0 < tau else bank_KP), initial_row(of_trial)
+        done, row = fit_of(tokenized, layout, tau, bank_KP if tau == 0 else bank_KP * tau**-0.5), initial_row(of_trial)
         if n == BEST:
             files = [run / "trials", *(table / f"{n:03d}.parquet" for table in tables)]
             parts.add(
@@ -203,15 +204,17 @@ def write_exports(parts: Parts, folder: Path, num_tasks: int) -> None:
     """The adapters, read and written."""
     run, names = folder / "run", [f"customer {d:05d}, northern branch" for d in range(num_tasks)]
     parts.add("load and check a trial's adapters", lambda: load_trial(run))
-    few = folder / "few"
+    few, bank = folder / "few", folder / "bank"
     parts.add("`export --task`, 2 tasks", lambda: export(run, few, tasks=names[:2]), [few])
     shutil.rmtree(few)
     before = parts.rows[-1]
     parts.add(f"`export`, {FOLDERS} tasks", lambda: export(run, few, tasks=names[:FOLDERS]), [few])
     after, scale = parts.rows[-1], (num_tasks - 2) / (FOLDERS - 2)
+    shutil.rmtree(few)
     parts.rows.append({"part": f"`export`, {num_tasks:,} tasks, scaled from these"} | {
         unit: before[unit] + scale * (after[unit] - before[unit]) for unit in ("seconds", "MB")
     })  # fmt: skip
+    parts.add(f"`export --bank`, {num_tasks:,} tasks", lambda: export_bank(run, bank), [bank])
 
 
 def _size(path: Path) -> int:
@@ -237,7 +240,7 @@ def run(given: list[int]) -> None:
     record(
         "many_tasks",
         "What many tasks cost around their fits",
-        os.environ.get("SECTION") or f"{num_tasks:,} tasks",
+        f"{num_tasks:,} tasks",
         parts.rows,
         notes,
     )

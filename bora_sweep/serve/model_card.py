@@ -123,9 +123,9 @@ def _introduction(exported: ExportedFolder) -> str:
     which = "This is Θ, for a task that the fit has not seen." if exported.task is None else "This is one task's θ."
     if exported.bank_tasks:
         which = (
-            "Here the tasks' adapters are one file: `adapters.safetensors` has a tensor for each matrix, by PEFT's name "
-            "of it, whose first axis is over tasks; `tasks.json` has each task's row. `_global/` is Θ, an adapter of "
-            "PEFT's for a task that the fit has not seen."
+            "Here the tasks' adapters are one file: `adapters.safetensors` has a tensor for each matrix, by PEFT's "
+            "name of it, whose first axis is over tasks; `tasks.json` has each task's row. `_global/` is Θ, an adapter "
+            "of PEFT's for a task that the fit has not seen."
         )
     return (
         "Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to a common one, Θ, by the "
@@ -190,8 +190,8 @@ def _task_scores(exported: ExportedFolder, results: Results, trial_id: str, spli
 def _caption(exported: ExportedFolder) -> str:
     if exported.bank_tasks:
         return (
-            "Over all documents of all tasks of the fit. Validation chose the epoch, and τ if it was searched; test was "
-            "only scored."
+            "Over the documents of all tasks of the fit. Validation chose the epoch, and τ if it was searched; test "
+            "was only scored."
         )
     scored = (
         "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."

@@ -99,8 +99,8 @@ class BySize:
     y: Quantity
     series: dict[str, Series]
     points: pd.DataFrame
-    """Of the tasks that are drawn, see `drawn_tasks`: `series`, `task`, `documents`, `value`, its interval `low` and `high` (NaN without), and `is_open`: a mark that
-    is not filled, for a task without a verdict."""
+    """Of the tasks that are drawn (`drawn_tasks`): `series`, `task`, `documents`, `value`, its interval `low` and `high`
+    (NaN without), and `is_open`: a mark that is not filled, for a task without a verdict."""
     lines: pd.DataFrame
     """Regression lines with their bands: `series`, `documents`, `value`, `low`, `high`; maybe empty."""
 
@@ -217,7 +217,7 @@ def distance_data(analysis: Analysis) -> BySize | None:
 
 def level_data(analysis: Analysis) -> BySize:
     """Figure 5: level on test of each task under the best fit, with 95% intervals."""
-    summary, measure, m = analysis.summary, analysis.measure, analysis.summary.best
+    measure, m = analysis.measure, analysis.summary.best
     low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.level_bounds())
     level_D, trend = analysis.scores.test_DM[:, m], analysis.trends.get(measure.name)
     data = _single_series(analysis, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)

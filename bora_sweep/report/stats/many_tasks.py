@@ -72,8 +72,8 @@ def _union(groups: dict[str, list[int]]) -> list[int]:
 
 def _first(tasks: list[int], key_D: np.ndarray, passes: Callable[[float], bool] = lambda _: True) -> list[int]:
     """The tasks with the lowest keys that pass; equal ones in their order."""
-    order = np.argsort(key_D, kind="stable")
-    return [tasks[i] for i in order[:EXTREMES] if passes(key_D[i])]
+    order = np.argsort(key_D, kind="stable")[:EXTREMES]
+    return [tasks[i] for i, key in zip(order, key_D[order].tolist(), strict=True) if passes(key)]
 
 
 def _filled(groups: dict[str, list[int]]) -> dict[str, list[int]]:
