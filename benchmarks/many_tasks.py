@@ -57,25 +57,24 @@ WORDS = [f"w{i}" for i in range(400)]
 
 
 class Parts:
-    """The rows of the table: seconds and bytes of each part."""
+    """The rows of the table: seconds, those of this process on a CPU, and bytes of each part."""
 
     def __init__(self) -> None:
         self.rows: list[dict] = []
 
-    def add(self, part: str, work: Callable[[], Made], files: Iterable[Path] = (), times: float = 1) -> Made:
+    def add(self, part: str, work: Callable[[], Made], files: Iterable[Path] = ()) -> Made:
         """Do `work`, and keep its seconds and the bytes of the `files` that it writes.
 
         Args:
             part: What it is.
             work: What is timed.
             files: Files, or folders.
-            times: Seconds and bytes count so many times.
         """
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         made = work()
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         written = sum(path.stat().st_size for root in files for path in (root, *root.rglob("*")) if path.is_file())
-        row = {"part": part, "seconds": times * seconds, "MB": times * written / 1e6 if written else None}
+        row = {"part": part, "seconds": seconds, "CPU seconds": cpu_seconds, "MB": written / 1e6 if written else None}
         self.rows.append(row)
         print(row, flush=True)
         return made
@@ -193,11 +192,15 @@ def report(parts: Parts, run: Path) -> None:
     out = run / "report"
     parts.add("`report`, all its files", lambda: write_report(run), [out])
     for name in ("index.html", "report.md", "tables", "figures"):
-        parts.rows.append({"part": f"of these, {name}", "seconds": None, "MB": _size(out / name) / 1e6})
+        parts.rows.append(
+            {"part": f"of these, {name}", "seconds": None, "CPU seconds": None, "MB": _size(out / name) / 1e6}
+        )
     ready = zip(*opened_ms(out / "index.html", WINDOW), strict=True)
     for what, milliseconds in zip(("answer and tables", "curve over τ", "last chart"), ready, strict=True):
         seconds = float(np.median(milliseconds)) / 1000
-        parts.rows.append({"part": f"the page in a browser: {what}", "seconds": seconds, "MB": None})
+        parts.rows.append(
+            {"part": f"the page in a browser: {what}", "seconds": seconds, "CPU seconds": None, "MB": None}
+        )
 
 
 def write_exports(parts: Parts, folder: Path, num_tasks: int) -> None:
@@ -212,7 +215,7 @@ def write_exports(parts: Parts, folder: Path, num_tasks: int) -> None:
     after, scale = parts.rows[-1], (num_tasks - 2) / (FOLDERS - 2)
     shutil.rmtree(few)
     parts.rows.append({"part": f"`export`, {num_tasks:,} tasks, scaled from these"} | {
-        unit: before[unit] + scale * (after[unit] - before[unit]) for unit in ("seconds", "MB")
+        unit: before[unit] + scale * (after[unit] - before[unit]) for unit in ("seconds", "CPU seconds", "MB")
     })  # fmt: skip
     parts.add(f"`export --bank`, {num_tasks:,} tasks", lambda: export_bank(run, bank), [bank])
 
@@ -234,8 +237,9 @@ def run(given: list[int]) -> None:
         write_exports(parts, folder, num_tasks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     notes = [
+        "*CPU seconds* are of this process, which other work on the machine does not lengthen as it does *seconds*.",
         f"{num_tasks:,} tasks of {DOCUMENTS} documents, five fits, {_of(peak)}. Load average "
-        f"{os.getloadavg()[0]:.1f} meanwhile."
+        f"{os.getloadavg()[0]:.1f} meanwhile.",
     ]
     record(
         "many_tasks",

@@ -99,7 +99,7 @@ class BySize:
     y: Quantity
     series: dict[str, Series]
     points: pd.DataFrame
-    """Of the tasks that are drawn (`drawn_tasks`): `series`, `task`, `documents`, `value`, its interval `low` and `high`
+    """Of the tasks that are drawn (`drawn_tasks`): `series`, `task`, `documents`, `value`, its interval `low`, `high`
     (NaN without), and `is_open`: a mark that is not filled, for a task without a verdict."""
     lines: pd.DataFrame
     """Regression lines with their bands: `series`, `documents`, `value`, `low`, `high`; maybe empty."""
