@@ -74,10 +74,15 @@ class Parts:
         made = work()
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
         written = sum(path.stat().st_size for root in files for path in (root, *root.rglob("*")) if path.is_file())
-        row = {"part": part, "seconds": seconds, "CPU seconds": cpu_seconds, "MB": written / 1e6 if written else None}
-        self.rows.append(row)
-        print(row, flush=True)
+        self.put(part, seconds, cpu_seconds, written / 1e6 if written else None)
+        print(self.rows[-1], flush=True)
         return made
+
+    def put(
+        self, part: str, seconds: float | None = None, cpu_seconds: float | None = None, megabytes: float | None = None
+    ) -> None:
+        """A row."""
+        self.rows.append({"part": part, "seconds": seconds, "CPU seconds": cpu_seconds, "MB": megabytes})
 
 
 def write_source(folder: Path, num_tasks: int) -> None:
@@ -192,15 +197,10 @@ def report(parts: Parts, run: Path) -> None:
     out = run / "report"
     parts.add("`report`, all its files", lambda: write_report(run), [out])
     for name in ("index.html", "report.md", "tables", "figures"):
-        parts.rows.append(
-            {"part": f"of these, {name}", "seconds": None, "CPU seconds": None, "MB": _size(out / name) / 1e6}
-        )
+        parts.put(f"of these, {name}", megabytes=_size(out / name) / 1e6)
     ready = zip(*opened_ms(out / "index.html", WINDOW), strict=True)
     for what, milliseconds in zip(("answer and tables", "curve over τ", "last chart"), ready, strict=True):
-        seconds = float(np.median(milliseconds)) / 1000
-        parts.rows.append(
-            {"part": f"the page in a browser: {what}", "seconds": seconds, "CPU seconds": None, "MB": None}
-        )
+        parts.put(f"the page in a browser: {what}", float(np.median(milliseconds)) / 1000)
 
 
 def write_exports(parts: Parts, folder: Path, num_tasks: int) -> None:
