@@ -49,8 +49,10 @@ def _mean_scores(scored: pd.DataFrame) -> str:
 
 def _mean_scores_of(scored: pd.DataFrame) -> dict[tuple[str, str], str]:
     """`_mean_scores` of each task and split, without a table for each."""
-    score, means = scored["score"].to_numpy(), {}
-    for (task, split, metric), rows in sorted(scored.groupby(["task", "split", "metric"]).indices.items()):
+    score = scored["score"].to_numpy()
+    groups: dict[Any, np.ndarray] = scored.groupby(["task", "split", "metric"]).indices
+    means: dict[tuple[str, str], dict[str, float]] = {}
+    for (task, split, metric), rows in sorted(groups.items()):
         means.setdefault((task, split), {})[str(metric)] = float(np.mean(score[rows]))
     return {key: json.dumps(of_metric) for key, of_metric in means.items()}
 

@@ -55,7 +55,7 @@ def test_the_csv_has_every_task_and_the_markdown_the_extremes(run: Path, gains: 
     assert len(gains) == 2 * (NUM_TASKS - 2)
     assert len(pd.read_csv(str(run / "report" / "tables" / "table_a1.csv"))) == NUM_TASKS
     for reference, name in (("independent", "one model per task"), ("shared", "one model for all")):
-        own = gains[gains["reference"] == reference].sort_values("improvement")
+        own = gains.loc[gains["reference"] == reference].sort_values(by="improvement")
         for heading, rows in (
             (f"**Largest gains over {name}", own.iloc[::-1].query("improvement > 0")),
             (f"**Largest losses against {name}", own.query("improvement < 0")),
