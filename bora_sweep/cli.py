@@ -162,8 +162,11 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     _add_trial(parser)
     parser.add_argument("out", metavar="OUT", help="a new or empty folder for adapters, model cards and tasks.json")
     parser.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
+    form = parser.add_mutually_exclusive_group()
     text = "write full models: the base model with the adapter merged into its weights"
-    parser.add_argument("--merge", action="store_true", help=text)
+    form.add_argument("--merge", action="store_true", help=text)
+    text = "write all tasks into one file, adapters.safetensors, with each task's row in tasks.json"
+    form.add_argument("--bank", action="store_true", help=text)
 
 
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:

@@ -137,11 +137,15 @@ def report(parsed: argparse.Namespace) -> int:
 def export(parsed: argparse.Namespace) -> int:
     """Write a trial's adapters as folders that PEFT loads."""
     from bora_sweep.runs.folder import config_of
+    from bora_sweep.serve.bank import export_bank
     from bora_sweep.serve.export import export as write_folders
 
-    folders = write_folders(parsed.run, parsed.out, parsed.trial, parsed.task, merge=parsed.merge)
-    what = "full models" if parsed.merge else "adapters"
-    out.print(f"{escape(parsed.out)}: {what} of _global and {plural(len(folders), 'task')}, named in tasks.json")
+    if parsed.bank:
+        tasks = export_bank(parsed.run, parsed.out, parsed.trial, parsed.task)
+    else:
+        tasks = write_folders(parsed.run, parsed.out, parsed.trial, parsed.task, merge=parsed.merge)
+    what = "full models" if parsed.merge else "a bank of adapters" if parsed.bank else "adapters"
+    out.print(f"{escape(parsed.out)}: {what} of _global and {plural(len(tasks), 'task')}, named in tasks.json")
     if (quantization := config_of(folder_at(parsed.run)).model.quantization) is not None:
         where = "merged into the base as it was before" if parsed.merge else "as the cards load the base"
         out.print(f"fitted and scored on a base in {quantization}, {where}")

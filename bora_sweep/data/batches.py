@@ -170,12 +170,14 @@ def separate_batches(
     Returns:
         The sequences of each batch.
     """
-    sequence_C, task_C, length_C = corpus.sequences("train"), corpus.task_C, np.diff(corpus.offsets)
+    sequence_C, length_C = corpus.sequences("train"), np.diff(corpus.offsets)
+    by_task = sequence_C[np.argsort(corpus.task_C[sequence_C], kind="stable")]
+    first, beyond = (np.searchsorted(corpus.task_C[by_task], tasks, side) for side in ("left", "right"))
     num_batches = -(-len(sequence_C) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
-    for task in tasks:
+    for task, start, end in zip(tasks, first, beyond, strict=True):
         rng = np.random.default_rng([seed, epoch, task])
-        shuffled = rng.permutation(sequence_C[task_C[sequence_C] == task])
+        shuffled = rng.permutation(by_task[start:end])
         batch_of = ((np.arange(len(shuffled)) + rng.random()) * num_batches / len(shuffled)).astype(int) % num_batches
         by_length = shuffled[np.lexsort((length_C[shuffled], batch_of // SORTED_BATCHES))]
         for n, batch in zip(by_length.tolist(), batch_of, strict=True):

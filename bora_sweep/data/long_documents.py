@@ -99,8 +99,8 @@ def refuse_untrained(corpus: Corpus, is_kept: np.ndarray, max_tokens: int) -> No
     mend = "raise it, or set data.truncate=prompt or model.long_documents=chunk"
     documents, kept = corpus.documents, corpus.documents.loc[is_kept]
     trained = set(kept.loc[kept["split"] == "train", "task"])
-    before = documents.loc[documents["split"] == "train", "task"]
-    if lost := [task for task in corpus.tasks if task in set(before) - trained]:
+    untrained = set(documents.loc[documents["split"] == "train", "task"]) - trained
+    if lost := [task for task in corpus.tasks if task in untrained]:
         more = f" (and {plural(len(lost) - 1, 'task')} more)" if len(lost) > 1 else ""
         raise InputError(
             f"model.max_tokens={max_tokens}: the prompts of all training documents of task {lost[0]!r}{more} are "

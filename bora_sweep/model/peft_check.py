@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -24,8 +25,8 @@ from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, Part, layout_of_sites
 from bora_sweep.model.linear_modules import last_name
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_config import IN_PEFT, PEFT_NAMES, peft_config, peft_key
-from bora_sweep.model.peft_io import named_parts
+from bora_sweep.model.peft_config import ADAPTER_CONFIG, IN_PEFT, PEFT_NAMES, peft_config, peft_key
+from bora_sweep.model.peft_io import WEIGHTS, named_parts
 from bora_sweep.model.quantization import is_quantised
 
 ADAPTER_NAME = "checked"  # in PEFT
@@ -96,6 +97,26 @@ def check_peft_folder(base: PreTrainedModel, folder: Path, layout: Layout, theta
             raise InputError(f"{folder}: PEFT would load {key} otherwise than it was fitted; nothing is exported")
     if more := loaded.keys() - expected.keys():
         raise InputError(f"{folder}: PEFT would make up {min(more)}, which was not fitted; nothing is exported")
+
+
+def check_like(checked: Path, folder: Path, layout: Layout, theta_P: Tensor) -> None:
+    """Check that a folder differs by its values alone from one that `check_peft_folder` has passed, and holds theta_P.
+
+    Args:
+        checked: The folder that PEFT has loaded.
+        folder: What `write_adapter` wrote.
+        layout: The layout of both.
+        theta_P: The adapter.
+
+    Raises:
+        InputError: Its description or its tensors differ.
+    """
+    if (folder / ADAPTER_CONFIG).read_bytes() != (checked / ADAPTER_CONFIG).read_bytes():
+        raise InputError(f"{folder}: {ADAPTER_CONFIG} is not that of {checked}, which PEFT loads; nothing is exported")
+    written, expected = load_file(folder / WEIGHTS), {peft_key(p): t for p, t in named_parts(layout, theta_P)}
+    for key in sorted(expected.keys() | written.keys()):
+        if key not in written or key not in expected or not torch.equal(written[key], expected[key]):
+            raise InputError(f"{folder}: PEFT would load {key} otherwise than it was fitted; nothing is exported")
 
 
 def _load_error(

@@ -27,6 +27,8 @@ from bora_sweep.runs.storage import Folder
 
 GLOBAL, TASKS = "_global", "tasks.json"
 WEIGHTS = "adapter_model.safetensors"
+BANK = "adapters.safetensors"
+"""What a bank has in place of folders, see `bora_sweep.serve.bank`."""
 MORA_CONFIG, MORA_WEIGHTS = "config.json", "mora.safetensors"
 
 
@@ -121,6 +123,8 @@ def read_adapters(
     def read(folder: Path) -> Tensor:
         return _read_adapter(folder, layout, config, base)
 
+    if (source / BANK).is_file():
+        raise InputError(f"init_from={source}: a bank, which is not read here; export again without --bank")
     if (source / ADAPTER_CONFIG).is_file():
         mean_P = read(source)
         return mean_P, mean_P.expand(len(tasks), -1)

@@ -113,7 +113,8 @@ def gain_frame(gains: list[Gain]) -> pd.DataFrame:
     rows = []
     for gain in gains:
         sizes, test = (gain.train_documents, gain.test_documents), (gain.adjusted_p, gain.verdict, gain.smallest_p)
-        rows.append((gain.task, *sizes, gain.reference, *astuple(gain.interval), gain.p_value, *test))
+        ends = (gain.interval.estimate, gain.interval.low, gain.interval.high)
+        rows.append((gain.task, *sizes, gain.reference, *ends, gain.p_value, *test))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -9,6 +9,7 @@ from bora_sweep.report.html import page as html
 from bora_sweep.report.html.document import make_document
 from bora_sweep.report.paper.markdown import write_paper
 from bora_sweep.report.stats.analysis import Analysis, analyse, analyse_others
+from bora_sweep.report.stats.many_tasks import in_print
 from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.text import notes, sections, tables
@@ -98,9 +99,10 @@ def _write_tables(folder: Folder, analysis: Analysis) -> None:
     _write_csv(folder, f"curve{end}", frames.curve_frame(analysis))
     _write_csv(folder, f"trends{end}", frames.trend_frame(analysis.trends))
     _write_latex(folder, f"table_1{end}", tables.overall_table(analysis))
-    _write_latex(folder, f"table_a1{end}", tables.task_table(analysis, intervals=False))
+    with_verdict, tasks = in_print(analysis)
+    _write_latex(folder, f"table_a1{end}", tables.task_table(analysis, tasks, intervals=False))
     if analysis.task_gains:
-        _write_latex(folder, f"table_2{end}", tables.verdict_table(analysis))
+        _write_latex(folder, f"table_2{end}", tables.verdict_table(analysis, with_verdict))
 
 
 def _write_tables_of_run(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:

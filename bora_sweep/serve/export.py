@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,9 +17,10 @@ from bora_sweep.data.tokens import given_tokens
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.full_model import write_full
-from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
+from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.runs.results import Results
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
@@ -56,37 +57,63 @@ def export(
         InputError: There is no such trial or task; `out` is not empty, or is an address; the base cannot be loaded or
             merged, or is not the run's; or what was written does not load unchanged. Then nothing of it is left.
     """
+    begun = begin_export(run, out, trial, tasks)
+    loaded, out = begun.loaded, begun.out
+    folder_of = folder_names(list(loaded.theta_of))
+    names = {task: folder_of[task] for task in begun.tasks}
+    write = _full_model_writer(loaded, begun.encoder.tokenizer) if merge else adapter_writer(loaded)
+    scores = loaded.results.task_scores
+    scores_of = dict(iter(scores.loc[scores["task"].isin(names)].groupby("task")))  # no card searches all tasks' rows
+    try:
+        for task, name in [(None, GLOBAL), *names.items()]:
+            rounding_error = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
+            own = loaded.results if task is None else replace(loaded.results, task_scores=scores_of[task])
+            write_card(begun, out / name, own, task=task, rounding_error=rounding_error)
+            if merge and begun.documents is not None:  # each full model is used on its own
+                (out / name / DOCUMENTS).write_bytes(begun.documents)
+    except BaseException:
+        for name in (GLOBAL, *names.values()):
+            shutil.rmtree(out / name, ignore_errors=True)
+        raise
+    if begun.documents is not None:
+        (out / DOCUMENTS).write_bytes(begun.documents)
+    (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
+    return names
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is read and checked before anything is written."""
+
+    loaded: LoadedTrial
+    out: Path
+    """New or empty."""
+    tasks: list[str]
+    """Those to export, in the order of the trial."""
+    encoder: Encoder
+    documents: bytes | None
+    """The record of the run's documents; None where the run has none."""
+
+
+def begin_export(run: str | Folder, out: str | Path, trial: str, tasks: Sequence[str] | None) -> Begun:
+    """Read the trial, and refuse what cannot be exported; arguments and errors as those of `export`."""
     run, out = folder_at(run), Path(local_path(str(out)))
     loaded = load_trial(run, trial)
     loaded.refuse_unknown_tasks(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")
-    names = {task: name for task, name in folder_names(list(loaded.theta_of)).items() if tasks is None or task in tasks}
     check_base_model(run, loaded.config.model, loaded.config.data)
-    tokenizer = load_tokenizer(loaded.config.model, loaded.config.data)
-    write = _full_model_writer(loaded, tokenizer) if merge else _adapter_writer(loaded)
+    encoder = Encoder(load_tokenizer(loaded.config.model, loaded.config.data))
     documents = read_bytes(run / DOCUMENTS) if exists(run / DOCUMENTS) else None
-    try:
-        for task, name in [(None, GLOBAL), *names.items()]:
-            rounding_error = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
-            card = _card(loaded, tokenizer, task=task, folder=name, rounding_error=rounding_error)
-            (out / name / "README.md").write_text(card, encoding="utf-8")
-            if (template := loaded.config.data.chat_template) is not None:
-                (out / name / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-            if merge and documents is not None:  # each full model is used on its own
-                (out / name / DOCUMENTS).write_bytes(documents)
-    except BaseException:
-        for name in (GLOBAL, *names.values()):
-            shutil.rmtree(out / name, ignore_errors=True)
-        raise
-    if documents is not None:
-        (out / DOCUMENTS).write_bytes(documents)
-    (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
-    return names
+    wanted = loaded.theta_of.keys() if tasks is None else set(tasks)
+    return Begun(loaded, out, [task for task in loaded.theta_of if task in wanted], encoder, documents)
 
 
-def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
+def adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
     """A function that writes an adapter into a folder, and checks that PEFT loads it unchanged.
+
+    PEFT itself loads the first. What it makes of the others depends on their description and on the names, shapes and
+    values of their tensors, so these are compared.
 
     Raises:
         InputError: PEFT cannot load this run's adapters.
@@ -102,9 +129,15 @@ def _adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
     except InputError as error:
         raise InputError(f"{error}; --merge writes full models of this run as it is") from None
 
+    first: list[Path] = []
+
     def write(folder: Path, theta_P: Tensor) -> None:
         write_adapter(folder, layout, theta_P, lora, model.name, by_weight, model.quantization)
-        check_peft_folder(base, folder, layout, theta_P)
+        if first:
+            check_like(first[0], folder, layout, theta_P)
+        else:
+            check_peft_folder(base, folder, layout, theta_P)
+            first.append(folder)
 
     return write
 
@@ -121,30 +154,44 @@ def _full_model_writer(loaded: LoadedTrial, tokenizer: PreTrainedTokenizerBase) 
     return write
 
 
-def _card(
-    loaded: LoadedTrial,
-    tokenizer: PreTrainedTokenizerBase,
+def write_card(
+    begun: Begun,
+    folder: Path,
+    results: Results,
     *,
     task: str | None,
-    folder: str,
-    rounding_error: float | None,
-) -> str:
-    data = loaded.config.data
+    rounding_error: float | None = None,
+    bank: Sequence[str] = (),
+) -> None:
+    """Write the model card of an exported folder, and the run's own chat template where it has one.
+
+    Args:
+        begun: The export.
+        folder: The folder.
+        results: Of the run; for a task its own rows of `task_scores` are enough.
+        task: None: Theta, or a bank.
+        rounding_error: Of a full model, see `ExportedFolder`.
+        bank: The tasks of a bank; empty for a single adapter.
+    """
+    loaded, data = begun.loaded, begun.loaded.config.data
     exported = ExportedFolder(
         row=loaded.row,
         task=task,
-        folder=folder,
+        folder=folder.resolve().name,
         corpus="the embedded corpus" if data.path is None else Path(data.path).name,
         config=loaded.config,
-        text_format=_text_format(loaded, task, tokenizer),
+        text_format=_text_format(loaded, bank[0] if bank else task, begun.encoder),
         rounding_error=rounding_error,
+        bank_tasks=len(bank),
     )
-    return model_card(exported, loaded.results)
+    (folder / "README.md").write_text(model_card(exported, results), encoding="utf-8")
+    if data.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(data.chat_template, encoding="utf-8")
 
 
-def _text_format(loaded: LoadedTrial, task: str | None, tokenizer: PreTrainedTokenizerBase) -> TextFormat:
+def _text_format(loaded: LoadedTrial, task: str | None, encoder: Encoder) -> TextFormat:
     """How fits score a text of the task; for Theta, of the first task."""
-    data, task, encoder = loaded.config.data, task or next(iter(loaded.theta_of)), Encoder(tokenizer)
+    data, task = loaded.config.data, task or next(iter(loaded.theta_of))
     until = until_text(data.template, data.scored_names)
     columns = placeholders(f"{data.prompt}{data.template}") - data.scored_names - {"task"}
     shown = {name: f"…{name}…" for name in columns} | {"task": task}
@@ -157,7 +204,7 @@ def _text_format(loaded: LoadedTrial, task: str | None, tokenizer: PreTrainedTok
         prompt=fill(data.prompt if data.prompt is not None else "{prompt}", {**shown, "prompt": "…"}),
         before=fill(until, {**shown, **dict.fromkeys(data.scored_names, "")}),
         after=fill(data.template[len(until) :], shown),
-        end_token=str(tokenizer.convert_ids_to_tokens(encoder.end)),
+        end_token=str(encoder.tokenizer.convert_ids_to_tokens(encoder.end)),
         has_own_template=data.chat_template is not None,
         template_variables=template_variables(data),
     )

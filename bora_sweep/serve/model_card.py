@@ -16,6 +16,7 @@ import yaml
 
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Form
+from bora_sweep.errors import plural
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.runs.results import Results, objective, perplexity
@@ -46,6 +47,8 @@ class ExportedFolder:
     rounding_error: float | None
     """Of a full model: the change of the logits by rounding the merged weights, relative to the change by the adapter.
     None: an adapter alone."""
+    bank_tasks: int = 0
+    """Tasks of a bank; 0 for a single adapter."""
 
     @property
     def base(self) -> str | None:
@@ -92,6 +95,8 @@ def model_card(exported: ExportedFolder, results: Results) -> str:
     """The card as Markdown."""
     name = "all tasks (Θ)" if exported.task is None else markdown_text(exported.task)
     kind = "Language model" if exported.is_full else "Adapter"
+    if exported.bank_tasks:
+        name, kind = plural(exported.bank_tasks, "task"), "Adapters"
     parts = [
         f"---\n{_front_matter(exported)}---",
         f"# {kind} for {name}",
@@ -135,6 +140,12 @@ def _front_matter(exported: ExportedFolder) -> str:
 
 def _introduction(exported: ExportedFolder) -> str:
     which = "This is Θ, for a task that the fit has not seen." if exported.task is None else "This is one task's θ."
+    if exported.bank_tasks:
+        which = (
+            "Here the tasks' adapters are one file: `adapters.safetensors` has a tensor for each matrix, by PEFT's "
+            "name of it, whose first axis is over tasks; `tasks.json` has each task's row. `_global/` is Θ, an adapter "
+            "of PEFT's for a task that the fit has not seen."
+        )
     return (
         "Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to a common one, Θ, by the "
         f"prior θ ∼ N(Θ, I/τ) (BoRA, Eide & Frigessi 2025). {which}"
@@ -196,6 +207,11 @@ def _task_scores(exported: ExportedFolder, results: Results, trial_id: str, spli
 
 
 def _caption(exported: ExportedFolder) -> str:
+    if exported.bank_tasks:
+        return (
+            "Over the documents of all tasks of the fit. Validation chose the epoch, and τ if it was searched; test "
+            "was only scored."
+        )
     scored = (
         "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."
         if exported.task is None

@@ -32,8 +32,9 @@ def snippet(exported: "ExportedFolder") -> str:
     quantised = "" if config is None else ", quantization_config=quantization"
     loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{quantised}{code})"
     lines = [
+        *(["import json", ""] if exported.bank_tasks else []),
         "import torch",
-        *([] if exported.is_full else ["from peft import PeftModel"]),
+        *(_imports(exported)),
         *(
             ["from torchao.quantization import Float8WeightOnlyConfig"]
             if config and model.quantization == "fp8"
@@ -44,11 +45,41 @@ def snippet(exported: "ExportedFolder") -> str:
         *([] if config is None else [f"quantization = {config[0]}({config[1].format(dtype=model.dtype)})"]),
         f"model = {loaded}",
         f"tokenizer = AutoTokenizer.from_pretrained({name}{code})",
-        *([] if exported.is_full else [f"model = PeftModel.from_pretrained(model, {exported.folder!a})"]),
+        *(_adapter_of(exported)),
         "",
         *_generating(exported, text_format),
     ]
     return "\n".join(lines)
+
+
+def _imports(exported: "ExportedFolder") -> list[str]:
+    if exported.bank_tasks:
+        return [
+            "from peft import PeftConfig, get_peft_model, set_peft_model_state_dict",
+            "from safetensors import safe_open",
+        ]
+    return [] if exported.is_full else ["from peft import PeftModel"]
+
+
+def _adapter_of(exported: "ExportedFolder") -> list[str]:
+    """The lines that put an adapter around the base; of a bank that of one task."""
+    if not exported.bank_tasks:
+        return [] if exported.is_full else [f"model = PeftModel.from_pretrained(model, {exported.folder!a})"]
+    folder = exported.folder
+    return [
+        "",
+        f'row_of = json.load(open({folder!a} + "/tasks.json", encoding="utf-8"))',
+        f"model = get_peft_model(model, PeftConfig.from_pretrained({folder!a}))",
+        "",
+        "",
+        "def use(task):  # reads one row of each tensor",
+        f'    with safe_open({folder!a} + "/adapters.safetensors", "pt") as bank:',
+        "        own = {name: bank.get_slice(name)[row_of[task]] for name in bank.keys()}",
+        "    set_peft_model_state_dict(model, own)",
+        "",
+        "",
+        f"use({exported.text_format.task!a})",
+    ]
 
 
 def _generating(exported: "ExportedFolder", text_format: "TextFormat") -> list[str]:

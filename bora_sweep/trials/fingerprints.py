@@ -211,14 +211,14 @@ def _content(file: Path) -> str:
 
 def _changed_tasks(before: dict[str, tuple[int, str]], now: dict[str, tuple[int, str]]) -> list[str]:
     gone, new = ([task for task in one if task not in other] for one, other in ((before, now), (now, before)))
-    renamed = {}
-    for task in gone:
-        alike = [other for other in new if now[other] == before[task] and other not in renamed.values()]
-        if alike:
-            renamed[task] = alike[0]
+    alike: dict[tuple[int, str], list[str]] = {}
+    for task in reversed(new):
+        alike.setdefault(now[task], []).append(task)
+    renamed = {task: alike[before[task]].pop() for task in gone if alike.get(before[task])}
+    are_renamed = set(renamed.values())
     changes = [f"task {task!r} is now {other!r}" for task, other in renamed.items()]
     changes += [f"task {task!r} is gone" for task in gone if task not in renamed]
-    changes += [f"task {task!r} is new" for task in new if task not in renamed.values()]
+    changes += [f"task {task!r} is new" for task in new if task not in are_renamed]
     for task in before:
         (count, digest), (count_now, digest_now) = before[task], now.get(task, before[task])
         if count != count_now:

@@ -48,6 +48,16 @@ def _mean_scores(scored: pd.DataFrame) -> str:
     return json.dumps({str(metric): float(np.mean(rows["score"])) for metric, rows in scored.groupby("metric")})
 
 
+def _mean_scores_of(scored: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """`_mean_scores` of each task and split, without a table for each."""
+    score = scored["score"].to_numpy()
+    groups: dict[Any, np.ndarray] = scored.groupby(["task", "split", "metric"]).indices
+    means: dict[tuple[str, str], dict[str, float]] = {}
+    for (task, split, metric), rows in sorted(groups.items()):
+        means.setdefault((task, split), {})[str(metric)] = float(np.mean(score[rows]))
+    return {key: json.dumps(of_metric) for key, of_metric in means.items()}
+
+
 def task_scores(
     config: Config, corpus: TokenizedCorpus, documents: pd.DataFrame, scored: pd.DataFrame | None, done: Fit
 ) -> pd.DataFrame:
@@ -60,11 +70,13 @@ def task_scores(
         scored: Of `predictions`; None without metrics.
         done: The fit.
     """
-    metrics_of = {} if scored is None else {key: _mean_scores(rows) for key, rows in scored.groupby(["task", "split"])}
-    sums = documents.groupby(["task", "split"], as_index=False).agg(
-        nll_nats=("nll_nats", "sum"),
-        floor_nll_nats=("floor_nll_nats", lambda nats: nats.sum(skipna=False)),
+    metrics_of = {} if scored is None else _mean_scores_of(scored)
+    sums = (
+        documents.assign(is_unknown=documents["floor_nll_nats"].isna())
+        .groupby(["task", "split"], as_index=False)
+        .agg(nll_nats=("nll_nats", "sum"), floor=("floor_nll_nats", "sum"), is_unknown=("is_unknown", "any"))
     )
+    sums = sums.assign(floor_nll_nats=sums["floor"].mask(sums["is_unknown"])).drop(columns=["floor", "is_unknown"])
     distance_of = dict(zip(corpus.tasks, distance_to_global(done.theta_KP, done.mean_P).tolist(), strict=True))
     std_of = None
     if done.std_KP is not None:

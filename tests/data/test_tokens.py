@@ -12,6 +12,7 @@ from tiny import make_corpus, make_tokenizer
 from bora_sweep.data.batches import (
     ENOUGH_FILLED,
     MIN_PASS_ROWS,
+    SORTED_BATCHES,
     collate,
     forward_parts,
     group_by_length,
@@ -127,6 +128,26 @@ def test_separate_fits_meet_in_rows_of_like_length_and_know_nothing_of_each_othe
     alone = separate_batches(corpus, size, 0, 1, np.array([0]))
     task_N = corpus.documents["task"].to_numpy()
     assert [own.tolist() for own in alone] == [own[task_N[own] == 0].tolist() for own in batches]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1, 1.0), (16, 0.6), (300, 1.0)])
+def test_separate_batches_of_many_tasks_are_those_of_a_loop_that_searches_each_task(size, kept):
+    rng = np.random.default_rng(size)
+    corpus = make_corpus({f"t{k}": int(count) for k, count in enumerate(rng.integers(1, 12, 300))})
+    tasks = np.flatnonzero(rng.random(300) < kept)
+    train, length_C = corpus.sequences("train"), np.diff(corpus.offsets)
+    num_batches = -(-len(train) // size)
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    for task in tasks:
+        own = np.random.default_rng([3, 2, task])
+        shuffled = own.permutation(train[corpus.task_C[train] == task])
+        batch_of = ((np.arange(len(shuffled)) + own.random()) * num_batches / len(shuffled)).astype(int) % num_batches
+        order = np.lexsort((length_C[shuffled], batch_of // SORTED_BATCHES))
+        for sequence, batch in zip(shuffled[order].tolist(), batch_of, strict=True):
+            batches[batch].append(sequence)
+    order = np.random.default_rng([3, 2]).permutation(num_batches)
+    found = separate_batches(corpus, size, 3, 2, tasks)
+    assert [batch.tolist() for batch in found] == [batches[i] for i in order]
 
 
 def test_a_batch_holds_its_documents_and_their_tasks():

@@ -16,7 +16,7 @@ from bora_sweep.model import full_model as full
 from bora_sweep.model.full_model import merged_weights, write_full
 from bora_sweep.model.layout import layout_of_sites, make_layout
 from bora_sweep.model.lora import Site
-from bora_sweep.model.peft_check import check_peft_folder, sites_by_weight
+from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_io import WEIGHTS, read_adapters, write_adapter
 from bora_sweep.serve import export as folders
 
@@ -89,6 +89,21 @@ def test_a_folder_that_peft_loads_differently_is_refused(spoil, says, tmp_path):
     spoil(tmp_path / "a", layout, theta_P)
     with pytest.raises(InputError, match=says):
         check_peft_folder(base, tmp_path / "a", layout, theta_P)
+
+
+@pytest.mark.parametrize("spoil", [_named_alone, _changed(lambda named, key: named[key].add_(1e-6)),
+                                   _changed(lambda named, key: named.pop(key)),
+                                   _changed(lambda named, key: named.update(more=named[key].clone()))])  # fmt: skip
+def test_a_folder_that_is_unlike_one_that_peft_has_loaded_is_refused(spoil, tmp_path):
+    base = make_family("deepseek_v3")
+    layout, theta_P = made(base)
+    by_weight = sites_by_weight(base, layout, LORA)
+    for name in ("first", "a"):
+        write_adapter(tmp_path / name, layout, theta_P, LORA, None, by_weight)
+    check_like(tmp_path / "first", tmp_path / "a", layout, theta_P)
+    spoil(tmp_path / "a", layout, theta_P)
+    with pytest.raises(InputError, match="nothing is exported"):
+        check_like(tmp_path / "first", tmp_path / "a", layout, theta_P)
 
 
 @pytest.fixture(scope="module")

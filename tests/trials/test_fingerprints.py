@@ -170,6 +170,14 @@ def test_a_message_names_a_few_changes_and_counts_the_rest():
         check_unchanged(folder_at("run"), config, before, Fingerprints(before.tasks, "0", {}, {}))
 
 
+def test_tasks_with_equal_documents_are_renamed_one_by_one():
+    config = load_config(["model.name=x"])
+    before = Fingerprints({"a": (3, "0"), "b": (3, "0"), "c": (3, "1")}, "", {}, {})
+    now = Fingerprints({"x": (3, "0"), "c": (3, "1"), "y": (3, "0"), "z": (3, "0")}, "", {}, {})
+    with pytest.raises(InputError, match="'a' is now 'x'; data: task 'b' is now 'y'; data: task 'z' is new"):
+        check_unchanged(folder_at("run"), config, before, now)
+
+
 def test_a_model_of_the_hub_is_known_by_the_files_of_its_cache(begun, tmp_path, monkeypatch):
     cached = tmp_path / "models--owner--name"
     (cached / "refs").mkdir(parents=True)

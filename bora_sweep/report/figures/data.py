@@ -10,9 +10,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from bora_sweep.errors import plural
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, gains_against
+from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.significance import UNKNOWN
 from bora_sweep.report.stats.smooth_curve import SmoothCurve
@@ -66,7 +68,15 @@ class TauCurve:
     best_text: str
     tasks_DV: np.ndarray
     """Level of each task that has test documents."""
+    drawn: list[int]
+    """Its rows whose curves are drawn, see `drawn_tasks`."""
     y: Quantity
+
+    @property
+    def each_title(self) -> str:
+        """Above the curves of single tasks."""
+        drawn, tasks = len(self.drawn), plural(len(self.tasks_DV), "task")
+        return f"Each of {tasks}" if drawn == len(self.tasks_DV) else f"{drawn:,} of {tasks}"
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,8 @@ class BySize:
     y: Quantity
     series: dict[str, Series]
     points: pd.DataFrame
-    """`series`, `task`, `documents`, `value`, its interval `low` and `high` (NaN without), and `is_open`: a mark that
-    is not filled, for a task without a verdict."""
+    """Of the tasks that are drawn (`drawn_tasks`): `series`, `task`, `documents`, `value`, its interval `low`, `high`
+    (NaN without), and `is_open`: a mark that is not filled, for a task without a verdict."""
     lines: pd.DataFrame
     """Regression lines with their bands: `series`, `documents`, `value`, `low`, `high`; maybe empty."""
 
@@ -126,6 +136,7 @@ def tau_curve_data(analysis: Analysis) -> TauCurve:
         as_good=None if as_good is None else (math.log10(as_good.low), math.log10(as_good.high)),
         best_text=f"best: τ = {tau_text(summary.best_tau)}",
         tasks_DV=scores.test_DM[analysis.tested][:, summary.fits],
+        drawn=np.searchsorted(analysis.tested, drawn_tasks(analysis)).tolist(),
         y=level_quantity(analysis),
     )
 
@@ -172,12 +183,15 @@ def improvement_data(analysis: Analysis) -> BySize | None:
     if not analysis.task_gains:
         return None
     points, lines, series, measure = [], [], {}, analysis.measure
+    drawn = {analysis.summary.tasks[d] for d in drawn_tasks(analysis)}
     for reference, marker, shift in (("independent", "circle", -1), ("shared", "triangle-up", 1)):
         gains = gains_against(analysis.task_gains, reference)
         if gains:
             series[reference] = Series(reference, reference, marker, f"against {END_NAMES[reference]}", shift)
             lines.append(_line_data(reference, analysis.trends.get(f"improvement_{reference}")))
         for gain in gains:
+            if gain.task not in drawn:
+                continue
             ends = (gain.interval.low, gain.interval.high)
             is_open = gain.verdict == UNKNOWN
             points.append((reference, gain.task, gain.train_documents, gain.interval.estimate, *ends, is_open))
@@ -198,30 +212,32 @@ def distance_data(analysis: Analysis) -> BySize | None:
     trend = analysis.trends.get("distance")
     y = Quantity("Distance to the global adapter", "number", may_be_log=True)
     distance_D = summary.distance_DM[:, m]
-    return _single_series(summary, y, ~np.isnan(distance_D), distance_D, trend=trend)
+    return _single_series(analysis, y, ~np.isnan(distance_D), distance_D, trend=trend)
 
 
 def level_data(analysis: Analysis) -> BySize:
     """Figure 5: level on test of each task under the best fit, with 95% intervals."""
-    summary, measure, m = analysis.summary, analysis.measure, analysis.summary.best
+    measure, m = analysis.measure, analysis.summary.best
     low_D, high_D = (bound_DM[:, m] for bound_DM in analysis.task_levels.level_bounds())
     level_D, trend = analysis.scores.test_DM[:, m], analysis.trends.get(measure.name)
-    data = _single_series(summary, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)
+    data = _single_series(analysis, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)
     return replace(data, lines=data.lines.assign(**data.lines[["value", "low", "high"]].clip(*measure.limits)))
 
 
 def _single_series(
-    summary: Summary,
+    analysis: Analysis,
     y: Quantity,
-    is_shown_D: np.ndarray,
+    is_known_D: np.ndarray,
     values_D: np.ndarray,
     low_D: np.ndarray | float = math.nan,
     high_D: np.ndarray | float = math.nan,
     *,
     trend: Trend | None,
 ) -> BySize:
+    summary, drawn = analysis.summary, drawn_tasks(analysis)
     columns = {"documents": summary.train_documents_D, "value": values_D, "low": low_D, "high": high_D}
-    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False}).loc[is_shown_D]
+    points = pd.DataFrame({"series": "best", "task": summary.tasks, **columns, "is_open": False}).iloc[drawn]
+    points = points.loc[is_known_D[drawn]]
     return BySize(y, {"best": Series("best", "ink", "circle")}, points, _line_data("best", trend))
 
 

@@ -18,7 +18,7 @@ def draw(data: TauCurve) -> Figure:
     figure, (overall, each) = panels(10, 4, columns=2)
     for part, is_dotted in data.axis.parts():
         overall.fill_between(x_V[part], low_V[part], high_V[part], color=GREY, lw=0, alpha=0.1 if is_dotted else 0.18)
-        lines = [np.column_stack([x_V[part], row_V[part]]) for row_V in data.tasks_DV]
+        lines = [np.column_stack([x_V[part], row_V[part]]) for row_V in data.tasks_DV[data.drawn]]
         alpha = max(0.08, min(0.7, 15 / len(lines))) * (0.5 if is_dotted else 1)
         each.add_collection(LineCollection(lines, color=GREY, lw=0.8, alpha=alpha))
     _draw_curve(overall, data, is_smooth=not data.smooth.empty)
@@ -29,9 +29,9 @@ def draw(data: TauCurve) -> Figure:
         overall.axhline(value, color=color, lw=1.3, linestyle=(0, (5, 3)), zorder=1)
         annotate(overall, text, (1, value), (-2, 4), xycoords=("axes fraction", "data"), ha="right")
     set_title(overall, "All tasks together")
-    set_title(each, f"Each of {len(data.tasks_DV):,} tasks")
+    set_title(each, data.each_title)
     draw_value_axis(overall, data.y, np.ones(1))  # all tasks together are near one another
-    draw_value_axis(each, data.y, data.tasks_DV)
+    draw_value_axis(each, data.y, data.tasks_DV[data.drawn])
     return figure
 
 

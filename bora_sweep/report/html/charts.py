@@ -16,6 +16,7 @@ from bora_sweep.report.html.axes import count_axis, quantity_axis, tau_axis, val
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES
+from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text
@@ -30,11 +31,12 @@ _DOCUMENTS = "Training documents of the task"
 Chart = dict[str, Any]
 
 
-def sizes_chart(data: TaskSizes) -> Chart:
+def sizes_chart(data: TaskSizes, analysis: Analysis) -> Chart:
     """Figure 1."""
     return {
         "axis": count_axis("Training documents", data.bars["documents"].to_numpy().max(), pad=0.06),
         "values": "documents",
+        "drawn": _drawn(analysis),
         "label": f"Training documents of each task, most first. {_KEYS.format(one='task')}",
     }
 
@@ -89,7 +91,6 @@ def each_chart(data: TauCurve, analysis: Analysis) -> Chart:
     change_DV = measure.change(data.tasks_DV[:, shown], data.tasks_DV[:, [best]])
     change = change_quantity(analysis, f"Test {plain_label(measure)} against the best τ")
     views = {"relative": (change, change_DV), "absolute": (data.y, data.tasks_DV[:, shown])}
-    tested = tasks_text(len(data.tasks_DV))
     return {
         "x": tau_axis(data.axis),
         "places": data.axis.x[shown],
@@ -99,10 +100,18 @@ def each_chart(data: TauCurve, analysis: Analysis) -> Chart:
             name: {"y": quantity_axis(quantity, values_DV), "values": _of_all_tasks(significant(values_DV), analysis)}
             for name, (quantity, values_DV) in views.items()
         },
-        "label": f"Test {plain_label(measure)} of each of {tested} over τ. {_KEYS.format(one='task')}",
-        "heading": f"Each of {tested}",
+        "drawn": _drawn(analysis),
+        "label": f"Test {plain_label(measure)} of {data.each_title[:1].lower()}{data.each_title[1:]} over τ. "
+        f"{_KEYS.format(one='task')}",
+        "heading": data.each_title,
         "remark": f" Tasks are drawn at {len(shown)} of {len(taus)} values of τ." if len(shown) < len(taus) else "",
     }
+
+
+def _drawn(analysis: Analysis) -> list[int] | None:
+    """The tasks that a chart draws; None: all."""
+    drawn = drawn_tasks(analysis)
+    return drawn if len(drawn) < len(analysis.tested) else None
 
 
 def _of_all_tasks(values_DV: np.ndarray, analysis: Analysis) -> np.ndarray:
@@ -126,7 +135,11 @@ def tasks_text(count: int) -> str:
 
 
 def size_chart(
-    data: BySize, columns: dict[str, dict[str, str]], tip: list[Any], tasks: list[str], lines: list[Any] | None = None
+    data: BySize,
+    columns: dict[str, dict[str, str]],
+    tip: list[Any],
+    analysis: Analysis,
+    lines: list[Any] | None = None,
 ) -> Chart:
     """Figures 3, 4 and 5.
 
@@ -134,10 +147,10 @@ def size_chart(
         data: Of the figure.
         columns: Of each series, the columns of the table of tasks that hold its `value`, `low` and `high`.
         tip: What is read of a point beside `lines`.
-        tasks: In the order of that table.
+        analysis: Of the run, by the measure of the figure.
         lines: What is read of every point; None: what is read of a task elsewhere.
     """
-    points, regressions = data.points, data.lines
+    points, regressions, tasks = data.points, data.lines, analysis.summary.tasks
     are_few = len(set(points["task"])) <= MOST_NAMES
     drawn = (points["low"], points["high"]) if are_few and not np.isnan(points["low"].to_numpy(float)).all() else ()
     zero = ([0.0],) if data.y.is_change else ()
@@ -157,6 +170,7 @@ def size_chart(
         "y": quantity_axis(data.y, *values),
         "is_change": data.y.is_change,
         "has_intervals": bool(drawn),
+        "drawn": _drawn(analysis),
         "series": series,
         "tip": tip,
         "lines": lines,

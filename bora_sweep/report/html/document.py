@@ -96,28 +96,28 @@ def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[st
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
     assert isinstance(level, BySize)
-    tasks, columns = analysis.summary.tasks, {"best": {"value": "best", "low": "best_low", "high": "best_high"}}
+    columns = {"best": {"value": "best", "low": "best_low", "high": "best_high"}}
     made: dict[str, Any] = {
-        "sizes": charts.sizes_chart(sizes),
+        "sizes": charts.sizes_chart(sizes, analysis),
         "overall": charts.overall_chart(tau, analysis),
         "each": charts.each_chart(tau, analysis),
-        "level": charts.size_chart(level, columns, [], tasks),
-        "gains": _gain_chart(gains, tasks) if isinstance(gains, BySize) else None,
+        "level": charts.size_chart(level, columns, [], analysis),
+        "gains": _gain_chart(gains, analysis) if isinstance(gains, BySize) else None,
         "distance": None,
     }
     if isinstance(distance, BySize):
         tip = [["distance ", {"of": "distance"}]]
-        made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip, tasks)
+        made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip, analysis)
     return made, charts.legends(tau, gains if isinstance(gains, BySize) else None, analysis)
 
 
-def _gain_chart(gains: BySize, tasks: list[str], end: str = "", lines: list[Any] | None = None) -> charts.Chart:
+def _gain_chart(gains: BySize, analysis: Analysis, end: str = "", lines: list[Any] | None = None) -> charts.Chart:
     """Figure 3, of a measure whose columns in the table of tasks have `end` at the end of their names."""
     columns = {
         name: {"value": f"gain_{name}{end}", "low": f"gain_{name}_low{end}", "high": f"gain_{name}_high{end}"}
         for name in gains.series
     }
-    return charts.size_chart(gains, columns, [], tasks, lines)
+    return charts.size_chart(gains, columns, [], analysis, lines)
 
 
 def _other_measure(analysis: Analysis) -> dict[str, Any]:
@@ -130,9 +130,7 @@ def _other_measure(analysis: Analysis) -> dict[str, Any]:
     drawn = {
         "overall": charts.overall_chart(tau.data, analysis),
         "each": each | {"lines": lines},
-        "gains": _gain_chart(gains.data, analysis.summary.tasks, end, lines)
-        if isinstance(gains.data, BySize)
-        else None,
+        "gains": _gain_chart(gains.data, analysis, end, lines) if isinstance(gains.data, BySize) else None,
     }
     markdown = {
         "answer": sections.about_other_measure(analysis),

@@ -95,7 +95,7 @@ def task_table(analysis: Analysis, others: list[Analysis], names_are_few: bool) 
         _level_texts(analysis),
     ]
     if names_are_few:
-        levels = [analysis.task_levels.level(d, best) for d in range(len(summary.tasks))]
+        levels = analysis.task_levels.levels(best)
         columns.append(Column("best_low", "", None, [level.low for level in levels], "hidden"))
         columns.append(Column("best_high", "", None, [level.high for level in levels], "hidden"))
     columns += _all_gain_columns(analysis)
@@ -120,7 +120,7 @@ def _levels(analysis: Analysis) -> list[Column]:
 
 def _level_texts(analysis: Analysis) -> Column:
     """Each task's level at the best tau with its interval, for what is read of it."""
-    levels = [analysis.task_levels.level(d, analysis.summary.best) for d in range(len(analysis.summary.tasks))]
+    levels = analysis.task_levels.levels(analysis.summary.best)
     texts = [level_interval_text(level, analysis.measure) for level in levels]
     texts = [text if is_tested else "–" for text, is_tested in zip(texts, analysis.tested_D, strict=True)]
     return Column("level", "", texts, kind="hidden")

@@ -67,9 +67,10 @@ class Analysis:
     @cached_property
     def tested_D(self) -> np.ndarray:
         """Which tasks have test documents."""
-        return np.isin(np.array(self.summary.tasks, dtype=object), self.scores.test.tasks)
+        scored = set(self.scores.test.tasks)
+        return np.array([task in scored for task in self.summary.tasks], dtype=bool)
 
-    @property
+    @cached_property
     def tested(self) -> list[int]:
         """Their indices."""
         return np.flatnonzero(self.tested_D).tolist()

@@ -178,8 +178,7 @@ def _resampled_counts(rng: np.random.Generator, replicates: int, n: int) -> np.n
 
 def _pooled_degrees(documents: DocumentScores, value_N: np.ndarray) -> float:
     """Degrees of freedom of the standard error over all strata, each weighted by its variance (Satterthwaite 1946)."""
-    strata = documents.strata
-    order_N, starts_H = np.concatenate(strata), np.cumsum([0, *(len(rows) for rows in strata[:-1])])
+    order_N, starts_H = documents.strata_order
     value_N, weight_N = value_N[order_N], documents.weight_N[order_N]
     residual_N = value_N - value_N.sum() / weight_N.sum() * weight_N
     counts_H = np.diff(np.r_[starts_H, len(order_N)])

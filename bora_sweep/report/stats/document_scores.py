@@ -81,6 +81,11 @@ class DocumentScores:
             single, others = [*single, others[0]], others[1:]
         return [*others, *([np.concatenate(single)] if single else [])]
 
+    @cached_property
+    def strata_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of all strata, one after the other, and where each stratum begins."""
+        return np.concatenate(self.strata), np.cumsum([0, *(len(rows) for rows in self.strata[:-1])])
+
     def of_task(self, task: str) -> "DocumentScores":
         """The documents of one task."""
         first, last = np.searchsorted(self.task_N, task), np.searchsorted(self.task_N, task, side="right")

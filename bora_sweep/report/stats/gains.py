@@ -60,6 +60,7 @@ def task_gains(summary: Summary, documents: DocumentScores) -> list[Gain]:
     differences = task_contrasts(documents, [(summary.best, m) for _, m in ends])
     p_CD = [task_p_values(documents, differences, c, summary.best, m) for c, (_, m) in enumerate(ends)]
     adjusted_CD = [holm(p_D) for p_D in p_CD]
+    intervals_CD = [differences.gains(c) for c in range(len(ends))]
     number_of = {task: d for d, task in enumerate(documents.tasks)}
     gains = []
     for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
@@ -70,7 +71,7 @@ def task_gains(summary: Summary, documents: DocumentScores) -> list[Gain]:
             gains.append(
                 Gain(
                     reference=name,
-                    interval=differences.gain(d, c),
+                    interval=intervals_CD[c][d],
                     task=task,
                     train_documents=float(size),
                     test_documents=float(documents.counts_D[d]),

@@ -70,13 +70,26 @@ class Contrast:
         """
         return self._interval(self.measure.difference, index)
 
-    def gain(self, *index: int) -> Interval:
-        """One entry as how much better the setting is than the reference: above 0 where it is better."""
-        return self.difference(*index) if self.measure.is_metric else -self.difference(*index)
+    def levels(self, column: int) -> list[Interval]:
+        """`level` of each entry of a column."""
+        return self._intervals(self.measure.level, column)
+
+    def gains(self, column: int) -> list[Interval]:
+        """How much better the setting of a column is than its reference, of each entry: above 0 where it is better."""
+        differences = self._intervals(self.measure.difference, column)
+        return differences if self.measure.is_metric else [-difference for difference in differences]
+
+    def gain(self) -> Interval:
+        """The same of a single contrast."""
+        return self.difference() if self.measure.is_metric else -self.difference()
 
     def _interval(self, shown: Callable[[np.ndarray], np.ndarray], index: tuple[int, ...]) -> Interval:
         estimate, *ends = (float(shown(values[index])) for values in (self.estimate, *self.bounds))
         return Interval(estimate, *(reversed(ends) if self.measure.is_metric else ends))
+
+    def _intervals(self, shown: Callable[[np.ndarray], np.ndarray], column: int) -> list[Interval]:
+        estimate, *ends = (shown(values[:, column]).tolist() for values in (self.estimate, *self.bounds))
+        return list(map(Interval, estimate, *(reversed(ends) if self.measure.is_metric else ends)))
 
     def level_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bounds of `level`, of all entries."""

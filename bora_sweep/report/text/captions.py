@@ -18,6 +18,7 @@ from bora_sweep.report.figures.data import (
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, gains_against
+from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.trends import Trend
@@ -89,7 +90,19 @@ def _tau_curve(analysis: Analysis) -> CaptionedFigure:
         + _marks_text(analysis)
         + (" Other methods, ranks and variants are in *Methods compared*." if summary.others else "")
         + (f" Outside the plot: {', '.join(outside)}." if outside else "")
+        + _drawn_text(analysis)
         + (f" [The curve as numbers](tables/curve{suffix(analysis)}.csv)." if analysis.curve else ""),
+    )
+
+
+def _drawn_text(analysis: Analysis) -> str:
+    """Which tasks are drawn; empty where all are."""
+    drawn = len(drawn_tasks(analysis))
+    if drawn == len(analysis.tested):
+        return ""
+    return (
+        f" Of {len(analysis.tested):,} tasks {drawn:,} are drawn one by one: those at the ends (Tables 2 and A.1), and "
+        "others spread evenly by size. Lines and numbers are of all."
     )
 
 
@@ -144,7 +157,7 @@ def _improvement(analysis: Analysis) -> CaptionedFigure:
         f"How far the test {label(measure)}{better(analysis)} of {best} lies {measure.better_side} either end, by the "
         "task's number of training documents. "
         f"{' '.join(parts)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over "
-        f"tasks. [As numbers](tables/improvements{end}.csv), [lines](tables/trends{end}.csv).",
+        f"tasks.{_drawn_text(analysis)} [As numbers](tables/improvements{end}.csv), [lines](tables/trends{end}.csv).",
     )
 
 
@@ -186,7 +199,8 @@ def _distance(analysis: Analysis) -> CaptionedFigure:
         data,
         alt,
         f"Euclidean distance of each task's adapter to the global one at τ = {tau_text(summary.settings[m].tau)}, by "
-        f"the task's number of training documents.{other_fit if reason else ''}{_power_law(line, 'the distance')}",
+        f"the task's number of training documents.{other_fit if reason else ''}{_power_law(line, 'the distance')}"
+        f"{_drawn_text(analysis)}",
     )
 
 
@@ -200,5 +214,6 @@ def _level_by_size(analysis: Analysis) -> CaptionedFigure:
         f"figure_5_{file_name(analysis)}_by_size",
         level_data(analysis),
         f"Scatter plot of each task's test {name} under {best} against its number of training documents.",
-        f"Test {name}{better(analysis)} of each task under {best}, by its number of training documents.{bars}{trend}",
+        f"Test {name}{better(analysis)} of each task under {best}, by its number of training documents.{bars}{trend}"
+        f"{_drawn_text(analysis)}",
     )

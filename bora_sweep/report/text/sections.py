@@ -1,12 +1,14 @@
 """The sections of `report.md` below its answer: each table with its explanation, and how everything was measured."""
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 
 from bora_sweep.errors import plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.bootstrap import REPLICATES
+from bora_sweep.report.stats.many_tasks import MANY_TASKS, extreme_gains, extreme_levels
 from bora_sweep.report.stats.significance import ALPHA
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
@@ -111,12 +113,20 @@ def by_verdict(analysis: Analysis) -> str:
     """Table 2: the tasks with their verdicts; empty where there is no end to compare with."""
     if not analysis.task_gains:
         return ""
-    table = tables.verdict_table(analysis)
-    more = f"The CSV has {_cut_tasks(table)} more. " if len(table.rows) > MOST_ROWS else ""
+    if len(analysis.summary.tasks) > MANY_TASKS:
+        shown = _extremes(lambda tasks: tables.verdict_table(analysis, tasks), extreme_gains(analysis))
+        more = (
+            "The largest of many gains and losses overstate: the documents that pick them also measure them. "
+            f"{_everywhere(len(analysis.tested))} "
+        )
+    else:
+        table = tables.verdict_table(analysis, analysis.tested)
+        shown = [markdown_table(shorten(table, MOST_ROWS))]
+        more = f"The CSV has {_cut_tasks(table)} more. " if len(table.rows) > MOST_ROWS else ""
     return "\n\n".join(
         [
             "## Table 2. Which tasks gain: each task against either end of τ",
-            markdown_table(shorten(table, MOST_ROWS)),
+            *shown,
             f"{about_verdicts(analysis)} {more}[As numbers](tables/improvements.csv), [LaTeX](tables/table_2.tex).",
         ]
     )
@@ -157,19 +167,38 @@ def _cut_tasks(table: Table) -> str:
     return plural(len(table.rows) - MOST_ROWS + 1, "task")
 
 
+def _extremes(table_of: Callable[[list[int]], Table], groups: dict[str, list[int]]) -> list[str]:
+    """A table for each group of tasks, under its name."""
+    return [part for name, tasks in groups.items() for part in (f"**{name}**", markdown_table(table_of(tasks)))]
+
+
+def _everywhere(num_tasks: int) -> str:
+    """Where all tasks are that the tables of extremes leave out."""
+    return (
+        f"All {plural(num_tasks, 'task')} are in the CSV, in the table of `index.html`, which has a search, and in "
+        "`results/task_scores`; the LaTeX has the tasks that are shown here."
+    )
+
+
 def by_task(analysis: Analysis) -> str:
     """Table A.1."""
-    table, summary = tables.task_table(analysis), analysis.summary
+    summary, tasks = analysis.summary, list(range(len(analysis.summary.tasks)))
     hidden = len(summary.fits) - len(tables.shown_fits(summary))
-    cut = [f"{hidden} values of τ"] if hidden else []
-    cut += [_cut_tasks(table)] if len(table.rows) > MOST_ROWS else []
-    more = f"The CSV has {' and '.join(cut)} more. " if cut else ""
+    cut, more = [f"{hidden} values of τ"] if hidden else [], ""
+    if len(tasks) > MANY_TASKS:
+        shown = _extremes(lambda some: tables.task_table(analysis, some), extreme_levels(analysis))
+        more = f"{_everywhere(len(tasks))} "
+    else:
+        table = tables.task_table(analysis, tasks)
+        shown = [markdown_table(shorten(table, MOST_ROWS))]
+        cut += [_cut_tasks(table)] if len(table.rows) > MOST_ROWS else []
+    more += f"The CSV has {' and '.join(cut)} more. " if cut else ""
     name, level = label(analysis.measure), "mean" if analysis.measure.is_metric else "perplexity"
     first = ", the first of several alike" if analysis.measure.is_metric else ""
     return "\n\n".join(
         [
             f"## Table A.1. Test {name} of each task",
-            markdown_table(shorten(table, MOST_ROWS)),
+            *shown,
             f"Bold: the {analysis.measure.best_word} of the row's values of τ{first}. It is by test {name}, so it "
             f"describes and does not select. {more}Brackets hold 95% intervals of each {level} alone; two are compared "
             "by their paired difference (Table 2). [As numbers](tables/table_a1.csv), [LaTeX, without "

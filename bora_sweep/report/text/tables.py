@@ -1,6 +1,7 @@
 """The report's tables as text, for Markdown and LaTeX."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -115,14 +116,19 @@ def method_table(analysis: Analysis, methods: pd.DataFrame) -> Table:
     return table
 
 
-def verdict_table(analysis: Analysis) -> Table:
-    """Table 2: each task with test documents under the best fit, and against each end of tau; verdicts in bold."""
+def verdict_table(analysis: Analysis, tasks: Sequence[int]) -> Table:
+    """Table 2: tasks under the best fit, and against each end of tau; verdicts in bold.
+
+    Args:
+        analysis: Of the run.
+        tasks: A row for each; they have test documents.
+    """
     summary, gains = analysis.summary, {(gain.task, gain.reference): gain for gain in analysis.task_gains}
     references = [reference for reference in END_NAMES if any(reference == gain[1] for gain in gains)]
     table = Table(["Task", "Test documents", f"τ = {tau_text(summary.best_tau)}"])
     for reference in references:
         table.columns += [f"{analysis.measure.better_side} τ = {END_TAUS[reference]}", "p (Holm)", "Verdict"]
-    for i, d in enumerate(analysis.tested):
+    for i, d in enumerate(tasks):
         gains_of_task = [gains[summary.tasks[d], reference] for reference in references]
         level = analysis.task_levels.level(d, summary.best)
         row = [summary.tasks[d], f"{gains_of_task[0].test_documents:,.0f}"]
@@ -134,13 +140,14 @@ def verdict_table(analysis: Analysis) -> Table:
     return table
 
 
-def task_table(analysis: Analysis, intervals: bool = True) -> Table:
+def task_table(analysis: Analysis, tasks: Sequence[int], intervals: bool = True) -> Table:
     """Table A.1: at most eight values of tau, the ends and the best among them; each row's best in bold.
 
     A task without test documents has dashes.
 
     Args:
         analysis: Of the run.
+        tasks: A row for each.
         intervals: Show each level's interval; without them the table fits a printed page.
     """
     summary, measure = analysis.summary, analysis.measure
@@ -149,7 +156,7 @@ def task_table(analysis: Analysis, intervals: bool = True) -> Table:
     labels = [f"τ = {tau_text(summary.settings[m].tau)}" if m in fits else "zero-shot" for m in shown]
     has_floor = not np.isnan(analysis.floor_D).all()
     table = Table(["Task", "Training documents", *labels, *(["floor"] if has_floor else [])])
-    for d, task in enumerate(summary.tasks):
+    for i, d in enumerate(tasks):
         levels = [analysis.task_levels.level(d, m) for m in shown]
         cells = [
             level_interval_text(level, measure) if intervals else level_text(measure)(level.estimate)
@@ -157,9 +164,9 @@ def task_table(analysis: Analysis, intervals: bool = True) -> Table:
         ]
         cells = cells if analysis.tested_D[d] else ["–"] * len(shown)
         floor = [perplexity_text(analysis.floor_D[d])] if has_floor else []
-        table.rows.append([task, f"{summary.train_documents_D[d]:,.0f}", *cells, *floor])
+        table.rows.append([summary.tasks[d], f"{summary.train_documents_D[d]:,.0f}", *cells, *floor])
         best = fits[int(measure.rank(analysis.scores.test_DM[d, fits]).argmin())]
-        table.bold |= {(d, 2 + shown.index(best))} if analysis.tested_D[d] else set()
+        table.bold |= {(i, 2 + shown.index(best))} if analysis.tested_D[d] else set()
     return table
 
 

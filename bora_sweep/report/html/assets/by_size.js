@@ -12,7 +12,7 @@ async function drawBySize(host, chart) {
     return { ...one, value, low, high, color: colorOf(one.color), line_color: colorOf(one.line_color) };
   });
   const known = (d) => series.some(({ value }) => Number.isFinite(value[d]));
-  const order = NAMES.map((_, d) => d).filter(known);
+  const order = (chart.drawn ?? NAMES.map((_, d) => d)).filter(known);
   const rows = (d) => series.map((one) => ({ x: SIZES[d], y: one.value[d], low: one.low[d], high: one.high[d],
     shift: series.length > 1 ? 3 * one.shift : 0, fill: one.is_open?.[d] ? "var(--paper)" : one.color }));
   const lineOf = ({ line: { documents, value, low, high } }) => rowsOf({ x: documents, y: value, low, high });
@@ -45,7 +45,7 @@ async function drawBySize(host, chart) {
     return Number.isFinite(a + b) ? Math.hypot(a - px, b - py) : Infinity;
   }));
   readable(host, view, tasks, {
-    nearest: (px, py) => closest(NAMES.map((_, d) => away(d, px, py)), 30),
+    nearest: (px, py) => order[closest(order.map((d) => away(d, px, py)), 30)] ?? null,
     place: (d) => pixel(d, 0),
     marks: (d) => rows(d).filter((row) => Number.isFinite(row.y)),
     order,
@@ -59,33 +59,42 @@ async function drawBySize(host, chart) {
 }
 
 /** Figure 1: bars with names where there is room for them, else without. */
-async function drawSizes(host, { axis, label }) {
+async function drawSizes(host, { axis, label, drawn }) {
   const few = DATA.are_few;
+  const isOnePath = Boolean(drawn);
   const rows = NAMES.map((name, d) => ({ d, size: SIZES[d], text: cutName(name, 30), count: TASKS.texts.documents[d] }));
   const [along, upward] = few ? ["y", "x"] : ["x", "y"];
   const places = { name: along, type: "band", domain: rows.map((row) => row.d), range: few ? "height" : "width",
     paddingInner: few ? 0.3 : 0, paddingOuter: 0.1 };
   const names = { name: "name", type: "ordinal", domain: places.domain, range: rows.map((row) => row.text) };
+  // A bar of its own is no thinner than can be seen, and thousands of bars are drawn as one path.
+  const thickness = few ? { scale: along, band: 1 } : { signal: "max(1, bandwidth('x'))" };
   const bar = (data, fill) => mark("rect", data, {
-    [along]: field(along, "d"), [few ? "height" : "width"]: { scale: along, band: 1 },
+    [along]: field(along, "d"), [few ? "height" : "width"]: thickness,
     [upward]: { scale: upward, value: 0 }, [`${upward}2`]: field(upward, "size"), ...fixed({ fill }),
   });
   const taskAxis = few
     ? { scale: "y", orient: "left", grid: false, labelLimit: 190, labelColor: "var(--ink)",
       encode: { labels: { update: { text: { scale: "name", field: "value" } } } } }
-    : { scale: "x", orient: "bottom", title: "Tasks, in order of size", labels: false, ticks: false };
+    : { scale: "x", orient: "bottom", title: "Tasks, in order of size", labels: false, ticks: false,
+      ...(isOnePath ? { values: [] } : {}) };
   const view = await draw(host, {
     height: few ? 46 + 21 * NAMES.length : 240,
-    data: [{ name: "all", values: rows }],
-    scales: [places, names],
+    data: [{ name: "all", values: isOnePath ? [] : rows }, { name: "path", values: [] }],
+    scales: [places, ...(few ? [names] : [])],
     axes: [axisOf(upward, axis, few ? { grid: true, domain: false } : {}), { scales: [], axis: taskAxis }],
     marks: [
-      bar("all", "var(--bar)"), bar("kept", "var(--pick)"), bar("focus", "var(--ink)"),
+      bar("all", "var(--bar)"), traced("path", { fill: "var(--bar)" }), bar("kept", "var(--pick)"), bar("focus", "var(--ink)"),
       ...(few ? [mark("text", "all", { y: { scale: "y", field: "d", band: 0.5 }, x: field("x", "size"),
         text: { field: "count" }, ...fixed({ dx: 5, baseline: "middle", font: FONT, fontSize: 11.5,
           fill: "var(--soft)" }) })] : []),
     ],
   });
+  if (isOnePath) {
+    const ends = rows.flatMap(({ size }, d) => [[d, size], [d + 1, size]]);
+    await trace(host, view, { path: [[[0, 0], ...ends, [rows.length, 0]]] },
+      (d) => view.width() * d / rows.length);
+  }
   const middle = (d) => view.scale(along)(d) + view.scale(along).bandwidth() / 2;
   readable(host, view, tasks, {
     nearest: (px, py) => closest(rows.map((_, d) => Math.abs(middle(d) - (few ? py : px))), few ? 12 : 20),

@@ -172,10 +172,10 @@ function texts(data, style) {
 const traced = (data, style) => mark("path", data, { path: { field: "path" }, ...fixed({ strokeJoin: "round", ...style }) });
 
 /** Put lines, each of [x, y], into a data set as one path; it breaks where a value is not known. */
-function trace(host, view, paths) {
+function trace(host, view, paths, placeOf = null) {
   const pixel = (value) => Math.round(10 * value) / 10;
   host.trace = () => {
-    const [sx, sy] = [view.scale("x"), view.scale("y")];
+    const [sx, sy] = [placeOf ?? view.scale("x"), view.scale("y")];
     for (const [data, many] of Object.entries(paths)) {
       const path = many.map((line) => {
         let pen = "M";

@@ -1,5 +1,7 @@
 // Tables that sort by their headings; the tasks' one is also searched and filtered.
 
+const [MOST_ROWS, WINDOW] = [200, 100];
+
 /** A gain with its interval as a small drawing; all rows share one scale, which ends at `limit`. */
 function intervalBar([estimate, low, high], limit, color) {
   const [width, height] = [64, 14];
@@ -34,9 +36,11 @@ function cellOf({ values, texts: all }, column, i) {
   }
 }
 
+const BY_NAME = new Intl.Collator("en", { numeric: true });
+
 /** The order of rows by keys: what is not known is last. */
 function orderOf(keys, descending) {
-  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+  const compare = (a, b) => (typeof a === "string" ? BY_NAME.compare(a, b) : a - b);
   const missing = (key) => key === "" || Number.isNaN(key);
   return keys.map((_, i) => i).sort((i, j) => {
     if (missing(keys[i]) || missing(keys[j])) return missing(keys[i]) - missing(keys[j]) || i - j;
@@ -44,18 +48,43 @@ function orderOf(keys, descending) {
   });
 }
 
-/** Draw a table into a host; its names select rows where there is a selection. Returns the rows in the data's order. */
+/**
+ * Draw a table into a host; its names select rows where there is a selection. Of a table with more than `MOST_ROWS` a
+ * window of `WINDOW` rows is shown, with buttons for the others. Returns a function that shows the rows that pass.
+ */
 function drawTable(host, table, selection = null) {
   const columns = table.columns.filter(({ kind }) => kind !== "hidden");
   const names = ["name", "head", "text", "state", "verdict", "long"];
-  const trs = table.texts[columns[0].name].map((_, i) => element("tr", { class: table.bold.includes(i) ? "chosen" : null },
-    ...columns.map((column) => cellOf(table, column, i))));
+  const count = table.texts[columns[0].name].length;
+  const size = count > MOST_ROWS ? WINDOW : count;
+  const bold = new Set(table.bold);
+  const trs = new Map(); // made when they are first shown
+  const rowOf = (i) => {
+    if (!trs.has(i)) {
+      trs.set(i, element("tr", { class: bold.has(i) ? "chosen" : null }, ...columns.map((column) => cellOf(table, column,
+        i))));
+      if (selection) selectRow(trs.get(i), i, selection);
+    }
+    return trs.get(i);
+  };
   const heads = columns.map(({ title, hint, kind }) => element("th", { scope: "col", class: names.includes(kind) ? "left"
     : null }, element("button", { type: "button", title: hint }, unbroken(title))));
   const body = element("tbody");
   const keysOf = ({ name, of }) => (table.values[of ?? name] ? numbers(table.values[of ?? name]) : table.texts[name]);
+  let [order, passes, first, shown] = [Array.from({ length: count }, (_, i) => i), () => true, 0, []];
+  const pager = pagerOf((step) => {
+    first += step * size;
+    show();
+  });
+  const show = () => {
+    shown = order.filter(passes);
+    body.replaceChildren(...shown.slice(first, first + size).map(rowOf));
+    pager.update(first, size, shown.length);
+    return shown.length;
+  };
   const sort = (n, descending) => {
-    body.append(...orderOf(keysOf(columns[n]), descending).map((i) => trs[i]));
+    [order, first] = [orderOf(keysOf(columns[n]), descending), 0];
+    show();
     heads.forEach((head) => head.removeAttribute("aria-sort"));
     heads[n].setAttribute("aria-sort", descending ? "descending" : "ascending");
   };
@@ -65,36 +94,62 @@ function drawTable(host, table, selection = null) {
   }));
   host.replaceChildren(element("table", { "aria-label": table.label }, element("thead", {},
     element("tr", {}, ...heads)), body));
-  if (table.sorted === null) body.append(...trs);
+  if (size < count) host.after(pager.element);
+  if (table.sorted === null) show();
   else sort(columns.findIndex(({ name }) => name === table.sorted), table.descending);
-  if (selection) selectRows(host.id, trs, selection);
-  return trs;
+  if (selection) markRows(host.id, trs, selection);
+  return (passing) => {
+    [passes, first] = [passing, 0];
+    return show();
+  };
 }
 
-/** Rows are looked at by the pointer or the keyboard, and kept by their buttons. */
-function selectRows(name, trs, selection) {
-  const buttons = trs.map((tr) => tr.querySelector("button"));
-  trs.forEach((tr, i) => {
-    buttons[i].addEventListener("click", () => selection.toggle(i));
-    for (const event of ["focus", "blur"]) {
-      buttons[i].addEventListener(event, () => selection.look(event === "focus" ? i : null));
-    }
-    tr.addEventListener("pointerenter", () => selection.look(i));
-    tr.addEventListener("pointerleave", () => selection.look(null));
-  });
+/** Buttons that go from window to window of a long table, and which rows are seen. */
+function pagerOf(turn) {
+  const button = (text, step) => {
+    const made = element("button", { type: "button" }, text);
+    made.addEventListener("click", () => turn(step));
+    return made;
+  };
+  const [back, on, where] = [button("Back", -1), button("More", 1), element("output")];
+  return {
+    element: element("div", { class: "pager" }, back, on, where),
+    update: (first, size, count) => {
+      [back.disabled, on.disabled] = [first === 0, first + size >= count];
+      const [from, to] = [Math.min(first + 1, count), Math.min(first + size, count)];
+      where.textContent = `rows ${[from, to].map((row) => row.toLocaleString("en")).join(" to ")}`;
+    },
+  };
+}
+
+/** A row is looked at by the pointer or the keyboard, and kept by its button. */
+function selectRow(tr, i, selection) {
+  const button = tr.querySelector("button");
+  button.addEventListener("click", () => selection.toggle(i));
+  for (const event of ["focus", "blur"]) {
+    button.addEventListener(event, () => selection.look(event === "focus" ? i : null));
+  }
+  tr.addEventListener("pointerenter", () => selection.look(i));
+  tr.addEventListener("pointerleave", () => selection.look(null));
+  button.setAttribute("aria-pressed", String(selection.kept.includes(i)));
+  tr.classList.toggle("focus", selection.focus === i);
+}
+
+/** Mark the rows that are looked at and kept elsewhere; a row that is made later begins with its mark. */
+function markRows(name, trs, selection) {
   let [focus, kept] = [null, []];
   selection.listen(name, () => {
-    trs[focus]?.classList.remove("focus");
-    trs[selection.focus]?.classList.add("focus");
+    trs.get(focus)?.classList.remove("focus");
+    trs.get(selection.focus)?.classList.add("focus");
     for (const i of new Set([...kept, ...selection.kept])) {
-      buttons[i].setAttribute("aria-pressed", String(selection.kept.includes(i)));
+      trs.get(i)?.querySelector("button").setAttribute("aria-pressed", String(selection.kept.includes(i)));
     }
     [focus, kept] = [selection.focus, selection.kept];
   });
 }
 
 /** The search by name, in any case and script, and the filter by verdict. */
-function searchTasks(trs) {
+function searchTasks(showRows) {
   const fold = (text) => text.normalize("NFKC").toLocaleLowerCase();
   const folded = NAMES.map(fold);
   const filters = new Map(DATA.filters.map((filter) => [filter.value, filter]));
@@ -107,11 +162,7 @@ function searchTasks(trs) {
   };
   const search = () => {
     const wanted = fold(at("search").value).trim();
-    let count = 0; // the one number that only the reader's search makes
-    trs.forEach((tr, d) => {
-      tr.hidden = !(folded[d].includes(wanted) && passes(d));
-      count += !tr.hidden;
-    });
+    const count = showRows((d) => folded[d].includes(wanted) && passes(d)); // the reader's search alone makes it
     at("found").textContent = `${count.toLocaleString("en")} of ${DATA.num_tasks}`;
   };
   at("search").addEventListener("input", search);

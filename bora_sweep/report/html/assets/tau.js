@@ -64,15 +64,16 @@ async function drawOverall(host, chart) {
 }
 
 /** Figure 2, right: each task, as it is or against itself at the best tau. */
-async function drawEach(host, { x, places, parts, best, views, label, lines: own }) {
+async function drawEach(host, { x, places, parts, best, views, label, drawn: some, lines: own }) {
   const { y, values } = views[document.querySelector('input[name="scale"]:checked').value] ?? views.relative;
   const axis = tauAxis(x);
   const curves = values.map(numbers);
   const known = (d) => curves[d].some(Number.isFinite);
+  const drawn = (some ?? curves.map((_, d) => d)).filter(known);
   const whole = (d) => (known(d) ? places.map((place, i) => ({ x: place, y: curves[d][i], of: d })) : []);
-  const paths = (dotted) => parts.filter((part) => part[2] === dotted).flatMap(([start, stop]) => curves.map((row) =>
-    places.slice(start, stop).map((place, i) => [place, row[start + i]])));
-  const opacity = Math.max(0.1, Math.min(0.7, 15 / curves.length));
+  const paths = (dotted) => parts.filter((part) => part[2] === dotted).flatMap(([start, stop]) => drawn.map((d) =>
+    places.slice(start, stop).map((place, i) => [place, curves[d][start + i]])));
+  const opacity = Math.max(0.1, Math.min(0.7, 15 / drawn.length));
   const grey = { stroke: "var(--task)", strokeWidth: 0.9 };
   const view = await draw(host, {
     height: 330,
@@ -98,7 +99,7 @@ async function drawEach(host, { x, places, parts, best, views, label, lines: own
     const i = Math.max(1, after === -1 ? columns.length - 1 : after);
     const part = columns.length < 2 ? 0 : Math.min(1, Math.max(0, (px - columns[i - 1]) / (columns[i] - columns[i - 1])));
     const height = (row) => (columns.length < 2 ? scale(row[0]) : scale(row[i - 1]) * (1 - part) + scale(row[i]) * part);
-    return closest(curves.map((row) => Math.abs(height(row) - py)), 60);
+    return drawn[closest(drawn.map((d) => Math.abs(height(curves[d]) - py)), 60)] ?? null;
   };
   const column = (px) => (px === null ? best
     : closest(places.map((place) => Math.abs(view.scale("x")(place) - px)), Infinity));
@@ -106,7 +107,7 @@ async function drawEach(host, { x, places, parts, best, views, label, lines: own
     nearest,
     place: (d, px) => [view.scale("x")(places[column(px)]), view.scale("y")(curves[d][column(px)])],
     marks: whole,
-    order: curves.map((_, d) => d).filter(known),
+    order: drawn,
     lines: (d) => tipOf("tasks", d, [], own),
     label,
     labels: (kept) => apart(kept.filter(known).map((d) => ({ ...whole(d).at(-1), text: cutName(NAMES[d]), dx: 2, align: "right" })),
