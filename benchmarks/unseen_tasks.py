@@ -30,6 +30,9 @@ from bora_sweep.train.unseen import score_tasks, score_unseen, task_folds
 EMBEDDED = str(Path(__file__).resolve().parents[1] / "conf" / "embedded.yaml")
 TAUS = [10.0, 150.0, math.inf]
 FEW_FOLDS = 4
+OTHER_SEED = "Θ of another seed"
+INSTEAD = ("mean of the others", "Newton step", f"{FEW_FOLDS} folds")
+"""What might take the place of leaving each task out."""
 RIDGE = 0.1
 """Added to a sum of curvatures as a share of its mean: without it some coordinates have next to none."""
 
@@ -62,12 +65,9 @@ def nats_K(scores: dict[str, dict[str, float]], tasks: tuple[str, ...]) -> np.nd
     return np.array([sum(scores[task].values()) for task in tasks])
 
 
-def own_nats_K(corpus: TokenizedCorpus, whole: Fit) -> np.ndarray:
-    """The same under the tasks' own adapters."""
-    task_N = corpus.documents["task"].to_numpy()
-    return sum(
-        np.bincount(task_N[corpus.split(split)], nll_N, corpus.num_tasks) for split, nll_N in whole.nll_nats.items()
-    )
+def own_nats(whole: Fit) -> float:
+    """All nats of validation and test under the tasks' own adapters."""
+    return sum(float(nll_N.sum()) for nll_N in whole.nll_nats.values())
 
 
 def at_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> dict[str, object]:
@@ -92,29 +92,27 @@ def at_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> di
 
     scores = {
         "Θ of the whole fit": score_tasks(config, corpus, base, every, whole.mean_P),
-        "the same, another seed": score_tasks(config, corpus, base, every, other_seed.mean_P),
+        OTHER_SEED: score_tasks(config, corpus, base, every, other_seed.mean_P),
         "mean of the others": alone([mean_of_others(config, whole, task) for task in every]),
         "Newton step": alone([newton(config, whole, around, task) for task in every]),
         f"{FEW_FOLDS} folds": refitted(FEW_FOLDS),
         "each task left out": refitted(corpus.num_tasks),
     }
-    table = corpus.table().query("split != 'train'").groupby("task", sort=False)["num_tokens"].sum()
-    tokens_K = table.reindex(list(tasks)).to_numpy()
-    nats = {name: nats_K(found, tasks) for name, found in scores.items()}
-    truth, before = nats["each task left out"], nats["Θ of the whole fit"]
-    base_alone = nats_K(score_tasks(config, corpus, base, every, None), tasks)
-    levels = {"base alone": base_alone, **nats, "own adapters": own_nats_K(corpus, whole)}
-    row: dict[str, object] = {"τ": f"{config.prior.tau:g}"}
-    row |= {name: math.exp(value.sum() / tokens_K.sum()) for name, value in levels.items()}
-    gap, gap_K = (truth - before).sum(), (truth - before) / tokens_K
-    for name in ("the same, another seed", "mean of the others", "Newton step", f"{FEW_FOLDS} folds"):
-        row[f"error of {name}, % of the gap"] = 100 * float((nats[name] - truth).sum() / gap)
-    row["gap, nats per token"] = float(gap / tokens_K.sum())
-    row["its root mean square over tasks"] = float(np.sqrt((gap_K**2).mean()))
-    for name in ("mean of the others", "Newton step"):
-        error_K = (nats[name] - truth) / tokens_K
-        row[f"{name}: root mean square error over tasks"] = float(np.sqrt((error_K**2).mean()))
-    return row
+    documents = corpus.documents[corpus.documents["split"] != "train"]
+    num_tokens = int(documents["num_tokens"].sum())
+    per_token = {name: nats_K(found, tasks).sum() / num_tokens for name, found in scores.items()}
+    base_alone = nats_K(score_tasks(config, corpus, base, every, None), tasks).sum() / num_tokens
+    levels = {"base alone": base_alone, **per_token, "own adapters": own_nats(whole) / num_tokens}
+    seed, truth, before = levels.pop(OTHER_SEED), per_token["each task left out"], per_token["Θ of the whole fit"]
+    gap = float(truth - before)
+    errors = {f"{name}: error, % of the gap": per_token[name] - truth for name in INSTEAD}
+    return {
+        "τ": f"{config.prior.tau:g}",
+        **{name: math.exp(value) for name, value in levels.items()},
+        "gap, nats per token": gap,
+        **{name: 100 * float(error) / gap for name, error in errors.items()},
+        "another seed of Θ: change, % of the gap": 100 * float(seed - before) / gap,
+    }
 
 
 def run(settings: list[str]) -> None:

@@ -51,18 +51,21 @@ def task_folds(num_tasks: int, num_folds: int, seed: int) -> list[list[int]]:
     return [sorted(fold.tolist()) for fold in np.array_split(order, min(num_folds, num_tasks))]
 
 
-def check_folds(config: Config, corpus: TokenizedCorpus) -> None:
+def check_folds(num_folds: int, corpus: TokenizedCorpus, seed: int) -> None:
     """Refuse folds whose other tasks could not be fitted.
+
+    Args:
+        num_folds: `search.unseen_folds`.
+        corpus: Of all tasks.
+        seed: As for `task_folds`.
 
     Raises:
         InputError: There is a single task, or all validation documents are of tasks that are left out together.
     """
-    if config.search.unseen_folds is None:
-        return
-    key, num_tasks = f"search.unseen_folds={config.search.unseen_folds}", corpus.num_tasks
+    key, num_tasks = f"search.unseen_folds={num_folds}", corpus.num_tasks
     require(num_tasks > 1, f"{key}: leaves tasks out in turn, and the data have a single task; drop it")
     validated = set(corpus.documents["task"].iloc[corpus.split("validation")])
-    for fold in task_folds(num_tasks, config.search.unseen_folds, config.train.seed):
+    for fold in task_folds(num_tasks, num_folds, seed):
         names = ", ".join(repr(corpus.tasks[task]) for task in fold[:3])
         require(
             bool(validated - set(fold)),
