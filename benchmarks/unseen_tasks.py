@@ -98,8 +98,7 @@ def at_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> di
         f"{FEW_FOLDS} folds": refitted(FEW_FOLDS),
         "each task left out": refitted(corpus.num_tasks),
     }
-    documents = corpus.documents[corpus.documents["split"] != "train"]
-    num_tokens = int(documents["num_tokens"].sum())
+    num_tokens = corpus.num_tokens("validation") + corpus.num_tokens("test")
     per_token = {name: nats_K(found, tasks).sum() / num_tokens for name, found in scores.items()}
     base_alone = nats_K(score_tasks(config, corpus, base, every, None), tasks).sum() / num_tokens
     levels = {"base alone": base_alone, **per_token, "own adapters": own_nats(whole) / num_tokens}
