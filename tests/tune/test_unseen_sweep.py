@@ -18,7 +18,7 @@ from bora_sweep.train.unseen import score_unseen
 from bora_sweep.tune import run_sweep
 from bora_sweep.tune.unseen import best_trial, config_of_trial
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CORPUS = make_corpus({"a": 16, "b": 16, "c": 12})
 
 
