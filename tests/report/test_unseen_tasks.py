@@ -17,10 +17,10 @@ from bora_sweep.runs.results import SCHEMAS, read_results, write_table
 def fill(run: Path, trial_id: str, factor_of: dict[str, float]) -> pd.DataFrame:
     """Write `unseen_nll_nats` of a trial, its nats times a factor for each task; returns its test rows."""
     scores = read_results(run).task_scores
-    rows = scores[scores["trial_id"] == trial_id].drop(columns="run").reset_index(drop=True)
-    rows["unseen_nll_nats"] = rows["nll_nats"] * rows["task"].map(factor_of)
+    rows = scores.loc[scores["trial_id"] == trial_id].drop(columns="run").reset_index(drop=True)
+    rows["unseen_nll_nats"] = rows["nll_nats"] * [factor_of[task] for task in rows["task"]]
     write_table(run, "task_scores", trial_id, rows)
-    return rows[rows["split"] == "test"]
+    return rows.loc[rows["split"] == "test"]
 
 
 def test_the_line_has_the_level_of_the_tasks_that_were_left_out(tmp_path):

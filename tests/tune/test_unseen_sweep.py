@@ -25,8 +25,8 @@ CORPUS = make_corpus({"a": 16, "b": 16, "c": 12})
 class InterruptedConsole(Console):
     """Ctrl-C arrives when a line of these words is printed."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__(file=StringIO(), soft_wrap=True)
+    def __init__(self, words: str, file: StringIO) -> None:
+        super().__init__(file=file, soft_wrap=True)
         self.words = words
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -37,9 +37,9 @@ class InterruptedConsole(Console):
 
 def sweep(config: Config, run: Path, words: str = "") -> tuple[bool, str]:
     """Whether the sweep ended, and what it printed."""
-    console = InterruptedConsole(words)
-    ended = run_sweep(config, CORPUS, run, [], console)
-    return ended, console.file.getvalue()
+    with StringIO() as printed:
+        ended = run_sweep(config, CORPUS, run, [], InterruptedConsole(words, printed))
+        return ended, printed.getvalue()
 
 
 @pytest.mark.usefixtures("ray_here")
