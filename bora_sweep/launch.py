@@ -1,21 +1,23 @@
 """Run a fit or a sweep that has been prepared: join its processes, claim its folder, and do the work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bora_sweep.config import Setting
-from bora_sweep.errors import InputError
+from bora_sweep.config import Config, Setting
+from bora_sweep.errors import InputError, plural
 from bora_sweep.prepare import PreparedRun
 from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import FIT, create_run, new_run, reopen_run
 from bora_sweep.runs.run_lock import run_lock
-from bora_sweep.runs.storage import exists
+from bora_sweep.runs.storage import Folder, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from bora_sweep.data.tokens import TokenizedCorpus
 
 
 @contextmanager
@@ -76,11 +78,11 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.trial import Trial, run_trial
 
-    config = prepared.config
+    config, run = prepared.config, prepared.run
     if config.train.pass_tokens == "auto":
         model = model or load_base(config.model, config.data)
         config = with_measured_pass(config, prepared.corpus, model)
-        from_rank_zero(lambda: create_run(config, prepared.run))
+        from_rank_zero(lambda: create_run(config, run))
         console.print(about_pass(config))
 
     def base() -> "PreTrainedModel":
@@ -89,16 +91,44 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     def say_stopping() -> None:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
-    with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
-        return run_trial(
-            Trial(FIT, config),
-            prepared.corpus,
-            base,
-            prepared.run,
-            on_step=bar.on_step,
-            on_epoch=bar.on_epoch,
-            check_stop=check_stop,
-        )
+    with defer_signals(say_stopping) as check_stop:
+        with FitProgress(config.train.max_epochs, console) as bar:
+            row = run_trial(
+                Trial(FIT, config),
+                prepared.corpus,
+                base,
+                run,
+                on_step=bar.on_step,
+                on_epoch=bar.on_epoch,
+                check_stop=check_stop,
+            )
+        if config.search.unseen_folds is not None:
+            _fit_unseen(config, prepared.corpus, base, run, console, check_stop)
+    return row
+
+
+def _fit_unseen(
+    config: Config,
+    corpus: "TokenizedCorpus",
+    load_base: Callable[[], "PreTrainedModel"],
+    run: Folder,
+    console: Console,
+    check_stop: Callable[[], None],
+) -> None:
+    """The fits that leave tasks out, one after another, with progress on `console`."""
+    from bora_sweep.progress import FitProgress
+    from bora_sweep.trials.unseen import read_fold, run_fold, trial_folds, write_unseen
+
+    folds = trial_folds(config, corpus, run, FIT)
+    missing = [fold for fold in folds if read_fold(fold) is None]
+    model = load_base() if missing else None
+    for fold in missing:
+        assert model is not None
+        check_stop()
+        console.print(f"{fold.name}: {plural(len(fold.tasks), 'task')} left out")
+        with FitProgress(config.train.max_epochs, console) as bar:
+            run_fold(fold, config, corpus, model, on_step=bar.on_step, on_epoch=bar.on_epoch, check_stop=check_stop)
+    write_unseen(run, FIT, folds)
 
 
 def run_prepared_sweep(prepared: PreparedRun, console: Console) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FIT_METHODS = ("map", "vi", "zero_shot", "pfedme")
 """Methods that a single fit can have. The others start from the adapters of another trial of a sweep."""
-USED_BY_A_FIT = {"search": {"estimate_tau"}, "ray": {"workers_per_trial"}}
+USED_BY_A_FIT = {"search": {"estimate_tau", "unseen_folds"}, "ray": {"workers_per_trial"}}
 """Keys that a fit uses, of the sections that are otherwise a sweep's."""
 
 
@@ -64,6 +64,7 @@ def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> 
     _check_fit(settings, config, console)
     _check_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
+    _check_unseen(config, tokenized)
     groups = [] if resume else _check_model(config, tokenized, console)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
@@ -87,6 +88,7 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     _check_sweep(settings, config)
     _check_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
+    _check_unseen(config, tokenized)
     groups = _check_model(config, tokenized, console, load=True)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
@@ -125,6 +127,11 @@ def _check_fit(settings: Sequence[Setting], config: Config, console: Console) ->
             f"method={config.method}: starts from the adapters of another trial; use sweep, with "
             f"search.baselines=[…,{config.method}]"
         )
+    if config.search.unseen_folds is not None and config.method != "map":
+        raise InputError(
+            f"search.unseen_folds={config.search.unseen_folds}: leaves tasks out of fits of method=map, not of "
+            f"{config.method}; drop one of the two"
+        )
 
 
 def _check_sweep(settings: Sequence[Setting], config: Config) -> None:
@@ -143,6 +150,13 @@ def _check_sweep(settings: Sequence[Setting], config: Config) -> None:
         from bora_sweep.tune.ray_folder import check_ray_folder
 
         check_ray_folder()
+
+
+def _check_unseen(config: Config, corpus: "TokenizedCorpus") -> None:
+    if config.search.unseen_folds is not None:
+        from bora_sweep.train.unseen import check_folds
+
+        check_folds(config.search.unseen_folds, corpus, config.train.seed)
 
 
 def _check_tracker(config: Config, run: Folder) -> None:

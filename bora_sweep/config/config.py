@@ -73,6 +73,7 @@ class Config:
         self._check_shard_base()
         self._check_chunks()
         self._check_present()
+        self._check_unseen()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -186,6 +187,20 @@ class Config:
             f"{go} with documents that are cut, or are one row each; drop it, or drop {them}",
         )
 
+    def _check_unseen(self) -> None:
+        """Refuse settings under which fits that leave tasks out cannot be made, or would have seen these tasks."""
+        key, workers = f"search.unseen_folds={self.search.unseen_folds}", self.ray.workers_per_trial
+        refused = {
+            f"ray.workers_per_trial={workers}": (workers > 1, "fits that leave tasks out are of one process"),
+            f"init_from={self.init_from}": (self.init_from is not None, "its adapters may have seen the tasks"),
+            f"metric.early_stopping={self.metric.early_stopping}": (
+                self.metric.early_stopping != PERPLEXITY,
+                "fits that leave tasks out stop by perplexity",
+            ),
+        }
+        for setting, (is_set, reason) in refused.items():
+            require(self.search.unseen_folds is None or not is_set, f"{key}, {setting}: {reason}; drop one of the two")
+
     def _check_token_sums(self) -> None:
         """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.
 
@@ -205,6 +220,7 @@ class Config:
             f"method={self.method}": self.method == "vi",
             f"search.baselines={self.search.baselines}": "vi" in self.search.baselines,
             "search.estimate_tau=true": self.search.estimate_tau,
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
         }
         first = next((setting for setting, is_set in published.items() if is_set), None)
         for setting, is_set in needs_sums.items():

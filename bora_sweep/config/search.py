@@ -48,6 +48,11 @@ class SearchConfig:
     """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
     four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
     times as much takes (b + 1) / 2 times as long."""
+    unseen_folds: int | None = None
+    """Also measure what a task without any text can expect: with so many folds of the tasks, each fold is left out of a
+    further fit at the best tau, and scored under its Theta. With as many folds as tasks, or more, each task is left out
+    alone. It costs so many fits, less the text left out; with several seeds, of the first. `fit` makes them at its own
+    tau. Left out: none."""
     ranks: list[int] = field(default_factory=list)
     """Further ranks. At each a shared model is fitted, and in mode `path` a whole path."""
     pack: int | str = 1
@@ -84,6 +89,13 @@ class SearchConfig:
         require(
             self.pack == "auto" or (isinstance(self.pack, int) and self.pack >= 1),
             f"search.pack={self.pack}: need a number of at least 1, or auto",
+        )
+        folds = self.unseen_folds
+        require(folds is None or folds >= 2, f"search.unseen_folds={folds}: need at least 2, or null for none")
+        require(
+            folds is None or self.mode == "optuna",
+            f"search.unseen_folds={folds}: fits from the start, and values of a path begin where others ended; drop "
+            "it, or search.mode=path",
         )
         require(min(self.ranks, default=1) >= 1, f"search.ranks={self.ranks}: need ranks of at least 1")
         require(

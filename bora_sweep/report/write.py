@@ -13,7 +13,13 @@ from bora_sweep.report.stats.many_tasks import in_print
 from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.text import notes, sections, tables
-from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
+from bora_sweep.report.text.answer import (
+    answer,
+    best_method,
+    tasks_that_gain,
+    tasks_without_text,
+    where_best_tau_lies,
+)
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import Table, latex_table, markdown_text
 from bora_sweep.report.text.measured import suffix
@@ -65,6 +71,7 @@ def _opening(analysis: Analysis, methods: list[Method]) -> list[str]:
         answer(analysis),
         f"{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         tasks_that_gain(analysis),
+        tasks_without_text(summary),
         notes.warnings(summary, methods),
     ]
 

@@ -11,7 +11,7 @@ from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_local, write_bytes
 
-FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.checkpoint_minutes")
+FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "search.unseen_folds", "tracking", "train.checkpoint_minutes")
 """Beginnings of the keys that may change when a run is resumed."""
 FIT = "fit"
 """The trial of a run that `fit` began."""

@@ -85,6 +85,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("nll_nats", pa.float64()),  # null for train, which is not scored
             ("perplexity", pa.float64()),
             ("floor_nll_nats", pa.float64()),  # of the true source, null where it is not known
+            ("unseen_nll_nats", pa.float64()),  # under Theta of a fit without the task; null where it was not made
             ("distance_to_global", pa.float64()),
             ("reported_perplexity", pa.float64()),  # the protocol's, beside the split that it is of
             ("posterior_std", pa.float64()),  # root mean square over the task's parameters; null but for vi
@@ -163,10 +164,19 @@ def _column(frame: pd.DataFrame, name: str, kind: pa.DataType) -> pa.Array:
     return pa.array(frame[name], kind, from_pandas=True) if name in frame else pa.nulls(len(frame), kind)
 
 
+def read_trial_table(run: Folder, table: str, trial_id: str) -> list[dict[str, Any]]:
+    """The trial's rows of a table.
+
+    Raises:
+        FileNotFoundError: It has none yet.
+    """
+    return _read_file(run / "results" / table / f"{trial_id}.parquet", table).to_pylist()
+
+
 def read_trial_row(run: Folder, trial_id: str) -> dict[str, Any] | None:
     """The trial's row of `trials`; None where it has none yet."""
     try:
-        return _read_file(run / "results" / "trials" / f"{trial_id}.parquet", "trials").to_pylist()[0]
+        return read_trial_table(run, "trials", trial_id)[0]
     except FileNotFoundError:
         return None
 

@@ -30,6 +30,7 @@ from bora_sweep.tune.ray_patches import patch_worker_failures
 from bora_sweep.tune.scheduler import EarlyStopping
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.study import StudyMirror
+from bora_sweep.tune.unseen import fit_unseen
 from bora_sweep.tune.watchdog import STOP_FILE
 from bora_sweep.tune.worker import trainable, with_measured
 from bora_sweep.tune.worker_group import placement_group
@@ -69,12 +70,16 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
             ),
         )
         given_up = _fit_all(tuner, run, stop)
-    for params, error in given_up:
-        mark_failed(run, config, params, error)
-    rows = trial_rows(run)
-    mirror.close(rows)
-    num_ended = sum(row["status"] in ENDED for row in rows)
-    return num_ended == num_trials(config) or (config.search.mode == "path" and _path_failed(rows))
+        for params, error in given_up:
+            mark_failed(run, config, params, error)
+        rows = trial_rows(run)
+        mirror.close(rows)
+        num_ended = sum(row["status"] in ENDED for row in rows)
+        is_complete = num_ended == num_trials(config) or (config.search.mode == "path" and _path_failed(rows))
+        if is_complete and config.search.unseen_folds is not None:
+            asked = {"resources": resources, "at_once": at_once}
+            is_complete = fit_unseen(config, corpus, _address(run), **asked, console=view.console, stop=stop)
+    return is_complete
 
 
 def _fit_all(tuner: tune.Tuner, run: Folder, stop: Callable[[], None]) -> list[tuple[dict[str, Any], Exception]]:

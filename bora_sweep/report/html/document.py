@@ -27,7 +27,13 @@ from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import TRAIN
 from bora_sweep.report.text import notes, sections
-from bora_sweep.report.text.answer import answer, best_method, tasks_that_gain, where_best_tau_lies
+from bora_sweep.report.text.answer import (
+    answer,
+    best_method,
+    tasks_that_gain,
+    tasks_without_text,
+    where_best_tau_lies,
+)
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import level_text, markdown_text, number_text, tau_text, visible
 from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
@@ -204,7 +210,8 @@ def _markdown(analysis: Analysis, methods: list[Method], compared: pd.DataFrame,
     """Markdown by its place in the page: the words of `report.md`, and what that has no place for."""
     summary = analysis.summary
     return {
-        "answer": f"{answer(analysis)}\n\n{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
+        "answer": f"{answer(analysis)}\n\n{where_best_tau_lies(summary)} {best_method(summary, methods)}\n\n"
+        f"{tasks_without_text(summary)}".rstrip(),
         "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
         "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),

@@ -29,6 +29,7 @@ from bora_sweep.report.stats.summary import (
     Summary,
     structure_of,
 )
+from bora_sweep.report.stats.unseen import unseen_tasks
 from bora_sweep.runs.results import Results, objective_name
 
 _COLUMNS = ["num_documents", "num_tokens", "nll_nats", "floor_nll_nats", "distance_to_global"]
@@ -65,7 +66,7 @@ def summarise(results: Results) -> Summary:
     nats_DML, tokens_DML = means_DMLC[..., _NATS], means_DMLC[..., _TOKENS]
     sums_of = {PERPLEXITY: Sums(*(part[..., i] for i in (VALIDATION, TEST) for part in (nats_DML, tokens_DML)))}
     names = [chosen_by.name, *(name for name in documents if name != chosen_by.name)]
-    return Summary(
+    summary = Summary(
         settings=[replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()],
         structure=structure,
         tasks=[tasks[d] for d in order_D],
@@ -79,7 +80,9 @@ def summarise(results: Results) -> Summary:
             for name in names
         },
         trials=trials,
+        unseen=None,
     )
+    return replace(summary, unseen=unseen_tasks(results.task_scores, summary.settings[summary.best].trials))
 
 
 def _objective(rows_of_candidate: list[list[dict[Any, Any]]]) -> Measure:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bora_sweep.report.stats.document_scores import DocumentScores
 from bora_sweep.report.stats.measure import Measure
+from bora_sweep.report.stats.unseen import Unseen
 
 SPLITS = ["train", "validation", "test"]
 TRAIN, VALIDATION, TEST = range(3)
@@ -101,6 +102,8 @@ class Summary:
     """By the measure's name: first the one that chose tau, then the others."""
     trials: pd.DataFrame
     """Every trial, finished or not."""
+    unseen: Unseen | None
+    """Tasks that were left out of the best fit; None where no fit left tasks out."""
 
     @property
     def train_documents_D(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 
+from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, Gain, gains_against
@@ -9,7 +10,15 @@ from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.significance import ALPHA, GAINS, LOSES, UNKNOWN
 from bora_sweep.report.stats.summary import Summary
-from bora_sweep.report.text.formats import difference_text, level_text, markdown_text, tau_text
+from bora_sweep.report.text.formats import (
+    difference_text,
+    interval_text,
+    level_text,
+    markdown_text,
+    percent_text,
+    perplexity_text,
+    tau_text,
+)
 from bora_sweep.report.text.measured import chosen_by, coverage, label, suffix
 from bora_sweep.report.text.setting_names import method_name
 
@@ -70,6 +79,24 @@ def tasks_that_gain(analysis: Analysis) -> str:
     where = "Table 2" if analysis.chose_tau else f"[as numbers](tables/improvements{suffix(analysis)}.csv)"
     correction = f"({where}; Holm's correction, family-wise error rate {ALPHA:.0%}.)"
     return " ".join(filter(None, ["*Task by task.*", coverage(analysis), *counts, correction])) if counts else ""
+
+
+def tasks_without_text(summary: Summary) -> str:
+    """What a task that no fit has seen can expect; empty where no fit left tasks out."""
+    unseen, zero_shot = summary.unseen, summary.zero_shot
+    if unseen is None:
+        return ""
+    is_above = unseen.above_own.estimate >= 0
+    size, side = (unseen.above_own, "above") if is_above else (-unseen.above_own, "below")
+    base = ""
+    if zero_shot is not None:
+        base = f"; the base model alone has {perplexity_text(float(summary.scores[PERPLEXITY].test_M[zero_shot]))}"
+    return (
+        f"*Tasks without text.* A task without any text, served by `_global`, can expect a test perplexity of "
+        f"{interval_text(unseen.level)}, by leaving {unseen.num_tasks:,} tasks out of the fit in turn: "
+        f"{percent_text(size, signed=False)} {side} the {perplexity_text(unseen.own)} that they have with text of "
+        f"their own{base}. These intervals are over tasks."
+    )
 
 
 def verdict_counts(gains: list[Gain]) -> str:
