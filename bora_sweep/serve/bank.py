@@ -21,7 +21,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.layout import Layout, Part
 from bora_sweep.model.peft_config import ADAPTER_CONFIG, IN_PEFT, peft_key
 from bora_sweep.model.peft_io import BANK, GLOBAL, TASKS
-from bora_sweep.runs.storage import Folder, atomic_write, write_bytes
+from bora_sweep.runs.storage import Folder, atomic_write, read_bytes, read_local, write_bytes
 from bora_sweep.serve.export import adapter_writer, begin_export, write_card
 
 _BLOCK = 256  # adapters in memory beside the bank
@@ -70,6 +70,33 @@ def export_bank(
             out.rmdir()
         raise
     return row_of
+
+
+def read_bank_rows(out: Folder) -> dict[str, int]:
+    """The row of each task in a bank, by its `tasks.json`.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        rows = json.loads(read_bytes(out / TASKS))
+        return {task: int(row) for task, row in rows.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{out / TASKS}: damaged; restore it from a copy, or export again") from None
+
+
+def clear_rows(out: Folder, rows: Sequence[int]) -> None:
+    """Set these rows of a bank to 0."""
+
+    def write(source: Path, file: Path) -> None:
+        with safe_open(source, "pt") as opened:
+            bank, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+        for tensor in bank.values():
+            tensor[list(rows)] = 0
+        save_file(bank, file, metadata)
+        file.chmod(source.stat().st_mode)
+
+    read_local(out / BANK, lambda source: atomic_write(out / BANK, lambda file: write(source, file)))
 
 
 def _write_tensors(path: Path, layout: Layout, thetas: list[Tensor], quantization: str | None) -> None:

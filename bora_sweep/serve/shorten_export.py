@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
 from bora_sweep.errors import InputError
-from bora_sweep.model.peft_io import GLOBAL, TASKS, read_folder_names
+from bora_sweep.model.peft_io import BANK, GLOBAL, TASKS, read_folder_names
 from bora_sweep.runs.storage import Folder, exists, read_bytes, remove_folder, write_bytes
+from bora_sweep.serve.bank import clear_rows, read_bank_rows
 from bora_sweep.serve.model_card import card_without_sums
 
 CARD = "README.md"
@@ -19,7 +20,8 @@ def tasks_of_export(out: Folder) -> set[str]:
         InputError: A file of it is damaged.
     """
     recorded = set(read_documents(out)["task"]) if exists(out / DOCUMENTS) else set()
-    return {*read_folder_names(out, key="")} | recorded
+    names = read_bank_rows(out) if exists(out / BANK) else read_folder_names(out, key="")
+    return {*names} | recorded
 
 
 def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
@@ -35,6 +37,8 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
     Raises:
         InputError: A file of the export is damaged.
     """
+    if exists(out / BANK):
+        return _shorten_bank(out, tasks)
     names = read_folder_names(out, key="")
     if not {*names} - {*tasks} and not exists(out / GLOBAL):
         raise InputError(f"{out}: no adapter would be left; remove the export as a whole")
@@ -52,6 +56,18 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
     return notes
 
 
+def _shorten_bank(out: Folder, tasks: Sequence[str]) -> list[str]:
+    """Set the tasks' rows to 0, which is no adapter; the rows of the others stay in their places."""
+    row_of = read_bank_rows(out)
+    clear_rows(out, [row_of[task] for task in tasks if task in row_of])
+    notes = _shorten_card(out / CARD, tasks) + _shorten_card(out / GLOBAL / CARD, tasks)
+    kept = {task: row for task, row in row_of.items() if task not in tasks}
+    write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
+    if exists(out / DOCUMENTS):
+        _shorten_record(out, tasks)
+    return [*notes, "their rows of the bank are 0; those of other tasks are where they were"]
+
+
 def _shorten_record(folder: Folder, tasks: Sequence[str]) -> None:
     record = read_documents(folder)
     write_documents(folder, record.loc[~record["task"].isin(tasks)])
@@ -61,4 +77,4 @@ def _shorten_card(path: Folder, tasks: Sequence[str]) -> list[str]:
     if not exists(path):
         return []
     write_bytes(path, card_without_sums(read_bytes(path).decode(), tasks).encode())
-    return [f"{GLOBAL}/{CARD} no longer has perplexities and sizes, which were sums over all tasks"]
+    return [f"{path.parent.name}/{CARD} no longer has perplexities and sizes, which were sums over all tasks"]

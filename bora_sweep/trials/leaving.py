@@ -11,7 +11,16 @@ from typing import Any
 
 from bora_sweep.errors import visible
 from bora_sweep.runs.results import SCHEMAS, read_table, remove_table, write_table
-from bora_sweep.runs.storage import Folder, exists, read_bytes, remove, remove_parts, write_bytes
+from bora_sweep.runs.storage import (
+    Folder,
+    exists,
+    list_files,
+    read_bytes,
+    remove,
+    remove_folder,
+    remove_parts,
+    write_bytes,
+)
 from bora_sweep.train.checkpoint import ADAPTERS, drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.trials.path import UPWARD
 from bora_sweep.trials.rows import sums_over_tasks
@@ -72,6 +81,8 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
     folder = run / "trials" / trial_id
     remove_parts(folder)
     drop_checkpoints(folder)
+    for folds in list_files(folder, "unseen-*"):  # fits that left tasks out, and what those scored
+        remove_folder(folds)
     if is_finished:
         _shorten_adapters(folder, leaving)
         for table in BY_TASK:

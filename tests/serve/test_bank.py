@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -122,3 +124,19 @@ def test_what_cannot_be_a_bank_is_refused(place, tmp_path, capsys):
     assert "PEFT has no lora.variant=mora; drop --bank" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "again").exists()
+
+
+def test_a_task_leaves_a_bank_and_the_rows_of_the_others_stay(place, tmp_path, capsys):
+    shutil.copytree(place / "bank", tmp_path / "bank")
+    before, row_of = load_file(place / "bank" / "adapters.safetensors"), read(place / "bank" / "tasks.json")
+    assert main(["forget", str(tmp_path / "bank"), "--task", "b'b"]) == 0
+    assert "rows of the bank are 0" in capsys.readouterr().out
+    after = load_file(tmp_path / "bank" / "adapters.safetensors")
+    gone = row_of.pop("b'b")
+    assert read(tmp_path / "bank" / "tasks.json") == row_of
+    for name, tensor in after.items():
+        assert not tensor[gone].any()
+        assert before[name][gone].any() or "lora_B" in name
+        assert all(torch.equal(tensor[row], before[name][row]) for row in row_of.values())
+    assert "b'b" not in (tmp_path / "bank" / "README.md").read_text(encoding="utf-8")
+    assert "b'b" not in set(pd.read_parquet(tmp_path / "bank" / "documents.parquet")["task"])
