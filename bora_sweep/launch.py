@@ -46,6 +46,7 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         InputError: Another process works on it.
     """
     from bora_sweep.data.known_documents import write_documents
+    from bora_sweep.trials.add import write_foundation
     from bora_sweep.trials.fingerprints import write_fingerprints
 
     run = prepared.run
@@ -55,12 +56,14 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         if prepared.record is not None:
             write_documents(run, prepared.record)
         write_fingerprints(run, prepared.fingerprints)
+        if prepared.foundation is not None:
+            write_foundation(run, prepared.foundation)
         create_run(prepared.config, run)
         yield
 
 
 def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | None" = None) -> dict[str, Any]:
-    """Fit, with progress on `console`. Ctrl-C writes a checkpoint first.
+    """Fit, or add tasks, with progress on `console`. Ctrl-C writes a checkpoint first.
 
     Args:
         prepared: The run.
@@ -73,6 +76,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.model.base import load_base
     from bora_sweep.progress import FitProgress
     from bora_sweep.train.distributed.process_group import from_rank_zero
+    from bora_sweep.trials.add import run_add
     from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.trial import Trial, run_trial
 
@@ -90,15 +94,11 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
     with defer_signals(say_stopping) as check_stop, FitProgress(config.train.max_epochs, console) as bar:
-        return run_trial(
-            Trial(FIT, config),
-            prepared.corpus,
-            base,
-            prepared.run,
-            on_step=bar.on_step,
-            on_epoch=bar.on_epoch,
-            check_stop=check_stop,
-        )
+        place = prepared.corpus, base, prepared.run
+        calls = {"on_step": bar.on_step, "on_epoch": bar.on_epoch, "check_stop": check_stop}
+        if config.method == "add":
+            return run_add(config, *place, **calls)
+        return run_trial(Trial(FIT, config), *place, **calls)
 
 
 def run_prepared_sweep(prepared: PreparedRun, console: Console) -> bool:

@@ -15,6 +15,8 @@ FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "tracking", "train.chec
 """Beginnings of the keys that may change when a run is resumed."""
 FIT = "fit"
 """The trial of a run that `fit` began."""
+GLOBAL, ADD = "global", "add"
+"""The trials of a run that `add` began: the new tasks under Theta as it is, then with adapters of their own."""
 RUNS = Path("runs")
 """Folder of the runs whose `output` is left out."""
 
@@ -79,7 +81,7 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
 def _command_of(run: Folder) -> str | None:
     """The command that began the run, by the names of its trials; None where it has none yet."""
     trials = {file.name for file in list_files(run / "results" / "trials", "*.parquet")}
-    return None if not trials else "fit" if f"{FIT}.parquet" in trials else "sweep"
+    return None if not trials else next((name for name in (FIT, ADD) if f"{name}.parquet" in trials), "sweep")
 
 
 def config_of(run: Folder) -> Config:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from bora_sweep.config import Config, GlobalUpdate, Solver
+from bora_sweep.data.batches import ADD_STEPS
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.kernels import has_kernels_for
 from bora_sweep.model.hierarchy import Hierarchy
@@ -208,6 +209,7 @@ def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.opt
         optimizer: From `make_optimizer`.
     """
     batches = math.ceil(len(corpus.sequences("train")) / config.train.batch_size)
+    batches = ADD_STEPS if config.method == "add" else batches
     return get_scheduler(
         SCHEDULES[config.train.schedule],
         optimizer,
