@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,7 +21,6 @@ from bora_sweep.config import (
     Setting,
     explicit_settings,
     flatten,
-    with_values,
 )
 from bora_sweep.config.data import COLUMNS
 from bora_sweep.errors import InputError, plural
@@ -199,13 +197,12 @@ def _steps(loaded: "LoadedTrial") -> int | None:
     from bora_sweep.trials.add import steps_of_a_task
 
     trial_id, results = loaded.row["trial_id"], loaded.results
-    curve = results.curves[(results.curves["trial_id"] == trial_id) & (results.curves["epoch"] > 0)]
-    if curve.empty:
+    scores, curves = results.task_scores, results.curves
+    documents_K = scores.loc[(scores["trial_id"] == trial_id) & (scores["split"] == "train"), "num_documents"]
+    epoch, step = curves.loc[curves["trial_id"] == trial_id, ["epoch", "step"]].to_numpy().max(axis=0, initial=0)
+    if epoch == 0:
         return 0
-    last = curve.sort_values("epoch").iloc[-1]
-    of_trial = results.task_scores[results.task_scores["trial_id"] == trial_id]
-    documents_K = of_trial.loc[of_trial["split"] == "train", "num_documents"].to_numpy(dtype=float)
-    return steps_of_a_task(int(loaded.row["best_epoch"]), round(last["step"] / last["epoch"]), documents_K)
+    return steps_of_a_task(int(loaded.row["best_epoch"]), round(step / epoch), documents_K.to_numpy(dtype=float))
 
 
 def _check_settings(run: Folder, settings: Sequence[Setting], config: Config, defaults: Config) -> None:
@@ -283,20 +280,19 @@ def _without_metrics(config: Config, corpus: "Corpus", console: Console) -> Conf
 
 def _notes(run: Folder, loaded: "LoadedTrial", corpus: "Corpus", refreshed: Sequence[str]) -> list[str]:
     """What the user should know of the trial, and of documents that are missing."""
-    notes, tau = [], loaded.config.prior.tau
+    notes, tau, record = [], loaded.config.prior.tau, corpus.record
     if math.isinf(tau):
         notes.append(f"trial {loaded.row['trial_id']} has tau = inf: nothing is trained, Theta serves the new tasks")
     if tau == 0:
         notes.append(
             f"trial {loaded.row['trial_id']} has tau = 0: there is no prior, and each new task is an independent fit"
         )
-    record: pd.DataFrame = corpus.record
-    missing = record[record["carried"] & (record["split"] == "train") & record["task"].isin(list(refreshed))]
+    is_missing = record["carried"] & (record["split"] == "train") & record["task"].isin(list(refreshed))
+    missing = record["task"].to_numpy()[is_missing.to_numpy()]
     if len(missing):
-        first = missing["task"].iloc[0]
         notes.append(
             f"{plural(len(missing), 'document')} that {run} trained on are not in the file, the first of task "
-            f"{first!r}: an adapter that is fitted anew learns by the documents of the file alone"
+            f"{missing[0]!r}: an adapter that is fitted anew learns by the documents of the file alone"
         )
     return notes
 

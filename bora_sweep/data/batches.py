@@ -178,7 +178,7 @@ def task_batches(
     batches: list[list[np.ndarray]] = [[] for _ in steps]
     for task in tasks:
         sequence_C, num_batches = _training_sequences(corpus, task), batches_of_task(corpus, task, batch_size)
-        order = -1
+        order, parts = -1, list[np.ndarray]()
         for batch, number in zip(batches, steps, strict=True):
             if number // num_batches != order:
                 order = number // num_batches

@@ -14,7 +14,7 @@ import pandas as pd
 from bora_sweep.errors import InputError, plural
 from bora_sweep.report.stats.bootstrap import paired_bootstrap, task_contrasts
 from bora_sweep.report.stats.document_scores import DocumentScores, align_documents
-from bora_sweep.report.stats.interval import Contrast, Interval
+from bora_sweep.report.stats.interval import Interval
 from bora_sweep.report.text.formats import (
     Table,
     change_text,
@@ -89,22 +89,22 @@ def task_frame(results: Results) -> pd.DataFrame:
         for what in ("documents", "tokens")
     )
     frame = documents.fillna(0).astype(int).add_suffix("_documents").assign(train_tokens=tokens["train"].astype(int))
-    test = scores[scores["split"] == "test"]
     for trial_id, name in ((GLOBAL, "global_test_perplexity"), (ADD, "test_perplexity")):
-        frame[name] = test[test["trial_id"] == trial_id].set_index("task")["perplexity"]
-    contrast, tasks = _contrasts(results)
-    intervals = {task: contrast.difference(d, 0) for d, task in enumerate(tasks)} if contrast is not None else {}
-    none = Interval(math.nan, math.nan, math.nan)
+        frame[name] = _of_tasks(scores, trial_id, "test", "perplexity")
+    intervals, none = _intervals(results), Interval(math.nan, math.nan, math.nan)
     for column, end in (("difference", "estimate"), ("low", "low"), ("high", "high")):
         frame[column] = [getattr(intervals.get(task, none), end) for task in frame.index]
     frame["distance_to_global"] = own.groupby("task")["distance_to_global"].first()
     return frame.sort_values("train_documents", ascending=False, kind="stable").reset_index()
 
 
-def _contrasts(results: Results) -> tuple[Contrast | None, np.ndarray]:
-    """The difference between own adapters and Theta for each task with test documents, and these tasks."""
+def _intervals(results: Results) -> dict[str, Interval]:
+    """The difference between its own adapter and Theta of each task with test documents."""
     aligned = _aligned(results)
-    return (None, np.array([])) if aligned is None else (task_contrasts(aligned, [(1, 0)]), aligned.tasks)
+    if aligned is None:
+        return {}
+    contrasts = task_contrasts(aligned, [(1, 0)])
+    return {task: contrasts.difference(d, 0) for d, task in enumerate(aligned.tasks)}
 
 
 def _aligned(results: Results) -> DocumentScores | None:
@@ -117,7 +117,7 @@ def _aligned(results: Results) -> DocumentScores | None:
 
 def _answer(results: Results, tasks: pd.DataFrame) -> str:
     aligned, added = _aligned(results), plural(len(tasks), "task")
-    documents = plural(int(tasks["train_documents"].sum()), "document")
+    documents, tests = (plural(_total(tasks[f"{split}_documents"]), "document") for split in ("train", "test"))
     if aligned is None:
         return (
             f"**{added} added, trained on {documents}. None was held out, so that nothing here says what the adapters "
@@ -125,14 +125,12 @@ def _answer(results: Results, tasks: pd.DataFrame) -> str:
         )
     overall = paired_bootstrap(aligned)
     before, after = (perplexity_text(overall.level(m).estimate) for m in (0, 1))
-    tested = int((tasks["test_documents"] > 0).sum())
-    untested = len(tasks) - tested
-    beside = f" {plural(untested, 'task')} had no document to test on." if untested else ""
+    tested = _total(tasks["test_documents"] > 0)
+    beside = f" {plural(len(tasks) - tested, 'task')} had no document to test on." if tested < len(tasks) else ""
     return (
-        f"**{added} added, trained on {documents}: test perplexity {after} with an adapter of their own, {before} under "
-        f"Θ as it is: {percent_text(overall.difference(1, 0))}.** Brackets hold the 95% interval of a bootstrap over the "
-        f"{plural(int(tasks['test_documents'].sum()), 'test document')} of {plural(tested, 'task')}, paired by "
-        f"documents.{beside}"
+        f"**{added} added, trained on {documents}: test perplexity {after} with an adapter of their own, {before} "
+        f"under Θ as it is: {percent_text(overall.difference(1, 0))}.** Brackets hold the 95% interval of a bootstrap, "
+        f"paired by documents, over the {tests} to test on of {plural(tested, 'task')}.{beside}"
     )
 
 
@@ -141,7 +139,7 @@ def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
     held = "there is no prior, and each task is an independent fit" if source.tau == 0 else "Θ and τ are held"
     if math.isinf(source.tau):
         held = "nothing is trained, and Θ serves the new tasks"
-    alone = int((tasks["validation_documents"] == 0).sum())
+    alone = _total(tasks["validation_documents"] == 0)
     lines = [
         f"Stands on trial {markdown_text(source.trial_id)} of `{source.run}`: {source.method}, τ = "
         f"{tau_text(source.tau)}; {held}. Nothing of that run has changed.",
@@ -197,11 +195,11 @@ def _difference_text(interval: Interval) -> str:
 
 def _evidence(source: Source) -> str:
     """What an own adapter gave the tasks of the run itself, by their sizes: its trial against one model for all."""
-    frame = evidence_frame(source)
+    frame, trial = evidence_frame(source), markdown_text(source.trial_id)
     if frame is None:
         return (
-            f"The run has no trial at τ = ∞ beside trial {markdown_text(source.trial_id)} with test scores, or is gone, "
-            "so that nothing here says what an own adapter gave its own tasks."
+            f"The run has no trial at τ = ∞ beside trial {trial} with test scores, or is gone, so that nothing here "
+            "says what an own adapter gave its own tasks."
         )
     columns = ["training documents", "tasks", "median difference", "lowest", "highest", "tasks that gain"]
     rows = [
@@ -215,8 +213,8 @@ def _evidence(source: Source) -> str:
     ]
     return (
         f"{markdown_table(Table(columns, rows))}\n\nWhat an adapter of its own changed in the test perplexity of each "
-        f"task of `{source.run}`, from one model for all (τ = ∞) to trial {markdown_text(source.trial_id)}. These tasks "
-        "were part of that run, so that its Θ knows them; a new task may gain more, and its documents count alone."
+        f"task of `{source.run}`, from one model for all (τ = ∞) to trial {trial}. These tasks were part of that run, "
+        "so that its Θ knows them; a new task may gain more, and has its own documents alone."
     )
 
 
@@ -230,26 +228,27 @@ def evidence_frame(source: Source) -> pd.DataFrame | None:
         results = read_results(folder_at(source.run))
     except InputError:
         return None
-    trials = results.trials[(results.trials["status"] == "finished") & (results.trials["method"] == "map")]
-    shared = trials.loc[np.isinf(trials["tau"].astype(float)) & (trials["trial_id"] != source.trial_id), "trial_id"]
+    is_shared = (results.trials["method"] == "map") & (results.trials["tau"] == math.inf)
+    shared = results.trials.loc[is_shared & (results.trials["status"] == "finished"), "trial_id"].tolist()
+    if source.method == ADD or not shared or source.trial_id in shared:
+        return None
     scores = results.task_scores
-    own = scores[scores["trial_id"] == source.trial_id]
-    if shared.empty or source.method == "add":
-        return None
-    test = [part[part["split"] == "test"].set_index("task")["perplexity"]
-            for part in (own, scores[scores["trial_id"] == shared.iloc[0]])]  # fmt: skip
-    frame = pd.DataFrame({
-        "documents": own[own["split"] == "train"].set_index("task")["num_documents"],
-        "change": test[0] / test[1] - 1,
-    }).dropna()  # fmt: skip
-    if frame.empty:
-        return None
-    size = np.floor(np.log2(frame["documents"]))
-    return pd.DataFrame([
-        {
-            "fewest": int(part["documents"].min()), "most": int(part["documents"].max()), "tasks": len(part),
-            "median": part["change"].median(), "lowest": part["change"].min(), "highest": part["change"].max(),
-            "gain": int((part["change"] < 0).sum()),
-        }
-        for _, part in frame.groupby(size)
-    ])  # fmt: skip
+    own, other = (_of_tasks(scores, trial_id, "test", "perplexity") for trial_id in (source.trial_id, shared[0]))
+    documents = _of_tasks(scores, source.trial_id, "train", "num_documents")
+    frame = pd.DataFrame({"documents": documents, "change": own / other - 1}).dropna()
+    of_size = frame.groupby(np.floor(np.log2(np.asarray(frame["documents"], dtype=float))))
+    columns = {"fewest": ("documents", "min"), "most": ("documents", "max"), "tasks": ("change", "size")}
+    columns |= {"median": ("change", "median"), "lowest": ("change", "min"), "highest": ("change", "max")}
+    found = pd.DataFrame(of_size.agg(**columns, gain=("change", lambda change: int((change < 0).sum()))))
+    return None if found.empty else found.astype({"fewest": int, "most": int})
+
+
+def _of_tasks(scores: pd.DataFrame, trial_id: str, split: str, column: str) -> pd.Series:
+    """A column of `task_scores` of one trial and split, by task."""
+    is_of = (scores["trial_id"] == trial_id) & (scores["split"] == split)
+    of_trial = scores.loc[is_of, ["task", column]]
+    return pd.Series(of_trial.set_index("task")[column])
+
+
+def _total(values: Any) -> int:
+    return int(np.sum(np.asarray(values)))

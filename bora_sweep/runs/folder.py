@@ -80,8 +80,16 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
 
 def _command_of(run: Folder) -> str | None:
     """The command that began the run, by the names of its trials; None where it has none yet."""
-    trials = {file.name for file in list_files(run / "results" / "trials", "*.parquet")}
-    return None if not trials else next((name for name in (FIT, ADD) if f"{name}.parquet" in trials), "sweep")
+    return command_of(
+        {file.name.removesuffix(".parquet") for file in list_files(run / "results" / "trials", "*.parquet")}
+    )
+
+
+def command_of(trials: set[str]) -> str | None:
+    """The command that begins trials of these names; None without any."""
+    if not trials:
+        return None
+    return FIT if FIT in trials else ADD if GLOBAL in trials else "sweep"
 
 
 def config_of(run: Folder) -> Config:

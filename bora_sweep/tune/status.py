@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bora_sweep.config import Config
-from bora_sweep.runs.folder import ADD, FIT, config_of
+from bora_sweep.runs.folder import ADD, FIT, command_of, config_of
 from bora_sweep.runs.results import refuse_no_run, trial_rows
 from bora_sweep.runs.run_lock import Driver, read_driver
 from bora_sweep.runs.storage import Folder, exists, modified_at
@@ -42,8 +42,7 @@ class RunStatus:
         """`fit`, `sweep` or `add`."""
         if self.driver is not None:
             return self.driver.command
-        trials = {row["trial_id"] for row in self.rows}
-        return next((name for name in (FIT, ADD) if name in trials), "sweep")
+        return command_of({row["trial_id"] for row in self.rows}) or "sweep"
 
     @property
     def total(self) -> int | None:
