@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bora_sweep.api import fit, sweep
+    from bora_sweep.api import add, fit, sweep
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
     from bora_sweep.report import Report
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "Results",
     "__version__",
+    "add",
     "export",
     "fit",
     "load_config",
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
+    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "add": "api",
+    "export": "serve.export",
     "fit": "api", "load_config": "config", "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 

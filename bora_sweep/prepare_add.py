@@ -19,6 +19,7 @@ from bora_sweep.config import (
     RayConfig,
     SearchConfig,
     Setting,
+    TrainConfig,
     explicit_settings,
     flatten,
 )
@@ -153,6 +154,7 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
 
     The model, the adapters and the prior are the trial's, and so are the columns, templates and metrics. Coordinates
     are noncentered: with Theta held the posterior is the same. What the run chose of its own documents is left out.
+    Epochs are counted anew, as one is no pass over the documents here.
     """
     with gc_paused():
         from bora_sweep.model.base import base_name
@@ -180,6 +182,8 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
             micro_batch_size=train.micro_batch_size or train.batch_size,
             steps_without_validation=train.steps_without_validation if is_second else _steps(loaded),
             pass_tokens=train.pass_tokens if isinstance(train.pass_tokens, int) else None,
+            max_epochs=train.max_epochs if is_second else TrainConfig().max_epochs,
+            patience=train.patience if is_second else TrainConfig().patience,
             compile=False,
             shard_base=False,
         ),

@@ -121,7 +121,7 @@ def _answer(results: Results, tasks: pd.DataFrame) -> str:
     if aligned is None:
         return (
             f"**{added} added, trained on {documents}. None was held out, so that nothing here says what the adapters "
-            "gain.** What tasks of the run gained stands below."
+            "gain.**"
         )
     overall = paired_bootstrap(aligned)
     before, after = (perplexity_text(overall.level(m).estimate) for m in (0, 1))
@@ -148,8 +148,9 @@ def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
         steps = config.train.steps_without_validation
         if alone:
             lines.append(
-                f"{plural(alone, 'task')} without validation documents took {steps} steps "
-                "(`train.steps_without_validation`)."
+                f"{plural(alone, 'task')} without validation documents trained until the adapter stood still"
+                + ("" if steps is None else f", for at most {steps} steps (`train.steps_without_validation`)")
+                + "."
             )
         if alone < len(tasks):
             lines.append(

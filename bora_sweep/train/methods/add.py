@@ -17,12 +17,16 @@ from bora_sweep.data.batches import ADD_STEPS, batches_of_task, task_batches
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.pack import Pack
 
+STILL = 0.01
+"""Movement in an epoch, as a share of the distance to Theta, below which a task has reached its MAP."""
+
 
 class AddTrainer(SeparateTrainer):
     """Fits of tasks under a Theta that does not move.
 
-    A task with validation documents ends by its own patience, at its best epoch. One without any ends after
-    `train.steps_without_validation` steps, rounded up to an epoch, and keeps the last.
+    A task with validation documents ends by its own patience, at its best epoch. One without any ends where its MAP is
+    reached, as its adapter stands still; at the latest after `train.steps_without_validation` steps, rounded up to an
+    epoch.
     """
 
     def __init__(self, config: Config, pack: Pack) -> None:
@@ -48,14 +52,14 @@ class AddTrainer(SeparateTrainer):
         return "steps" if why == "patience" and self.is_pooled_F.all() else why
 
     def has_patience(self, epoch: int) -> np.ndarray:
-        """Whether each task is trained in this epoch, or without validation documents has steps left for it."""
-        return np.where(self.is_pooled_F, epoch <= self.epochs_without_validation, super().has_patience(epoch))
-
-    @property
-    def epochs_without_validation(self) -> int:
-        """Epochs of a task without validation documents."""
+        """Whether each task is trained in this epoch: without validation documents, if the one before was kept."""
         steps = self.config.train.steps_without_validation
-        return self.config.train.max_epochs if steps is None else math.ceil(steps / ADD_STEPS)
+        has_steps = steps is None or epoch <= math.ceil(steps / ADD_STEPS)
+        return np.where(self.is_pooled_F, has_steps & self._is_kept(epoch - 1), super().has_patience(epoch))
+
+    def _is_kept(self, epoch: int) -> np.ndarray:
+        """Whether the best epoch of each task is this one, or a later one."""
+        return np.array(self.state.best_epochs) >= epoch
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The documents of each step, of the tasks that have not ended."""
@@ -63,8 +67,17 @@ class AddTrainer(SeparateTrainer):
         return task_batches(self.pack.corpus, train.batch_size, train.seed, epoch, tasks)
 
     def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
-        """Nats of each task's validation documents; where it has none, less in each epoch, so that the last is kept."""
-        return np.where(self.is_pooled_F, -self.state.epoch, super().sum_of_fits(nll_N))
+        """Nats of each task's validation documents; where it has none, less in each epoch until it stands still."""
+        without = np.where(self._stands_still(), self.state.best_nll_nats, -self.state.epoch)
+        return np.where(self.is_pooled_F, without, super().sum_of_fits(nll_N))
+
+    def _stands_still(self) -> np.ndarray:
+        """Whether each task's deviation has moved by less than `STILL` of its norm since it was last kept."""
+        if self.state.epoch == 0:
+            return np.zeros(self.num_fits, dtype=bool)
+        before_KP, now_KP = self.best["task_KP"], self.parameters()["task_KP"]
+        moved_K, norm_K = (torch.linalg.vector_norm(bank_KP, dim=1) for bank_KP in (now_KP - before_KP, now_KP))
+        return (moved_K < STILL * norm_K).numpy()
 
     def mean_of_fits(self, task_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
         """The mean score of each task's validation documents; 0 where it has none, so that `sum_of_fits` decides."""
