@@ -191,7 +191,7 @@ def test_documents_that_the_run_trained_on_are_never_scored(run, corpus_file, tm
     assert json.loads((out / "added_to.json").read_text())["refreshed"] == ["ann"]
 
 
-def test_an_add_may_stand_on_an_add(run, added, tmp_path, capsys):
+def test_an_add_may_stand_on_an_add(added, tmp_path, capsys):
     make_frame({"hal": 2}, seed=7).to_parquet(tmp_path / "hal.parquet")
     assert main(["add", str(added), str(tmp_path / "hal.parquet"), *QUICK, f"output={tmp_path / 'second'}"]) == 0
     first, second = (load_adapters(folder / "trials" / "add")[0] for folder in (added, tmp_path / "second"))
@@ -238,7 +238,7 @@ def test_wrong_input_is_refused_in_one_message_and_nothing_is_written(
     assert contents(run) == before
 
 
-def test_a_run_that_cannot_be_stood_on_is_refused(run, new_file, model_folder, tmp_path, capsys):
+def test_a_run_that_cannot_be_stood_on_is_refused(run, new_file, tmp_path, capsys):
     import shutil
 
     for name, harm, says in (
