@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bora_sweep.api import fit, sweep
+    from bora_sweep.api import add, fit, sweep
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
     from bora_sweep.forgetting import forget
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "Results",
     "__version__",
+    "add",
     "export",
     "fit",
     "forget",
@@ -37,8 +38,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "export": "serve.export",
-    "fit": "api", "forget": "forgetting", "load_config": "config", "read_results": "runs.results", "sweep": "api",
+    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "add": "api",
+    "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config",
+    "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""The commands `fit` and `sweep` as Python functions."""
+"""The commands `fit`, `sweep` and `add` as Python functions."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -90,6 +91,54 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
             is_complete = run_prepared_sweep(prepared, console)
     if not is_complete:
         raise KeyboardInterrupt
+    return read_results(prepared.run)
+
+
+def add(
+    run: str | Path,
+    data: Any,
+    *settings: Setting,
+    trial: str = "best",
+    refresh: bool = False,
+    resume: bool = False,
+    quiet: bool = True,
+    **sections: Any,
+) -> Results:
+    """Fit adapters for tasks that a run has not seen, under the Theta and tau of one of its trials.
+
+    Each task d is the MAP under N(Theta, I/tau) by its own documents alone: Theta and tau do not move, no other task
+    counts, and the run's texts are not needed. One task with one document is enough.
+
+        results = bora_sweep.add("runs/mine", "new_customers.parquet", output="runs/new")
+        bora_sweep.export("runs/new", "adapters/")
+
+    Args:
+        run: The folder of the run; it does not change.
+        data: The new documents: a file or folder, a DataFrame, a `Dataset` or a `DatasetDict` of `datasets`.
+        settings: Over those of the trial, as for `fit`: of `data`, `train`, `metrics`, `metric`, `tracking`, `output`.
+        trial: The ID of a finished trial of the run; `best`: the MAP fit that is best on validation.
+        refresh: Whether tasks that the trial has are fitted anew, from their adapters there.
+        resume: Resume the `add` at `output`, else the newest in `runs/`.
+        quiet: Print nothing; otherwise epochs are reported on standard error.
+        sections: More settings, for example `train={"learning_rate": 1e-3}`.
+
+    Returns:
+        The tables of the new run, whose trial `add` has the fit, and `global` the scores under Theta as it is.
+
+    Raises:
+        InputError: The run, a setting or the documents are wrong, or a task has an adapter already. Nothing was
+            written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. A checkpoint was written, and `resume=True` continues from it.
+    """
+    from bora_sweep.prepare_add import prepare_add
+
+    console = _console(quiet)
+    is_path = isinstance(data, (str, Path))
+    together = [*settings, {"data": {"path": str(data)}}] if is_path else list(settings)
+    with _stored(tuple(together), sections, "add", data=None if is_path else data) as stored:
+        prepared = prepare_add(run, stored, console, trial=trial, refresh=refresh, resume=resume)
+        with claim_run(prepared, "add"):
+            run_fit(prepared, console)
     return read_results(prepared.run)
 
 

@@ -15,8 +15,10 @@ from bora_sweep.errors import InputError, one_line
 
 KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
+ADD_KEYS = ("tracking", "output")
 FIT_TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
 SWEEP_TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
+ADD_TEXT = "Fit adapters for tasks that a run has not seen, under its Theta and tau, by their documents alone."
 PLAN_TEXT = "Reckon whether a fit fits on a card, before one is rented. No weights and no GPU are needed."
 REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."
 STATUS_TEXT = "Show the progress of a run: its trials, the best so far, the time left."
@@ -101,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
     _add_settings(fit, "prior.tau=100")
     _add_settings(sweep, "search.num_trials=12")
+    _add_add_options(_add(subparsers, "add", commands.add, ADD_TEXT, ["data", "train", "metrics", "metric", *ADD_KEYS]))
     plan = _add(
         subparsers, "plan", commands.plan, PLAN_TEXT, ["data", "model", "lora", "prior", "train", "search", "ray"]
     )
@@ -134,6 +137,20 @@ def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     text = f"YAML files, merged left to right, then settings such as {example}"
     parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
     text = "resume a run: that of output=RUN, else the newest in runs/"
+    parser.add_argument("--resume", action="store_true", help=text)
+
+
+def _add_add_options(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "the run's folder, a file or folder of the new tasks' documents, YAML files, and settings over the run's, such "
+        "as output=runs/new"
+    )
+    parser.add_argument("settings", nargs="*", metavar="RUN FILE|key=value", help=text)
+    text = "a finished trial of the run; default: best on validation"
+    parser.add_argument("--trial", default="best", metavar="ID", help=text)
+    text = "tasks that the run has too are fitted anew, from their adapters there"
+    parser.add_argument("--refresh", action="store_true", help=text)
+    text = "resume an add: that of output=…, else the newest in runs/; RUN and FILE are known"
     parser.add_argument("--resume", action="store_true", help=text)
 
 

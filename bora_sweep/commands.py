@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import is_setting, load_config
+from bora_sweep.config import Setting, is_setting, load_config
 from bora_sweep.errors import InputError, one_line, plural, redact, visible
-from bora_sweep.runs.storage import Folder, StorageFullError, folder_at, read_bytes, write_bytes
+from bora_sweep.runs.storage import Folder, StorageFullError, exists, folder_at, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
@@ -91,6 +91,35 @@ def sweep(parsed: argparse.Namespace) -> int:
     return _with_resume_hint("sweep", prepared.run, work)
 
 
+def add(parsed: argparse.Namespace) -> int:
+    """Fit adapters for tasks that a run has not seen, then write a report."""
+    from bora_sweep.launch import claim_run, run_fit
+    from bora_sweep.prepare_add import prepare_add
+    from bora_sweep.report.added import write_added_report
+
+    paths = [a for a in parsed.settings if not is_setting(a) and not a.endswith((".yaml", ".yml"))]
+    if len(paths) > 2:
+        raise InputError(f"add: {paths[2]!r} is one too many; give one run, one file, and settings such as output=…")
+    settings: list[Setting] = [a for a in parsed.settings if a not in paths]
+    if len(paths) == 2:
+        also_named = next((a for a in settings if isinstance(a, str) and a.startswith("data.path=")), None)
+        if also_named is not None:
+            raise InputError(f"{also_named}: {paths[1]} names the documents too; drop one of the two")
+        settings.append({"data": {"path": paths[1]}})
+    run = paths[0] if paths else None
+    prepared = prepare_add(run, settings, err, trial=parsed.trial, refresh=parsed.refresh, resume=parsed.resume)
+
+    def work() -> int:
+        with claim_run(prepared, "add"):
+            row = run_fit(prepared, err)
+            if row["stopped_by"] == "divergence":
+                err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
+            _show_report(write_added_report(prepared.run))
+        return DONE
+
+    return _with_resume_hint("add", prepared.run, work)
+
+
 def plan(parsed: argparse.Namespace) -> int:
     """Show whether a fit fits on a card; exit with 1 if it does not."""
     from bora_sweep.plan import make_plan, render
@@ -126,6 +155,8 @@ def report(parsed: argparse.Namespace) -> int:
     if parsed.open and not isinstance(run, Path):
         raise InputError(f"--open {run}: is not on this machine; drop --open, and copy {run}/report/index.html here")
     written = write_report(run, against_paper=parsed.against == "paper")
+    if parsed.open and not exists(written.parent / PAGE):
+        raise InputError(f"--open {run}: the report of an add has no page; read {written}")
     _show_report(written)
     if parsed.against == "paper":
         _show_paper(written.parent / "paper.md")
@@ -233,7 +264,9 @@ def _show_report(path: Folder) -> None:
     """Print the report's answer, which is the first paragraph after the title, and where the rest is."""
     paragraphs = read_bytes(path).decode().split("\n\n")
     out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
-    out.print(escape(f"report: {path}\npage: {path.parent / PAGE}"))
+    out.print(escape(f"report: {path}"))
+    if exists(path.parent / PAGE):  # an add has none
+        out.print(escape(f"page: {path.parent / PAGE}"))
 
 
 def _show_paper(path: Folder) -> None:

@@ -48,6 +48,7 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         InputError: Another process works on it.
     """
     from bora_sweep.data.known_documents import write_documents
+    from bora_sweep.trials.add import write_foundation
     from bora_sweep.trials.fingerprints import write_fingerprints
 
     run = prepared.run
@@ -57,12 +58,14 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         if prepared.record is not None:
             write_documents(run, prepared.record)
         write_fingerprints(run, prepared.fingerprints)
+        if prepared.foundation is not None:
+            write_foundation(run, prepared.foundation)
         create_run(prepared.config, run)
         yield
 
 
 def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | None" = None) -> dict[str, Any]:
-    """Fit, with progress on `console`. Ctrl-C writes a checkpoint first.
+    """Fit, or add tasks, with progress on `console`. Ctrl-C writes a checkpoint first.
 
     Args:
         prepared: The run.
@@ -75,6 +78,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.model.base import load_base
     from bora_sweep.progress import FitProgress
     from bora_sweep.train.distributed.process_group import from_rank_zero
+    from bora_sweep.trials.add import run_add
     from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.trial import Trial, run_trial
 
@@ -93,15 +97,11 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
 
     with defer_signals(say_stopping) as check_stop:
         with FitProgress(config.train.max_epochs, console) as bar:
-            row = run_trial(
-                Trial(FIT, config),
-                prepared.corpus,
-                base,
-                run,
-                on_step=bar.on_step,
-                on_epoch=bar.on_epoch,
-                check_stop=check_stop,
-            )
+            place = prepared.corpus, base, run
+            calls = {"on_step": bar.on_step, "on_epoch": bar.on_epoch, "check_stop": check_stop}
+            if config.method == "add":
+                return run_add(config, *place, **calls)
+            row = run_trial(Trial(FIT, config), *place, **calls)
         if config.search.unseen_folds is not None:
             _fit_unseen(config, prepared.corpus, base, run, console, check_stop)
     return row

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from bora_sweep.data.corpus import Corpus
     from bora_sweep.data.tokens import TokenizedCorpus
+    from bora_sweep.trials.add import Foundation
     from bora_sweep.trials.fingerprints import Fingerprints
 
 FIT_METHODS = ("map", "vi", "zero_shot", "pfedme")
@@ -45,6 +46,8 @@ class PreparedRun:
     """Of the data, the model and the adapters that the run began with."""
     resumed: bool
     """Whether the run existed before."""
+    foundation: "Foundation | None" = None
+    """What a new run of `add` takes over from another run."""
 
 
 def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
@@ -62,10 +65,10 @@ def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> 
 
     config, run, before = from_rank_zero(lambda: _open_run(settings, "fit", resume, console))
     _check_fit(settings, config, console)
-    _check_tracker(config, run)
+    check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
-    groups = [] if resume else _check_model(config, tokenized, console)
+    groups = [] if resume else check_base(config, tokenized, console)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
@@ -86,10 +89,10 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     """
     config, run, before = _open_run(settings, "sweep", resume, console)
     _check_sweep(settings, config)
-    _check_tracker(config, run)
+    check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
-    groups = _check_model(config, tokenized, console, load=True)
+    groups = check_base(config, tokenized, console, load=True)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
@@ -122,6 +125,8 @@ def _check_fit(settings: Sequence[Setting], config: Config, console: Console) ->
     refuse_other_count(config)
     if (count := process_group.count()) > 1:
         console.print(f"one fit by {count} processes, started with {process_group.launcher_variables()}")
+    if config.method == "add":
+        raise InputError("method=add: new tasks are added to a run; use bora-sweep add RUN FILE")
     if config.method not in FIT_METHODS:
         raise InputError(
             f"method={config.method}: starts from the adapters of another trial; use sweep, with "
@@ -159,14 +164,15 @@ def _check_unseen(config: Config, corpus: "TokenizedCorpus") -> None:
         check_folds(config.search.unseen_folds, corpus, config.train.seed)
 
 
-def _check_tracker(config: Config, run: Folder) -> None:
+def check_run_tracker(config: Config, run: Folder) -> None:
+    """Refuse a tracker that is not installed, or cannot write where the run is."""
     if config.tracking is not None:
         from bora_sweep.trials.tracking import check_tracker
 
         check_tracker(config.tracking, run)
 
 
-def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console, *, load: bool = False) -> list[str]:
+def check_base(config: Config, corpus: "TokenizedCorpus", console: Console, *, load: bool = False) -> list[str]:
     """Refuse a model that cannot be used; with `load` also by trying it, if it is small.
 
     Returns:
@@ -175,7 +181,7 @@ def _check_model(config: Config, corpus: "TokenizedCorpus", console: Console, *,
     from bora_sweep.model.preflight import check_model, try_model
 
     groups, notes = check_model(config, corpus)
-    _print_notes(notes, console)
+    print_notes(notes, console)
     if config.model.dtype == "auto":
         console.print(f"model.dtype=auto: {escape(_chosen_dtype(config, is_sweep=load))}")
     if load:
@@ -208,11 +214,11 @@ def _read_corpus(
     known_from = [run] if is_recorded else record_folders(config)
     if not known_from and config.init_from is not None and Path(config.init_from).is_dir() and not resume:
         unknown = "does not say which documents it was trained on; some may be in validation or test here"
-        _print_notes([f"init_from={config.init_from}: {unknown}"], console)
+        print_notes([f"init_from={config.init_from}: {unknown}"], console)
     check_metrics(config)
     corpus = load_corpus(config.data, known_from, resumed=is_recorded)
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
-    _print_notes([*corpus.notes, *token_notes(tokenized)], console)
+    print_notes([*corpus.notes, *token_notes(tokenized)], console)
     console.print(
         f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
         f"{tokenized.num_tokens('train'):,} tokens to train on"
@@ -233,11 +239,11 @@ def _fingerprints(
         if unknown := before.unknown:
             _refuse_changed_documents(run, corpus)
             since = "a task was forgotten, so these cannot be compared with the run's start, and count as they are now"
-            _print_notes([f"{run}: {since}: {', '.join(unknown)}"], console)
+            print_notes([f"{run}: {since}: {', '.join(unknown)}"], console)
         return before.filled_in(now)  # and `before` also of adapters that are gone by now
     if resume:
         unknown = "an older release began it without fingerprints, so whether data and model are the same is unknown"
-        _print_notes([f"{run}: {unknown}"], console)
+        print_notes([f"{run}: {unknown}"], console)
     return now
 
 
@@ -254,6 +260,7 @@ def _refuse_changed_documents(run: Folder, corpus: "Corpus") -> None:
         )
 
 
-def _print_notes(notes: Sequence[str], console: Console) -> None:
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """Print notes on the data and the model, one a line."""
     for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")

@@ -50,10 +50,13 @@ class FitProgress:
 
     def on_epoch(self, state: State) -> None:
         """Print the perplexities of the epoch."""
-        train, validation = (math.exp(row["nll_nats"] / row["num_tokens"]) for row in state.curve[-2:])
-        best = " (best)" if state.best_epoch == state.epoch else ""
+        train, validation = state.curve[-2:]
+        held_out = ""
+        if validation["num_tokens"]:
+            best = " (best)" if state.best_epoch == state.epoch else ""
+            held_out = f", {math.exp(validation['nll_nats'] / validation['num_tokens']):.2f} on validation{best}"
         self.console.print(
-            f"epoch {state.epoch}: perplexity {train:.2f} in training, {validation:.2f} on validation{best}, "
-            f"{state.curve[-2]['seconds']:.1f} s",
+            f"epoch {state.epoch}: perplexity {math.exp(train['nll_nats'] / train['num_tokens']):.2f} in training"
+            f"{held_out}, {train['seconds']:.1f} s",
             highlight=False,
         )

@@ -297,7 +297,7 @@ class Config:
 
     @property
     def is_separate(self) -> bool:
-        """Whether each task is a fit of its own: at tau = 0 with `train.independent=separate`, or with Theta held."""
+        """Whether each task is its own fit: at tau = 0 with `train.independent=separate`, or where Theta is held."""
         is_independent = self.prior.tau == 0 and self.train.independent == "separate"
         return self.prior.tau < math.inf and (is_independent or self.method == "add")
 

@@ -112,6 +112,9 @@ class DataConfig:
     """Share of each task's documents that chooses the epoch and tau."""
     test_fraction: float = 0.33
     """Share of each task's documents that is reported, and chooses nothing."""
+    hold_out_from: int = 1
+    """Fewest documents of a task from which on some validate and test. A task with fewer trains on all of them, with no
+    score of its own. `add` starts from 20."""
     split_column: str | None = None
     """Column with the split of a document: train, validation or test. A split that no document names is drawn from
     those of training. Left out: splits are drawn."""
@@ -180,6 +183,7 @@ class DataConfig:
             f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
             "need three parts above 0 that sum to 1",
         )
+        require(self.hold_out_from >= 1, f"data.hold_out_from={self.hold_out_from}: need at least 1")
         if self.chat_template is not None and "{" not in self.chat_template:
             object.__setattr__(self, "chat_template", _read_template(self.chat_template))
         self._check_templates()

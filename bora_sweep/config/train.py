@@ -51,7 +51,7 @@ class TrainConfig:
     initial_noise: float = 0.0
     """Standard deviation of normal noise that is added to each task's adapter at the start. 0: tasks start at Theta."""
     batch_size: int = 64
-    """Documents per optimiser step; chunks, with `model.long_documents=chunk`."""
+    """Documents per optimiser step; chunks, with `model.long_documents=chunk`. With `method=add`: of each task."""
     update: Update | None = None
     """Which tasks a step moves. `all`: every task; one without a document in the batch moves by Adam's momentum and by
     the prior. `present`: those of the batch, so that a step costs what they cost, however many others there are. The
@@ -73,6 +73,9 @@ class TrainConfig:
     """Most epochs. `patience` should end a fit earlier; a fit that reaches this bound is marked."""
     patience: int = 5
     """Early stopping: a fit stops after so many epochs without a better validation perplexity."""
+    steps_without_validation: int | None = None
+    """With `method=add` only: steps of a task that has no validation documents to stop by. `add` sets it to what the
+    run's trial took, see docs/new_tasks.md."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -137,6 +140,8 @@ class TrainConfig:
         )
         for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
             require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
+        steps = self.steps_without_validation
+        require(steps is None or steps >= 0, f"train.steps_without_validation={steps}: need at least 0")
         tokens = self.pass_tokens
         require(
             tokens is None or tokens == "auto" or (isinstance(tokens, int) and tokens >= 1),

@@ -13,6 +13,8 @@ from bora_sweep.data.tokens import TokenizedCorpus
 
 SORTED_BATCHES = 32
 """Batches whose sequences are sorted by length together, before they are cut into batches."""
+ADD_STEPS = 8
+"""Steps of an epoch of `method=add`, whatever the tasks' sizes: between two scores of validation."""
 ENOUGH_FILLED = 0.95
 """Share of a forward pass that is not padding, from which on a batch is cut no further."""
 MIN_PASS_ROWS = 12
@@ -184,6 +186,47 @@ def separate_batches(
             batches[batch].append(n)
     order = np.random.default_rng([seed, epoch]).permutation(num_batches)
     return [np.array(batches[i], dtype=np.int64) for i in order]
+
+
+def batches_of_task(corpus: TokenizedCorpus, task: int, batch_size: int) -> int:
+    """The number of batches of about `batch_size` sequences that `task_batches` makes of a task's training split."""
+    return max(1, round(len(_training_sequences(corpus, task)) / batch_size))
+
+
+def task_batches(
+    corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int, tasks: np.ndarray
+) -> list[np.ndarray]:
+    """One epoch of `ADD_STEPS` steps of fits that know nothing of each other, not even how many there are.
+
+    In each step a task has one of its own `batches_of_task`, one after the other and then anew, shuffled by (seed,
+    pass). An epoch may end within a pass over a task's texts, and may hold several passes.
+
+    Args:
+        corpus: The tokenised text.
+        batch_size: Sequences of a task in a step, on average.
+        seed: With the number of the pass it decides the order.
+        epoch: Counted from 1.
+        tasks: Indices of the tasks that are still fitted.
+
+    Returns:
+        The sequences of each step.
+    """
+    steps = range((epoch - 1) * ADD_STEPS, epoch * ADD_STEPS)
+    batches: list[list[np.ndarray]] = [[] for _ in steps]
+    for task in tasks:
+        sequence_C, num_batches = _training_sequences(corpus, task), batches_of_task(corpus, task, batch_size)
+        order, parts = -1, list[np.ndarray]()
+        for batch, number in zip(batches, steps, strict=True):
+            if number // num_batches != order:
+                order = number // num_batches
+                parts = np.array_split(np.random.default_rng([seed, order]).permutation(sequence_C), num_batches)
+            batch.append(parts[number % num_batches])
+    return [np.concatenate(batch) if batch else np.array([], dtype=np.int64) for batch in batches]
+
+
+def _training_sequences(corpus: TokenizedCorpus, task: int) -> np.ndarray:
+    sequence_C = corpus.sequences("train")
+    return sequence_C[corpus.task_C[sequence_C] == task]
 
 
 def group_by_length(corpus: TokenizedCorpus, sequence_C: np.ndarray, limits: Sequence[int]) -> list[np.ndarray]:

@@ -51,7 +51,9 @@ class Corpus:
         return "text" if content is None else "conversation" if "messages" in content else "prompt"
 
 
-def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, *, resumed: bool = False) -> Corpus:
+def load_corpus(
+    config: DataConfig, known_from: Sequence[Folder] | None = None, *, resumed: bool = False, separate: bool = False
+) -> Corpus:
     """Read, check, filter and split the corpus that `config` names.
 
     Args:
@@ -59,6 +61,8 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
         known_from: Folders of runs and exports whose documents stay in their splits (`record_folders`). Left out: that
             of `data.split_from` alone.
         resumed: Whether the record is the run's own, so that no note is needed.
+        separate: Whether tasks stand alone, as in `add`: one is enough, each is split by itself, and it may be without
+            documents to validate or to test on. Splits that the source gives are taken as they are.
 
     Raises:
         InputError: The source cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a
@@ -74,46 +78,67 @@ def load_corpus(config: DataConfig, known_from: Sequence[Folder] | None = None, 
     documents = with_fingerprints(documents, config)  # before any text is cut
     documents, tasks, more_notes = choose(documents, config)
     notes += more_notes
-    if len(tasks) < 2:
+    fewest = 1 if separate else 2
+    if len(tasks) < fewest:
         because = "; ".join(notes) or f"data.task_column={config.task_column} has one name only"
-        raise InputError(f"{config.path or name}: need at least 2 tasks, got {len(tasks)}: {because}")
+        raise InputError(f"{config.path or name}: need at least {plural(fewest, 'task')}, got {len(tasks)}: {because}")
     refuse_shared_folders(config.path, tasks)
     pairs = zip(documents["text"], documents["content"], strict=True)
     documents["prompt"] = [prompt_of(text, content, config) for text, content in pairs]
     kept = None if known is None else known_splits(documents, known)
     if not documents["split"].isna().to_numpy().all():
-        documents["split"] = _given_splits(documents, config)
+        documents["split"] = _given_splits(documents, config, separate=separate)
         if kept is not None and not resumed:
-            notes += _note_on_trained(documents, kept, known_from)
+            notes += _note_on_trained(documents, kept, known_from, refuse=separate)
     else:
-        documents["split"] = _drawn_splits(documents, config, kept)
+        documents["split"] = _drawn_splits(documents, config, kept, separate=separate)
         if kept is not None and not resumed:
             known_there = f"{plural(len(kept) - kept.count(None), 'document')} known there"
             places = " and ".join(map(str, known_from))
             notes.append(f"splits kept from {places}: {known_there}, {kept.count(None):,} new ones drawn")
-    notes += _note_on_small(documents, tasks, config)
+    if not separate:
+        _refuse_empty_splits(documents, config)
+    notes += _note_on_small(documents, tasks)
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     documents = documents.iloc[by_task].reset_index(drop=True)
     return Corpus(name, tuple(tasks), documents[COLUMNS], tuple(notes), make_record(documents, known))
 
 
-def _drawn_splits(documents: pd.DataFrame, config: DataConfig, kept: list[str | None] | None) -> list[str]:
-    """The split of each document, drawn but for those that are `kept`."""
+def _drawn_splits(
+    documents: pd.DataFrame, config: DataConfig, kept: list[str | None] | None, *, separate: bool
+) -> list[str]:
+    """The split of each document, drawn but for those that are `kept`; with `separate` for one task after the other."""
+    if separate:
+        splits = np.empty(len(documents), dtype=object)
+        for rows_n in documents.reset_index(drop=True).groupby("task").indices.values():
+            own = None if kept is None else [kept[n] for n in rows_n]
+            splits[rows_n] = _drawn_splits(documents.iloc[rows_n], config, own, separate=False)
+        return splits.tolist()
     fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
     if config.split == "sample" and kept is None:
         return sample_documents(documents["task"], fractions, config.seed)
     whole = config.small_tasks == "leave_out"
-    return split_documents(documents["task"], documents["prompt"], fractions, config.seed, kept, whole=whole)
+    return split_documents(
+        documents["task"],
+        documents["prompt"],
+        fractions,
+        config.seed,
+        kept,
+        whole=whole,
+        hold_out_from=config.hold_out_from,
+    )
 
 
-def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
+def _given_splits(documents: pd.DataFrame, config: DataConfig, *, separate: bool) -> list[str]:
     """The split that the source gives each document; one that it does not give is drawn from those of training.
+
+    With `separate` none is drawn: whether one is missing would depend on the other tasks.
 
     Raises:
         InputError: The source has no document to train on.
     """
     source, given = config.path, set(documents["split"].dropna())
-    missing = [split for split in SPLITS[1:] if split not in given]
+    missing = [split for split in SPLITS[1:] if split not in given and not separate]
     is_open = documents["split"].isin(["train", None]).to_numpy()
     if not is_open.any():
         raise InputError(f"{source}: no document to train on; write 'train' in column {config.split_column!r}")
@@ -137,16 +162,25 @@ def _given_splits(documents: pd.DataFrame, config: DataConfig) -> list[str]:
     return splits.tolist()
 
 
-def _note_on_trained(documents: pd.DataFrame, kept: list[str | None], known_from: Sequence[Folder]) -> list[str]:
-    """A note on documents to score that were trained on, where the source gives the splits."""
+def _note_on_trained(
+    documents: pd.DataFrame, kept: list[str | None], known_from: Sequence[Folder], *, refuse: bool
+) -> list[str]:
+    """A note on documents to score that were trained on, where the source gives the splits; or a refusal."""
     pairs = zip(documents["split"], kept, strict=True)
-    num = sum(split != "train" and before == "train" for split, before in pairs)
+    trained = documents[[split != "train" and before == "train" for split, before in pairs]]
     places = " and ".join(map(str, known_from))
-    return [f"{plural(num, 'document')} of validation and test trained on, says {places}"] if num else []
+    note = f"{plural(len(trained), 'document')} of validation and test trained on, says {places}"
+    if refuse and len(trained):
+        first = trained.iloc[0]
+        raise InputError(
+            f"{note}, such as {first['document_id']!r} of task {first['task']!r}, which tells nothing of new ones; "
+            "make these of split 'train', or leave them out"
+        )
+    return [note] if len(trained) else []
 
 
-def _note_on_small(documents: pd.DataFrame, tasks: Sequence[str], config: DataConfig) -> list[str]:
-    """A note on tasks without a test document of their own.
+def _refuse_empty_splits(documents: pd.DataFrame, config: DataConfig) -> None:
+    """Refuse a corpus without a document to validate or to test on.
 
     Raises:
         InputError: There is no document to validate or to test on.
@@ -158,6 +192,10 @@ def _note_on_small(documents: pd.DataFrame, tasks: Sequence[str], config: DataCo
                 "different texts or prompts; give more of some task, or where prompts say nothing of their own set "
                 "data.keep_together=document"
             )
+
+
+def _note_on_small(documents: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """A note on tasks without a test document of their own."""
     small = len(set(tasks) - set(documents.loc[documents["split"] == "test", "task"]))
     without = f"{plural(small, 'task')} without a test document of {'its' if small == 1 else 'their'} own"
     return [f"{without}: trained on, with an adapter and no test score"] if small else []

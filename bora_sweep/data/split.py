@@ -65,6 +65,7 @@ def split_documents(
     known: Sequence[str | None] | None = None,
     *,
     whole: bool = False,
+    hold_out_from: int = 1,
 ) -> list[str]:
     """The split of each document, drawn by a hash of its text, or of its prompt.
 
@@ -84,13 +85,17 @@ def split_documents(
         seed: Another seed gives another assignment.
         known: The split of each document, or None where it is to be drawn; left out: all are drawn.
         whole: Whether each task needs all three splits.
+        hold_out_from: Documents below which a task trains on all that are drawn.
 
     Raises:
         InputError: A task would have no document to train on, or with `whole` none in some split.
     """
     documents = list(zip(tasks, _one_of_equals(list(texts)), strict=True))
     known_N = [None if split is None else SPLITS.index(split) for split in known or [None] * len(documents)]
-    wanted = {task: split_sizes(count, fractions) for task, count in Counter(task for task, _ in documents).items()}
+    wanted = {
+        task: split_sizes(count, fractions) if count >= hold_out_from else [count, 0, 0]
+        for task, count in Counter(task for task, _ in documents).items()
+    }
     counts = _Counts(wanted, {task: [0] * len(SPLITS) for task in wanted})
     split_of_text: dict[str, int] = {}
     for (task, text), split in zip(documents, known_N, strict=True):

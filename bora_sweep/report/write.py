@@ -2,7 +2,9 @@
 
 import pandas as pd
 
+from bora_sweep.errors import InputError
 from bora_sweep.report import frames
+from bora_sweep.report.added import is_added, write_added_report
 from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.figures.style import render
 from bora_sweep.report.html import page as html
@@ -43,6 +45,10 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
     """
     runs = list(dict.fromkeys(folder_at(path) for path in (run if isinstance(run, list) else [run])))
     results = read_results([*runs])
+    if is_added(results):
+        if len(runs) > 1 or against_paper:
+            raise InputError(f"{runs[0]}: is a run of `add`; its report is of one run, and of new tasks alone")
+        return write_added_report(runs[0])
     summary = summarise(results)
     analysis = analyse(summary)
     methods = compare_methods(summary)

@@ -17,6 +17,8 @@ FIT = "fit"
 """The trial of a run that `fit` began."""
 FORGETTING = "forgetting.json"
 """In a run's folder while tasks are taken out of it (`bora_sweep.forgetting`): what is under way, as JSON."""
+GLOBAL, ADD = "global", "add"
+"""The trials of a run that `add` began: the new tasks under Theta as it is, then with adapters of their own."""
 RUNS = Path("runs")
 """Folder of the runs whose `output` is left out."""
 
@@ -85,8 +87,15 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
 
 def command_of(run: Folder) -> str | None:
     """The command that began the run, by the names of its trials; None where it has none yet."""
-    trials = {file.name for file in list_files(run / "results" / "trials", "*.parquet")}
-    return None if not trials else "fit" if f"{FIT}.parquet" in trials else "sweep"
+    files = list_files(run / "results" / "trials", "*.parquet")
+    return command_of_trials({file.name.removesuffix(".parquet") for file in files})
+
+
+def command_of_trials(trials: set[str]) -> str | None:
+    """The command that begins trials of these names; None without any."""
+    if not trials:
+        return None
+    return FIT if FIT in trials else ADD if GLOBAL in trials else "sweep"
 
 
 def config_of(run: Folder) -> Config:

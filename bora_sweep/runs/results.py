@@ -33,7 +33,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("trial_id", pa.string()),
             ("status", pa.string()),  # running, finished, interrupted, failed
             ("protocol", pa.string()),  # ours, paper, published_code; null in older results
-            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi
+            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi, add
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
             ("learning_rate", pa.float64()),
             ("parametrization", pa.string()),
@@ -42,13 +42,13 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("lora_alpha", pa.float64()),
             ("lora_variant", pa.string()),
             ("prior_groups", pa.string()),  # JSON of tau per group, null where one tau holds for all
-            ("started_from", pa.string()),  # trials whose adapters it began with or is made of, joined by commas
+            ("started_from", pa.string()),  # trials that it began with or is made of, joined by commas; of add a folder
             ("seed", pa.int64()),
             ("attempts", pa.int64()),  # how often it was begun or taken up again
             ("epochs", pa.int64()),
             ("best_epoch", pa.int64()),
             *[(name, pa.float64()) for name in ("tau_estimate", "tau_low", "tau_high")],  # from the shared fit alone
-            ("stopped_by", pa.string()),  # patience, max_epochs, divergence, asha, median
+            ("stopped_by", pa.string()),  # patience, steps, max_epochs, divergence, asha, median
             *[(f"{split}_{name}", kind) for split in ("validation", "test") for name, kind in _SCORES],
             ("validation_macro_perplexity", pa.float64()),
             ("test_macro_perplexity", pa.float64()),

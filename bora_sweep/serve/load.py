@@ -15,6 +15,7 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
+from bora_sweep.runs.folder import ADD
 from bora_sweep.runs.results import Results, objective, read_results
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
@@ -54,7 +55,7 @@ class LoadedTrial:
 
 
 def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
-    """Load a trial by its ID; `best` is the MAP fit that is best on validation by what chose tau.
+    """Load a trial by its ID; `best` is the MAP fit that is best on validation by what chose tau, or the fit of `add`.
 
     Raises:
         InputError: There is no such run or trial, or the trial has not finished.
@@ -102,6 +103,8 @@ def _finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
     """The row of `trials` of a finished trial, by its ID or `best`."""
     rows = results.trials.to_dict("records")
     finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
+    if trial == "best" and ADD in finished:
+        return finished[ADD]
     map_fits = [row for row in finished.values() if row["method"] == "map"]
     if trial == "best" and map_fits:
         return min(map_fits, key=lambda row: (objective(row), row["validation_perplexity"]))

@@ -19,6 +19,7 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.errors import plural
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
+from bora_sweep.runs.folder import ADD
 from bora_sweep.runs.results import Results, objective, perplexity
 from bora_sweep.serve.snippet import snippet
 
@@ -174,7 +175,8 @@ def _perplexity_table(exported: ExportedFolder, results: Results) -> Table:
     row, name = exported.row, "each task's own adapter" if exported.task is None else "this adapter"
     limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and row["tau"] in LIMITS else ""
     rows = [[f"{name} (τ = {_tau(row)}{limit})", *_perplexities(exported, results, row["trial_id"])]]
-    for tau, name in LIMITS.items():
+    limits = {math.inf: "Θ as it is"} if row["method"] == ADD else LIMITS
+    for tau, name in limits.items():
         trial_id = _limit_trial(results.trials, row, tau)
         if trial_id not in (None, row["trial_id"]):
             rows.append([f"{name} (τ = {tau_text(tau)})", *_perplexities(exported, results, trial_id)])
@@ -186,8 +188,11 @@ def _tau(row: dict[str, Any]) -> str:
 
 
 def _limit_trial(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str | None:
-    """The ID of the finished MAP fit at `tau` with the same adapters and seed; of several, the best on validation."""
-    wanted = {"status": "finished", "method": "map", "tau": tau}
+    """The ID of the finished fit of MAP, or of `add`, at `tau` with the same adapters and seed.
+
+    Of several it is the best on validation.
+    """
+    wanted = {"status": "finished", "method": ADD if row["method"] == ADD else "map", "tau": tau}
     wanted |= {name: row[name] for name in ("lora_rank", "lora_variant", "seed")}
     fits = [fit for fit in trials.to_dict("records") if all(fit[name] == value for name, value in wanted.items())]
     return min(fits, key=objective)["trial_id"] if fits else None
@@ -211,6 +216,12 @@ def _caption(exported: ExportedFolder) -> str:
         return (
             "Over the documents of all tasks of the fit. Validation chose the epoch, and τ if it was searched; test "
             "was only scored."
+        )
+    if exported.row["method"] == ADD:
+        over = "all tasks'" if exported.task is None else "this task's"
+        return (
+            f"Over {over} documents. Θ and τ are those of an earlier fit, of other tasks. Validation chose the epoch "
+            "where documents were held out for it; test was only scored."
         )
     scored = (
         "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."

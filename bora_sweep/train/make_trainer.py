@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bora_sweep.config import Config
 from bora_sweep.train.distributed.process_group import sync_errors
+from bora_sweep.train.methods.add import AddTrainer
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.methods.variational import VariationalTrainer
 from bora_sweep.train.out_of_memory import as_torch_oom, explain_oom
@@ -17,8 +18,10 @@ def make_trainer(config: Config, pack: Pack) -> Trainer:
     Raises:
         InputError: The method does not go with the prior.
     """
-    kind = VariationalTrainer if config.method == "vi" else SeparateTrainer if config.is_separate else Trainer
-    return kind(config, pack)
+    if config.method == "vi":
+        return VariationalTrainer(config, pack)
+    separate = AddTrainer if config.method == "add" else SeparateTrainer
+    return (separate if config.is_separate else Trainer)(config, pack)
 
 
 def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:

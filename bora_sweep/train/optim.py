@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from bora_sweep.config import Config, GlobalUpdate, Solver
-from bora_sweep.data.batches import num_training_batches
+from bora_sweep.data.batches import ADD_STEPS, num_training_batches
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.kernels import has_kernels_for
 from bora_sweep.model.hierarchy import Hierarchy
@@ -221,6 +221,7 @@ def make_scheduler(config: Config, corpus: TokenizedCorpus, optimizer: torch.opt
         optimizer: From `make_optimizer`.
     """
     batches = num_training_batches(corpus, config.train.batch_size, config.train.tasks_per_batch)
+    batches = ADD_STEPS if config.method == "add" else batches
     return get_scheduler(
         SCHEDULES[config.train.schedule],
         optimizer,

@@ -54,7 +54,7 @@ class Trainer:
             parametrization=config.prior.parametrization,
             tau_P=group_precisions(config.prior, pack.layout, device, dtype),
             global_update=config.global_update,
-            holds_mean=config.method == "add",
+            holds_mean=config.method == "add" and config.is_separate,
             num_local_tasks=shard.num_tasks,
             sum_over_tasks=shard.sum_over_tasks,
         )

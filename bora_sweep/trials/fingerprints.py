@@ -159,19 +159,22 @@ def check_unchanged(run: Folder, config: Config, before: Fingerprints, now: Fing
         )
 
 
-def check_base_model(run: Folder, model: ModelConfig, data: DataConfig) -> None:
+def check_base_model(run: Folder, model: ModelConfig, data: DataConfig, now: dict[str, str] | None = None) -> None:
     """Refuse a base model or tokenizer that is not the one that the run's adapters were fitted on.
 
     Args:
         run: The run's folder.
         model: The base model now.
         data: The corpus, of which the embedded base is made.
+        now: Of `model_fingerprint`, if it is at hand.
 
     Raises:
         InputError: The files differ.
     """
     before = read_fingerprints(run)
-    changes = [] if before is None else _changed_model(before.model, model_fingerprint(model, data), model)
+    if before is None:
+        return
+    changes = _changed_model(before.model, now or model_fingerprint(model, data), model)
     if changes:
         raise InputError(
             f"{run}: was fitted on another base model than the one that is there. {'; '.join(changes)}. Restore it"

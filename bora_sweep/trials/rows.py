@@ -141,8 +141,8 @@ def progress_row(state: State) -> dict[str, Any]:
     return {
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
-        "validation_nll_nats": nll,
-        "validation_num_tokens": num_tokens,
+        "validation_nll_nats": nll if num_tokens else None,
+        "validation_num_tokens": num_tokens or None,
         "validation_perplexity": perplexity(nll, num_tokens),
         "train_tokens": state.train_tokens,
         "train_seconds": state.train_seconds,
@@ -169,6 +169,8 @@ def sums_over_tasks(splits: Iterable[str], tasks: pd.DataFrame, scored: pd.DataF
     scores: dict[str, Any] = {}
     for split in splits:
         of_split = tasks[tasks["split"] == split]
+        if of_split.empty:  # of new tasks that train on all they have
+            continue
         nll, num_tokens = np.sum(of_split["nll_nats"]), np.sum(of_split["num_tokens"])
         scores |= {f"{split}_nll_nats": nll, f"{split}_num_tokens": num_tokens}
         scores |= {f"{split}_perplexity": perplexity(nll, num_tokens)}
@@ -193,7 +195,7 @@ def final_row(
         **progress_row(done.state),
         **sums_over_tasks(done.nll_nats, tasks, scored),
         "status": "finished",
-        "stopped_by": None if done.stopped_by in UNTRAINED else done.stopped_by,
+        "stopped_by": None if done.stopped_by == config.method else done.stopped_by,
         "reported_perplexity": None if done.reported is None else done.reported.perplexity,
         "reported_as": None if done.reported is None else reported_as(config),
         "cut_token_fraction": corpus.cut_token_fraction,

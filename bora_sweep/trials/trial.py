@@ -20,7 +20,7 @@ from bora_sweep.runs.storage import Folder, StorageFullError
 from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_zero
 from bora_sweep.train.fit import fit_pack
 from bora_sweep.train.methods.tau_estimate import estimate_tau
-from bora_sweep.train.state import Fit, FitSpec, State, StepReport, no_op
+from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.trials.outcome import starting_point, write_result
 from bora_sweep.trials.rows import initial_row, progress_row
 from bora_sweep.trials.tracking import Tracker
@@ -36,6 +36,8 @@ class Trial:
     trial_id: str
     config: Config
     start: str | None = None
+    make_start: Callable[[PreTrainedModel], Start] | None = None
+    """Makes the starting point from the base where `start` is in another run; None: `start` is a trial of this one."""
 
 
 def run_trial(
@@ -143,7 +145,9 @@ class _RunningTrial:
     def fit_spec(self, base: PreTrainedModel, tasks: Sequence[str]) -> FitSpec:
         """What to fit, and where it starts."""
         config, source, start = self.trial.config, self.trial.start, None
-        if source is not None:
+        if self.trial.make_start is not None:
+            start = self.trial.make_start(base)
+        elif source is not None:
             start = from_rank_zero(lambda: starting_point(config, base, run=self.run, trial_id=source, tasks=tasks))
         after_epoch = self.after_epoch if is_rank_zero() else no_op
         return FitSpec(config, self.run / "trials" / self.trial_id, start, after_epoch)

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bora_sweep.config import Config
-from bora_sweep.runs.folder import config_of
+from bora_sweep.runs.folder import ADD, FIT, command_of_trials, config_of
 from bora_sweep.runs.results import refuse_no_run, trial_rows
 from bora_sweep.runs.run_lock import Driver, read_driver
 from bora_sweep.runs.storage import Folder, exists, modified_at
@@ -39,16 +39,16 @@ class RunStatus:
 
     @property
     def command(self) -> str:
-        """`fit` or `sweep`."""
+        """`fit`, `sweep` or `add`."""
         if self.driver is not None:
             return self.driver.command
-        return "fit" if any(row["trial_id"] == "fit" for row in self.rows) else "sweep"
+        return command_of_trials({row["trial_id"] for row in self.rows}) or "sweep"
 
     @property
     def total(self) -> int | None:
         """Fits of the whole run; None where that is not known."""
-        if self.command == "fit":
-            return 1
+        if self.command in (FIT, ADD):
+            return {FIT: 1, ADD: 2}[self.command]
         return None if self.config is None else num_trials(self.config)
 
     @property
@@ -105,7 +105,7 @@ def _time_left(status: RunStatus) -> str | None:
     """The time left, or why it is not known; None where no process works on the run."""
     if not status.is_driven or status.config is None:
         return None
-    if status.command == "fit":
+    if status.command in (FIT, ADD):
         return "time left: not known, a fit ends when validation no longer improves"
     left = time_left(status.rows, status.config, datetime.now(UTC))
     return left or "time left: not known before a fit has ended"

@@ -1,0 +1,255 @@
+"""The report of an `add`: for each new task its documents, and what its own adapter gives beside Theta.
+
+There is no search of tau here, so that it is a text of its own, without figures and without a page.
+
+Shapes: N test documents, D tasks.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bora_sweep.errors import InputError, plural
+from bora_sweep.report.stats.bootstrap import paired_bootstrap, task_contrasts
+from bora_sweep.report.stats.document_scores import DocumentScores, align_documents
+from bora_sweep.report.stats.interval import Interval
+from bora_sweep.report.text.formats import (
+    Table,
+    change_text,
+    markdown_table,
+    markdown_text,
+    number_text,
+    percent_text,
+    perplexity_text,
+    shorten,
+    significant_text,
+    tau_text,
+)
+from bora_sweep.runs.folder import ADD, GLOBAL, config_of
+from bora_sweep.runs.results import Results, read_results
+from bora_sweep.runs.source import Source, read_source
+from bora_sweep.runs.storage import Folder, folder_at, write_bytes
+
+MOST_ROWS = 40
+"""Tasks of the table; of more, those that gain most and least."""
+
+
+def is_added(results: Results) -> bool:
+    """Whether the run is one of `add`."""
+    return bool((results.trials["method"] == "add").any())
+
+
+def write_added_report(run: Folder) -> Folder:
+    """Write `RUN/report/report.md` and `RUN/report/tables/tasks.csv`.
+
+    Args:
+        run: The folder of a run of `add`.
+
+    Returns:
+        The path of `report.md`.
+
+    Raises:
+        InputError: The fit has not finished, or the folder lacks a file.
+    """
+    results, source = read_results(run), read_source(run)
+    ended = results.trials[results.trials["status"] == "finished"].set_index("trial_id")
+    if not {GLOBAL, ADD} <= set(ended.index):
+        raise InputError(f"{run}: nothing to report, the fit has not finished; `bora-sweep status {run}` says more")
+    tasks = task_frame(results)
+    write_bytes(run / "report" / "tables" / "tasks.csv", tasks.to_csv(index=False).encode())
+    parts = [
+        f"# Tasks added to {markdown_text(folder_at(source.run).name)}",
+        _answer(results, tasks),
+        _about(run, source, ended.loc[ADD], tasks),
+        "## Tasks",
+        _tasks(tasks),
+        "## What to expect",
+        _evidence(source),
+    ]
+    page = run / "report" / "report.md"
+    write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
+    return page
+
+
+def task_frame(results: Results) -> pd.DataFrame:
+    """A row for each task, most training documents first.
+
+    Columns: task; documents and tokens of the splits; test perplexity under Theta and under the task's own adapter;
+    difference, the change from the first to the second as a fraction, with the bounds of its 95% interval, paired by
+    documents; distance_to_global. NaN without test documents.
+    """
+    scores = results.task_scores
+    own = scores[scores["trial_id"] == ADD]
+    documents, tokens = (
+        own.pivot_table(index="task", columns="split", values=f"num_{what}", aggfunc="sum", sort=False).reindex(
+            columns=["train", "validation", "test"]
+        )
+        for what in ("documents", "tokens")
+    )
+    frame = documents.fillna(0).astype(int).add_suffix("_documents").assign(train_tokens=tokens["train"].astype(int))
+    for trial_id, name in ((GLOBAL, "global_test_perplexity"), (ADD, "test_perplexity")):
+        frame[name] = _of_tasks(scores, trial_id, "test", "perplexity")
+    intervals, none = _intervals(results), Interval(math.nan, math.nan, math.nan)
+    for column, end in (("difference", "estimate"), ("low", "low"), ("high", "high")):
+        frame[column] = [getattr(intervals.get(task, none), end) for task in frame.index]
+    frame["distance_to_global"] = own.groupby("task")["distance_to_global"].first()
+    return frame.sort_values("train_documents", ascending=False, kind="stable").reset_index()
+
+
+def _intervals(results: Results) -> dict[str, Interval]:
+    """The difference between its own adapter and Theta of each task with test documents."""
+    aligned = _aligned(results)
+    if aligned is None:
+        return {}
+    contrasts = task_contrasts(aligned, [(1, 0)])
+    return {task: contrasts.difference(d, 0) for d, task in enumerate(aligned.tasks)}
+
+
+def _aligned(results: Results) -> DocumentScores | None:
+    """The test documents under Theta (setting 0) and under own adapters (1); None without any."""
+    scores = results.document_scores[results.document_scores["split"] == "test"]
+    if scores.empty:
+        return None
+    return align_documents(scores.assign(setting=(scores["trial_id"] == ADD).astype(int)), [0, 1])
+
+
+def _answer(results: Results, tasks: pd.DataFrame) -> str:
+    aligned, added = _aligned(results), plural(len(tasks), "task")
+    documents, tests = (plural(_total(tasks[f"{split}_documents"]), "document") for split in ("train", "test"))
+    if aligned is None:
+        return (
+            f"**{added} added, trained on {documents}. None was held out, so that nothing here says what the adapters "
+            "gain.**"
+        )
+    overall = paired_bootstrap(aligned)
+    before, after = (perplexity_text(overall.level(m).estimate) for m in (0, 1))
+    tested = _total(tasks["test_documents"] > 0)
+    beside = f" {plural(len(tasks) - tested, 'task')} had no document to test on." if tested < len(tasks) else ""
+    return (
+        f"**{added} added, trained on {documents}: test perplexity {after} with an adapter of their own, {before} "
+        f"under Θ as it is: {percent_text(overall.difference(1, 0))}.** Brackets hold the 95% interval of a bootstrap, "
+        f"paired by documents, over the {tests} to test on of {plural(tested, 'task')}.{beside}"
+    )
+
+
+def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
+    config = config_of(run)
+    held = "there is no prior, and each task is an independent fit" if source.tau == 0 else "Θ and τ are held"
+    if math.isinf(source.tau):
+        held = "nothing is trained, and Θ serves the new tasks"
+    alone = _total(tasks["validation_documents"] == 0)
+    lines = [
+        f"Stands on trial {markdown_text(source.trial_id)} of `{source.run}`: {source.method}, τ = "
+        f"{tau_text(source.tau)}; {held}. Nothing of that run has changed.",
+    ]
+    if not math.isinf(source.tau):
+        steps = config.train.steps_without_validation
+        if alone:
+            lines.append(
+                f"{plural(alone, 'task')} without validation documents trained until the adapter stood still"
+                + ("" if steps is None else f", for at most {steps} steps (`train.steps_without_validation`)")
+                + "."
+            )
+        if alone < len(tasks):
+            lines.append(
+                f"{plural(len(tasks) - alone, 'task')} ended by validation documents of their own, after at most "
+                f"{int(row['best_epoch'])} epochs of the fit."
+            )
+    if source.refreshed:
+        names = ", ".join(markdown_text(task) for task in source.refreshed[:5])
+        lines.append(f"{plural(len(source.refreshed), 'task')} fitted anew from the adapter in that run: {names}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _tasks(tasks: pd.DataFrame) -> str:
+    """The table; with many tasks, those that gain most and least."""
+    order = tasks.sort_values("difference", kind="stable") if len(tasks) > MOST_ROWS else tasks
+    columns = ["task", "documents", "tokens", "test documents", "under Θ", "own adapter", "difference", "‖θ − Θ‖"]
+    rows = [
+        [
+            row["task"],
+            number_text(row["train_documents"]),
+            number_text(row["train_tokens"]),
+            number_text(row["test_documents"]),
+            perplexity_text(row["global_test_perplexity"]),
+            perplexity_text(row["test_perplexity"]),
+            _difference_text(Interval(row["difference"], row["low"], row["high"])),
+            significant_text(row["distance_to_global"]),
+        ]
+        for row in order.to_dict("records")
+    ]
+    table = markdown_table(shorten(Table(columns, rows), MOST_ROWS))
+    caption = "Documents and tokens that were trained on; test perplexity under Θ and under the task's own adapter."
+    if len(tasks) > MOST_ROWS:
+        caption += " The tasks that gain most and those that gain least; all are in `tables/tasks.csv`."
+    return f"{table}\n\n{caption}"
+
+
+def _difference_text(interval: Interval) -> str:
+    """With its interval; a dash without test documents, and no interval with one."""
+    if math.isnan(interval.estimate):
+        return "–"
+    return change_text(interval.estimate) if math.isnan(interval.low) else percent_text(interval)
+
+
+def _evidence(source: Source) -> str:
+    """What an own adapter gave the tasks of the run itself, by their sizes: its trial against one model for all."""
+    frame, trial = evidence_frame(source), markdown_text(source.trial_id)
+    if frame is None:
+        return (
+            f"The run has no trial at τ = ∞ beside trial {trial} with test scores, or is gone, so that nothing here "
+            "says what an own adapter gave its own tasks."
+        )
+    columns = ["training documents", "tasks", "median difference", "lowest", "highest", "tasks that gain"]
+    rows = [
+        [
+            f"{row['fewest']}–{row['most']}" if row["fewest"] < row["most"] else str(row["most"]),
+            number_text(row["tasks"]),
+            *(change_text(row[name]) for name in ("median", "lowest", "highest")),
+            number_text(row["gain"]),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    return (
+        f"{markdown_table(Table(columns, rows))}\n\nWhat an adapter of its own changed in the test perplexity of each "
+        f"task of `{source.run}`, from one model for all (τ = ∞) to trial {trial}. These tasks were part of that run, "
+        "so that its Θ knows them; a new task may gain more, and has its own documents alone."
+    )
+
+
+def evidence_frame(source: Source) -> pd.DataFrame | None:
+    """A row for each range of sizes of the run's own tasks, doubling; None where its tables do not have it.
+
+    Columns: fewest and most training documents, tasks, the median, lowest and highest change of test perplexity from
+    the trial at tau = inf to the trial that is stood on, and gain, the number of tasks with a lower one.
+    """
+    try:
+        results = read_results(folder_at(source.run))
+    except InputError:
+        return None
+    is_shared = (results.trials["method"] == "map") & (results.trials["tau"] == math.inf)
+    shared = results.trials.loc[is_shared & (results.trials["status"] == "finished"), "trial_id"].tolist()
+    if source.method == ADD or not shared or source.trial_id in shared:
+        return None
+    scores = results.task_scores
+    own, other = (_of_tasks(scores, trial_id, "test", "perplexity") for trial_id in (source.trial_id, shared[0]))
+    documents = _of_tasks(scores, source.trial_id, "train", "num_documents")
+    frame = pd.DataFrame({"documents": documents, "change": own / other - 1}).dropna()
+    of_size = frame.groupby(np.floor(np.log2(np.asarray(frame["documents"], dtype=float))))
+    columns = {"fewest": ("documents", "min"), "most": ("documents", "max"), "tasks": ("change", "size")}
+    columns |= {"median": ("change", "median"), "lowest": ("change", "min"), "highest": ("change", "max")}
+    found = pd.DataFrame(of_size.agg(**columns, gain=("change", lambda change: int((change < 0).sum()))))
+    return None if found.empty else found.astype({"fewest": int, "most": int})
+
+
+def _of_tasks(scores: pd.DataFrame, trial_id: str, split: str, column: str) -> pd.Series:
+    """A column of `task_scores` of one trial and split, by task."""
+    is_of = (scores["trial_id"] == trial_id) & (scores["split"] == split)
+    of_trial = scores.loc[is_of, ["task", column]]
+    return pd.Series(of_trial.set_index("task")[column])
+
+
+def _total(values: Any) -> int:
+    return int(np.sum(np.asarray(values)))
