@@ -5,7 +5,7 @@
 By default on the embedded corpus. Each task is left out in turn, and its validation and test documents are scored under
 Theta of a fit of the others: the truth here. Beside it: Theta of the whole fit as it is; the mean of the other tasks'
 adapters; and a Newton step that removes the task, by the diagonal of the Fisher information (`newton`). `search.taus`
-names the values of tau. Added to `benchmarks/results/unseen_tasks.md`, a section for each corpus.
+names the values of tau, above 0. Added to `benchmarks/results/unseen_tasks.md`, a section for each corpus.
 """
 
 import math
