@@ -154,7 +154,8 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
 
     The model, the adapters and the prior are the trial's, and so are the columns, templates and metrics. Coordinates
     are noncentered: with Theta held the posterior is the same. What the run chose of its own documents is left out.
-    Epochs are counted anew, as one is no pass over the documents here.
+    Epochs are counted anew, as one is no pass over the documents here. Gradients are not clipped: the prior is not, and
+    where the two balance would no longer be the MAP.
     """
     with gc_paused():
         from bora_sweep.model.base import base_name
@@ -180,7 +181,10 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
             global_update="gradient",
             batch_size=train.batch_size if is_second else BATCH_SIZE,
             micro_batch_size=train.micro_batch_size or train.batch_size,
-            steps_without_validation=train.steps_without_validation if is_second else _steps(loaded),
+            max_grad_norm=train.max_grad_norm if is_second else None,
+            update="all",
+            bank="device",
+            tasks_per_batch=None,
             pass_tokens=train.pass_tokens if isinstance(train.pass_tokens, int) else None,
             max_epochs=train.max_epochs if is_second else TrainConfig().max_epochs,
             patience=train.patience if is_second else TrainConfig().patience,
@@ -194,19 +198,6 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
         tracking=None,
         output=None,
     )
-
-
-def _steps(loaded: "LoadedTrial") -> int | None:
-    """`train.steps_without_validation` of an `add`: `steps_of_a_task` of the trial."""
-    from bora_sweep.trials.add import steps_of_a_task
-
-    trial_id, results = loaded.row["trial_id"], loaded.results
-    scores, curves = results.task_scores, results.curves
-    documents_K = scores.loc[(scores["trial_id"] == trial_id) & (scores["split"] == "train"), "num_documents"]
-    epoch, step = curves.loc[curves["trial_id"] == trial_id, ["epoch", "step"]].to_numpy().max(axis=0, initial=0)
-    if epoch == 0:
-        return 0
-    return steps_of_a_task(int(loaded.row["best_epoch"]), round(step / epoch), documents_K.to_numpy(dtype=float))
 
 
 def _check_settings(run: Folder, settings: Sequence[Setting], config: Config, defaults: Config) -> None:

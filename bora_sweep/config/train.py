@@ -73,9 +73,9 @@ class TrainConfig:
     """Most epochs. `patience` should end a fit earlier; a fit that reaches this bound is marked."""
     patience: int = 5
     """Early stopping: a fit stops after so many epochs without a better validation perplexity."""
-    steps_without_validation: int | None = None
-    """With `method=add` only: steps of a task that has no validation documents to stop by. `add` sets it to what the
-    run's trial took, see docs/new_tasks.md."""
+    steps_without_validation: int = 200
+    """With `method=add` only: most steps of a task without validation documents, which ends where its objective has
+    converged. See docs/method.md."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -138,10 +138,15 @@ class TrainConfig:
             f"train.bank={self.bank}: holds on the device the tasks of a batch alone, and train.update=all moves every "
             "task at each step; drop train.update",
         )
-        for name, low in (("batch_size", 1), ("max_epochs", 1), ("patience", 1), ("warmup_steps", 0), ("seed", 0)):
+        for name, low in (
+            ("batch_size", 1),
+            ("max_epochs", 1),
+            ("patience", 1),
+            ("warmup_steps", 0),
+            ("seed", 0),
+            ("steps_without_validation", 0),
+        ):
             require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
-        steps = self.steps_without_validation
-        require(steps is None or steps >= 0, f"train.steps_without_validation={steps}: need at least 0")
         tokens = self.pass_tokens
         require(
             tokens is None or tokens == "auto" or (isinstance(tokens, int) and tokens >= 1),

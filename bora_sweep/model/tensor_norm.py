@@ -29,6 +29,7 @@ class TensorNormHierarchy(Hierarchy):
         return -tensor_norm_penalty(self.delta_KP(), self.tau, self.tensor_sizes)
 
     def _pull_KP(self, num_tokens: int | Tensor) -> Tensor:
+        assert isinstance(num_tokens, int)  # separate fits have the squared distance
         return tensor_norm_penalty_gradient(self.delta_KP(), self.tau / num_tokens, self.tensor_sizes)
 
 

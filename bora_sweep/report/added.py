@@ -145,12 +145,10 @@ def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
         f"{tau_text(source.tau)}; {held}. Nothing of that run has changed.",
     ]
     if not math.isinf(source.tau):
-        steps = config.train.steps_without_validation
         if alone:
             lines.append(
-                f"{plural(alone, 'task')} without validation documents trained until the adapter stood still"
-                + ("" if steps is None else f", for at most {steps} steps (`train.steps_without_validation`)")
-                + "."
+                f"{plural(alone, 'task')} without validation documents trained until the objective had converged, for "
+                f"at most {config.train.steps_without_validation} steps (`train.steps_without_validation`)."
             )
         if alone < len(tasks):
             lines.append(

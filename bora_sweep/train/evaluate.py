@@ -91,14 +91,34 @@ def score_documents(
         nll_SN in float64, in the corpus's order.
     """
     corpus = pack.corpus
-    local_C = pack.shard.sequences(corpus.sequences(split))
+    nll_SC = score_sequences(pack, fits, corpus.sequences(split), check_stop, make_batches)
+    return corpus.sum_by_document(nll_SC)[:, corpus.split(split)]
+
+
+def score_sequences(
+    pack: Pack,
+    fits: Sequence[Trainer],
+    sequence_C: np.ndarray,
+    check_stop: Callable[[], None] = lambda: None,
+    make_batches: MakeBatches | None = None,
+) -> np.ndarray:
+    """Nats of these sequences under each fit, nll_SC over the whole corpus: 0 for all others.
+
+    Args:
+        pack: What the fits share.
+        fits: The fits.
+        sequence_C: Indices of sequences.
+        check_stop: As for `score_documents`.
+        make_batches: As for `score_documents`.
+    """
+    local_C = pack.shard.sequences(sequence_C)
     make_batches = make_batches or partial(scoring_batches, bucket=pack.config.train.length_bucket)
 
     def batches() -> Iterator[TaskBatch]:
-        return make_batches(corpus, local_C, pack.scoring_rows, pack.length_limits)
+        return make_batches(pack.corpus, local_C, pack.scoring_rows, pack.length_limits)
 
     nll_SC = retry_on_oom(pack, fits, lambda: _score_batches(pack, fits, batches(), check_stop))
-    return corpus.sum_by_document(sum_(torch.from_numpy(nll_SC)).numpy())[:, corpus.split(split)]
+    return sum_(torch.from_numpy(nll_SC)).numpy()
 
 
 @torch.no_grad()

@@ -45,6 +45,8 @@ class State:
     """The validation nats of those epochs."""
     pooled: list[bool] = field(default_factory=list)
     """At tau = 0: whether a task has no validation documents, and its `best_nll_nats` are those of all tasks."""
+    map_nats: list[list[float]] = field(default_factory=list)
+    """With `method=add`: the objective of each task without validation documents at each epoch, from the start on."""
     best_scores: list[float] = field(default_factory=list)
     """With `metric.early_stopping`: the mean of the metric on validation at those epochs."""
     reported_nats: list[float] = field(default_factory=list)
@@ -108,6 +110,7 @@ class State:
             values = getattr(self, name)
             if len(values) == len(order):
                 setattr(self, name, [values[row] for row in order])
+        self.map_nats = [[nats_F[row] for row in order] for nats_F in self.map_nats]
         self.notes.append("went on with the tasks in another order")
 
     @property

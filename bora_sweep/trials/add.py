@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -131,18 +130,3 @@ def run_add(
         trial = Trial(trial_id, own, source.folder, make_start)
         row = run_trial(trial, corpus, base, run, on_step=on_step, on_epoch=on_epoch, check_stop=check_stop)
     return row
-
-
-def steps_of_a_task(best_epoch: int, batches: int, documents_K: np.ndarray) -> int:
-    """The steps of a task without validation documents: those in which a task of the run was trained until its end.
-
-    That is the number of batches of the run up to its best epoch that held a document of its median task. With few
-    tasks each batch holds one, so that it is every step. With thousands of tasks most steps leave a task as it is.
-
-    Args:
-        best_epoch: Of the run's trial.
-        batches: Steps of an epoch of the run.
-        documents_K: Training documents of each task of the run.
-    """
-    held_K = batches * (1 - (1 - 1 / batches) ** documents_K)
-    return best_epoch * max(1, round(float(np.median(held_K))))

@@ -17,6 +17,7 @@ from bora_sweep.model.adapted import AdaptedModel
 from bora_sweep.model.layout import make_layout
 from bora_sweep.model.likelihood import Likelihood
 from bora_sweep.train.fit import fit
+from bora_sweep.train.methods.add import converged_at
 from bora_sweep.train.state import Fit, Start
 
 SIZES = {"tiny": 1, "few": 5, "some": 9, "more": 30, "most": 120}
@@ -40,7 +41,7 @@ def corpus_of(*tasks: str) -> TokenizedCorpus:
 def add(corpus: TokenizedCorpus, *settings: str, start: Start | None = None) -> Fit:
     config = load_config(
         ["method=add", "prior.tau=30", "train.batch_size=8", "train.learning_rate=0.02", "lora.rank=2",
-         "train.max_epochs=12", "train.patience=3", "train.steps_without_validation=64", "train.device=cpu",
+         "train.max_epochs=12", "train.patience=3", "train.max_grad_norm=null", "train.device=cpu",
          "lora.target_modules=all-linear", *settings]
     )  # fmt: skip
     base = make_base()
@@ -84,10 +85,10 @@ def test_theta_does_not_move(tau):
 
 
 @pytest.mark.parametrize("tau", [30.0, 3000.0])
-def test_a_task_without_validation_documents_ends_at_its_own_map(tau):
-    """nll_d + tau/2 ||theta_d - Theta||^2 has come down to its minimum, as L-BFGS finds it."""
+def test_a_task_without_validation_documents_comes_near_its_own_map(tau):
+    """nll_d + tau/2 ||theta_d - Theta||^2 has come most of the way to its minimum, as L-BFGS finds it."""
     corpus = corpus_of("few", "tiny")
-    done = add(corpus, f"prior.tau={tau}", "train.max_epochs=100", "train.steps_without_validation=null")
+    done = add(corpus, f"prior.tau={tau}", "train.max_epochs=100")
     adapted = AdaptedModel(make_base(), done.layout)
     for d in (0, 1):
         batch = collate(corpus, np.array([n for n in corpus.sequences("train") if corpus.task_C[n] == d]))
@@ -95,7 +96,7 @@ def test_a_task_without_validation_documents_ends_at_its_own_map(tau):
         with torch.no_grad():
             start, end = objective(done.mean_P), objective(done.theta_KP[d])
         lowest = minimum(objective, done.mean_P) - 1e-9
-        assert lowest <= end < lowest + 0.05 * (start - lowest), d
+        assert lowest <= end < lowest + 0.15 * (start - lowest), d
     assert done.stopped_by == "steps"
     assert max(done.state.best_epochs) < 60
 
@@ -130,6 +131,23 @@ class _OneAdapter:
 
     def theta_BP(self, task_B: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.theta_P.to(dtype or self.theta_P.dtype).expand(len(task_B), -1)
+
+
+@pytest.mark.parametrize(
+    ("nats", "epoch"),
+    [
+        ([10, 5, 4.9, 4.8], 2),  # a fall of 5.1, of which the last epoch brought 0.1
+        ([10, 9, 8, 7, 6], 5),  # as fast as at first
+        ([10, 11, 9], 1),  # no fall at all
+        ([10, 9, 8, 7, 6, 5, 4, 3, 2.8], 9),  # of 8 epochs the last two count: 1.2 of 7.2
+        ([10, 9, 8, 7, 6, 5, 4, 3.9, 3.8], 7),
+        ([10, float("nan")], 1),
+        ([10], 1),
+    ],
+)
+def test_an_objective_has_converged_where_a_quarter_of_its_steps_brought_little(nats, epoch):
+    for scale in (1.0, 1e6):
+        assert converged_at(scale * np.array(nats)[:, None]).tolist() == [epoch]
 
 
 def test_a_prior_that_is_weak_is_bounded_by_the_steps_of_the_run():
@@ -177,7 +195,7 @@ def test_each_pass_of_a_task_is_all_of_its_documents_once():
 
 
 def test_a_learning_rate_that_falls_does_so_over_the_steps_of_an_add():
-    done = add(corpus_of("few"), "train.schedule=linear", "train.steps_without_validation=null", "prior.tau=0")
+    done = add(corpus_of("few"), "train.schedule=linear", "prior.tau=0")
     rates = [row["learning_rate"] for row in done.state.curve if row["split"] == "train"]
     expected = [0.02 * (1 - epoch / 12) for epoch in range(1, len(rates) + 1)]
     assert rates == pytest.approx(expected)

@@ -14,19 +14,20 @@ from torch import Tensor
 
 from bora_sweep.config import Config
 from bora_sweep.data.batches import ADD_STEPS, batches_of_task, task_batches
+from bora_sweep.train.evaluate import score_sequences
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.pack import Pack
 
-STILL = 0.01
-"""Movement in an epoch, as a share of the distance to Theta, below which a task has reached its MAP."""
+RECENT, LITTLE = 4, 0.05
+"""An objective has converged where the last of `RECENT` parts of its steps brought less than `LITTLE` of its fall."""
 
 
 class AddTrainer(SeparateTrainer):
     """Fits of tasks under a Theta that does not move.
 
-    A task with validation documents ends by its own patience, at its best epoch. One without any ends where its MAP is
-    reached, as its adapter stands still; at the latest after `train.steps_without_validation` steps, rounded up to an
-    epoch.
+    A task with validation documents ends by its own patience, at its best epoch. One without any ends where its
+    objective has converged, `converged_at`; at the latest after `train.steps_without_validation` steps, rounded up to
+    an epoch.
     """
 
     def __init__(self, config: Config, pack: Pack) -> None:
@@ -52,33 +53,61 @@ class AddTrainer(SeparateTrainer):
         return "steps" if why == "patience" and self.is_pooled_F.all() else why
 
     def has_patience(self, epoch: int) -> np.ndarray:
-        """Whether each task is trained in this epoch: without validation documents, if the one before was kept."""
-        steps = self.config.train.steps_without_validation
-        has_steps = steps is None or epoch <= math.ceil(steps / ADD_STEPS)
-        return np.where(self.is_pooled_F, has_steps & self._is_kept(epoch - 1), super().has_patience(epoch))
-
-    def _is_kept(self, epoch: int) -> np.ndarray:
-        """Whether the best epoch of each task is this one, or a later one."""
-        return np.array(self.state.best_epochs) >= epoch
+        """Whether each task is trained in this epoch: without validation documents, until its objective converges."""
+        if not self.is_pooled_F.any():
+            return super().has_patience(epoch)
+        has_steps = epoch <= math.ceil(self.config.train.steps_without_validation / ADD_STEPS)
+        goes_on = has_steps & (converged_at(np.array(self.state.map_nats)) >= epoch)
+        return np.where(self.is_pooled_F, goes_on, super().has_patience(epoch))
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The documents of each step, of the tasks that have not ended."""
         train, tasks = self.config.train, np.flatnonzero(self.has_patience(epoch))
         return task_batches(self.pack.corpus, train.batch_size, train.seed, epoch, tasks)
 
-    def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
-        """Nats of each task's validation documents; where it has none, less in each epoch until it stands still."""
-        without = np.where(self._stands_still(), self.state.best_nll_nats, -self.state.epoch)
-        return np.where(self.is_pooled_F, without, super().sum_of_fits(nll_N))
+    def update_best(self, nll_N: np.ndarray, seconds: float, score_F: np.ndarray | None = None) -> None:
+        """As for other fits; first the objectives of the tasks without validation documents are found."""
+        if self.is_pooled_F.any():
+            self.state.map_nats.append(self._map_nats().tolist())
+        super().update_best(nll_N, seconds, score_F)
 
-    def _stands_still(self) -> np.ndarray:
-        """Whether each task's deviation has moved by less than `STILL` of its norm since it was last kept."""
-        if self.state.epoch == 0:
-            return np.zeros(self.num_fits, dtype=bool)
-        before_KP, now_KP = self.best["task_KP"], self.parameters()["task_KP"]
-        moved_K, norm_K = (torch.linalg.vector_norm(bank_KP, dim=1) for bank_KP in (now_KP - before_KP, now_KP))
-        return (moved_K < STILL * norm_K).numpy()
+    def sum_of_fits(self, nll_N: np.ndarray) -> np.ndarray:
+        """Nats of each task's validation documents; where it has none, less in each epoch until it has ended."""
+        nats_F = super().sum_of_fits(nll_N)
+        if not self.is_pooled_F.any():
+            return nats_F
+        goes_on = converged_at(np.array(self.state.map_nats)) >= self.state.epoch
+        return np.where(self.is_pooled_F, np.where(goes_on, -self.state.epoch, self.state.best_nll_nats), nats_F)
+
+    @torch.no_grad()
+    def _map_nats(self) -> np.ndarray:
+        """N_d J_d in nats, shape F: the task's training text, and the prior; 0 of tasks with validation documents."""
+        corpus = self.pack.corpus
+        train_C = corpus.sequences("train")
+        own_C = train_C[self.is_pooled_F[corpus.task_C[train_C]]]
+        nll_C = score_sequences(self.pack, [self], own_C)[0]
+        prior_F = (self.hierarchy.precision * self.hierarchy.delta_KP().square()).sum(dim=1) / 2
+        nats_F = np.bincount(corpus.task_C[own_C], nll_C[own_C], self.num_fits) + prior_F.cpu().numpy()
+        return np.where(self.is_pooled_F, nats_F, 0.0)
 
     def mean_of_fits(self, task_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
         """The mean score of each task's validation documents; 0 where it has none, so that `sum_of_fits` decides."""
         return np.where(self.is_pooled_F, 0.0, super().mean_of_fits(task_N, score_N))
+
+
+def converged_at(nats_EF: np.ndarray) -> np.ndarray:
+    """The first epoch at which each objective has converged, shape F; the number of epochs, E, where none is.
+
+    That is where the last quarter of the steps so far, and at least one epoch, brought less than 5% of all that the
+    objective has fallen. The rule has no scale, and depends little on the learning rate.
+
+    Args:
+        nats_EF: The objectives at epochs 0, 1, …, E - 1.
+    """
+    first_F = np.full(nats_EF.shape[1], len(nats_EF))
+    for epoch in range(len(nats_EF) - 1, 0, -1):
+        before_F, now_F = nats_EF[epoch - max(1, epoch // RECENT)], nats_EF[epoch]
+        fell_F = nats_EF[0] - now_F
+        goes_on_F = (fell_F > 0) & (before_F - now_F >= LITTLE * fell_F)
+        first_F[~goes_on_F] = epoch
+    return first_F
