@@ -35,7 +35,7 @@ def run(settings: list[str]) -> None:
     """Compute what is missing, then write the tables."""
     work = Work(settings)
     work.folder.mkdir(parents=True, exist_ok=True)
-    factors = (1.0, *(WEAKER[:1] if settings else WEAKER))
+    factors = (1.0, WEAKER)
     stages = cells(factors)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for stage in stages:

@@ -27,13 +27,16 @@ FILE = [
     "train.batch_size=16",
     "prior.tau=3160",
 ]
-WEAKER = (1 / 3.16, 1 / 10.5)
-"""Other values of tau for the rules, as factors: what a rule does where the prior is too weak."""
+WEAKER = 1 / 3.16
+"""Another tau for the rules, over the run's: what a rule does where the prior is weaker."""
 COUNTS = (1, 2, 4, 8, 16, 32)
-RULE_COUNTS = (1, 2, 4, 8, 16)
-POINTS = (*range(0, 32, 4), *range(32, 65, 8))
-LONG = (*POINTS, 96, 128)
-SPREADS = [(count, batches, clipped) for count in (1, 4, 16) for batches in (1, 4, 8, 16) for clipped in (True, False)]
+RULE_COUNTS = (1, 4, 16)
+POINTS = (0, 4, 8, 12, 16, 24, 32, 48, 64)
+"""Steps after which curves are scored."""
+LATER = (96, 128)
+"""Further ones of `add` with few documents."""
+FEW = 8
+SPREADS = [(count, batches, clipped) for count in (1, 8) for batches in (1, 4, 16) for clipped in (True, False)]
 FOLDS = 4
 UNCLIPPED = "train.max_grad_norm=null"
 KEPT = Path("runs/new_tasks")
@@ -170,6 +173,7 @@ class Work:
         config = load_config([*settings, *([] if cell.clipped else [UNCLIPPED])], base=self.config)
         run = read(self.folder / Cell("run", factor=cell.factor).name)
         mean_P = None if cell.kind == "scratch" else torch.from_numpy(run["mean_P"])
-        points = LONG if cell == Cell("add", cell.count, factor=cell.factor) else POINTS
+        is_long = cell == Cell("add", cell.count, factor=cell.factor) and cell.count <= FEW
+        points = (*POINTS, *LATER) if is_long else POINTS
         part = part_of(self.corpus, self.rows(cell))
         curve(config, part, self.base, mean_P, points, cell.num_batches).save(path)

@@ -20,6 +20,13 @@ STALL, WINDOW = 0.01, 8
 """A fit has converged where the last `WINDOW` steps brought less than `STALL` of all that J_d has fallen."""
 NO_PRIOR = {"from Theta, no prior": "tuned", "from scratch": "scratch"}
 METHODS = ("add", "Theta", *(name + also for name in NO_PRIOR for also in ("", ", best on test")), "refit")
+RULES = (
+    "Perplexities, and what a rule loses to the best number of steps on test, in %; in brackets steps, the mean over "
+    f"tasks. R1: the last {WINDOW} steps brought less than {STALL:.0%} of the fall of J_d. R2: the {{steps}} steps to the "
+    "run's best epoch, or to the curve's end. R3: the best number for documents of all new tasks, left out in up to four "
+    "folds. R4: the best number on validation for the run's own tasks, fitted in the same way. A fifth held out: at its "
+    "best epoch, fitted on the rest."
+)
 TITLE = "Tasks that come after a run"
 
 
@@ -188,14 +195,6 @@ def write_tables(results: Results, about: str) -> None:
     note = "In %, below 0 where `add` is better; 95% intervals, paired over the test documents of these tasks."
     put("`add` against each", difference_rows(results), note)
     for factor in results.factors:
-        lost = "Perplexities, and what a rule loses to the best number of steps on test, in %; in brackets steps"
-        rules = f"R1: the last {WINDOW} steps brought less than {STALL:.0%} of the fall of J_d"
         steps = int(results.fits[Cell("run", factor=factor)]["steps"][0])
-        rules += (
-            f". R2: the {steps} steps to the run's best epoch, 128 at most. R3: the best number for documents of all "
-        )
-        rules += (
-            "new tasks, left out in 2 to 4 folds. R4: the best number on validation for the run's own tasks, fitted so"
-        )
-        put(f"rules at tau = {results.tau * factor:,.0f}", rule_rows(results, factor), f"{lost}. {rules}.")
+        put(f"rules at tau = {results.tau * factor:,.0f}", rule_rows(results, factor), RULES.format(steps=steps))
     put("documents in a step", step_rows(results), "A step without a document of a task moves it by the prior alone.")
