@@ -22,10 +22,10 @@ NO_PRIOR = {"from Theta, no prior": "tuned", "from scratch": "scratch"}
 METHODS = ("add", "Theta", *(name + also for name in NO_PRIOR for also in ("", ", best on test")), "refit")
 RULES = (
     "Perplexities, and what a rule loses to the best number of steps on test, in %; in brackets steps, the mean over "
-    f"tasks. R1: the last {WINDOW} steps brought less than {STALL:.0%} of the fall of J_d. R2: the {{steps}} steps to the "
-    "run's best epoch, or to the curve's end. R3: the best number for documents of all new tasks, left out in up to four "
-    "folds. R4: the best number on validation for the run's own tasks, fitted in the same way. A fifth held out: at its "
-    "best epoch, fitted on the rest."
+    f"tasks. R1: the last {WINDOW} steps brought less than {STALL:.0%} of the fall of J_d. R2: the {{steps}} steps to "
+    "the run's best epoch, or to the curve's end. R3: the best number for documents of all tasks, left out in up to "
+    "four folds. R4: the best number on validation for the run's own tasks, fitted in the same way. A fifth held out: "
+    "at its best point, fitted on the rest."
 )
 TITLE = "Tasks that come after a run"
 
