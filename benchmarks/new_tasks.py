@@ -36,7 +36,7 @@ def run(settings: list[str]) -> None:
     work = Work(settings)
     work.folder.mkdir(parents=True, exist_ok=True)
     factors = (1.0, WEAKER)
-    stages = cells(factors)
+    stages = cells(factors, len(work.new))
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for stage in stages:
             missing = [cell for cell in stage if not (work.folder / cell.name).exists()]

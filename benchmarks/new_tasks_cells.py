@@ -35,6 +35,8 @@ POINTS = (0, 4, 8, 12, 16, 24, 32, 48, 64)
 """Steps after which curves are scored."""
 LATER = (96, 128)
 """Further ones of `add` with few documents."""
+EARLY = (0, 1, 2, 4, 8, 12, 16, 24, 32)
+"""Those from Theta without a prior, where a few steps are best."""
 FEW = 8
 SPREADS = [(count, batches, clipped) for count in (1, 8) for batches in (1, 4, 16) for clipped in (True, False)]
 FOLDS = 4
@@ -60,22 +62,26 @@ class Cell:
     """tau over the run's."""
     num_batches: int = 1
     clipped: bool = False
+    only: int | None = None
+    """Of a refit: the one held-out task that is in it; None: all of them."""
 
     @property
     def name(self) -> str:
         """Of its file."""
-        flags = f"{'-held' * self.held}{'-clipped' * self.clipped}"
+        flags = f"{'-held' * self.held}{'-clipped' * self.clipped}{'' if self.only is None else f'-only{self.only}'}"
         return f"{self.kind}-{self.count}-tau{self.factor:.3f}-batches{self.num_batches}{flags}.npz"
 
 
-def cells(factors: Sequence[float]) -> tuple[list[Cell], list[Cell]]:
+def cells(factors: Sequence[float], num_new: int) -> tuple[list[Cell], list[Cell]]:
     """Fits that others start from, and these others.
 
     Args:
         factors: Values of tau for the rules.
+        num_new: Held-out tasks.
     """
     first = [Cell("run", factor=factor) for factor in factors]
     then = [Cell("refit", count) for count in COUNTS]
+    then += [Cell("refit", FEW, only=task) for task in range(num_new)]
     for count in COUNTS:
         then += [Cell(kind, count) for kind in ("add", "tuned", "scratch")]
         then += [Cell(kind, count, held=True) for kind in ("tuned", "scratch") if count > 1]
@@ -161,8 +167,9 @@ class Work:
         path = self.folder / cell.name
         tau = self.config.prior.tau * cell.factor
         if cell.kind in FITS:
-            trained = [(n, task, "train") for task in self.new for n in self.pool(task)[: cell.count]]
-            tests = self.tests() if trained else self.rows_of_run(["test"])
+            new = self.new if cell.only is None else [self.new[cell.only]]
+            trained = [(n, task, "train") for task in new for n in self.pool(task)[: cell.count]]
+            tests = [row for row in self.tests() if row[1] in new] if trained else self.rows_of_run(["test"])
             part = part_of(self.corpus, [*self.rows_of_run(["train", "validation"]), *tests, *trained])
             done = fit(load_config([f"prior.tau={tau}"], base=self.config), part, self.base)
             steps = [row["step"] for row in done.state.curve if row["epoch"] == done.state.best_epoch]
@@ -174,6 +181,6 @@ class Work:
         run = read(self.folder / Cell("run", factor=cell.factor).name)
         mean_P = None if cell.kind == "scratch" else torch.from_numpy(run["mean_P"])
         is_long = cell == Cell("add", cell.count, factor=cell.factor) and cell.count <= FEW
-        points = (*POINTS, *LATER) if is_long else POINTS
+        points = EARLY if cell.kind == "tuned" else (*POINTS, *LATER) if is_long else POINTS
         part = part_of(self.corpus, self.rows(cell))
         curve(config, part, self.base, mean_P, points, cell.num_batches).save(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from new_tasks_cells import COUNTS, RULE_COUNTS, SPREADS, Cell
+from new_tasks_cells import COUNTS, FEW, RULE_COUNTS, SPREADS, Cell
 from provenance import record
 from task_curves import Curve
 
@@ -19,7 +19,13 @@ from bora_sweep.report.stats.document_scores import DocumentScores
 STALL, WINDOW = 0.01, 8
 """A fit has converged where the last `WINDOW` steps brought less than `STALL` of all that J_d has fallen."""
 NO_PRIOR = {"from Theta, no prior": "tuned", "from scratch": "scratch"}
-METHODS = ("add", "Theta", *(name + also for name in NO_PRIOR for also in ("", ", best on test")), "refit")
+METHODS = (
+    "add",
+    "Theta",
+    *(name + also for name in NO_PRIOR for also in ("", ", best on test")),
+    "refit",
+    "refit, each alone",
+)
 RULES = (
     "Perplexities, and what a rule loses to the best number of steps on test, in %; in brackets steps, the mean over "
     f"tasks. R1: the last {WINDOW} steps brought less than {STALL:.0%} of the fall of J_d. R2: the {{steps}} steps to "
@@ -99,7 +105,13 @@ def methods_of(results: Results, count: int) -> dict[str, np.ndarray]:
             found[name] = results.of_tasks(held, held_out(held))
         best = results.curves[Cell(kind, count)]
         found[f"{name}, best on test"] = results.of_tasks(best, oracle(best))
-    return found | {"refit": results.fits[Cell("refit", count)]["test_N"]}
+    found["refit"] = results.fits[Cell("refit", count)]["test_N"]
+    if count == FEW:
+        alone = [
+            results.fits[Cell("refit", count, only=k)]["test_N"] for k in range(len(results.documents["task"].unique()))
+        ]
+        found["refit, each alone"] = np.concatenate(alone)
+    return found
 
 
 def perplexity_rows(results: Results) -> list[dict]:

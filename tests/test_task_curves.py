@@ -92,6 +92,6 @@ def test_a_fit_has_converged_where_the_last_steps_brought_little_of_the_whole():
 
 
 def test_each_cell_has_a_file_of_its_own():
-    first, then = cells((1.0, 0.3))
+    first, then = cells((1.0, 0.3), 4)
     assert len({cell.name for cell in [*first, *then]}) == len([*first, *then]) == len({*first, *then})
     assert Cell("run", factor=0.3) in first
