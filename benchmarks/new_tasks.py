@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 
 from arguments import start
-from new_tasks_cells import FITS, WEAKER, Cell, Work, cells, read
+from new_tasks_cells import FITS, Cell, Work, read
 from new_tasks_tables import Results, write_tables
 from task_curves import Curve, part_of
 
@@ -35,8 +35,7 @@ def run(settings: list[str]) -> None:
     """Compute what is missing, then write the tables."""
     work = Work(settings)
     work.folder.mkdir(parents=True, exist_ok=True)
-    factors = (1.0, WEAKER)
-    stages = cells(factors, len(work.new))
+    stages = work.plan.runs(), work.plan.others(len(work.new))
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for stage in stages:
             missing = [cell for cell in stage if not (work.folder / cell.name).exists()]
@@ -50,7 +49,7 @@ def run(settings: list[str]) -> None:
             curves={cell: Curve.load(work.folder / cell.name) for cell in both if cell.kind not in FITS},
             fits={cell: read(work.folder / cell.name) for cell in both if cell.kind in FITS},
             tau=work.config.prior.tau,
-            factors=factors,
+            plan=work.plan,
         ),
         about(work),
     )

@@ -29,8 +29,6 @@ FILE = [
 ]
 WEAKER = 1 / 3.16
 """Another tau for the rules, over the run's: what a rule does where the prior is weaker."""
-COUNTS = (1, 2, 4, 8, 16, 32)
-RULE_COUNTS = (1, 4, 16)
 POINTS = (0, 4, 8, 12, 16, 24, 32, 48, 64)
 """Steps after which curves are scored."""
 LATER = (96, 128)
@@ -38,7 +36,8 @@ LATER = (96, 128)
 EARLY = (0, 1, 2, 4, 8, 12, 16, 24, 32)
 """Those from Theta without a prior, where a few steps are best."""
 FEW = 8
-SPREADS = [(count, batches, clipped) for count in (1, 8) for batches in (1, 4, 16) for clipped in (True, False)]
+POOL = 32
+"""Documents that a held-out task can be fitted on, at least."""
 FOLDS = 4
 UNCLIPPED = "train.max_grad_norm=null"
 KEPT = Path("runs/new_tasks")
@@ -72,25 +71,46 @@ class Cell:
         return f"{self.kind}-{self.count}-tau{self.factor:.3f}-batches{self.num_batches}{flags}.npz"
 
 
-def cells(factors: Sequence[float], num_new: int) -> tuple[list[Cell], list[Cell]]:
-    """Fits that others start from, and these others.
+@dataclass(frozen=True)
+class Plan:
+    """What is computed for a corpus."""
 
-    Args:
-        factors: Values of tau for the rules.
-        num_new: Held-out tasks.
-    """
-    first = [Cell("run", factor=factor) for factor in factors]
-    then = [Cell("refit", count) for count in COUNTS]
-    then += [Cell("refit", FEW, only=task) for task in range(num_new)]
-    for count in COUNTS:
-        then += [Cell(kind, count) for kind in ("add", "tuned", "scratch")]
-        then += [Cell(kind, count, held=True) for kind in ("tuned", "scratch") if count > 1]
-    for factor in factors:
-        for count in RULE_COUNTS:
-            then += [Cell("own", count, factor=factor), Cell("add", count, factor=factor)]
-            then += [Cell("folds", count, factor=factor), Cell("add", count, held=True, factor=factor)] * (count > 1)
-    then += [Cell("add", count, num_batches=b, clipped=clipped) for count, b, clipped in SPREADS]
-    return first, sorted(set(then), key=lambda cell: (cell.kind != "refit", -cell.count))
+    counts: tuple[int, ...]
+    """n, the documents of a held-out task."""
+    rule_counts: tuple[int, ...]
+    """Those for which rules are compared."""
+    spreads: tuple[tuple[int, int, bool], ...] = ()
+    """n, steps over which documents are spread, and whether gradients are clipped."""
+    factors: tuple[float, ...] = (1.0, WEAKER)
+    """Values of tau for the rules, over the run's."""
+
+    def runs(self) -> list[Cell]:
+        """Fits that the others start from."""
+        return [Cell("run", factor=factor) for factor in self.factors]
+
+    def others(self, num_new: int) -> list[Cell]:
+        """All else, with `num_new` held-out tasks."""
+        found = [Cell("refit", count) for count in self.counts]
+        found += [Cell("refit", FEW, only=task) for task in range(num_new)]
+        for count in self.counts:
+            found += [Cell(kind, count) for kind in ("add", "tuned", "scratch")]
+            found += [Cell(kind, count, held=True) for kind in ("tuned", "scratch") if count > 1]
+        for factor in self.factors:
+            for count in self.rule_counts:
+                found += [Cell("own", count, factor=factor), Cell("add", count, factor=factor)]
+                found += [Cell("folds", count, factor=factor), Cell("add", count, held=True, factor=factor)] * (
+                    count > 1
+                )
+        found += [Cell("add", count, num_batches=b, clipped=clipped) for count, b, clipped in self.spreads]
+        return sorted(set(found), key=lambda cell: (cell.kind != "refit", -cell.count))
+
+
+EMBEDDED_PLAN = Plan(
+    counts=(1, 2, 4, 8, 16, 32),
+    rule_counts=(1, 4, 16),
+    spreads=tuple((count, batches, clipped) for count in (1, 8) for batches in (1, 4, 16) for clipped in (True, False)),
+)
+FILE_PLAN = Plan(counts=(1, 2, 4, 8), rule_counts=(1, 4))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -110,7 +130,7 @@ class Work:
         torch.set_num_threads(1)
         common = ["train.device=cpu", "train.patience=5"]
         self.config: Config = load_config([*(FILE if settings else EMBEDDED), *common, *settings])
-        config = self.config
+        self.plan, config = (FILE_PLAN if settings else EMBEDDED_PLAN), self.config
         tokenizer = load_tokenizer(config.model, config.data)
         self.corpus: TokenizedCorpus = tokenize(load_corpus(config.data), tokenizer, config.model.max_tokens)
         tasks, task_N = self.corpus.tasks, self.corpus.documents["task"].to_numpy()
@@ -119,7 +139,7 @@ class Work:
             for k, task in enumerate(tasks)
             for split in ("train", "validation", "test")
         }
-        large = [task for task in tasks if len(self.pool(task)) >= max(COUNTS)]
+        large = [task for task in tasks if len(self.pool(task)) >= POOL]
         self.new = sorted(np.random.default_rng(0).permutation(large)[: len(tasks) // 3].tolist())
         self.run = [task for task in tasks if task not in self.new]
         self.folder = KEPT / self.corpus.name

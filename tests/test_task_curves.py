@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from new_tasks_cells import Cell, cells
-from new_tasks_tables import STALL, WINDOW, converged
+from new_tasks_cells import EMBEDDED_PLAN
+from new_tasks_tables import STALL, converged, window
 from task_curves import Curve, curve, part_of
 from tiny import make_base, make_corpus
 
@@ -76,22 +76,20 @@ def made_curve(step_T, objective_TK):
     return Curve(np.array(step_T), np.array(objective_TK), empty_TN, np.zeros_like(objective_TK))
 
 
-def test_a_fit_has_converged_where_the_last_steps_brought_little_of_the_whole():
-    """An objective a + b exp(-s / 10) falls by b e^(-s / 10) (e^(8 / 10) - 1) in the 8 steps before s."""
-    step_T = np.arange(0, 101, 4)
-    fast_T, slow_T = 3 + 0.4 * np.exp(-step_T / 10), 2 + 1e-6 * np.exp(-step_T / 40)
-    linear_T = 2 - 1e-5 * step_T
-    found = converged(made_curve(step_T, np.stack([fast_T, slow_T, linear_T], axis=1)))
-
-    def stalled(scale):
-        decay = np.exp(-step_T / scale)
-        return (decay * (np.exp(WINDOW / scale) - 1) < STALL * (1 - decay)) & (step_T >= WINDOW)
-
-    assert found.tolist() == [np.flatnonzero(stalled(10))[0], len(step_T) - 1, len(step_T) - 1]
-    assert not stalled(40).any()
+@pytest.mark.parametrize("scale", [5.0, 10.0, 40.0])
+def test_a_fit_has_converged_where_its_last_steps_brought_little_of_the_whole(scale):
+    """An objective a + b exp(-s / scale) falls by b e^(-s / scale) (e^(w / scale) - 1) in the w steps before s."""
+    step_T = np.arange(0, 401, 4)
+    decay_T = np.exp(-step_T / scale)
+    window_T = np.array([4 * np.ceil(window(step) / 4) for step in step_T.tolist()])  # as far as there is a point
+    share_T = decay_T * (np.exp(window_T / scale) - 1) * [window(s) for s in step_T.tolist()] / window_T
+    stalled_T = (share_T < STALL * (1 - decay_T)) & (step_T >= 8)
+    still_T = 2 - 1e-5 * step_T  # the last quarter of a straight line is a quarter of its fall
+    found = converged(made_curve(step_T, np.stack([3 + 0.4 * decay_T, 2 + 1e-6 * decay_T, still_T], axis=1)))
+    assert found.tolist() == [stalled_T.argmax(), stalled_T.argmax(), len(step_T) - 1]
+    assert decay_T[found[0]] < 2 * STALL
 
 
 def test_each_cell_has_a_file_of_its_own():
-    first, then = cells((1.0, 0.3), 4)
-    assert len({cell.name for cell in [*first, *then]}) == len([*first, *then]) == len({*first, *then})
-    assert Cell("run", factor=0.3) in first
+    every = [*EMBEDDED_PLAN.runs(), *EMBEDDED_PLAN.others(4)]
+    assert len({cell.name for cell in every}) == len(every) == len(set(every))
