@@ -29,8 +29,8 @@ METHODS = (
 RULES = (
     "Perplexities, and what a rule loses to the best number of steps on test, in %; in brackets steps, the mean over "
     "tasks. R1: the last quarter of the steps, 8 at least, brought less than 5% or 1% of the fall of J_d. R2: the "
-    "{steps} steps to the run's best epoch, or to the curve's end. R3: the best number for documents of all tasks, left "
-    "out in up to four folds. R4: the best number on validation for the run's own tasks, fitted in the same way. A "
+    "{steps} steps to the run's best epoch, or to the curve's end. R3: the best number for documents of all tasks, "
+    "left out in up to four folds. R4: the best number on validation for the run's own tasks, fitted so. A "
     "fifth held out: at its best point, fitted on the rest."
 )
 TITLE = "Tasks that come after a run"
