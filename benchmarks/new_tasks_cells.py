@@ -36,8 +36,6 @@ LATER = (96, 128)
 EARLY = (0, 1, 2, 4, 8, 12, 16, 24, 32)
 """Those from Theta without a prior, where a few steps are best."""
 FEW = 8
-POOL = 32
-"""Documents that a held-out task can be fitted on, at least."""
 FOLDS = 4
 UNCLIPPED = "train.max_grad_norm=null"
 KEPT = Path("runs/new_tasks")
@@ -105,12 +103,13 @@ class Plan:
         return sorted(set(found), key=lambda cell: (cell.kind != "refit", -cell.count))
 
 
+COUNTS = (1, 2, 4, 8, 16, 32)
 EMBEDDED_PLAN = Plan(
-    counts=(1, 2, 4, 8, 16, 32),
+    counts=COUNTS,
     rule_counts=(1, 4, 16),
     spreads=tuple((count, batches, clipped) for count in (1, 8) for batches in (1, 4, 16) for clipped in (True, False)),
 )
-FILE_PLAN = Plan(counts=(1, 2, 4, 8), rule_counts=(1, 4))
+FILE_PLAN = Plan(counts=COUNTS, rule_counts=(1, 4))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -139,7 +138,7 @@ class Work:
             for k, task in enumerate(tasks)
             for split in ("train", "validation", "test")
         }
-        large = [task for task in tasks if len(self.pool(task)) >= POOL]
+        large = [task for task in tasks if len(self.pool(task)) >= COUNTS[-1]]
         self.new = sorted(np.random.default_rng(0).permutation(large)[: len(tasks) // 3].tolist())
         self.run = [task for task in tasks if task not in self.new]
         self.folder = KEPT / self.corpus.name
