@@ -7,7 +7,7 @@ done. Each step can be repeated, so that the same command finishes what was cut 
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_doc
 from bora_sweep.errors import InputError, one_line, plural
 from bora_sweep.model.peft_io import TASKS
 from bora_sweep.report import write_report
-from bora_sweep.runs.folder import FORGETTING, command_of, config_of, create_run
+from bora_sweep.runs.folder import ADD, FORGETTING, command_of, config_of, create_run
 from bora_sweep.runs.results import read_table, refuse_no_run, trial_rows
 from bora_sweep.runs.run_lock import run_lock
+from bora_sweep.runs.source import SOURCE, read_source, write_source
 from bora_sweep.runs.storage import (
     Folder,
     exists,
@@ -33,8 +34,9 @@ from bora_sweep.runs.storage import (
     write_bytes,
 )
 from bora_sweep.serve.shorten_export import shorten_export, tasks_of_export
+from bora_sweep.trials.add import START
 from bora_sweep.trials.fingerprints import read_fingerprints, write_fingerprints
-from bora_sweep.trials.leaving import Leaving, take_out
+from bora_sweep.trials.leaving import Leaving, shorten_adapters, take_out
 from bora_sweep.trials.tracking import FOLDER as TRACKING
 
 STUDY = "optuna"
@@ -44,6 +46,7 @@ CARRIES = (
     "Theta and the other tasks' adapters were fitted with the text that left too, and may still carry something of it; "
     "Theta is near the mean of all adapters, so one that left can roughly be computed from Theta and the others"
 )
+ADDED = "no other adapter here was fitted with the text that left: an add holds Theta, and fits each task alone"
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,13 @@ def _forget_in_run(run: Folder, names: tuple[str, ...]) -> Forgotten:
         data = {} if config is None else _changes(run, config, asked)
         ids = [] if record is None else record.loc[record["task"].isin(asked.own), "document_id"]
         rows = trial_rows(run)
+        leaving = Leaving(frozenset(asked.own), frozenset(ids), data)
         for row in rows:
-            take_out(run, row, Leaving(frozenset(asked.own), frozenset(ids), data))
+            take_out(run, row, leaving)
+        if exists(run / SOURCE):
+            shorten_adapters(run / START, leaving)
+            source = read_source(run)
+            write_source(run, replace(source, refreshed=[task for task in source.refreshed if task not in asked.own]))
         config = None if config is None else with_values(config, data=data)
         notes = _notes(run, config, rows)
         _remove_what_sums_up(run)
@@ -246,12 +254,12 @@ def _notes(run: Folder, config: Config | None, rows: Sequence[dict[str, Any]]) -
     if not isinstance(run, Path):
         notes.append(f"to fit anew, first copy {run}/config.yaml here")
     others = "exports, copies, and runs whose data.split_from was this one are as they were"
-    return [*notes, others, CARRIES]
+    return [*notes, others, CARRIES if config.method != ADD else ADDED]
 
 
 def _refit(run: Folder, config: Config, asked: _Request) -> str | None:
     """The command that fits anew what is left, with each document in its split."""
-    if asked.left < 2:
+    if asked.left < 2 or config.method == ADD:
         return None
     data = config.data
     place = str(run.absolute()) if isinstance(run, Path) else str(run)

@@ -82,6 +82,7 @@ def prepare_add(
     loaded = load_trial(source, trial)
     _check_trial(source, loaded)
     defaults = config_to_add(loaded)
+    _refuse_moves(settings)
     config, folder = new_run([defaults, *settings], ADD)
     _check_settings(source, settings, config, defaults)
     console.print(f"run folder: {escape(str(folder))}")
@@ -121,6 +122,17 @@ def _reopen(run: str | Folder | None, settings: Sequence[Setting], console: Cons
     return PreparedRun(
         config=config, run=folder, corpus=tokenized, groups=[], record=None, fingerprints=before or now, resumed=True
     )
+
+
+def _refuse_moves(settings: Sequence[Setting]) -> None:
+    """Refuse keys that say which tasks a step moves: each of an `add` moves all of its tasks."""
+    given = flatten(explicit_settings(settings))
+    for key in ("train.update", "train.bank", "train.tasks_per_batch"):
+        if key in given:
+            raise InputError(
+                f"{key}={given[key]}: each step of an add moves all of its tasks, on the device; drop it, and give "
+                "thousands of new tasks in several files"
+            )
 
 
 def _check_trial(run: Folder, loaded: "LoadedTrial") -> None:
@@ -245,8 +257,11 @@ def _read_corpus(
 
 def _check_tasks(run: Folder, loaded: "LoadedTrial", corpus: "Corpus", *, refresh: bool) -> list[str]:
     """The tasks that are fitted anew; refuses tasks that have an adapter already, unless they are to be."""
-    path, known = corpus.record, [task for task in corpus.tasks if task in loaded.theta_of]
-    trained = set(path.loc[path["carried"] & (path["split"] == "train"), "task"])
+    from bora_sweep.data.known_documents import DOCUMENTS, read_documents
+
+    known = [task for task in corpus.tasks if task in loaded.theta_of]
+    record = read_documents(run) if exists(run / DOCUMENTS) else corpus.record.loc[corpus.record["carried"]]
+    trained = set(record.loc[record["split"] == "train", "task"])
     elsewhere = [task for task in corpus.tasks if task in trained and task not in loaded.theta_of]
     if elsewhere:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_documents_that_the_run_trained_on_are_never_scored(run, corpus_file, tm
     assert json.loads((out / "added_to.json").read_text())["refreshed"] == ["ann"]
 
 
-def test_an_add_may_stand_on_an_add(added, tmp_path, capsys):
+def test_an_add_may_stand_on_an_add(added, corpus_file, tmp_path, capsys):
     make_frame({"hal": 2}, seed=7).to_parquet(tmp_path / "hal.parquet")
     assert main(["add", str(added), str(tmp_path / "hal.parquet"), *QUICK, f"output={tmp_path / 'second'}"]) == 0
     first, second = (load_adapters(folder / "trials" / "add")[0] for folder in (added, tmp_path / "second"))
@@ -199,6 +200,8 @@ def test_an_add_may_stand_on_an_add(added, tmp_path, capsys):
     make_frame({"ann": 2}, seed=7).to_parquet(tmp_path / "ann.parquet")
     capsys.readouterr()
     assert main(["add", str(added), str(tmp_path / "ann.parquet"), f"output={tmp_path / 'third'}"]) == 2
+    assert "a run that" in " ".join(capsys.readouterr().err.split())
+    assert main(["add", str(added), str(corpus_file), f"output={tmp_path / 'fourth'}"]) == 2  # the very same documents
     assert "a run that" in " ".join(capsys.readouterr().err.split())
 
 
@@ -216,6 +219,8 @@ def test_an_add_may_stand_on_an_add(added, tmp_path, capsys):
         (["{run}", "{new}", "model.max_tokens=8"], "model.max_tokens=8"),
         (["{run}", "{new}", "ray.workers_per_trial=2"], "ray.workers_per_trial=2"),
         (["{run}", "{new}", "train.padding=scored"], "train.padding=scored"),
+        (["{run}", "{new}", "train.bank=host"], "train.bank=host: each step of an add"),
+        (["{run}", "{new}", "train.tasks_per_batch=1"], "train.tasks_per_batch=1: each step of an add"),
         (["{run}", "{new}", "data.path={new}"], "names the documents too"),
         (["{run}", "{new}", "data.text_column=words"], "words"),
         (["{run}", "{old}"], "task 'ann' (and 3 tasks more)"),
@@ -258,3 +263,26 @@ def _edit(path: Path, part: str) -> None:
     content = json.loads(path.read_text())
     content[part] = dict.fromkeys(content[part], "0" * 64)
     path.write_text(json.dumps(content))
+
+
+def test_a_task_that_was_fitted_anew_leaves_with_the_adapter_that_it_began_from(run, corpus_file, tmp_path):
+    assert main(["add", str(run), str(corpus_file), "--refresh", *QUICK, f"output={tmp_path / 'again'}"]) == 0
+    begun = load_adapters(tmp_path / "again" / "start")[1]["tasks"]
+    assert "ann" in begun
+    assert main(["forget", str(tmp_path / "again"), "--task", "ann"]) == 0
+    tensors, about = load_adapters(tmp_path / "again" / "start")
+    assert about["tasks"] == [task for task in begun if task != "ann"]
+    assert len(tensors["theta_KP"]) == len(begun) - 1
+    assert "ann" not in json.loads((tmp_path / "again" / "added_to.json").read_text())["refreshed"]
+
+
+def test_a_task_leaves_an_add_and_no_refit_is_needed(added, tmp_path, capsys):
+    shutil.copytree(added, tmp_path / "copy")
+    gone, *kept = load_adapters(added / "trials" / "add")[1]["tasks"]
+    assert main(["forget", str(tmp_path / "copy"), "--task", gone]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no other adapter here was fitted with the text that left" in printed
+    assert "bora-sweep" not in printed
+    tensors, about = load_adapters(tmp_path / "copy" / "trials" / "add")
+    assert about["tasks"] == kept
+    assert torch.equal(tensors["theta_KP"], load_adapters(added / "trials" / "add")[0]["theta_KP"][1:])

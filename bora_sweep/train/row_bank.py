@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from bora_sweep.config import Bank
+from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import StorageFullError, cache_folder
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class RowBank:
         dtype: Of the numbers.
 
     Raises:
+        InputError: Files cannot be made where banks on a disk belong.
         StorageFullError: The disk has no space for the bank.
     """
 
@@ -249,10 +251,16 @@ def _zeros_on_disk(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
     All its space is taken at once: a page that finds no space later would kill the process.
     """
-    folder = cache_folder() / "banks"
-    folder.mkdir(parents=True, exist_ok=True)
-    size = shape[0] * shape[1] * dtype.itemsize
-    with tempfile.TemporaryFile(dir=folder) as file:
+    folder, size = cache_folder() / "banks", shape[0] * shape[1] * dtype.itemsize
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(
+            f"train.bank=disk: {folder} cannot be written to ({error.strerror}); set BORA_SWEEP_CACHE to a folder on a "
+            "disk of this machine"
+        ) from None
+    with opened as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:

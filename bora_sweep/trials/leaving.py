@@ -84,7 +84,7 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
     for folds in list_files(folder, "unseen-*"):  # fits that left tasks out, and what those scored
         remove_folder(folds)
     if is_finished:
-        _shorten_adapters(folder, leaving)
+        shorten_adapters(folder, leaving)
         for table in BY_TASK:
             _shorten_table(run, table, trial_id, leaving)
         remove_table(run, "curves", trial_id)
@@ -99,7 +99,7 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
         write_table(run, "trials", trial_id, [changed])
 
 
-def _shorten_adapters(folder: Folder, leaving: Leaving) -> None:
+def shorten_adapters(folder: Folder, leaving: Leaving) -> None:
     """Remove the tasks' rows, and their names."""
     if not exists(folder / ADAPTERS):
         return

@@ -17,6 +17,7 @@ from bora_sweep.errors import one_line
 from bora_sweep.model.base import load_tokenizer
 from bora_sweep.runs.results import read_trial_row, write_table
 from bora_sweep.runs.storage import Folder, StorageFullError
+from bora_sweep.train.checkpoint import drop_checkpoints
 from bora_sweep.train.distributed.process_group import from_rank_zero, is_rank_zero
 from bora_sweep.train.fit import fit_pack
 from bora_sweep.train.methods.tau_estimate import estimate_tau
@@ -187,6 +188,8 @@ def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]
     for trial_id, row in opened.items():
         if row["status"] != "finished":
             write_table(run, "trials", trial_id, [row])
+        else:  # a process that was killed right after its end left them
+            drop_checkpoints(run / "trials" / trial_id)
     return opened
 
 

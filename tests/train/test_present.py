@@ -246,6 +246,13 @@ def test_a_full_disk_is_one_message_and_takes_nothing(monkeypatch):
         RowBank(10, 100, "disk", torch.device("cpu"), torch.float32)
 
 
+def test_a_folder_that_holds_no_files_is_one_message(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BORA_SWEEP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"train.bank=disk: .* cannot be written to .*; set BORA_SWEEP_CACHE"):
+        RowBank(10, 100, "disk", torch.device("cpu"), torch.float32)
+
+
 def test_a_bank_on_disk_leaves_no_file(tmp_path):
     bank = RowBank(10, 100, "disk", torch.device("cpu"), torch.float32)
     bank.set(BEST, torch.ones(10, 100))
