@@ -220,7 +220,7 @@ def _read_corpus(
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
     print_notes([*corpus.notes, *token_notes(tokenized)], console)
     console.print(
-        f"{escape(corpus.name)}: {len(corpus.tasks)} tasks, {len(corpus.documents):,} documents, "
+        f"{escape(corpus.name)}: {len(corpus.tasks):,} tasks, {len(corpus.documents):,} documents, "
         f"{tokenized.num_tokens('train'):,} tokens to train on"
     )
     return corpus, tokenized, None if is_recorded else corpus.record

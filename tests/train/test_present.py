@@ -26,6 +26,7 @@ from bora_sweep.train.present import PresentHierarchy, PresentTasks
 from bora_sweep.train.row_bank import BEST, DELTA, RowBank
 from bora_sweep.train.state import Fit, FitSpec
 from bora_sweep.train.step import step
+from bora_sweep.trials.trial import Trial, run_trial
 
 PLACES = ["device", "host", "disk"]
 
@@ -235,6 +236,18 @@ def test_a_fit_goes_on_with_its_tasks_in_another_order(tmp_path):
         fit(make_config(*settings), other, make_base(), tmp_path, check_stop=_StopAfter(3))
     resumed, whole = fit(make_config(*settings), other, make_base(), tmp_path), whole_fit(*settings)
     torch.testing.assert_close(resumed.theta_KP, whole.theta_KP[order], rtol=0, atol=1e-9)
+
+
+def test_what_a_kill_right_after_the_end_left_goes_with_a_resume(tmp_path):
+    trial = Trial("fit", make_config(*settings_of("host", "prior.tau=10", "model.dtype=float64")))
+    before = run_trial(trial, make_corpus(), make_base, tmp_path)
+    folder = tmp_path / "trials" / "fit"
+    for name in ("checkpoint-000000006", "rows-000000001"):
+        (folder / f"{name}.safetensors").touch()
+        (folder / f".{name}.safetensors.1.part").touch()
+    again = run_trial(trial, make_corpus(), make_base, tmp_path)
+    assert {name: again[name] for name in before} == before
+    assert [file.name for file in folder.iterdir()] == ["adapters.safetensors"]
 
 
 def test_a_full_disk_is_one_message_and_takes_nothing(monkeypatch):
