@@ -135,6 +135,11 @@ def test_the_report_says_what_the_tables_say(added):
     assert frame.loc["eve", "difference"] == pytest.approx(change)
     assert frame.loc["eve", "low"] < change < frame.loc["eve", "high"]
     assert frame.loc[["fay", "gus"], "difference"].isna().all()
+    report = (added / "report" / "report.md").read_text()
+    for task, documents in frame["train_documents"].items():
+        row = next(line for line in report.split("\n") if line.startswith("| ") and f": {task}" in line)
+        fewest, _, most = row.split("|")[1].strip().partition("–")
+        assert int(fewest) <= documents <= int(most or fewest)
 
 
 def test_an_interrupted_add_goes_on_without_the_run(run, new_file, added, tmp_path, capsys, monkeypatch):

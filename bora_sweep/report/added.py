@@ -32,8 +32,13 @@ from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.source import Source, read_source
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
 
+CURVE = {1: (-3.4, -0.2), 2: (-6.7, -0.2), 4: (-8.6, -0.3), 8: (-11.1, -0.6), 16: (-14.7, -1.0), 32: (-16.9, -1.6)}
+"""Change of test perplexity from Theta to an own adapter, in %, by training documents: on the embedded corpus, and on
+speakers of Shakespeare (`benchmarks/results/new_tasks.md`)."""
 MOST_ROWS = 40
 """Tasks of the table; of more, those that gain most and least."""
+MOST_NAMES = 3
+"""Tasks that a row of the curve names."""
 
 
 def is_added(results: Results) -> bool:
@@ -67,6 +72,7 @@ def write_added_report(run: Folder) -> Folder:
         _tasks(tasks),
         "## What to expect",
         _evidence(source),
+        _curve(tasks),
     ]
     page = run / "report" / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
@@ -214,6 +220,32 @@ def _evidence(source: Source) -> str:
         f"{markdown_table(Table(columns, rows))}\n\nWhat an adapter of its own changed in the test perplexity of each "
         f"task of `{source.run}`, from one model for all (τ = ∞) to trial {trial}. These tasks were part of that run, "
         "so that its Θ knows them; a new task may gain more, and has its own documents alone."
+    )
+
+
+def _curve(tasks: pd.DataFrame) -> str:
+    """Where each new task stands on the curve of the benchmark, by its documents."""
+    sizes, count_T = list(CURVE), tasks["train_documents"].to_numpy()
+    row_T = np.searchsorted(sizes, count_T, side="right") - 1
+    rows = []
+    for row, (fewest, changes) in enumerate(CURVE.items()):
+        here = tasks.loc[row_T == row, "task"].tolist()
+        named = ", ".join(here) if len(here) <= MOST_NAMES else ""
+        documents = f"{fewest}–{2 * fewest - 1}" if fewest > 1 else "1"
+        documents = f"{fewest} or more" if fewest == sizes[-1] else documents
+        rows.append(
+            [
+                documents,
+                number_text(len(here)) + (f": {named}" if named else ""),
+                *(change_text(change / 100) for change in changes),
+            ]
+        )
+    columns = ["training documents", "new tasks here", "embedded corpus", "speakers"]
+    return (
+        f"{markdown_table(Table(columns, rows))}\n\nWhere the new tasks stand on a curve that was measured elsewhere: "
+        "what an own adapter changed in test perplexity, from Θ, for tasks that came after a run. The last two columns "
+        "have tasks of 1, 2, 4, … documents: of the embedded corpus (τ = 316), which differ much, and four speakers of "
+        "Shakespeare (τ = 3,160), which differ little (`benchmarks/results/new_tasks.md`)."
     )
 
 
