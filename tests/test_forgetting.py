@@ -194,9 +194,8 @@ def test_what_stays_is_as_it_was_and_sums_are_over_it(run):
             assert row[f"{split}_nll_nats"] == pytest.approx(math.fsum(documents["nll_nats"]), rel=1e-12)
             mean = math.fsum(documents["nll_nats"]) / documents["num_tokens"].sum()
             assert row[f"{split}_perplexity"] == pytest.approx(math.exp(mean), rel=1e-12)
-            of_task = documents.groupby("task")
-            nats_T, tokens_T = (of_task[name].sum().to_numpy() for name in ("nll_nats", "num_tokens"))
-            macro = np.exp(nats_T / tokens_T).mean()
+            sums = pd.pivot_table(documents, index="task", values=["nll_nats", "num_tokens"], aggfunc="sum")
+            macro = np.exp(sums["nll_nats"].to_numpy() / sums["num_tokens"].to_numpy()).mean()
             assert row[f"{split}_macro_perplexity"] == pytest.approx(macro, rel=1e-12)
             scored = after.predictions[
                 (after.predictions["trial_id"] == trial_id) & (after.predictions["split"] == split)]  # fmt: skip
