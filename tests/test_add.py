@@ -59,6 +59,8 @@ def test_it_leaves_two_trials_the_tasks_adapters_and_the_theta_of_the_run(run, a
     assert trials["tau"].to_dict() == {"add": 100.0, "global": np.inf}
     assert set(trials["status"]) == {"finished"}
     assert trials.loc["global", "train_tokens"] == 0 < trials.loc["add", "train_tokens"]
+    train = {name: json.loads(row)["train"] for name, row in trials["config_json"].items()}["add"]
+    assert train["max_grad_norm"] is None  # a clip would move the MAP
     (source,) = set(trials["started_from"])
     assert source == str(run / "trials" / "fit")
     banks, about = load_adapters(added / "trials" / "add")

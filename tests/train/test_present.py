@@ -20,11 +20,12 @@ from bora_sweep.train import checkpoint, row_bank
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.fit import fit, fit_pack
 from bora_sweep.train.make_trainer import make_trainer
+from bora_sweep.train.memory import FitMemory
 from bora_sweep.train.optim import make_optimizer, map_step
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.present import PresentHierarchy, PresentTasks
 from bora_sweep.train.row_bank import BEST, DELTA, RowBank
-from bora_sweep.train.state import Fit, FitSpec
+from bora_sweep.train.state import Fit, FitSpec, StepReport
 from bora_sweep.train.step import step
 from bora_sweep.trials.trial import Trial, run_trial
 
@@ -156,6 +157,54 @@ class _StopAfter:
         self.left -= 1
         if self.left == 0:
             raise Interrupted
+
+
+@pytest.mark.parametrize(("place", "tau"), [("host", "10"), ("disk", "0")])
+def test_the_best_epoch_before_a_stop_is_not_lost(place, tau, tmp_path):
+    """The fit gets no better after it, so that what it ends with is in the checkpoint alone."""
+    settings = settings_of(place, f"prior.tau={tau}", "train.learning_rate=0.3", "train.max_epochs=6")
+    whole = whole_fit(*settings)
+    assert whole.state.best_epoch < whole.state.epoch
+
+    def stop(report: StepReport) -> None:
+        if report.epoch > whole.state.best_epoch:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(make_config(*settings), make_corpus(), make_base(), tmp_path, on_step=stop)
+    assert list(tmp_path.glob("checkpoint-*"))
+    same_fit(whole, fit(make_config(*settings), make_corpus(), make_base(), tmp_path))
+
+
+def test_a_checkpoint_has_the_rows_that_have_changed_since_the_last_and_no_others():
+    torch.manual_seed(0)
+    bank = RowBank(6, 5, "host", torch.device("cpu"), torch.float64)
+    bank.set(DELTA, torch.randn(2, 5), np.array([1, 4]))
+    bank.set(BEST, torch.randn(1, 5), np.array([3]))
+    assert (bank.changes()["tasks"].tolist(), bank.changes()["best.tasks"].tolist()) == ([1, 4], [3])
+    bank.written()
+    bank.hold_for_step(np.array([5, 0, 5])).banks[DELTA].fill_(7.0)
+    bank.note_step()
+    bank.keep_best(np.array([0, 4]))
+    found = bank.changes()
+    assert (found["tasks"].tolist(), found["best.tasks"].tolist()) == ([0, 5], [0, 4])
+    assert (found[DELTA] == 7.0).all()
+    assert torch.equal(found[BEST], bank.banks[DELTA][[0, 4]])
+
+
+def test_what_is_planned_for_the_device_is_what_lies_there():
+    """Theta with two moments, and the rows of two batches with theirs; on the host all rows and the best ones."""
+    config, base = make_config(*settings_of("host", "prior.tau=10", "train.tasks_per_batch=2")), make_base()
+    with Pack(config, make_corpus(), base, make_accelerator(config)) as pack:
+        trainer = make_trainer(config, pack)
+        assert trainer.bank is not None
+        trainer.begin_epoch([np.array([0])])
+        rows = [trainer.bank.hold_for_step(np.array([0, 1]), np.array([1, 2])), trainer.bank._next[1].result()]
+        held = sum(bank.nbytes for part in rows for name, bank in part.banks.items() if name != "step")
+        planned, theta = FitMemory(config, base, pack.layout, 16), trainer.hierarchy.mean_P.nbytes
+        assert planned.step(3, 3).banks == held + 3 * theta
+        whole = [bank for name, bank in trainer.bank.banks.items() if name != "step"]
+        assert planned.host_bytes(3) == sum(bank.nbytes for bank in whole)
 
 
 @pytest.mark.parametrize("calls", [3, 5, 12])
