@@ -93,6 +93,21 @@ def test_a_bank_taken_in_blocks_steps_as_a_whole_one(monkeypatch, shape):
     assert not torch.equal(ended[0], start_KP)
 
 
+def test_moments_decay_at_a_rows_pace_as_in_as_many_steps_without_a_gradient():
+    start_KP, gradient_KP, optimizers = draw(2, 4), draw(2, 4), []
+    for paces in ([torch.tensor([[3.0], [1.0]], dtype=torch.float64)], [1.0, 1.0, 1.0]):
+        bank = nn.Parameter(start_KP.clone())
+        optimizer = ProximalAdam([{"params": [bank]}], lr=0.1)
+        optimizer.state[bank]["step"] = torch.zeros(2, 1, dtype=torch.float64)
+        for gradient, pace in [(gradient_KP, 1.0), *((0 * gradient_KP, pace) for pace in paces)]:
+            optimizer.param_groups[0]["pace"] = pace * torch.ones(2, 1, dtype=torch.float64)
+            bank.grad = gradient.clone()
+            optimizer.step()
+        optimizers.append(optimizer.state[bank])
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        torch.testing.assert_close(optimizers[0][name][0], optimizers[1][name][0], rtol=1e-12, atol=0)
+
+
 class HierarchicalRegression:
     """y_d = X_d theta_d + noise, nll_d = 1/2 ||y_d - X_d theta_d||^2, with the prior of Eq. 5: a linear system."""
 
