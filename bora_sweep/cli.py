@@ -5,33 +5,34 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 
 from rich.markup import escape
 
-from bora_sweep import __version__, commands
+from bora_sweep import __version__
+from bora_sweep.commands import (
+    add,
+    common,
+    describe,
+    export,
+    fit,
+    forget,
+    generate,
+    plan,
+    report,
+    status,
+    sweep,
+)
 from bora_sweep.config.help import describe_keys
 from bora_sweep.errors import InputError, one_line
 
 KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
-RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
-ADD_KEYS = ("tracking", "output")
-FIT_TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
-SWEEP_TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
-ADD_TEXT = "Fit adapters for tasks that a run has not seen, under its Theta and tau, by their documents alone."
-PLAN_TEXT = "Reckon whether a fit fits on a card, before one is rented. No weights and no GPU are needed."
-REPORT_TEXT = "Write tables, figures and a page of a run, finished or not."
-STATUS_TEXT = "Show the progress of a run: its trials, the best so far, the time left."
-EXPORT_TEXT = "Write a trial's adapters as PEFT folders: one for each task, and _global for what they share."
-GENERATE_TEXT = "Generate text from adapters of tasks, beside that of _global and of the base model."
-FORGET_TEXT = """Take tasks out of a run or an export: their adapters, scores and documents' names.
-
-Sums over tasks are made anew of those that stay; what cannot be made anew goes, and the command says so. The report is
-written again. It asks nothing, and nothing brings the tasks back but a copy. Theta and the other adapters stay as they
-are: they were fitted with the tasks' text too. The command ends with the one that fits anew without them.
-
-Cut off, it is finished by the same command; until then the run cannot be resumed."""
-DESCRIBE_TEXT = "Show the tasks, documents, tokens and splits of a corpus, and what may be wrong with it."
+COMMANDS = {
+    "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status, "export": export,
+    "generate": generate, "forget": forget,
+}  # fmt: skip
+"""In the order of the help."""
 
 
 class _Once(argparse.Action):
@@ -66,16 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return parsed.command(parsed)
     except InputError as error:
-        commands.err.print(f"[bold red]error:[/] {escape(str(error))}")
-        return commands.WRONG_INPUT
+        common.err.print(f"[bold red]error:[/] {escape(str(error))}")
+        return common.WRONG_INPUT
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        commands.err.print(f"[bold red]failed:[/] {escape(one_line(error))}")
-        return commands.FAILED
+        common.err.print(f"[bold red]failed:[/] {escape(one_line(error))}")
+        return common.FAILED
     except KeyboardInterrupt:
-        commands.err.print("interrupted")
-        return commands.INTERRUPTED
+        common.err.print("interrupted")
+        return common.INTERRUPTED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,125 +100,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bora-sweep {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    fit = _add(subparsers, "fit", commands.fit, FIT_TEXT, [*RUN_KEYS, "init_from", "method"])
-    sweep = _add(subparsers, "sweep", commands.sweep, SWEEP_TEXT, [*RUN_KEYS, "search", "ray"])
-    _add_settings(fit, "prior.tau=100")
-    _add_settings(sweep, "search.num_trials=12")
-    _add_add_options(_add(subparsers, "add", commands.add, ADD_TEXT, ["data", "train", "metrics", "metric", *ADD_KEYS]))
-    plan = _add(
-        subparsers, "plan", commands.plan, PLAN_TEXT, ["data", "model", "lora", "prior", "train", "search", "ray"]
-    )
-    _add_plan_options(plan)
-    _add_report_options(_add(subparsers, "report", commands.report, REPORT_TEXT))
-    _add_status_options(_add(subparsers, "status", commands.status, STATUS_TEXT))
-    _add_export_options(_add(subparsers, "export", commands.export, EXPORT_TEXT))
-    _add_generate_options(_add(subparsers, "generate", commands.generate, GENERATE_TEXT))
-    _add_forget_options(_add(subparsers, "forget", commands.forget, FORGET_TEXT))
-    data = _add(subparsers, "data", commands.describe, "Inspect a corpus.")
-    describe = _add(
-        data.add_subparsers(metavar="COMMAND", required=True), "describe", commands.describe, DESCRIBE_TEXT, ["data"]
-    )
-    text = "corpora, YAML files, and settings such as data.min_documents=20"
-    describe.add_argument("settings", nargs="*", metavar="FILE|key=value", help=text)
+    for name, command in COMMANDS.items():
+        _add(subparsers, name, command)
+    data = subparsers.add_parser("data", help="Inspect a corpus.", description="Inspect a corpus.")
+    _add(data.add_subparsers(metavar="COMMAND", required=True), "describe", describe)
     return parser
 
 
-def _add(subparsers, name: str, command: Callable[[argparse.Namespace], int], text: str, sections: Sequence[str] = ()):
-    """Add a command, whose help lists the keys of these sections of the configuration."""
-    keys = f"{KEYS}\n{describe_keys(sections)}" if sections else None
-    first_line = text.partition("\n")[0]
+def _add(subparsers, name: str, command: ModuleType) -> None:
+    """Add a command, whose help lists the keys of its sections of the configuration."""
+    sections = getattr(command, "SECTIONS", None)
     added = subparsers.add_parser(
-        name, help=first_line, description=text, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=command.TEXT.partition("\n")[0],
+        description=command.TEXT,
+        epilog=f"{KEYS}\n{describe_keys(sections)}" if sections else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    added.set_defaults(command=command)
-    return added
-
-
-def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
-    text = f"YAML files, merged left to right, then settings such as {example}"
-    parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
-    text = "resume a run: that of output=RUN, else the newest in runs/"
-    parser.add_argument("--resume", action="store_true", help=text)
-
-
-def _add_add_options(parser: argparse.ArgumentParser) -> None:
-    text = (
-        "the run's folder, a file or folder of the new tasks' documents, YAML files, and settings over the run's, such "
-        "as output=runs/new"
-    )
-    parser.add_argument("settings", nargs="*", metavar="RUN FILE|key=value", help=text)
-    text = "a finished trial of the run; default: best on validation"
-    parser.add_argument("--trial", default="best", metavar="ID", help=text)
-    text = "tasks that the run has too are fitted anew, from their adapters there"
-    parser.add_argument("--refresh", action="store_true", help=text)
-    text = "resume an add: that of output=…, else the newest in runs/; RUN and FILE are known"
-    parser.add_argument("--resume", action="store_true", help=text)
-
-
-def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    text = "YAML files and settings of the fit, such as model.name=facebook/opt-350m; with data.path its tasks count"
-    parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
-    text = "the card's memory, such as 24GB, or its name, such as l4; exit code 1: the fit does not fit"
-    parser.add_argument("--card", required=True, metavar="SIZE|NAME", help=text)
-    text = "number of tasks; default: those of the corpus, 25 without one"
-    parser.add_argument("--tasks", type=int, metavar="N", help=text)
-
-
-def _add_report_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--open", action="store_true", help="also show the page, RUN/report/index.html, in a browser")
-    parser.add_argument("--against", choices=["paper"], help="also compare the run with the paper's results")
-
-
-def _add_status_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run's folder, also at s3://… or gs://…")
-    text = "show it again after so many seconds, until no process works on the run"
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help=text)
-
-
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    _add_trial(parser)
-    parser.add_argument("out", metavar="OUT", help="a new or empty folder for adapters, model cards and tasks.json")
-    parser.add_argument("--task", nargs="+", action="extend", metavar="NAME", help="only these tasks; default: all")
-    form = parser.add_mutually_exclusive_group()
-    text = "write full models: the base model with the adapter merged into its weights"
-    form.add_argument("--merge", action="store_true", help=text)
-    text = "write all tasks into one file, adapters.safetensors, with each task's row in tasks.json"
-    form.add_argument("--bank", action="store_true", help=text)
-
-
-def _add_generate_options(parser: argparse.ArgumentParser) -> None:
-    _add_trial(parser)
-    text = "the beginning of the text, or of a row with a prompt its prompt, or with --chat what the user says"
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=text)
-    text = "PROMPT is a user's message, written by the chat template; so it is where the run has conversations"
-    parser.add_argument("--chat", action="store_true", help=text)
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message before it")
-    text = "conversations, one JSON list of messages (or object with `messages`) per line; each is replied to"
-    parser.add_argument("--messages", metavar="FILE.jsonl", help=text)
-    text = "the value of a further column that data.prompt names; repeat the option for several"
-    parser.add_argument("--column", action="append", default=[], metavar="NAME=TEXT", help=text)
-    text = "a task, or _global for what all share; repeat the option for several"
-    parser.add_argument("--task", action="append", required=True, metavar="NAME", help=text)
-    text = "most tokens to generate; default: 64"
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=text)
-    text = "0 always takes the likeliest token; default: 1"
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help=text)
-    text = "random seed, the same for each adapter; default: 0"
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help=text)
-
-
-def _add_forget_options(parser: argparse.ArgumentParser) -> None:
-    text = "the folder of a run, also at s3://… or gs://…, or of an export"
-    parser.add_argument("run", metavar="RUN", help=text)
-    text = "a task that leaves, by its name; repeat the option for several. Left out: finish what was cut off"
-    parser.add_argument("--task", action="append", default=[], metavar="NAME", help=text)
-
-
-def _add_trial(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    text = "a finished trial; default: best on validation"
-    parser.add_argument("--trial", default="best", metavar="ID", help=text)
+    command.add_options(added)
+    added.set_defaults(command=command.run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""`bora-sweep fit`."""
+
+import argparse
+import json
+
+from rich.markup import escape
+
+from bora_sweep.commands.common import DONE, RUN_KEYS, add_settings, err, out, with_resume_hint
+
+TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
+SECTIONS = [*RUN_KEYS, "init_from", "method"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_settings(parser, "prior.tau=100")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Fit at one value of tau."""
+    from bora_sweep.launch import join_processes
+
+    with join_processes(parsed.settings, parsed.resume) as is_rank_zero:
+        err.quiet = out.quiet = not is_rank_zero
+        return _fit(parsed, is_rank_zero)
+
+
+def _fit(parsed: argparse.Namespace, is_rank_zero: bool) -> int:
+    from bora_sweep.launch import claim_run, run_fit
+    from bora_sweep.prepare import prepare_fit
+
+    prepared = prepare_fit(parsed.settings, parsed.resume, err)
+    if not is_rank_zero:
+        run_fit(prepared, err)
+        return DONE
+
+    def work() -> int:
+        with claim_run(prepared, "fit"):
+            row = run_fit(prepared, err)
+        if row["stopped_by"] == "divergence":
+            err.print(f"[yellow]ended at its best epoch:[/] {escape(row['error'])}")
+        test, epoch = row["test_perplexity"], row["best_epoch"]
+        means = json.loads(row["test_metrics"] or "{}")
+        shown = "".join(f", {escape(name)} {mean:.3f}" for name, mean in means.items())
+        out.print(f"test perplexity {test:.3f}{shown}, best epoch {epoch}, results in {escape(str(prepared.run))}")
+        return DONE
+
+    return with_resume_hint("fit", prepared.run, work)
