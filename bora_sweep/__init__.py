@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
     from bora_sweep.forgetting import forget
+    from bora_sweep.packing import pack
     from bora_sweep.report import Report
     from bora_sweep.runs.results import Results, read_results
     from bora_sweep.serve.export import export
@@ -33,13 +34,14 @@ __all__ = [
     "fit",
     "forget",
     "load_config",
+    "pack",
     "read_results",
     "sweep",
 ]
 
 _MODULES = {
     "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "add": "api",
-    "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config",
+    "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config", "pack": "packing",
     "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 

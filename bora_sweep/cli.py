@@ -19,6 +19,7 @@ from bora_sweep.commands import (
     fit,
     forget,
     generate,
+    pack,
     plan,
     report,
     status,
@@ -30,7 +31,7 @@ from bora_sweep.errors import InputError, one_line
 KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
     "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status, "export": export,
-    "generate": generate, "forget": forget,
+    "generate": generate, "pack": pack, "forget": forget,
 }  # fmt: skip
 """In the order of the help."""
 
@@ -83,8 +84,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed arguments. PROMPT and settings may follow options, where argparse would not take them all."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "prompt", "") is None:
-        parsed.prompt = rest.pop()
     if rest and hasattr(parsed, "settings") and not any(argument.startswith("-") for argument in rest):
         parsed.settings, rest = [*parsed.settings, *rest], []
     if rest:

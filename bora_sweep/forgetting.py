@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bora_sweep.config import Config, with_values
+from bora_sweep.config import Config, Setting, with_values
 from bora_sweep.config.yaml import dump_list
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
 from bora_sweep.errors import InputError, one_line, plural
 from bora_sweep.model.peft_io import TASKS
 from bora_sweep.report import write_report
 from bora_sweep.runs.folder import ADD, FORGETTING, command_of, config_of, create_run
+from bora_sweep.runs.places import INPUTS, MODEL, given_places, refuse_missing, with_places
 from bora_sweep.runs.results import read_table, refuse_no_run, trial_rows
 from bora_sweep.runs.run_lock import run_lock
 from bora_sweep.runs.source import SOURCE, read_source, write_source
@@ -35,7 +36,7 @@ from bora_sweep.runs.storage import (
 )
 from bora_sweep.serve.shorten_export import shorten_export, tasks_of_export
 from bora_sweep.trials.add import START
-from bora_sweep.trials.fingerprints import read_fingerprints, write_fingerprints
+from bora_sweep.trials.fingerprints import check_base_model, check_moved, read_fingerprints, write_fingerprints
 from bora_sweep.trials.leaving import Leaving, shorten_adapters, take_out
 from bora_sweep.trials.tracking import FOLDER as TRACKING
 
@@ -76,7 +77,7 @@ class _Request:
     """`report.md` or `paper.md`, the last page of the run's report; None without one."""
 
 
-def forget(run: str | Folder, tasks: str | Sequence[str] = ()) -> Forgotten:
+def forget(run: str | Folder, tasks: str | Sequence[str] = (), *, settings: Sequence[Setting] = ()) -> Forgotten:
     """Take tasks out of a run or an export: their adapters, their scores, and the names of their documents.
 
     Sums over tasks are made anew of those that stay. What cannot be made anew goes: learning curves, what an experiment
@@ -88,6 +89,8 @@ def forget(run: str | Folder, tasks: str | Sequence[str] = ()) -> Forgotten:
     Args:
         run: The folder of a run, also `s3://…` and `gs://…`, or of an export.
         tasks: The names of the tasks, or one name. None: finish what was cut off.
+        settings: Where the run's base and documents are now, such as `data.path=/new/speeches.parquet`: the same ones,
+            which are compared by their content. The run's configuration then names them.
 
     Returns:
         What was done, and the command that fits anew without the tasks.
@@ -97,18 +100,23 @@ def forget(run: str | Folder, tasks: str | Sequence[str] = ()) -> Forgotten:
             file in it is damaged. Before the first change, but for damaged files.
     """
     place, names = folder_at(run), (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
+    places = given_places(settings, "forget")
     if exists(place / TASKS) and not exists(place / "config.yaml"):
+        if places:
+            raise InputError(f"{next(iter(places))}: {place} is an export, which reads nothing else; drop it")
         _check(place, "export", names, own=tasks_of_export(place), known=(), left_before=())
         notes = shorten_export(place, names)
         return Forgotten(place, names, (*notes, CARRIES), None)
     refuse_no_run(place)
     with run_lock(place, command_of(place) or "sweep"):  # as `status` names it: no command resumes with this one's name
-        return _forget_in_run(place, names)
+        return _forget_in_run(place, names, places)
 
 
-def _forget_in_run(run: Folder, names: tuple[str, ...]) -> Forgotten:
+def _forget_in_run(run: Folder, names: tuple[str, ...], places: dict[str, str]) -> Forgotten:
     config = config_of(run) if exists(run / "config.yaml") else None
     asked = _request(run, names, config)
+    if places:
+        config = _moved(run, config, places)
     begun = {"tasks": asked.tasks, "own": asked.own, "report": asked.report}
     write_bytes(run / FORGETTING, json.dumps(begun).encode())
     record = read_documents(run) if exists(run / DOCUMENTS) else None
@@ -132,10 +140,25 @@ def _forget_in_run(run: Folder, names: tuple[str, ...]) -> Forgotten:
         write_documents(run, record.loc[~record["task"].isin(asked.tasks)])
     if asked.own and (fingerprints := read_fingerprints(run)) is not None:
         write_fingerprints(run, fingerprints.without(asked.own))
-    if asked.own and config is not None:
+    if config is not None and (asked.own or places):
         create_run(config, run)
     remove(run / FORGETTING)
     return Forgotten(run, asked.tasks, tuple(notes), None if config is None else _refit(run, config, asked))
+
+
+def _moved(run: Folder, config: Config | None, places: dict[str, str]) -> Config:
+    """The configuration with its inputs where they are now, which must be the same."""
+    key = next(iter(places))
+    if config is None:
+        raise InputError(f"{key}: {run} has no config.yaml that could name it; drop it")
+    if exists(run / FORGETTING):
+        raise InputError(f"{key}: tasks were being taken out of {run}, which was cut off; finish that without {key}")
+    config = with_places(config, places)
+    refuse_missing(run, config, places.keys())
+    check_moved(run, config, places.keys())
+    if MODEL in places:
+        check_base_model(run, config.model, config.data)
+    return config
 
 
 def _remove_what_sums_up(run: Folder) -> None:
@@ -155,6 +178,8 @@ def _request(run: Folder, names: tuple[str, ...], config: Config | None) -> _Req
     """
     begun = {"tasks": [], "own": [], "report": None}
     begun |= json.loads(read_bytes(run / FORGETTING)) if exists(run / FORGETTING) else {}
+    if packed := list_files(run / INPUTS, "data.*"):
+        raise InputError(f"{packed[0]}: holds the documents, of which no task can be taken out; remove it, and repeat")
     own = _tasks_of_run(run)
     recorded = set(read_documents(run)["task"]) if exists(run / DOCUMENTS) else set()
     before = () if config is None else config.data.exclude_tasks

@@ -25,10 +25,9 @@ from bora_sweep.data.split import SPLITS
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.placement import placed
 from bora_sweep.runs.folder import RUNS
-from bora_sweep.runs.storage import atomic_write
+from bora_sweep.runs.places import BASE, DATA, file_of_split
+from bora_sweep.runs.storage import atomic_write, give_usual_modes
 
-DATA, BASE = "data.parquet", "base"
-"""Names in the run's folder."""
 KEYS = {"train": "path", "validation": "validation_path", "test": "test_path"}
 """The key of section `data` that names a split's file."""
 ROW = "bora_sweep_row"
@@ -90,12 +89,7 @@ def _store_data(data: Any, run: Path, written: list[Path]) -> dict[str, str]:
         )
     if "train" not in data:
         raise InputError("data: a DatasetDict without the split 'train', so that there is nothing to learn from")
-    return {KEYS[str(split)]: _store_table(data[split], run / _file(str(split)), written) for split in data}
-
-
-def _file(split: str) -> str:
-    """The name of the file of a split."""
-    return DATA if split == "train" else f"{split}.parquet"
+    return {KEYS[str(split)]: _store_table(data[split], run / file_of_split(str(split)), written) for split in data}
 
 
 def _store_table(data: pd.DataFrame | datasets.Dataset, path: Path, written: list[Path]) -> str:
@@ -131,7 +125,11 @@ def take_out_of_data(run: Path, data: DataConfig, tasks: Collection[str]) -> dic
         What changes in section `data` of the configuration; None where the run has no data of its own.
     """
     given = {split: getattr(data, key) for split, key in KEYS.items()}
-    files = {split: run / _file(split) for split, path in given.items() if path and Path(path).name == _file(split)}
+    files = {
+        split: run / file_of_split(split)
+        for split, path in given.items()
+        if path and Path(path).name == file_of_split(split)
+    }
     files = {split: file for split, file in files.items() if file.is_file()}
     for split, file in files.items():
         _take_out_of_file(file, data, tasks, "" if split == "train" else f"{split}/")
@@ -173,6 +171,7 @@ def _store_model(model: Any, tokenizer: Any, run: Path, written: list[Path]) -> 
     written.append(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    give_usual_modes(folder)
     return settings | {"name": str(folder)}
 
 

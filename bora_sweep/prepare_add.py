@@ -28,6 +28,7 @@ from bora_sweep.errors import InputError, plural
 from bora_sweep.prepare import PreparedRun, check_base, check_run_tracker, print_notes
 from bora_sweep.process import gc_paused
 from bora_sweep.runs.folder import ADD, new_run, reopen_run
+from bora_sweep.runs.places import MODEL
 from bora_sweep.runs.source import Source, read_source
 from bora_sweep.runs.storage import Folder, exists, folder_at
 
@@ -79,7 +80,7 @@ def prepare_add(
         from bora_sweep.serve.load import load_trial
         from bora_sweep.trials.fingerprints import check_base_model, fingerprints_of
     source = folder_at(run)
-    loaded = load_trial(source, trial)
+    loaded = load_trial(source, trial, _base_elsewhere(settings))
     _check_trial(source, loaded)
     defaults = config_to_add(loaded)
     _refuse_moves(settings)
@@ -106,12 +107,12 @@ def prepare_add(
 
 
 def _reopen(run: str | Folder | None, settings: Sequence[Setting], console: Console) -> PreparedRun:
-    """An `add` that goes on; it needs nothing of the run that it stands on."""
+    """An `add` that goes on; it needs nothing of the run that it stands on, which may have moved."""
     with gc_paused():
         from bora_sweep.trials.fingerprints import check_unchanged, fingerprints_of, read_fingerprints
     config, folder = reopen_run(settings, ADD)
     began = read_source(folder)
-    if run is not None and _address(folder_at(run)) != began.run:
+    if run is not None and _address(folder_at(run)) != began.run and not _is_source(folder_at(run), began):
         raise InputError(f"{run}: the run was begun by adding to {began.run}; name that, or give another output")
     console.print(f"resuming: {escape(str(folder))}")
     check_run_tracker(config, folder)
@@ -122,6 +123,21 @@ def _reopen(run: str | Folder | None, settings: Sequence[Setting], console: Cons
     return PreparedRun(
         config=config, run=folder, corpus=tokenized, groups=[], record=None, fingerprints=before or now, resumed=True
     )
+
+
+def _base_elsewhere(settings: Sequence[Setting]) -> dict[str, str]:
+    """Where the run's base is now, if the settings say so; `check_base_model` compares it."""
+    name = flatten(explicit_settings(settings)).get(MODEL)
+    return {} if name is None else {MODEL: str(name)}
+
+
+def _is_source(run: Folder, began: Source) -> bool:
+    """Whether a run has what an `add` began with, wherever it is now. Its configuration may name other places since."""
+    with gc_paused():
+        from bora_sweep.trials.add import fingerprints_of_run
+    before, now = ({path: digest for path, digest in files.items() if path != "config.yaml"}
+                   for files in (began.fingerprints, fingerprints_of_run(run, began.trial_id)))  # fmt: skip
+    return before == now
 
 
 def _refuse_moves(settings: Sequence[Setting]) -> None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from bora_sweep.config import is_setting
 from bora_sweep.errors import InputError, one_line, redact
+from bora_sweep.runs.places import is_place
 from bora_sweep.runs.storage import Folder, StorageFullError, exists, read_bytes, write_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -42,6 +43,22 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     text = "a finished trial; default: best on validation"
     parser.add_argument("--trial", default="best", metavar="ID", help=text)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The settings of a command that uses what a run has: where the run's inputs are now."""
+    text = "where the base and the documents are now, if they have moved: model.name=…, data.path=…"
+    parser.add_argument("settings", nargs="*", metavar="KEY=PLACE", help=text)
+
+
+def refuse_place(tasks: Sequence[str]) -> None:
+    """Refuse a setting that an option of several names has taken for a name.
+
+    Raises:
+        InputError: There is one.
+    """
+    if (place := next(filter(is_place, tasks), None)) is not None:
+        raise InputError(f"--task {place}: is no task; write {place} before --task")
 
 
 def split_paths(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ import argparse
 
 from rich.markup import escape
 
-from bora_sweep.commands.common import DONE, out
+from bora_sweep.commands.common import DONE, add_places, out
 from bora_sweep.errors import plural
 
 TEXT = """Take tasks out of a run or an export: their adapters, scores and documents' names.
@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     text = "the folder of a run, also at s3://… or gs://…, or of an export"
     parser.add_argument("run", metavar="RUN", help=text)
+    add_places(parser)
     text = "a task that leaves, by its name; repeat the option for several. Left out: finish what was cut off"
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help=text)
 
@@ -28,7 +29,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Take tasks out of a run or an export, and say what is still there of them."""
     from bora_sweep.forgetting import forget as take_out
 
-    done = take_out(parsed.run, parsed.task)
+    done = take_out(parsed.run, parsed.task, settings=parsed.settings)
     names = ", ".join(repr(name) for name in done.tasks)
     out.print(escape(f"{done.place}: {plural(len(done.tasks), 'task')} taken out: {names}"))
     for note in done.notes:

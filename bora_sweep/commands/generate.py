@@ -5,7 +5,8 @@ import argparse
 from rich.markup import escape
 
 from bora_sweep.commands.common import DONE, add_trial, out
-from bora_sweep.errors import visible
+from bora_sweep.errors import InputError, visible
+from bora_sweep.runs.places import is_place
 from bora_sweep.runs.storage import folder_at
 
 TEXT = "Generate text from adapters of tasks, beside that of _global and of the base model."
@@ -14,8 +15,11 @@ TEXT = "Generate text from adapters of tasks, beside that of _global and of the 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_trial(parser)
-    text = "the beginning of the text, or of a row with a prompt its prompt, or with --chat what the user says"
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=text)
+    text = (
+        "PROMPT: the beginning of the text, or of a row with a prompt its prompt, or with --chat what the user says; "
+        "beside it where the base is now, if it has moved: model.name=…"
+    )
+    parser.add_argument("settings", nargs="*", metavar="PROMPT|model.name=PLACE", help=text)
     text = "PROMPT is a user's message, written by the chat template; so it is where the run has conversations"
     parser.add_argument("--chat", action="store_true", help=text)
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message before it")
@@ -38,11 +42,13 @@ def run(parsed: argparse.Namespace) -> int:
     from bora_sweep.serve.generate import Sampling, prompts_of
     from bora_sweep.serve.generate import generate as texts_of
 
+    places = [word for word in parsed.settings if is_place(word)]
+    prompt, *more = [word for word in parsed.settings if not is_place(word)] or [None]
+    if more:
+        raise InputError(f"PROMPT {more[0]!r}: is one too many; write quotes around a prompt of several words")
     sampling = Sampling(parsed.max_new_tokens, parsed.temperature, parsed.seed)
-    prompts = prompts_of(
-        parsed.prompt, chat=parsed.chat, system=parsed.system, file=parsed.messages, columns=parsed.column
-    )
-    replies = texts_of(folder_at(parsed.run), prompts, parsed.task, parsed.trial, sampling)
+    prompts = prompts_of(prompt, chat=parsed.chat, system=parsed.system, file=parsed.messages, columns=parsed.column)
+    replies = texts_of(folder_at(parsed.run), prompts, parsed.task, parsed.trial, sampling, settings=places)
     for number, (prompt, texts) in enumerate(replies):
         out.print(("\n" if number else "") + escape(visible(prompt.shown)))
         for name, text in texts:

@@ -25,7 +25,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from bora_sweep.config import SyntheticConfig
 from bora_sweep.data.synthetic import VOCABULARY, world_documents
 from bora_sweep.errors import InputError
-from bora_sweep.runs.storage import cache_folder
+from bora_sweep.runs.storage import cache_folder, give_usual_modes
 
 VERSION = 1
 """To be raised with any change of the folder's bytes: of the grammar, the tokeniser or the training below."""
@@ -83,23 +83,24 @@ def _key(seed: int, pretraining: Pretraining) -> str:
 def _write(folder: Path, config: SyntheticConfig, pretraining: Pretraining, progress: bool) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise InputError(
             f"{folder.parent}: the base model cannot be saved here ({error.strerror}); set BORA_SWEEP_CACHE to a "
             "folder that you may write to"
         ) from None
     try:
-        tokenizer = build_tokenizer()
+        tokenizer, part = build_tokenizer(), scratch / folder.name  # scratch itself is its owner's alone
         pretrain(config, tokenizer, pretraining, progress).save_pretrained(part)
         tokenizer.save_pretrained(part)
+        give_usual_modes(part)
         try:
             part.rename(folder)
         except OSError:
             if not folder.exists():  # if it exists, another process has written the same bytes first
                 raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,20 +1,34 @@
 """The folder of a run and the configuration in it: begin a new run, or reopen one."""
 
+import json
 import shlex
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_config, with_values
-from bora_sweep.errors import InputError
-from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_local, write_bytes
+from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_config
+from bora_sweep.errors import InputError, plural
+from bora_sweep.runs.places import (
+    DOCUMENTS,
+    MODEL,
+    PLACES,
+    moved_places,
+    refuse_missing,
+    with_absolute_paths,
+    with_own_inputs,
+)
+from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_bytes, read_local, write_bytes
 
 FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "search.unseen_folds", "tracking", "train.checkpoint_minutes")
-"""Beginnings of the keys that may change when a run is resumed."""
+"""Beginnings of the keys that may change when a run is resumed. Those of `bora_sweep.runs.places` may too, where the
+content is the same."""
 FIT = "fit"
 """The trial of a run that `fit` began."""
+FINGERPRINTS = "fingerprints.json"
+"""In a run's folder: digests of its inputs (`bora_sweep.trials.fingerprints`)."""
+PACKED = "packed.json"
+"""In a run's folder that a pack was made of (`bora_sweep.packing`): what was left out of it, as JSON."""
 FORGETTING = "forgetting.json"
 """In a run's folder while tasks are taken out of it (`bora_sweep.forgetting`): what is under way, as JSON."""
 GLOBAL, ADD = "global", "add"
@@ -29,7 +43,7 @@ def new_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folder]:
     Raises:
         InputError: The settings are wrong, the folder holds a run already, or it cannot be made.
     """
-    config = _with_absolute_paths(load_config(settings))
+    config = with_absolute_paths(load_config(settings))
     run = folder_at(config.output or RUNS / f"{datetime.now():%Y-%m-%dT%H-%M-%S}-{command}")
     _check_writable(run)
     if exists(run / "config.yaml"):
@@ -58,7 +72,8 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     Without `output` it is the newest run of `command` in `RUNS`.
 
     Raises:
-        InputError: There is no such run, or the settings would change what its results mean.
+        InputError: There is no such run, the settings would change what its results mean, or something that it needs
+            is not there.
     """
     output = load_config(settings).output
     dated = sorted(RUNS.glob(f"????-??-??T??-??-??-{command}/config.yaml"))
@@ -72,17 +87,38 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
             f"output={run}: tasks are being taken out of this run, which was cut off; first run bora-sweep forget "
             f"{shlex.quote(str(run))} again"
         )
+    _refuse_incomplete(run)
     if command_of(run) not in (command, None):
         again = f"bora-sweep {command_of(run)} --resume output={shlex.quote(str(run))}"
         raise InputError(f"output={run}: `{command_of(run)}` began this run, not `{command}`; resume it by {again}")
     before = config_of(run)
-    config = _with_absolute_paths(load_config(settings, base=before))
+    config = with_absolute_paths(load_config(settings, base=before))
     values_before = flatten(before.to_dict())
     given = flatten(explicit_settings(settings))
     for key, value in sorted(flatten(config.to_dict()).items(), key=lambda item: item[0] not in given):
-        if value != values_before[key] and not key.startswith(FREE_ON_RESUME):
+        if value != values_before[key] and not key.startswith(FREE_ON_RESUME) and not _may_move(before, key, value):
             raise InputError(f"{key}={value}: the run was begun with {values_before[key]}; give another output")
+    if (moved := moved_places(before, config)) and not exists(run / FINGERPRINTS):
+        raise InputError(
+            f"{moved[0]}={values_before[moved[0]]}: the run has no {FINGERPRINTS}, so nothing says whether what is "
+            "elsewhere is the same; put it back there, or give another output"
+        )
+    refuse_missing(run, config, [MODEL, *DOCUMENTS, *moved])  # the others are read at the beginning alone
     return config, run
+
+
+def _may_move(before: Config, key: str, value: object) -> bool:
+    """Whether a key only says where an input is. A run on the embedded base may name its folder."""
+    return key in PLACES and value is not None and (key == MODEL or flatten(before.to_dict())[key] is not None)
+
+
+def _refuse_incomplete(run: Folder) -> None:
+    """Refuse to resume a run that was unpacked from a pack without all of its trials."""
+    if exists(run / PACKED) and (left_out := json.loads(read_bytes(run / PACKED))["trials_left_out"]):
+        raise InputError(
+            f"output={run}: was packed without the files of {plural(left_out, 'trial')}, which a resume needs; resume "
+            "it where it was packed, or pack it with --all-trials"
+        )
 
 
 def command_of(run: Folder) -> str | None:
@@ -99,7 +135,7 @@ def command_of_trials(trials: set[str]) -> str | None:
 
 
 def config_of(run: Folder) -> Config:
-    """The configuration that the run was begun with.
+    """The configuration that the run was begun with; inputs in the run's own folder are where that is now.
 
     Raises:
         InputError: There is no `config.yaml`, it is damaged, or it has keys that this version does not know.
@@ -110,7 +146,7 @@ def config_of(run: Folder) -> Config:
         if not file.is_file():
             raise FileNotFoundError
         try:
-            return load_config([file])
+            return with_own_inputs(load_config([file]), run)
         except InputError as error:
             message = str(error).replace(str(file), str(path))
             raise InputError(f"{message}; another version of bora_sweep wrote the file, or it was edited") from None
@@ -124,18 +160,3 @@ def config_of(run: Folder) -> Config:
 def create_run(config: Config, run: Folder) -> None:
     """Make the folder and write the resolved configuration, atomically."""
     write_bytes(run / "config.yaml", config.to_yaml().encode())
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute, so that a worker or a later resume finds them from any working folder."""
-    changes: dict[str, Any] = {}
-    if config.data.path is not None and (config.data.kind != "hub" or Path(config.data.path).exists()):
-        changes["data"] = {"path": str(Path(config.data.path).absolute())}
-    if config.data.split_from is not None and "://" not in config.data.split_from:
-        split_from = str(Path(config.data.split_from).absolute())
-        changes["data"] = {**changes.get("data", {}), "split_from": split_from}
-    if config.model.name is not None and Path(config.model.name).is_dir():
-        changes["model"] = {"name": str(Path(config.model.name).absolute())}
-    if config.init_from is not None:
-        changes["init_from"] = str(Path(config.init_from).absolute())
-    return with_values(config, **changes)

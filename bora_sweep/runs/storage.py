@@ -1,13 +1,15 @@
 """Files of a run: on this machine, on a shared file system, or in an object store (`s3://`, `gs://`).
 
 Every write is atomic. On a disk a temporary file is written and then renamed; an object store writes whole objects
-anyway. While a storage does not answer, the operation is tried again.
+anyway. While a storage does not answer, the operation is tried again. A file has the mode that the umask gives,
+whatever library wrote it: safetensors gives its files to their owner alone.
 """
 
 import errno
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -183,7 +185,10 @@ def _write_local(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = stat.S_IMODE(part.stat().st_mode)
         write(part)
+        _set_mode(part, mode)
         _fsync(part)
         part.replace(path)
         _fsync(path.parent)
@@ -197,6 +202,22 @@ def _write_local(path: Path, write: Callable[[Path], Any]) -> None:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give files that other libraries have written, in a folder and below, the modes that the umask gives."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        new = Path(scratch) / "new"
+        new.touch()
+        mode = stat.S_IMODE(new.stat().st_mode)
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _set_mode(Path(place) / name, mode)
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
 
 
 def _is_disk_full(error: Exception) -> bool:

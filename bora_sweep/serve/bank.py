@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bora_sweep.config import Setting
 from bora_sweep.data.known_documents import DOCUMENTS
 from bora_sweep.errors import InputError
 from bora_sweep.model.layout import Layout, Part
@@ -28,7 +29,12 @@ _BLOCK = 256  # adapters in memory beside the bank
 
 
 def export_bank(
-    run: str | Folder, out: str | Path, trial: str = "best", tasks: Sequence[str] | None = None
+    run: str | Folder,
+    out: str | Path,
+    trial: str = "best",
+    tasks: Sequence[str] | None = None,
+    *,
+    settings: Sequence[Setting] = (),
 ) -> dict[str, int]:
     """Write the tasks' adapters of a trial as a bank in float32, and Theta as a PEFT folder, with model cards.
 
@@ -37,6 +43,7 @@ def export_bank(
         out: A new or empty folder.
         trial: The ID of a finished trial; `best`: the MAP fit that is best on validation by `search.objective`.
         tasks: Names of tasks; None: all.
+        settings: As for `export`.
 
     Returns:
         The row of each task, as in `tasks.json`. That file is written last: a bank that has it is complete.
@@ -45,7 +52,7 @@ def export_bank(
         InputError: As `export`; or PEFT has no such variant; or what was written is not what was fitted. Then nothing
             of it is left.
     """
-    begun = begin_export(run, out, trial, tasks)
+    begun = begin_export(run, out, trial, tasks, settings)
     loaded, out = begun.loaded, begun.out
     if loaded.lora.variant not in IN_PEFT:
         raise InputError(
@@ -94,7 +101,6 @@ def clear_rows(out: Folder, rows: Sequence[int]) -> None:
         for tensor in bank.values():
             tensor[list(rows)] = 0
         save_file(bank, file, metadata)
-        file.chmod(source.stat().st_mode)
 
     read_local(out / BANK, lambda source: atomic_write(out / BANK, lambda file: write(source, file)))
 
@@ -110,12 +116,7 @@ def _write_tensors(path: Path, layout: Layout, thetas: list[Tensor], quantizatio
     for rows, part, matrices in _blocks(layout, thetas):
         bank[key_of[part]][rows] = matrices
     metadata = {"format": "pt"} if quantization is None else {"format": "pt", "base_quantization": quantization}
-
-    def write(file: Path) -> None:
-        save_file(bank, file, metadata)
-        file.chmod((path.parent / GLOBAL / ADAPTER_CONFIG).stat().st_mode)  # safetensors gives it to its owner alone
-
-    atomic_write(path, write)
+    atomic_write(path, lambda file: save_file(bank, file, metadata))
     bank.clear()
     with safe_open(path, "pt") as written:
         for rows, part, matrices in _blocks(layout, thetas):

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.config import Setting
 from bora_sweep.config.paths import local_path
 from bora_sweep.data.chat import template_variables
 from bora_sweep.data.encode import Encoder, fill, placeholders, until_text
@@ -20,8 +21,9 @@ from bora_sweep.model.full_model import write_full
 from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.runs.places import given_places
 from bora_sweep.runs.results import Results
-from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
+from bora_sweep.runs.storage import Folder, exists, folder_at, give_usual_modes, read_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
 from bora_sweep.trials.fingerprints import check_base_model
@@ -37,6 +39,7 @@ def export(
     tasks: Sequence[str] | None = None,
     *,
     merge: bool = False,
+    settings: Sequence[Setting] = (),
 ) -> dict[str, str]:
     """Write Theta and the tasks' adapters of a trial below `out`, each in its own folder with a model card.
 
@@ -49,6 +52,8 @@ def export(
         tasks: Names of tasks; None: all.
         merge: Write full models, the base with the adapter merged into its weights, with the tokenizer. A run with
             `model.quantization` has its adapters merged into the weights of `model.name`, which are not quantised.
+        settings: Where the base and the documents are now, such as `model.name=/models/opt-350m`: the same ones, which
+            are compared by their content. The cards name the base as it is given here.
 
     Returns:
         The folder name of each task, as in `tasks.json`. That file is written last: an export that has it is complete.
@@ -57,7 +62,7 @@ def export(
         InputError: There is no such trial or task; `out` is not empty, or is an address; the base cannot be loaded or
             merged, or is not the run's; or what was written does not load unchanged. Then nothing of it is left.
     """
-    begun = begin_export(run, out, trial, tasks)
+    begun = begin_export(run, out, trial, tasks, settings)
     loaded, out = begun.loaded, begun.out
     folder_of = folder_names(list(loaded.theta_of))
     names = {task: folder_of[task] for task in begun.tasks}
@@ -75,6 +80,7 @@ def export(
         for name in (GLOBAL, *names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
+    give_usual_modes(out)
     if begun.documents is not None:
         (out / DOCUMENTS).write_bytes(begun.documents)
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
@@ -95,10 +101,12 @@ class Begun:
     """The record of the run's documents; None where the run has none."""
 
 
-def begin_export(run: str | Folder, out: str | Path, trial: str, tasks: Sequence[str] | None) -> Begun:
+def begin_export(
+    run: str | Folder, out: str | Path, trial: str, tasks: Sequence[str] | None, settings: Sequence[Setting]
+) -> Begun:
     """Read the trial, and refuse what cannot be exported; arguments and errors as those of `export`."""
     run, out = folder_at(run), Path(local_path(str(out)))
-    loaded = load_trial(run, trial)
+    loaded = load_trial(run, trial, given_places(settings, "export"))
     loaded.refuse_unknown_tasks(tasks or ())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already and not empty; give a new folder")

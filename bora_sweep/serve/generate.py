@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from bora_sweep.config import Setting
 from bora_sweep.config.paths import local_path
 from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.conversation import ASSISTANT, Message, messages_of
@@ -24,6 +25,7 @@ from bora_sweep.model.base import load_base, load_tokenizer
 from bora_sweep.model.lengths import too_long
 from bora_sweep.model.peft_io import GLOBAL
 from bora_sweep.model.placement import placed
+from bora_sweep.runs.places import given_places
 from bora_sweep.runs.storage import Folder
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.train.device import make_accelerator
@@ -171,7 +173,13 @@ def _read_conversations(path: Path) -> list[tuple[Message, ...]]:
 
 
 def generate(
-    run: Folder, prompts: Sequence[Prompt], tasks: Sequence[str], trial: str = "best", sampling: Sampling | None = None
+    run: Folder,
+    prompts: Sequence[Prompt],
+    tasks: Sequence[str],
+    trial: str = "best",
+    sampling: Sampling | None = None,
+    *,
+    settings: Sequence[Setting] = (),
 ) -> Iterator[tuple[Prompt, list[tuple[str, str]]]]:
     """Continuations of each prompt by the base model, Theta and each of `tasks`.
 
@@ -186,6 +194,7 @@ def generate(
         tasks: Names of tasks, at least one; `_global` is Theta, which is shown in any case.
         trial: As in `load_trial`.
         sampling: How tokens are sampled; None: the defaults.
+        settings: Where the base and the documents are now, as for `bora_sweep.serve.export.export`.
 
     Yields:
         Each prompt, with (name, text) of each adapter, without the prompt; the first two names are `base model` and
@@ -195,7 +204,7 @@ def generate(
         InputError: There is no such trial or task; or the base cannot be loaded, is not the run's, or has too few
             positions; or a prompt does not fit the run's documents.
     """
-    loaded = load_trial(run, trial)
+    loaded = load_trial(run, trial, given_places(settings, "generate"))
     tasks = [task for task in tasks if task != GLOBAL or task in loaded.theta_of]
     loaded.refuse_unknown_tasks(tasks)
     model, data = loaded.config.model, loaded.config.data

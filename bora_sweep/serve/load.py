@@ -3,9 +3,10 @@
 Shapes: K tasks, P parameters of one adapter.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -15,10 +16,14 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
-from bora_sweep.runs.folder import ADD
+from bora_sweep.runs.folder import ADD, config_of
+from bora_sweep.runs.places import MODEL, at_places_of, refuse_missing, with_places
 from bora_sweep.runs.results import Results, objective, read_results
-from bora_sweep.runs.storage import Folder
+from bora_sweep.runs.storage import Folder, exists
 from bora_sweep.train.checkpoint import ADAPTERS, load_adapters
+from bora_sweep.trials.fingerprints import check_moved
+
+NOWHERE_ELSE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +59,33 @@ class LoadedTrial:
                 raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
 
 
-def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
+def load_trial(run: Folder, trial: str = "best", places: Mapping[str, str] = NOWHERE_ELSE) -> LoadedTrial:
     """Load a trial by its ID; `best` is the MAP fit that is best on validation by what chose tau, or the fit of `add`.
 
+    Args:
+        run: The run's folder.
+        trial: The ID, or `best`.
+        places: Where the run's inputs are now, by key (`bora_sweep.runs.places.given_places`).
+
     Raises:
-        InputError: There is no such run or trial, or the trial has not finished.
+        InputError: There is no such run or trial, the trial has not finished, the base's folder is gone, or what is at
+            `places` is not what the run was begun with. Whoever loads the base compares it (`check_base_model`).
     """
     results = read_results(run)
-    row = _finished_row(results, run, trial)
+    row = finished_row(results, run, trial)
     folder = run / "trials" / row["trial_id"]
     try:
         tensors, description = load_adapters(folder)
     except FileNotFoundError:
         raise InputError(
             f"{folder}: has no {ADAPTERS}, though results/trials says that the trial finished; copy the run's folder "
-            "as a whole"
+            "as a whole, or pack it with --all-trials"
         ) from None
     try:
         lora = LoraConfig(**description["lora"])
         layout = layout_of_sites([Site(**site) for site in description["sites"]], lora)
         theta_of = dict(zip(description["tasks"], tensors["theta_KP"], strict=True))
-        return LoadedTrial(
+        loaded = LoadedTrial(
             row=row,
             config=_config_of(row),
             lora=lora,
@@ -89,6 +100,17 @@ def load_trial(run: Folder, trial: str = "best") -> LoadedTrial:
             f"{folder}: written by another version of bora_sweep ({one_line(error, limit=200)}); install the one that "
             f"`versions` in results/trials names, {row['versions']}"
         ) from None
+    return replace(loaded, config=_at_its_places(loaded.config, run, places))
+
+
+def _at_its_places(config: Config, run: Folder, places: Mapping[str, str]) -> Config:
+    """The configuration with its inputs at `places`, else where the run's `config.yaml` says, which a resume renews."""
+    if exists(run / "config.yaml"):
+        config = at_places_of(config, config_of(run))
+    config = with_places(config, places)
+    refuse_missing(run, config, [MODEL])
+    check_moved(run, config, places.keys())
+    return config
 
 
 def _config_of(row: dict[str, Any]) -> Config:
@@ -99,8 +121,12 @@ def _config_of(row: dict[str, Any]) -> Config:
     return with_values(config, model={"dtype": row["dtype"]}) if config.model.dtype == "auto" else config
 
 
-def _finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
-    """The row of `trials` of a finished trial, by its ID or `best`."""
+def finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
+    """The row of `trials` of a finished trial, by its ID or `best`.
+
+    Raises:
+        InputError: There is none.
+    """
     rows = results.trials.to_dict("records")
     finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
     if trial == "best" and ADD in finished:

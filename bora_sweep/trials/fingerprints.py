@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.config import Config, DataConfig, ModelConfig
-from bora_sweep.data.corpus import Corpus
+from bora_sweep.data.corpus import Corpus, load_corpus
+from bora_sweep.data.known_documents import DOCUMENTS, record_folders
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import model_folder
-from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
+from bora_sweep.runs.folder import ADD, FINGERPRINTS
+from bora_sweep.runs.places import MODEL, refuse_missing
+from bora_sweep.runs.storage import Folder, exists, read_bytes, write_bytes
 
-FILE = "fingerprints.json"
 MODEL_FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.py",
@@ -82,9 +84,8 @@ def fingerprints_of(config: Config, corpus: Corpus, tokenized: TokenizedCorpus) 
         InputError: The model's files are not there.
     """
     start = Path(config.init_from) if config.init_from is not None else None
-    documents_of = dict(iter(corpus.documents.groupby("task", sort=False)))
     return Fingerprints(
-        tasks={task: _documents(documents_of[task]) for task in corpus.tasks},
+        tasks=_tasks(corpus),
         tokens=_tokens(tokenized),
         model=model_fingerprint(config.model, config.data),
         adapters={} if start is None else _files(start, ADAPTER_FILES),
@@ -103,7 +104,8 @@ def model_fingerprint(model: ModelConfig, data: DataConfig) -> dict[str, str]:
 def write_fingerprints(run: Folder, fingerprints: Fingerprints) -> None:
     """Write the fingerprints into the run's folder."""
     write_bytes(
-        run / FILE, json.dumps(asdict(fingerprints), ensure_ascii=False, indent=1).encode(errors="surrogatepass")
+        run / FINGERPRINTS,
+        json.dumps(asdict(fingerprints), ensure_ascii=False, indent=1).encode(errors="surrogatepass"),
     )
 
 
@@ -114,7 +116,7 @@ def read_fingerprints(run: Folder) -> Fingerprints | None:
         InputError: The file is damaged.
     """
     try:
-        stored = json.loads(read_bytes(run / FILE).decode(errors="surrogatepass"))
+        stored = json.loads(read_bytes(run / FINGERPRINTS).decode(errors="surrogatepass"))
         tasks = {task: (int(count), str(digest)) for task, (count, digest) in stored["tasks"].items()}
         tokens, adapters = stored["tokens"], stored["adapters"]
         return Fingerprints(
@@ -127,8 +129,8 @@ def read_fingerprints(run: Folder) -> Fingerprints | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(
-            f"{run / FILE}: damaged, so data and model cannot be compared with those of the run's start; restore it "
-            "from a copy, or remove it to go on with the data and model that are there"
+            f"{run / FINGERPRINTS}: damaged, so data and model cannot be compared with those of the run's start; "
+            "restore it from a copy, or remove it to go on with the data and model that are there"
         ) from None
 
 
@@ -177,8 +179,47 @@ def check_base_model(run: Folder, model: ModelConfig, data: DataConfig, now: dic
     changes = _changed_model(before.model, now or model_fingerprint(model, data), model)
     if changes:
         raise InputError(
-            f"{run}: was fitted on another base model than the one that is there. {'; '.join(changes)}. Restore it"
+            f"{run}: was fitted on another base model than the one that is there. {'; '.join(changes)}. Restore it, or "
+            f"say where it is by {MODEL}=…"
         )
+
+
+def check_moved(run: Folder, config: Config, keys: Collection[str]) -> None:
+    """Refuse documents at another place that are not the run's own; and any other place of a run without fingerprints.
+
+    The base model is compared by `check_base_model`.
+
+    Args:
+        run: The run's folder.
+        config: Of the run, with the places as they are now.
+        keys: Of the places that have changed.
+
+    Raises:
+        InputError: The documents differ, cannot be read, or cannot be compared.
+    """
+    if not keys:
+        return
+    before = read_fingerprints(run)
+    if before is None:
+        raise InputError(
+            f"{next(iter(keys))}: {run} has no {FINGERPRINTS}, so nothing says whether what is elsewhere is the same; "
+            "put it back where it was"
+        )
+    moved = [key for key in keys if key != MODEL]
+    if not moved:
+        return
+    refuse_missing(run, config, moved)
+    is_recorded = exists(run / DOCUMENTS)
+    known = [run] if is_recorded else record_folders(config)
+    corpus = load_corpus(config.data, known, resumed=is_recorded, separate=config.method == ADD)
+    changes = _changed_tasks(before.tasks, _tasks(corpus))
+    if changes:
+        raise InputError(f"{run}: was fitted on other documents than those of {moved[0]}. {'; '.join(changes)}")
+
+
+def _tasks(corpus: Corpus) -> dict[str, tuple[int, str]]:
+    documents_of = dict(iter(corpus.documents.groupby("task", sort=False)))
+    return {task: _documents(documents_of[task]) for task in corpus.tasks}
 
 
 def _documents(documents: pd.DataFrame) -> tuple[int, str]:

@@ -13,9 +13,9 @@ from bora_sweep.cli import main
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import model_folder
-from bora_sweep.runs.folder import config_of
+from bora_sweep.runs.folder import FINGERPRINTS, config_of
 from bora_sweep.runs.storage import folder_at
-from bora_sweep.trials.fingerprints import FILE, Fingerprints, check_unchanged, model_fingerprint
+from bora_sweep.trials.fingerprints import Fingerprints, check_unchanged, model_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def change(place, edit) -> None:
 def test_what_has_not_changed_goes_on(begun, capsys):
     assert resumed(begun, capsys) == (0, resumed(begun, capsys)[1])
     assert "note:" not in resumed(begun, capsys)[1]
-    told = json.loads((begun / "run" / FILE).read_text())
+    told = json.loads((begun / "run" / FINGERPRINTS).read_text())
     assert list(told["tasks"]) == ["ann", "bob", "cid"]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= told["model"].keys()
     assert "generation_config.json" not in told["model"]
@@ -148,10 +148,10 @@ def test_other_adapters_to_begin_with_are_refused_and_gone_ones_are_not(place, c
 
 
 def test_a_run_of_an_older_release_goes_on_with_a_note_and_a_damaged_file_is_refused(place, capsys):
-    (place / "run" / FILE).write_text('{"tasks": [')
+    (place / "run" / FINGERPRINTS).write_text('{"tasks": [')
     code, said = resumed(place, capsys)
     assert (code, "damaged" in said) == (2, True)
-    (place / "run" / FILE).unlink()
+    (place / "run" / FINGERPRINTS).unlink()
     code, said = resumed(place, capsys)
     assert (code, "an older release began it without fingerprints" in said) == (0, True)
     change(place, lambda f: f.assign(task=f["task"].replace("bob", "zed")))

@@ -1,0 +1,292 @@
+"""Packs a run into one tar file for somebody else: `bora-sweep pack`.
+
+A pack has what report, status, export, generate and add need. It has no text of the corpus unless that is asked for.
+The same run gives the same bytes: members are sorted, and have no owner and no time of their own.
+"""
+
+import io
+import json
+import os
+import shlex
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bora_sweep import __version__
+from bora_sweep.config import Config
+from bora_sweep.data.known_documents import DOCUMENTS as RECORD
+from bora_sweep.errors import InputError, plural, redact
+from bora_sweep.model.base import model_folder
+from bora_sweep.runs.folder import ADD, FINGERPRINTS, FORGETTING, PACKED, config_of
+from bora_sweep.runs.places import BASE, DATA, DOCUMENTS, INPUTS, MODEL, refuse_missing, value_of
+from bora_sweep.runs.results import SCHEMAS, Results, read_results
+from bora_sweep.runs.run_lock import read_driver
+from bora_sweep.runs.source import SOURCE
+from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes, read_local
+from bora_sweep.serve.load import finished_row
+from bora_sweep.train.checkpoint import ADAPTERS
+from bora_sweep.trials.add import START
+from bora_sweep.trials.fingerprints import MODEL_FILES, check_base_model, check_moved
+
+BASE_FILES = (*MODEL_FILES, "generation_config.json", "chat_template.jinja", "LICENSE*")
+REPORT_FILES = (".md", ".html", ".csv", ".tex", ".png", ".svg")
+WITHHELD = "left out of the pack, as it may quote documents"
+"""In place of the error of a failed trial."""
+KNOWN = {"results", "trials", "report", START, "config.yaml", FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE, DATA}
+"""Names in a run's folder that a pack has, or says that it does not have."""
+TIME = 315_532_800
+"""Of all members, in seconds since 1970: the first of January 1980, before which some programs refuse times."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A file that `pack` has written."""
+
+    file: Folder
+    num_bytes: int
+    holds: tuple[str, ...]
+    """What is in it, in words."""
+    left_out: tuple[str, ...]
+    """What is not, and how it would be."""
+
+
+def pack(
+    run: str | Folder, file: str | Folder, *, all_trials: bool = False, with_data: bool = False, with_base: bool = False
+) -> Packed:
+    """Write a run into a tar file, with what a colleague needs: results, the best adapters, configuration and report.
+
+    The run does not change. Names of tasks, ids of documents and digests of their texts are in the pack; no text is,
+    unless `with_data`. An adapter may carry something of the text that it was fitted on.
+
+    Args:
+        run: The run's folder; also `s3://…` and `gs://…`.
+        file: A new file, whose name ends with `.tar`.
+        all_trials: Also the adapters of other trials than the best, and checkpoints. A resume needs them.
+        with_data: Also the documents, the texts in predictions, and the errors of trials, which may quote documents.
+        with_base: Also the base model, unless it is one of the Hugging Face hub.
+
+    Returns:
+        What the file holds, and what was left out.
+
+    Raises:
+        InputError: There is no such run, a process works on it, tasks are being taken out of it, the file is there
+            already, or documents or base are to be packed and are gone or changed. Then nothing is written.
+    """
+    run, file = folder_at(run), folder_at(file)
+    if not file.name.endswith(".tar"):
+        raise InputError(f"{file}: a pack is a tar file, not compressed; give a name that ends with .tar")
+    if exists(file):
+        raise InputError(f"{file}: is there already; give another name, or remove it")
+    results = read_results(run)
+    _refuse_in_use(run)
+    contents = _Contents(run, config_of(run), results)
+    contents.add_results(with_data)
+    contents.add_trials(all_trials)
+    contents.add_documents(with_data)
+    contents.add_base(with_base)
+    contents.note_others()
+
+    def write(part: Path) -> None:
+        _write_tar(part, contents)
+        _refuse_in_use(run)  # since it was checked
+        sizes.append(part.stat().st_size)
+
+    sizes: list[int] = []
+    atomic_write(file, write)
+    return Packed(file, sizes[-1], tuple(contents.holds), tuple(contents.left_out))
+
+
+def _refuse_in_use(run: Folder) -> None:
+    driver = read_driver(run)
+    if driver is not None and driver.is_alive:
+        raise InputError(f"{run}: process {driver.pid} on {driver.host} works on it; let it end, then pack it")
+    if exists(run / FORGETTING):
+        raise InputError(
+            f"{run}: tasks are being taken out of it, which was cut off; first run bora-sweep forget "
+            f"{shlex.quote(str(run))} again"
+        )
+
+
+class _Contents:
+    """What goes into a pack, and what does not.
+
+    Args:
+        run: The run's folder.
+        config: Of the run.
+        results: Its tables.
+
+    Raises:
+        InputError: The configuration holds a secret.
+    """
+
+    def __init__(self, run: Folder, config: Config, results: Results) -> None:
+        self.run, self.config, self.results = run, config, results
+        self.name = (run.absolute() if isinstance(run, Path) else run).name
+        self.rows: list[dict[str, Any]] = results.trials.to_dict("records")
+        self.files: dict[str, Folder | bytes] = {}
+        """From the path in the run to a file, or to its content."""
+        self.holds, self.left_out = list[str](), list[str]()
+        if redact(config.to_yaml()) != config.to_yaml():
+            raise InputError(f"{run / 'config.yaml'}: holds a secret of this environment; take it out, then pack it")
+
+    def add_results(self, with_data: bool) -> None:
+        """The tables, without texts unless the data is packed; the report, the configuration, and digests."""
+        failed = sum(row["status"] == "failed" for row in self.rows)
+        texts = 0
+        for row in self.rows:
+            for table in SCHEMAS:
+                path = f"results/{table}/{row['trial_id']}.parquet"
+                if exists(self.run / path):
+                    change = {} if with_data else self._withheld(table, row)
+                    self.files[path] = _changed(self.run / path, change) if change else self.run / path
+                    texts += table == "predictions" and bool(change)
+        self.holds.append(f"the results of {plural(len(self.rows), 'trial')}")
+        for path in ("config.yaml", FINGERPRINTS, RECORD, SOURCE):
+            if exists(self.run / path):
+                self.files[path] = self.run / path
+        self.holds.append("the configuration, and ids, splits and digests of documents")
+        if texts:
+            self.left_out.append(f"the texts in predictions of {plural(texts, 'trial')} (--with-data)")
+        report = {} if failed and not with_data else _tree(self.run / "report", "report", REPORT_FILES)
+        if failed and not with_data:
+            self.left_out.append(
+                f"the errors of {plural(failed, 'failed trial')}, which may quote documents, and the report, which "
+                "shows them (--with-data); bora-sweep report writes one without them"
+            )
+        elif report:
+            self.holds.append("the report")
+        self.files |= report
+
+    def _withheld(self, table: str, row: dict[str, Any]) -> dict[str, str | None]:
+        """The columns of a trial's table that may quote documents, with what they have in the pack."""
+        if table == "predictions":
+            return {"prediction": None, "reference": None}
+        return {"error": WITHHELD} if table == "trials" and row["status"] == "failed" else {}
+
+    def add_trials(self, all_trials: bool) -> None:
+        """The adapters of the best trial, or the files of all."""
+        trials = [folder for folder in list_files(self.run / "trials", "*") if folder.is_dir()]
+        found = {folder.name: _tree(folder, f"trials/{folder.name}") for folder in trials}
+        found |= {START: start} if (start := _tree(self.run / START, START)) else {}
+        kept = found if all_trials else self._best_adapters()
+        for files in kept.values():
+            self.files |= files
+        names = [name for name in kept if name != START]
+        if names:
+            what = "all files of" if all_trials else "the adapters of the best,"
+            self.holds.append(f"{what} trial{'s' if len(names) > 1 else ''} {', '.join(names)}")
+        others = sum(files != kept.get(name, {}) for name, files in found.items())
+        if others:
+            self.left_out.append(f"adapters or checkpoints of {plural(others, 'trial')} (--all-trials)")
+        if exists(self.run / PACKED):  # it was unpacked from a pack itself
+            others = max(others, json.loads(read_bytes(self.run / PACKED))["trials_left_out"])
+        about = {"trials_left_out": others, "version": __version__}
+        self.files[PACKED] = json.dumps(about, indent=1).encode()
+
+    def _best_adapters(self) -> dict[str, dict[str, Folder | bytes]]:
+        finished = [row for row in self.rows if row["status"] == "finished"]
+        if any(row["method"] in ("map", ADD) for row in finished):
+            trial_id = finished_row(self.results, self.run, "best")["trial_id"]
+        elif len(finished) == 1:
+            trial_id = finished[0]["trial_id"]
+        else:
+            return {}
+        path = f"trials/{trial_id}/{ADAPTERS}"
+        return {trial_id: {path: self.run / path}} if exists(self.run / path) else {}
+
+    def add_documents(self, with_data: bool) -> None:
+        """The documents, wherever they are on this machine."""
+        local = {key: Path(place) for key in DOCUMENTS if (place := value_of(self.config, key)) is not None}
+        local = {key: path for key, path in local.items() if path.is_absolute()}
+        if not local:
+            if self.config.data.path is not None:
+                self.left_out.append(f"the documents, of {self.config.data.path}, which is fetched by name")
+            return
+        if not with_data:
+            self.left_out.append(f"the documents of data.path={self.config.data.path} (--with-data)")
+            return
+        refuse_missing(self.run, self.config, local)
+        if exists(self.run / FINGERPRINTS):
+            check_moved(self.run, self.config, local)
+        for key, path in local.items():
+            place = self._place(key, path)
+            self.files |= _tree(path, place) if path.is_dir() else {place: path}
+        self.holds.append(f"the documents of data.path={self.config.data.path}")
+
+    def add_base(self, with_base: bool) -> None:
+        """The base model, if it is a folder of this machine or the embedded one."""
+        model, data = self.config.model, self.config.data
+        if model.name is not None and not Path(model.name).is_absolute():
+            self.left_out.append(f"the base {model.name}, which is fetched by name")
+            return
+        what = "the embedded base" if model.name is None else f"the base of {MODEL}={model.name}"
+        if not with_base:
+            self.left_out.append(f"{what} (--with-base)")
+            return
+        refuse_missing(self.run, self.config, [MODEL])
+        check_base_model(self.run, model, data)
+        folder = model_folder(model, data)
+        files = sorted({file for pattern in BASE_FILES for file in folder.glob(pattern) if file.is_file()})
+        self.files |= {f"{self._place(MODEL, folder)}/{file.name}": file for file in files}
+        self.holds.append(what)
+
+    def _place(self, key: str, path: Path) -> str:
+        """Where an input is in the pack: where it is in the run, else where an unpacked run looks for it."""
+        if isinstance(self.run, Path) and path.is_relative_to(self.run.absolute()):
+            return path.relative_to(self.run.absolute()).as_posix()
+        return f"{INPUTS}/{key}/{path.name}"
+
+    def note_others(self) -> None:
+        """What else the run's folder holds."""
+        known = {path.partition("/")[0] for path in self.files} | KNOWN
+        others = [file.name for file in list_files(self.run, "*") if file.name not in known]
+        if others:
+            self.left_out.append(f"other files of the folder: {', '.join(others)}")
+
+
+def _tree(folder: Folder, path: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, Folder | bytes]:
+    """The files in a folder and below, without hidden ones, by their paths in the run."""
+    files: dict[str, Folder | bytes] = {}
+    for file in list_files(folder, "*"):
+        if file.is_dir():
+            files |= _tree(file, f"{path}/{file.name}", suffixes)
+        elif not file.name.startswith(".") and file.name.endswith(suffixes):
+            files[f"{path}/{file.name}"] = file
+    return files
+
+
+def _changed(file: Folder, change: dict[str, str | None]) -> bytes:
+    """A Parquet file with other values in some of its columns."""
+    table = pq.ParquetFile(pa.BufferReader(read_bytes(file))).read()
+    for name, value in change.items():
+        place = table.schema.get_field_index(name)
+        if place >= 0:
+            field = table.schema.field(place)
+            table = table.set_column(place, field, pa.array([value] * len(table), field.type))
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    return written.getvalue()
+
+
+def _write_tar(part: Path, contents: _Contents) -> None:
+    with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path, source in sorted(contents.files.items()):
+            if isinstance(source, bytes):
+                _add(tar, f"{contents.name}/{path}", io.BytesIO(source), len(source))
+            else:
+                read_local(source, lambda local, path=path: _add_file(tar, f"{contents.name}/{path}", local))
+
+
+def _add_file(tar: tarfile.TarFile, name: str, local: Path) -> None:
+    with local.open("rb") as opened:
+        _add(tar, name, opened, os.fstat(opened.fileno()).st_size)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, TIME, 0o644
+    tar.addfile(member, content)
