@@ -6,12 +6,11 @@ The same run gives the same bytes: members are sorted, and have no owner and no 
 
 import io
 import json
-import os
 import shlex
-import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,27 +18,34 @@ import pyarrow.parquet as pq
 from bora_sweep import __version__
 from bora_sweep.config import Config
 from bora_sweep.data.known_documents import DOCUMENTS as RECORD
-from bora_sweep.errors import InputError, plural, redact
+from bora_sweep.errors import InputError, one_line, plural, redact
 from bora_sweep.model.base import model_folder
+from bora_sweep.report import write_report
 from bora_sweep.runs.folder import ADD, FINGERPRINTS, FORGETTING, PACKED, config_of
 from bora_sweep.runs.places import BASE, DATA, DOCUMENTS, INPUTS, MODEL, refuse_missing, value_of
 from bora_sweep.runs.results import SCHEMAS, Results, read_results
 from bora_sweep.runs.run_lock import read_driver
 from bora_sweep.runs.source import SOURCE
-from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes, read_local
+from bora_sweep.runs.storage import (
+    Folder,
+    atomic_write,
+    exists,
+    folder_at,
+    list_files,
+    read_bytes,
+    write_bytes,
+)
+from bora_sweep.runs.tar import write_tar
 from bora_sweep.serve.load import finished_row
 from bora_sweep.train.checkpoint import ADAPTERS
 from bora_sweep.trials.add import START
 from bora_sweep.trials.fingerprints import MODEL_FILES, check_base_model, check_moved
 
 BASE_FILES = (*MODEL_FILES, "generation_config.json", "chat_template.jinja", "LICENSE*")
-REPORT_FILES = (".md", ".html", ".csv", ".tex", ".png", ".svg")
 WITHHELD = "left out of the pack, as it may quote documents"
 """In place of the error of a failed trial."""
 KNOWN = {"results", "trials", "report", START, "config.yaml", FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE, DATA}
 """Names in a run's folder that a pack has, or says that it does not have."""
-TIME = 315_532_800
-"""Of all members, in seconds since 1970: the first of January 1980, before which some programs refuse times."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,11 @@ def pack(
     contents.add_trials(all_trials)
     contents.add_documents(with_data)
     contents.add_base(with_base)
+    contents.add_report()
     contents.note_others()
 
     def write(part: Path) -> None:
-        _write_tar(part, contents)
+        write_tar(part, {f"{contents.name}/{path}": source for path, source in contents.files.items()})
         _refuse_in_use(run)  # since it was checked
         sizes.append(part.stat().st_size)
 
@@ -135,8 +142,7 @@ class _Contents:
 
     def add_results(self, with_data: bool) -> None:
         """The tables, without texts unless the data is packed; the report, the configuration, and digests."""
-        failed = sum(row["status"] == "failed" for row in self.rows)
-        texts = 0
+        failed, texts = sum(row["status"] == "failed" for row in self.rows), 0
         for row in self.rows:
             for table in SCHEMAS:
                 path = f"results/{table}/{row['trial_id']}.parquet"
@@ -151,15 +157,24 @@ class _Contents:
         self.holds.append("the configuration, and ids, splits and digests of documents")
         if texts:
             self.left_out.append(f"the texts in predictions of {plural(texts, 'trial')} (--with-data)")
-        report = {} if failed and not with_data else _tree(self.run / "report", "report", REPORT_FILES)
         if failed and not with_data:
-            self.left_out.append(
-                f"the errors of {plural(failed, 'failed trial')}, which may quote documents, and the report, which "
-                "shows them (--with-data); bora-sweep report writes one without them"
-            )
-        elif report:
-            self.holds.append("the report")
-        self.files |= report
+            self.left_out.append(f"the errors of {plural(failed, 'failed trial')}, which may quote text (--with-data)")
+
+    def add_report(self) -> None:
+        """A report of what the pack has: one that the run has may be older, and shows errors that may quote text."""
+        with tempfile.TemporaryDirectory(prefix="bora-sweep-") as scratch:
+            staged = Path(scratch) / self.name
+            for path, source in self.files.items():
+                if path.startswith("results/") or path in ("config.yaml", SOURCE):
+                    write_bytes(staged / path, source if isinstance(source, bytes) else read_bytes(source))
+            try:
+                write_report(staged)
+            except InputError as error:
+                self.left_out.append(f"a report: {one_line(error).replace(str(staged), str(self.run))}")
+                return
+            for path, file in _tree(staged / "report", "report").items():
+                self.files[path] = read_bytes(file).replace(f"{scratch}/".encode(), b"")  # the column `run` names it
+        self.holds.append("a report of them")
 
     def _withheld(self, table: str, row: dict[str, Any]) -> dict[str, str | None]:
         """The columns of a trial's table that may quote documents, with what they have in the pack."""
@@ -187,7 +202,7 @@ class _Contents:
         about = {"trials_left_out": others, "version": __version__}
         self.files[PACKED] = json.dumps(about, indent=1).encode()
 
-    def _best_adapters(self) -> dict[str, dict[str, Folder | bytes]]:
+    def _best_adapters(self) -> dict[str, dict[str, Folder]]:
         finished = [row for row in self.rows if row["status"] == "finished"]
         if any(row["method"] in ("map", ADD) for row in finished):
             trial_id = finished_row(self.results, self.run, "best")["trial_id"]
@@ -248,13 +263,13 @@ class _Contents:
             self.left_out.append(f"other files of the folder: {', '.join(others)}")
 
 
-def _tree(folder: Folder, path: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, Folder | bytes]:
+def _tree(folder: Folder, path: str) -> dict[str, Folder]:
     """The files in a folder and below, without hidden ones, by their paths in the run."""
-    files: dict[str, Folder | bytes] = {}
+    files: dict[str, Folder] = {}
     for file in list_files(folder, "*"):
         if file.is_dir():
-            files |= _tree(file, f"{path}/{file.name}", suffixes)
-        elif not file.name.startswith(".") and file.name.endswith(suffixes):
+            files |= _tree(file, f"{path}/{file.name}")
+        elif not file.name.startswith("."):
             files[f"{path}/{file.name}"] = file
     return files
 
@@ -270,23 +285,3 @@ def _changed(file: Folder, change: dict[str, str | None]) -> bytes:
     written = io.BytesIO()
     pq.write_table(table, written)
     return written.getvalue()
-
-
-def _write_tar(part: Path, contents: _Contents) -> None:
-    with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path, source in sorted(contents.files.items()):
-            if isinstance(source, bytes):
-                _add(tar, f"{contents.name}/{path}", io.BytesIO(source), len(source))
-            else:
-                read_local(source, lambda local, path=path: _add_file(tar, f"{contents.name}/{path}", local))
-
-
-def _add_file(tar: tarfile.TarFile, name: str, local: Path) -> None:
-    with local.open("rb") as opened:
-        _add(tar, name, opened, os.fstat(opened.fileno()).st_size)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mtime, member.mode = size, TIME, 0o644
-    tar.addfile(member, content)

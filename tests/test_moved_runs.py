@@ -131,7 +131,7 @@ def test_another_base_is_refused_by_what_differs(name, moved, model, data):
 def test_other_documents_are_refused_by_the_task(name, moved, model, data):
     command = commands(moved)[name]
     frame = pd.read_parquet(moved / "s.parquet")
-    frame.drop(index=frame.index[frame["task"] == "bob"][0]).to_parquet(moved / "s.parquet")
+    frame.drop(index=int(frame["task"].eq("bob").idxmax())).to_parquet(moved / "s.parquet")
     before = contents(moved)
     code, told = said(*command, model, data)
     assert code == 2
