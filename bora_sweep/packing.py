@@ -6,6 +6,7 @@ The same run gives the same bytes: members are sorted, and have no owner and no 
 
 import io
 import json
+import os
 import shlex
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from bora_sweep.data.known_documents import DOCUMENTS as RECORD
 from bora_sweep.errors import InputError, one_line, plural, redact
 from bora_sweep.model.base import model_folder
 from bora_sweep.report import write_report
-from bora_sweep.runs.folder import ADD, FINGERPRINTS, FORGETTING, PACKED, config_of
+from bora_sweep.runs.folder import ADD, FINGERPRINTS, FORGETTING, PACKED, config_of, trials_left_out
 from bora_sweep.runs.places import BASE, DATA, DOCUMENTS, INPUTS, MODEL, refuse_missing, value_of
 from bora_sweep.runs.results import SCHEMAS, Results, read_results
 from bora_sweep.runs.run_lock import read_driver
@@ -132,7 +133,7 @@ class _Contents:
 
     def __init__(self, run: Folder, config: Config, results: Results) -> None:
         self.run, self.config, self.results = run, config, results
-        self.name = (run.absolute() if isinstance(run, Path) else run).name
+        self.name = (os.path.basename(os.path.abspath(run)) if isinstance(run, Path) else run.name) or "run"
         self.rows: list[dict[str, Any]] = results.trials.to_dict("records")
         self.files: dict[str, Folder | bytes] = {}
         """From the path in the run to a file, or to its content."""
@@ -190,16 +191,15 @@ class _Contents:
         kept = found if all_trials else self._best_adapters()
         for files in kept.values():
             self.files |= files
-        names = [name for name in kept if name != START]
-        if names:
-            what = "all files of" if all_trials else "the adapters of the best,"
-            self.holds.append(f"{what} trial{'s' if len(names) > 1 else ''} {', '.join(names)}")
+        if all_trials:
+            self.holds.append("all files of all trials")
+        elif kept:
+            self.holds.append(f"the adapters of trial {', '.join(kept)}, the best")
         others = sum(files != kept.get(name, {}) for name, files in found.items())
         if others:
             self.left_out.append(f"adapters or checkpoints of {plural(others, 'trial')} (--all-trials)")
-        if exists(self.run / PACKED):  # it was unpacked from a pack itself
-            others = max(others, json.loads(read_bytes(self.run / PACKED))["trials_left_out"])
-        about = {"trials_left_out": others, "version": __version__}
+        missing = max(others, trials_left_out(self.run))  # it may be unpacked from a pack itself
+        about = {"trials_left_out": missing, "version": __version__}
         self.files[PACKED] = json.dumps(about, indent=1).encode()
 
     def _best_adapters(self) -> dict[str, dict[str, Folder]]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import make_base, make_frame, make_tokenizer
-from travels import SMALL, make_questions, make_runs, said
+from travels import SMALL, make_inputs, make_questions, make_runs, said
 
 import bora_sweep
 from bora_sweep.errors import InputError
@@ -244,6 +244,30 @@ def test_data_and_model_that_a_program_gave_move_with_the_run(tmp_path):
     shutil.rmtree(run / "base")
     code, told = said("export", run, tmp_path / "out2")
     assert (code, "model.name=…" in told) == (2, True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_everything_has_moved(tmp_path):
+    inputs = make_inputs(tmp_path)
+    sweep = ["train.max_epochs=1", "search.num_trials=1", "ray.max_concurrent=1", f"output={tmp_path / 'run'}"]
+    assert said("sweep", *inputs, *sweep)[0] == 0
+    before = read_results(tmp_path / "run").trials.set_index("trial_id")["validation_nll_nats"]
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("run", "base", "s.jsonl"):
+        (tmp_path / name).rename(new / name)
+    for part in ("trials/003", *(f"results/{table}/003.parquet" for table in ("trials", "task_scores"))):
+        path = new / "run" / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, told = said("sweep", "--resume", f"output={new / 'run'}")
+    assert (code, "model.name=…" in told) == (2, True)
+    now = [f"model.name={new / 'base'}", f"data.path={new / 's.jsonl'}"]
+    code, told = said("sweep", "--resume", f"output={new / 'run'}", *now)
+    assert code == 0, told
+    after = read_results(new / "run").trials.set_index("trial_id")["validation_nll_nats"]
+    assert after.to_dict() == before.to_dict()
+    assert said("export", new / "run", new / "out")[0] == 0  # trials of both places
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

@@ -112,6 +112,9 @@ def test_a_resume_of_a_run_without_all_its_trials_is_refused(place, tmp_path):
     assert said("pack", run, tmp_path / "again.tar")[0] == 0  # and a pack of it knows that too
     again = unpack(tmp_path / "again.tar", tmp_path / "third")
     assert "without the files of 2 trials" in said("sweep", "--resume", f"output={again}")[1]
+    (again / PACKED).write_text("{")
+    assert "damaged" in said("sweep", "--resume", f"output={again}")[1]
+    assert said("forget", run, "--task", "ann")[0] == 0
     others = [trial for trial in TRIALS if not (run / "trials" / trial).exists()]
     code, told = said("export", run, tmp_path / "out", "--trial", others[0])
     assert (code, "--all-trials" in told) == (2, True)
@@ -176,6 +179,12 @@ def test_the_same_run_gives_the_same_bytes_and_its_members_have_no_owner(place, 
     with tarfile.open(tmp_path / "a.tar") as tar:
         tar.extractall(tmp_path / "safe", filter="data")  # raises where a member is not safe
     assert (tmp_path / "safe" / "sweep" / "trials" / "001" / "adapters.safetensors").exists()
+
+
+def test_no_member_leaves_the_folder_that_it_is_unpacked_in_however_the_run_is_named(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place / "sweep" / "results")
+    assert said("pack", "..", tmp_path / "a.tar")[0] == 0
+    assert {Path(member.name).parts[0] for member in members(tmp_path / "a.tar")} == {"sweep"}
 
 
 def test_it_is_written_whole_or_not_at_all_and_over_nothing(place, tmp_path, monkeypatch):

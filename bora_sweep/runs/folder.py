@@ -114,11 +114,25 @@ def _may_move(before: Config, key: str, value: object) -> bool:
 
 def _refuse_incomplete(run: Folder) -> None:
     """Refuse to resume a run that was unpacked from a pack without all of its trials."""
-    if exists(run / PACKED) and (left_out := json.loads(read_bytes(run / PACKED))["trials_left_out"]):
+    if left_out := trials_left_out(run):
         raise InputError(
             f"output={run}: was packed without the files of {plural(left_out, 'trial')}, which a resume needs; resume "
             "it where it was packed, or pack it with --all-trials"
         )
+
+
+def trials_left_out(run: Folder) -> int:
+    """The trials whose files a pack left out, of which the run was unpacked; 0 where it was not.
+
+    Raises:
+        InputError: The file that says so is damaged.
+    """
+    if not exists(run / PACKED):
+        return 0
+    try:
+        return int(json.loads(read_bytes(run / PACKED))["trials_left_out"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{run / PACKED}: damaged; unpack the run again") from None
 
 
 def command_of(run: Folder) -> str | None:
