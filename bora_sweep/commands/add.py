@@ -10,6 +10,10 @@ from bora_sweep.errors import InputError
 
 TEXT = "Fit adapters for tasks that a run has not seen, under its Theta and tau, by their documents alone."
 SECTIONS = ["data", "train", "metrics", "metric", "tracking", "output"]
+KEYS = [
+    "data.task_column", "data.text_column", "data.split_column", "data.hold_out_from", "data.max_tasks",
+    "train.learning_rate", "train.batch_size", "train.max_epochs", "metrics", "output",
+]  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,11 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
 RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
 """Sections and keys of the settings of a fit, for the help of its command."""
+COMMON_KEYS = (
+    "data.path", "data.task_column", "model.name", "model.max_tokens", "lora.rank", "train.learning_rate",
+    "train.micro_batch_size", "metrics", "output",
+)  # fmt: skip
+"""Those that most people set."""
 
 if os.environ.get("COLUMNS") == "0":  # some programs set it without a terminal, and rich would print nothing
     del os.environ["COLUMNS"]

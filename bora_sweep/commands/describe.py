@@ -10,6 +10,10 @@ from bora_sweep.errors import InputError
 
 TEXT = "Show the tasks, documents, tokens and splits of a corpus, and what may be wrong with it."
 SECTIONS = ["data"]
+KEYS = [
+    "data.path", "data.source", "data.task_column", "data.text_column", "data.prompt_column",
+    "data.messages_column", "data.split_column", "data.min_documents", "data.max_tasks", "data.prompt",
+]  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,11 @@ import json
 
 from rich.markup import escape
 
-from bora_sweep.commands.common import DONE, RUN_KEYS, add_settings, err, out, with_resume_hint
+from bora_sweep.commands.common import COMMON_KEYS, DONE, RUN_KEYS, add_settings, err, out, with_resume_hint
 
 TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
 SECTIONS = [*RUN_KEYS, "init_from", "method"]
+KEYS = [*COMMON_KEYS, "prior.tau"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,10 @@ from bora_sweep.commands.common import DONE, FAILED, out
 
 TEXT = "Reckon whether a fit fits on a card, before one is rented. No weights and no GPU are needed."
 SECTIONS = ["data", "model", "lora", "prior", "train", "search", "ray"]
+KEYS = [
+    "data.path", "model.name", "model.dtype", "model.quantization", "model.max_tokens", "lora.rank",
+    "lora.target_modules", "train.batch_size", "train.micro_batch_size", "search.pack",
+]  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

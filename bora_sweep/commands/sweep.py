@@ -4,10 +4,20 @@ import argparse
 
 from rich.markup import escape
 
-from bora_sweep.commands.common import DONE, FAILED, RUN_KEYS, add_settings, err, show_report, with_resume_hint
+from bora_sweep.commands.common import (
+    COMMON_KEYS,
+    DONE,
+    FAILED,
+    RUN_KEYS,
+    add_settings,
+    err,
+    show_report,
+    with_resume_hint,
+)
 
 TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
 SECTIONS = [*RUN_KEYS, "search", "ray"]
+KEYS = [*COMMON_KEYS, "search.num_trials"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
