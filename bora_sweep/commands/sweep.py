@@ -12,6 +12,8 @@ from bora_sweep.commands.common import (
     add_settings,
     err,
     show_report,
+    split_paths,
+    with_corpus,
     with_resume_hint,
 )
 
@@ -32,10 +34,10 @@ def run(parsed: argparse.Namespace) -> int:
     from bora_sweep.report import write_report
     from bora_sweep.runs.results import trial_rows
 
-    prepared = prepare_sweep(parsed.settings, parsed.resume, err)
+    prepared = prepare_sweep(with_corpus(*split_paths(parsed.settings)), parsed.resume, err)
 
     def work() -> int:
-        with claim_run(prepared, "sweep"):
+        with claim_run(prepared, "sweep", err):
             is_complete = run_prepared_sweep(prepared, err)
             rows = trial_rows(prepared.run)
             failed = [row for row in rows if row["status"] == "failed"]

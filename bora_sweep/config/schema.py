@@ -164,7 +164,7 @@ def name_of_type(annotation: Any) -> str:
     """The type in words, for messages."""
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
-        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
     if get_origin(annotation) is list:
         items = ("1", "10") if {int, float} & {*union_members(*get_args(annotation))} else ("a", "b")
         return f"a list such as [{', '.join(items)}]"
