@@ -20,6 +20,7 @@ from bora_sweep.commands import (
     fit,
     forget,
     generate,
+    init,
     keys,
     plan,
     report,
@@ -31,8 +32,8 @@ from bora_sweep.errors import InputError, one_line
 
 EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
-    "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status, "export": export,
-    "generate": generate, "forget": forget, "keys": keys,
+    "init": init, "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status,
+    "export": export, "generate": generate, "forget": forget, "keys": keys,
 }  # fmt: skip
 """In the order of the help."""
 WIDTH = 100
