@@ -15,6 +15,7 @@ from bora_sweep import __version__
 from bora_sweep.commands import (
     add,
     common,
+    completion,
     describe,
     export,
     fit,
@@ -34,6 +35,7 @@ EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a
 COMMANDS = {
     "init": init, "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status,
     "export": export, "generate": generate, "forget": forget, "keys": keys,
+    "completion": completion,
 }  # fmt: skip
 """In the order of the help."""
 WIDTH = 100
@@ -149,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with: bora-sweep sweep   (uses an embedded corpus and model; a few minutes on two cores)",
     )
     parser.add_argument("--version", action="version", version=f"bora-sweep {__version__}")
+    parser.set_defaults(parser=parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         _add(subparsers, name, command)

@@ -45,7 +45,13 @@ class Key:
     annotation: Any
     """The type of its field."""
     default: Any
-    text: str
+    owner: type
+    """The dataclass that has the field."""
+
+    @property
+    def text(self) -> str:
+        """What it does: the string under its field."""
+        return _field_docstrings(self.owner).get(self.name.rpartition(".")[2], "")
 
     @property
     def section(self) -> str:
@@ -137,15 +143,15 @@ def _sections() -> list[str]:
 
 def _keys(section: type, prefix: str) -> Iterator[Key]:
     """Each key below `section`."""
-    texts = _field_docstrings(section)
     for field in dataclasses.fields(section):
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
         if dataclasses.is_dataclass(default):
             yield from _keys(type(default), f"{prefix}{field.name}.")
         else:
-            yield Key(f"{prefix}{field.name}", field.type, default, texts.get(field.name, ""))
+            yield Key(f"{prefix}{field.name}", field.type, default, section)
 
 
+@cache
 def _field_docstrings(section: type) -> dict[str, str]:
     """The string under each field of a dataclass."""
     texts = {}
