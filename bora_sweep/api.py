@@ -53,7 +53,7 @@ def fit(
         is_rank_zero = stack.enter_context(join_processes(together, resume))
         console = _console(quiet or not is_rank_zero)
         prepared = prepare_fit(together, resume, console)
-        with claim_run(prepared, "fit") if is_rank_zero else nullcontext():
+        with claim_run(prepared, "fit", console) if is_rank_zero else nullcontext():
             run_fit(prepared, console, model)
     return read_results(prepared.run)
 
@@ -87,7 +87,7 @@ def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sectio
         raise InputError("model: a sweep loads its base in many processes; save it, and give model={'name': FOLDER}")
     with _stored(settings, sections, "sweep", data=data) as together:
         prepared = prepare_sweep(together, resume, console)
-        with claim_run(prepared, "sweep"):
+        with claim_run(prepared, "sweep", console):
             is_complete = run_prepared_sweep(prepared, console)
     if not is_complete:
         raise KeyboardInterrupt
@@ -137,7 +137,7 @@ def add(
     together = [*settings, {"data": {"path": str(data)}}] if is_path else list(settings)
     with _stored(tuple(together), sections, "add", data=None if is_path else data) as stored:
         prepared = prepare_add(run, stored, console, trial=trial, refresh=refresh, resume=resume)
-        with claim_run(prepared, "add"):
+        with claim_run(prepared, "add", console):
             run_fit(prepared, console)
     return read_results(prepared.run)
 

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -14,26 +15,31 @@ from bora_sweep import __version__
 from bora_sweep.commands import (
     add,
     common,
+    completion,
     describe,
     export,
     fit,
     forget,
     generate,
+    init,
+    keys,
     pack,
     plan,
     report,
     status,
     sweep,
 )
-from bora_sweep.config.help import describe_keys
+from bora_sweep.config.help import all_keys, describe_keys, describe_sections
 from bora_sweep.errors import InputError, one_line
 
-KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
+EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
-    "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status, "export": export,
-    "generate": generate, "pack": pack, "forget": forget,
+    "init": init, "plan": plan, "fit": fit, "sweep": sweep, "status": status, "report": report, "export": export,
+    "generate": generate, "add": add, "forget": forget, "pack": pack, "keys": keys, "completion": completion,
 }  # fmt: skip
 """In the order of the help."""
+WIDTH = 100
+"""Columns of the help of keys."""
 
 
 class _Once(argparse.Action):
@@ -48,11 +54,56 @@ class _Once(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose options are `_Once`."""
+    """A parser whose options are `_Once`, and whose help tells of the keys of its command, if it has any."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, *, keys: Sequence[str] = (), sections: Sequence[str] = (), **options) -> None:
         super().__init__(**options)
         self.register("action", None, _Once)
+        self.keys, self.sections = keys, sections
+        if sections:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every key of every section, and exit")
+
+    def format_help(self) -> str:
+        """The help; of keys those that most people set."""
+        if self.sections and self.epilog is None:  # not before it is asked for: it reads the dataclasses' source
+            self.epilog = _common_keys(self.keys, self.sections)
+        return super().format_help()
+
+
+class _HelpAll(argparse.Action):
+    """Shows the help with every key."""
+
+    def __call__(self, parser, *_, **__) -> None:
+        parser.epilog = f"{EVERY_KEY}\n{describe_keys(parser.sections)}"
+        parser.print_help()
+        parser.exit()
+
+
+def _common_keys(names: Sequence[str], sections: Sequence[str]) -> str:
+    """The keys that most people set, and a line on each section."""
+    chosen = {key.name: key for key in all_keys()}
+    keys = [(chosen[name].assignment, chosen[name].summary) for name in names]
+    return "\n".join([
+        "the keys that most people set, with their defaults:", *_in_columns(keys),
+        "", "sections and single keys (bora-sweep keys NAME shows theirs, --help-all all):",
+        *_in_columns(describe_sections(sections)),
+    ])  # fmt: skip
+
+
+def _in_columns(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Names with texts beside them, in `WIDTH` columns."""
+    width = max(len(name) for name, _ in rows) + 2
+    return [
+        line
+        for name, text in rows
+        for line in textwrap.wrap(
+            text,
+            WIDTH,
+            initial_indent=f"  {name:<{width}}",
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Start with: bora-sweep sweep   (uses an embedded corpus and model; a few minutes on two cores)",
     )
     parser.add_argument("--version", action="version", version=f"bora-sweep {__version__}")
+    parser.set_defaults(parser=parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         _add(subparsers, name, command)
@@ -107,13 +159,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(subparsers, name: str, command: ModuleType) -> None:
-    """Add a command, whose help lists the keys of its sections of the configuration."""
-    sections = getattr(command, "SECTIONS", None)
+    """Add a command, whose help tells of the keys of its sections of the configuration."""
     added = subparsers.add_parser(
         name,
         help=command.TEXT.partition("\n")[0],
         description=command.TEXT,
-        epilog=f"{KEYS}\n{describe_keys(sections)}" if sections else None,
+        keys=getattr(command, "KEYS", ()),
+        sections=getattr(command, "SECTIONS", ()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_options(added)

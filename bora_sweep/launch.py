@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from bora_sweep.config import Config, Setting
 from bora_sweep.errors import InputError, plural
@@ -41,8 +42,13 @@ def join_processes(settings: Sequence[Setting], resume: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
+def claim_run(prepared: PreparedRun, command: str, console: Console) -> Iterator[None]:
     """Write the run's folder with its configuration, and let this process alone work on it within the context.
+
+    Args:
+        prepared: The run.
+        command: `fit`, `sweep` or `add`.
+        console: Gets the folder's name, once the run has begun.
 
     Raises:
         InputError: Another process works on it.
@@ -61,6 +67,7 @@ def claim_run(prepared: PreparedRun, command: str) -> Iterator[None]:
         if prepared.foundation is not None:
             write_foundation(run, prepared.foundation)
         create_run(prepared.config, run)
+        console.print(f"{'resuming' if prepared.resumed else 'run folder'}: {escape(str(run))}")
         yield
 
 

@@ -63,12 +63,12 @@ def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> 
     """
     from bora_sweep.train.distributed.process_group import from_rank_zero
 
-    config, run, before = from_rank_zero(lambda: _open_run(settings, "fit", resume, console))
+    config, run, before = from_rank_zero(lambda: _open_run(settings, "fit", resume))
     _check_fit(settings, config, console)
     check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
-    groups = [] if resume else check_base(config, tokenized, console)
+    groups = [] if resume else check_base(config, tokenized, console, load=True)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
@@ -87,12 +87,12 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     Raises:
         InputError: The input is wrong. Nothing was written.
     """
-    config, run, before = _open_run(settings, "sweep", resume, console)
+    config, run, before = _open_run(settings, "sweep", resume)
     _check_sweep(settings, config)
     check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
-    groups = check_base(config, tokenized, console, load=True)
+    groups = check_base(config, tokenized, console, load=True, is_sweep=True)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
@@ -100,12 +100,9 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     )  # fmt: skip
 
 
-def _open_run(
-    settings: Sequence[Setting], command: str, resume: bool, console: Console
-) -> tuple[Config, Folder, "Fingerprints | None"]:
+def _open_run(settings: Sequence[Setting], command: str, resume: bool) -> tuple[Config, Folder, "Fingerprints | None"]:
     """The configuration and the folder of a new run, or of one that resumes; and the fingerprints that it has."""
     config, run = (reopen_run if resume else new_run)(settings, command)
-    console.print(f"{'resuming' if resume else 'run folder'}: {escape(str(run))}")
     if not resume:
         return config, run, None
     with gc_paused():
@@ -172,7 +169,9 @@ def check_run_tracker(config: Config, run: Folder) -> None:
         check_tracker(config.tracking, run)
 
 
-def check_base(config: Config, corpus: "TokenizedCorpus", console: Console, *, load: bool = False) -> list[str]:
+def check_base(
+    config: Config, corpus: "TokenizedCorpus", console: Console, *, load: bool = False, is_sweep: bool = False
+) -> list[str]:
     """Refuse a model that cannot be used; with `load` also by trying it, if it is small.
 
     Returns:
@@ -183,7 +182,7 @@ def check_base(config: Config, corpus: "TokenizedCorpus", console: Console, *, l
     groups, notes = check_model(config, corpus)
     print_notes(notes, console)
     if config.model.dtype == "auto":
-        console.print(f"model.dtype=auto: {escape(_chosen_dtype(config, is_sweep=load))}")
+        console.print(f"model.dtype=auto: {escape(_chosen_dtype(config, is_sweep=is_sweep))}")
     if load:
         try_model(config, corpus)
     return groups

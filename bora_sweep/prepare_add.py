@@ -86,7 +86,6 @@ def prepare_add(
     _refuse_moves(settings)
     config, folder = new_run([defaults, *settings], ADD)
     _check_settings(source, settings, config, defaults)
-    console.print(f"run folder: {escape(str(folder))}")
     check_run_tracker(config, folder)
     corpus, tokenized = _read_corpus(config, [source], console)
     refreshed = _check_tasks(source, loaded, corpus, refresh=refresh)
@@ -114,7 +113,6 @@ def _reopen(run: str | Folder | None, settings: Sequence[Setting], console: Cons
     began = read_source(folder)
     if run is not None and _address(folder_at(run)) != began.run and not _is_source(folder_at(run), began):
         raise InputError(f"{run}: the run was begun by adding to {began.run}; name that, or give another output")
-    console.print(f"resuming: {escape(str(folder))}")
     check_run_tracker(config, folder)
     corpus, tokenized = _read_corpus(config, [folder], console, resumed=True)
     now, before = fingerprints_of(config, corpus, tokenized), read_fingerprints(folder)

@@ -80,7 +80,7 @@ def begun(tmp_path_factory) -> Path:
                 "metrics=[accuracy]", "tracking=tensorboard", f"output={place / 'run'}"]  # fmt: skip
     prepared = prepare_fit(settings, False, Console(quiet=True))
     base, run = load_base(prepared.config.model, prepared.config.data), prepared.run
-    with claim_run(prepared, "sweep"):
+    with claim_run(prepared, "sweep", Console(quiet=True)):
         for trial_id, changes in TREATIES.items():
             run_pack([Trial(trial_id, with_values(prepared.config, **changes))], prepared.corpus, lambda: base, run)
         cut_off = Trial("005", with_values(prepared.config, prior={"tau": 3.0}, train={"max_epochs": 9}))

@@ -10,11 +10,13 @@ import shlex
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import is_setting
+from bora_sweep.config import Setting, is_setting, load_config
+from bora_sweep.config.paths import expand_home
 from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.runs.places import is_place
 from bora_sweep.runs.storage import Folder, StorageFullError, exists, read_bytes, write_bytes
@@ -23,6 +25,11 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
 RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
 """Sections and keys of the settings of a fit, for the help of its command."""
+COMMON_KEYS = (
+    "data.path", "data.task_column", "model.name", "model.max_tokens", "lora.rank", "train.learning_rate",
+    "train.micro_batch_size", "metrics", "output",
+)  # fmt: skip
+"""Those that most people set."""
 
 if os.environ.get("COLUMNS") == "0":  # some programs set it without a terminal, and rich would print nothing
     del os.environ["COLUMNS"]
@@ -32,8 +39,8 @@ out = Console(highlight=False, soft_wrap=True)
 
 def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     """The arguments of a command that begins a run: settings, and `--resume`."""
-    text = f"YAML files, merged left to right, then settings such as {example}"
-    parser.add_argument("settings", nargs="*", metavar="FILE.yaml|key=value", help=text)
+    text = f"a file or folder of documents, YAML files, merged left to right, and settings such as {example}"
+    parser.add_argument("settings", nargs="*", metavar="FILE|FILE.yaml|key=value", help=text)
     text = "resume a run: that of output=RUN, else the newest in runs/"
     parser.add_argument("--resume", action="store_true", help=text)
 
@@ -62,9 +69,38 @@ def refuse_place(tasks: Sequence[str]) -> None:
 
 
 def split_paths(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths among arguments, and the rest: YAML files and settings."""
+    """Paths of corpora or runs among arguments, and the rest: YAML files and settings."""
     paths = [a for a in arguments if not is_setting(a) and not a.endswith((".yaml", ".yml"))]
     return paths, [a for a in arguments if a not in paths]
+
+
+def with_corpus(paths: Sequence[str], settings: Sequence[str]) -> list[Setting]:
+    """The settings, among them `data.path` of the path, if there is one.
+
+    Raises:
+        InputError: There are several paths, `data.path` is given too, or no such file or folder exists.
+    """
+    if len(paths) > 1:
+        raise InputError(f"{paths[1]}: {paths[0]} names the documents already; give one file or folder")
+    if not paths:
+        return [*settings]
+    also_named = next((setting for setting in settings if setting.startswith("data.path=")), None)
+    if also_named is not None:
+        raise InputError(f"{also_named}: {paths[0]} names the documents too; drop one of the two")
+    is_here = "://" in paths[0] or os.path.exists(expand_home(paths[0]))  # an address is refused by the settings
+    if not is_here and load_config(settings).data.source in (None, "file"):
+        raise InputError(f"{paths[0]}: no such file or folder; {_meant(paths[0])}")
+    return [*settings, {"data": {"path": paths[0]}}]
+
+
+def _meant(word: str) -> str:
+    """What may have been meant by a word that is no path."""
+    from bora_sweep.config.help import all_keys
+
+    near = get_close_matches(word, [key.name for key in all_keys()], n=1, cutoff=0.7)
+    if near:
+        return f"a setting has a value, as in {near[0]}=…"
+    return "give a file or folder of documents, a .yaml file, or a setting such as prior.tau=100"
 
 
 def with_resume_hint(command: str, run: Folder, work: Callable[[], int]) -> int:

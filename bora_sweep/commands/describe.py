@@ -4,12 +4,15 @@ import argparse
 
 from rich.markup import escape
 
-from bora_sweep.commands.common import DONE, out, split_paths
+from bora_sweep.commands.common import DONE, out, split_paths, with_corpus
 from bora_sweep.config import load_config
-from bora_sweep.errors import InputError
 
 TEXT = "Show the tasks, documents, tokens and splits of a corpus, and what may be wrong with it."
 SECTIONS = ["data"]
+KEYS = [
+    "data.path", "data.source", "data.task_column", "data.text_column", "data.prompt_column",
+    "data.messages_column", "data.split_column", "data.min_documents", "data.max_tasks", "data.prompt",
+]  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     from bora_sweep.model.base import load_tokenizer
 
     paths, settings = split_paths(parsed.settings)
-    also_named = next((setting for setting in settings if setting.startswith("data.path=")), None)
-    if paths and also_named is not None:
-        raise InputError(f"{also_named}: {paths[0]} names a corpus too; drop one of the two")
-    for config in [load_config([*settings, {"data": {"path": path}}]) for path in paths] or [load_config(settings)]:
+    for config in [load_config(with_corpus([path], settings)) for path in paths] or [load_config(settings)]:
         corpus = load_corpus(config.data, record_folders(config))
         if config.model.name is None and config.data.kind != "synthetic":
             for part in describe_corpus(corpus):

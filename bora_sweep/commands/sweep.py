@@ -4,10 +4,22 @@ import argparse
 
 from rich.markup import escape
 
-from bora_sweep.commands.common import DONE, FAILED, RUN_KEYS, add_settings, err, show_report, with_resume_hint
+from bora_sweep.commands.common import (
+    COMMON_KEYS,
+    DONE,
+    FAILED,
+    RUN_KEYS,
+    add_settings,
+    err,
+    show_report,
+    split_paths,
+    with_corpus,
+    with_resume_hint,
+)
 
 TEXT = "Search for tau with many fits on Ray; write results as trials finish, then a report."
 SECTIONS = [*RUN_KEYS, "search", "ray"]
+KEYS = [*COMMON_KEYS, "search.num_trials"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +34,10 @@ def run(parsed: argparse.Namespace) -> int:
     from bora_sweep.report import write_report
     from bora_sweep.runs.results import trial_rows
 
-    prepared = prepare_sweep(parsed.settings, parsed.resume, err)
+    prepared = prepare_sweep(with_corpus(*split_paths(parsed.settings)), parsed.resume, err)
 
     def work() -> int:
-        with claim_run(prepared, "sweep"):
+        with claim_run(prepared, "sweep", err):
             is_complete = run_prepared_sweep(prepared, err)
             rows = trial_rows(prepared.run)
             failed = [row for row in rows if row["status"] == "failed"]

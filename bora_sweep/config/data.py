@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Part, Several, check_bounds
 from bora_sweep.config.paths import expand_home, local_path
 from bora_sweep.config.template import check_template
 from bora_sweep.errors import InputError, one_line, require
@@ -26,28 +27,25 @@ SMALL = 6
 class SyntheticConfig:
     """Settings of the embedded corpus (`bora_sweep.data.synthetic`)."""
 
-    num_tasks: int = 12
+    num_tasks: Several = 12
     """Number of speakers, one task each."""
-    similarity: float = 0.5
+    similarity: Annotated[float, Bounds(0, 1, with_high=True)] = 0.5
     """Correlation between the shifts of any two speakers away from the world language. 0: unrelated. 1: all alike."""
-    shift: float = 1.8
+    shift: NotNegative = 1.8
     """How far each speaker is from the world language, in logits. The base model was trained on that language."""
-    min_documents: int = 14
+    min_documents: Annotated[int, Bounds(6)] = 14
     """Documents of the speaker with the fewest, over all splits."""
-    max_documents: int = 100
+    max_documents: Annotated[int, Bounds(6)] = 100
     """Documents of the speaker with the most, over all splits."""
-    seed: int = 0
+    seed: Number = 0
     """Random seed of the languages, the documents and the base model."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"data.synthetic.seed={self.seed}: need 0 or more")
-        require(self.num_tasks >= 2, f"data.synthetic.num_tasks={self.num_tasks}: need at least 2 tasks")
-        require(0 <= self.similarity <= 1, f"data.synthetic.similarity={self.similarity}: need a value from 0 to 1")
-        require(0 <= self.shift < math.inf, f"data.synthetic.shift={self.shift}: need a finite value of 0 or more")
+        check_bounds(self, "data.synthetic")
         require(
-            6 <= self.min_documents <= self.max_documents,
+            self.min_documents <= self.max_documents,
             f"data.synthetic.min_documents={self.min_documents}, max_documents={self.max_documents}: "
-            "need 6 <= min_documents <= max_documents",
+            "need min_documents <= max_documents",
         )
 
 
@@ -96,23 +94,23 @@ class DataConfig:
     """Tasks with few documents. `keep`: one document is trained on, a second one validates, and a third one tests; so
     such a task gets an adapter, and maybe no test score of its own. `leave_out`: tasks with fewer than 6 documents are
     left out."""
-    min_documents: int | None = None
+    min_documents: Count | None = None
     """Fewest documents of a task. Tasks with fewer are left out. Left out: as `small_tasks` says."""
-    max_documents: int | None = None
+    max_documents: Count | None = None
     """Most documents of a task. The first ones in the source are kept. Left out: all."""
-    max_tasks: int | None = None
+    max_tasks: Several | None = None
     """Most tasks. The first ones by name are kept, or by time if `time_column` is given. Left out: all."""
-    min_characters: int = 1
+    min_characters: Count = 1
     """Fewest characters of a document. Shorter documents are left out."""
-    max_characters: int = 100_000
+    max_characters: Count = 100_000
     """Most characters of a document. Longer documents are cut here, and counted."""
-    train_fraction: float = 0.50
+    train_fraction: Part = 0.50
     """Share of each task's documents to train on."""
-    validation_fraction: float = 0.17
+    validation_fraction: Part = 0.17
     """Share of each task's documents that chooses the epoch and tau."""
-    test_fraction: float = 0.33
+    test_fraction: Part = 0.33
     """Share of each task's documents that is reported, and chooses nothing."""
-    hold_out_from: int = 1
+    hold_out_from: Count = 1
     """Fewest documents of a task from which on some validate and test. A task with fewer trains on all of them, with no
     score of its own. `add` starts from 20."""
     split_column: str | None = None
@@ -155,6 +153,7 @@ class DataConfig:
     """Settings of the embedded corpus."""
 
     def __post_init__(self) -> None:
+        check_bounds(self, "data")
         if self.path is not None:
             object.__setattr__(self, "path", local_path(self.path, "data.path"))
         if self.split_from is not None:
@@ -163,27 +162,18 @@ class DataConfig:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, local_path(value, f"data.{name}"))
         require(
-            self.min_documents is None or self.min_documents >= 1,
-            f"data.min_documents={self.min_documents}: need at least 1",
-        )
-        require(
             self.max_documents is None or self.max_documents >= self.fewest_documents,
             f"data.max_documents={self.max_documents}: need at least data.min_documents={self.fewest_documents}",
         )
         require(
-            self.max_tasks is None or self.max_tasks >= 2, f"data.max_tasks={self.max_tasks}: need at least 2 tasks"
-        )
-        require(
-            0 < self.min_characters <= self.max_characters,
+            self.min_characters <= self.max_characters,
             f"data.min_characters={self.min_characters}: need 1 to data.max_characters={self.max_characters}",
         )
         fractions = (self.train_fraction, self.validation_fraction, self.test_fraction)
         require(
-            min(fractions) > 0 and math.isclose(sum(fractions), 1.0, abs_tol=1e-6),
-            f"data.train_fraction, validation_fraction, test_fraction = {fractions}: "
-            "need three parts above 0 that sum to 1",
+            math.isclose(sum(fractions), 1.0, abs_tol=1e-6),
+            f"data.train_fraction, validation_fraction, test_fraction = {fractions}: need three parts that sum to 1",
         )
-        require(self.hold_out_from >= 1, f"data.hold_out_from={self.hold_out_from}: need at least 1")
         if self.chat_template is not None and "{" not in self.chat_template:
             object.__setattr__(self, "chat_template", _read_template(self.chat_template))
         self._check_templates()

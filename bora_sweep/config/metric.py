@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from bora_sweep.config.bounds import Count, check_bounds
 from bora_sweep.errors import require
 
 PERPLEXITY = "perplexity"
@@ -20,14 +21,14 @@ class MetricConfig:
     normalize: bool = False
     """Whether `accuracy` divides the log likelihood of a candidate answer by its number of tokens. Without it long
     answers seldom win."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Most tokens that are generated for an answer, for all metrics but `accuracy`."""
     early_stopping: str = PERPLEXITY
     """What validation chooses a fit's epoch by: `perplexity`, or one of `metrics`, of which the highest mean over
     documents is best, and of equal ones that with the lower perplexity. A metric is then scored after each epoch."""
 
     def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, f"metric.max_new_tokens={self.max_new_tokens}: need at least 1")
+        check_bounds(self, "metric")
 
 
 def check_metric_names(metrics: list[str]) -> None:

@@ -3,8 +3,9 @@
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from bora_sweep.config.bounds import Bounds, Count, Positive, Tau, check_bounds
 from bora_sweep.config.paths import local_path
 from bora_sweep.errors import InputError, require
 
@@ -26,16 +27,16 @@ class ModelConfig:
     device_map: Literal["auto"] | None = None
     """`auto`: spread the base's layers over the GPUs that a fit's process has, for a base that is too large for one.
     Left out: the whole base on one device. See docs/performance.md."""
-    max_tokens: int = 128
+    max_tokens: Annotated[int, Bounds(3)] = 128
     """Most tokens of a sequence, with start symbol and end token. `long_documents` says what becomes of longer
     documents."""
     long_documents: Literal["cut", "chunk"] = "cut"
     """What becomes of a document with more than `max_tokens`. `cut`: what is beyond is lost, and counted. `chunk`: it
     is read as several sequences that overlap, and every token that is scored is scored once. See docs/data.md."""
-    chunk_overlap: int | None = None
+    chunk_overlap: Count | None = None
     """With `long_documents=chunk`: how many tokens of the document a chunk repeats from the one before. They are given,
     not scored. Left out: a quarter of `max_tokens`."""
-    max_text_tokens: int | None = None
+    max_text_tokens: Count | None = None
     """Most tokens of a text, without prompt and end token. The whole is then cut at `max_tokens`, which may cut off the
     end token. Left out: a text gets the room that prompt and end token leave."""
     trust_remote_code: bool = False
@@ -49,6 +50,7 @@ class ModelConfig:
         return max(1, self.max_tokens // 4) if self.chunk_overlap is None else self.chunk_overlap
 
     def __post_init__(self) -> None:
+        check_bounds(self, "model")
         if self.name is not None:
             object.__setattr__(self, "name", local_path(self.name, "model.name"))
         require(
@@ -56,9 +58,6 @@ class ModelConfig:
             f"model.quantization={self.quantization}: keeps fewer digits than model.dtype={self.dtype} computes with; "
             "set model.dtype=bfloat16 or float32",
         )
-        require(self.max_tokens >= 3, f"model.max_tokens={self.max_tokens}: need at least 3 (start, one token, end)")
-        longest = self.max_text_tokens
-        require(longest is None or longest >= 1, f"model.max_text_tokens={longest}: need at least 1")
         given = self.chunk_overlap
         require(
             given is None or self.long_documents == "chunk",
@@ -66,7 +65,7 @@ class ModelConfig:
             "model.long_documents=chunk",
         )
         require(
-            given is None or 1 <= given <= self.max_tokens - 2,
+            given is None or given <= self.max_tokens - 2,
             f"model.chunk_overlap={given}: need 1 to {self.max_tokens - 2}, so that a chunk of model.max_tokens="
             f"{self.max_tokens} also has a start symbol and a new token",
         )
@@ -80,11 +79,11 @@ class LoraConfig:
     """Kind of adapter. `lora`: Eq. 3. `rslora`: scaled by alpha / sqrt(r). `lora_plus`: B has a higher learning rate
     than A. `dora`: a magnitude and a direction for each output. `mora`: one square matrix with as many parameters. See
     docs/adapters.md."""
-    rank: int = 8
+    rank: Count = 8
     """Rank r of Eq. 3. With `mora` it sets the size of the square matrix."""
-    alpha: float | None = None
+    alpha: Positive | None = None
     """alpha of Eq. 3. Left out: the rank, so that the scale is 1 (sqrt(r) with `rslora`). `mora` has no alpha."""
-    learning_rate_ratio: float = 16.0
+    learning_rate_ratio: Positive = 16.0
     """With `lora_plus` only: learning rate of B divided by that of A."""
     target_modules: list[str] | str | None = None
     """Modules that get an adapter: a list of names (the ends of their paths), one regular expression, or `all-linear`.
@@ -92,8 +91,7 @@ class LoraConfig:
     have no effect are left out with a note; it is an error to name only such modules. See docs/adapters.md."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, f"lora.rank={self.rank}: need at least 1")
-        require(self.alpha is None or self.alpha > 0, f"lora.alpha={self.alpha}: need a value above 0")
+        check_bounds(self, "lora")
         require(
             self.alpha is None or self.variant != "mora",
             f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
@@ -107,8 +105,6 @@ class LoraConfig:
                 raise InputError(
                     f"lora.target_modules={targets}: is neither a list [a,b] nor a regular expression ({error})"
                 ) from None
-        ratio = self.learning_rate_ratio
-        require(0 < ratio < math.inf, f"lora.learning_rate_ratio={ratio}: need a finite value above 0")
 
     @property
     def resolved_alpha(self) -> float:
@@ -125,7 +121,7 @@ class LoraConfig:
 class PriorConfig:
     """The prior that ties the tasks together, Eq. 5."""
 
-    tau: float = 100.0
+    tau: Tau = 100.0
     """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. A sweep searches
     it."""
     parametrization: Parametrization = "noncentered"
@@ -138,7 +134,7 @@ class PriorConfig:
     groups: Literal["all", "matrix", "layer"] = "all"
     """Groups of parameters with a tau of their own. `all`: one tau for all. `matrix`: one for all A and one for all B.
     `layer`: one for each layer. A sweep searches their scales beside tau."""
-    group_scales: dict[str, float] = field(default_factory=dict)
+    group_scales: dict[str, Positive] = field(default_factory=dict)
     """Each group's tau divided by `tau`, by the group's name (A, B; layer_0, …). Left out: 1."""
 
     @property
@@ -147,7 +143,7 @@ class PriorConfig:
         return {name: self.tau * scale for name, scale in self.group_scales.items() if 0 < self.tau < math.inf}
 
     def __post_init__(self) -> None:
-        require(self.tau >= 0, f"prior.tau={self.tau}: need a value from 0 to inf")  # NaN is neither
+        check_bounds(self, "prior")
         require(
             self.groups != "all" or not self.group_scales,
             f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
@@ -156,5 +152,3 @@ class PriorConfig:
             self.groups == "all" or self.penalty == "squared",
             f"prior.penalty={self.penalty}: needs one tau for all parameters; drop it, or prior.groups={self.groups}",
         )
-        for name, scale in self.group_scales.items():
-            require(0 < scale < math.inf, f"prior.group_scales.{name}={scale}: need a finite value above 0")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from bora_sweep.config.dotted import nest
 from bora_sweep.errors import InputError
@@ -19,9 +19,14 @@ LONGEST_SHOWN = 100
 """Characters of a value in a message."""
 
 
-def union_members(annotation: Any) -> tuple[Any, ...]:
+def members_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union, or the type itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """`members_of` without their bounds."""
+    return tuple(_plain(member) for member in members_of(annotation))
 
 
 def is_container(annotation: Any) -> bool:
@@ -59,7 +64,7 @@ def coerce(value: Any, annotation: Any, key: str) -> Any:
             raise
         except (ValueError, TypeError, OverflowError):
             continue
-    raise InputError(f"{key}={_show_value(value)}: need {' or '.join(map(_name_of_type, members))}")
+    raise InputError(f"{key}={_show_value(value)}: need {' or '.join(map(name_of_type, members))}")
 
 
 def build(section: Any, values: Mapping[str, Any]) -> Any:
@@ -71,6 +76,10 @@ def build(section: Any, values: Mapping[str, Any]) -> Any:
             if field.name in values
         }
     )
+
+
+def _plain(annotation: Any) -> Any:
+    return annotation.__origin__ if get_origin(annotation) is Annotated else annotation
 
 
 def _coerce_member(value: Any, annotation: Any, key: str) -> Any:
@@ -151,12 +160,13 @@ def _to_bool(value: Any) -> bool:
     return FLAGS[str(value).lower()]
 
 
-def _name_of_type(annotation: Any) -> str:
+def name_of_type(annotation: Any) -> str:
     """The type in words, for messages."""
     if get_origin(annotation) is Literal:
-        return f"one of {', '.join(get_args(annotation))}"
+        choices = get_args(annotation)
+        return f"{'one of ' if len(choices) > 1 else ''}{', '.join(choices)}"
     if get_origin(annotation) is list:
-        items = ("1", "10") if get_args(annotation)[0] in (int, float) else ("a", "b")
+        items = ("1", "10") if {int, float} & {*union_members(*get_args(annotation))} else ("a", "b")
         return f"a list such as [{', '.join(items)}]"
     return "keys with values" if get_origin(annotation) is dict else TYPE_NAMES[annotation]
 

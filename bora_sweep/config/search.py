@@ -1,9 +1,9 @@
 """Sections `search` and `ray`: which fits a sweep makes, and on which resources."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Positive, Several, Tau, check_bounds
 from bora_sweep.errors import require
 
 Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
@@ -16,22 +16,22 @@ class SearchConfig:
     mode: Literal["optuna", "path"] = "optuna"
     """How values of tau are fitted. `optuna`: a separate fit at each value, and Optuna chooses the values. `path`: one
     fit from large to small tau, where each value starts from the adapters of the one above; this costs far less."""
-    num_trials: int = 8
+    num_trials: Number = 8
     """Number of values of tau that the mode chooses. 0: only `taus` and the baselines are fitted."""
-    taus: list[float] = field(default_factory=list)
+    taus: list[Tau] = field(default_factory=list)
     """Values of tau that are fitted in any case, before the search."""
-    tau_low: float = 1.0
+    tau_low: Positive = 1.0
     """Lower end of the search over tau, on a log scale."""
-    tau_high: float = 1e5
+    tau_high: Positive = 1e5
     """Upper end of the search over tau, on a log scale."""
-    lr_per_tau_low: float = 1e-6
+    lr_per_tau_low: Positive = 1e-6
     """Lower end of the search over `train.lr_per_tau`, which is searched if it is set and coordinates are centered."""
-    lr_per_tau_high: float = 1e-4
+    lr_per_tau_high: Positive = 1e-4
     """Upper end of the search over `train.lr_per_tau`."""
-    group_scale_low: float = 1e-2
+    group_scale_low: Positive = 1e-2
     """Lower end of the search over `prior.group_scales`, with `prior.groups`. The first group's scale is not
     searched."""
-    group_scale_high: float = 1e2
+    group_scale_high: Positive = 1e2
     """Upper end of the search over `prior.group_scales`."""
     sampler: Literal["gp", "tpe", "random"] = "gp"
     """Optuna's sampler. The first values are spread evenly over log tau. benchmarks/sampler.py compares the
@@ -48,56 +48,46 @@ class SearchConfig:
     """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
     four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
     times as much takes (b + 1) / 2 times as long."""
-    unseen_folds: int | None = None
+    unseen_folds: Several | None = None
     """Also measure what a task without any text can expect: with so many folds of the tasks, each fold is left out of a
     further fit at the best tau, and scored under its Theta. With as many folds as tasks, or more, each task is left out
     alone. It costs so many fits, less the text left out; with several seeds, of the first. `fit` makes them at its own
     tau. Left out: none."""
-    ranks: list[int] = field(default_factory=list)
+    ranks: list[Count] = field(default_factory=list)
     """Further ranks. At each a shared model is fitted, and in mode `path` a whole path."""
-    pack: int | str = 1
+    pack: Count | Literal["auto"] = 1
     """Number of fits, each with its own tau, that share the base model, the forward passes and the order of
     the documents. This saves time where one batch does not fill the device. `auto`: measured at the start."""
     scheduler: Literal["none", "asha", "median"] = "none"
     """Early stopping across trials. `asha` (Li et al. 2020) and `median` stop a value of tau that is behind the others
     at the same epoch. This is cheaper, but unfair to values that start slowly: large tau takes several times as many
     epochs."""
-    grace_epochs: int = 10
+    grace_epochs: Count = 10
     """Epochs that the scheduler gives every fit before it may stop it."""
-    path_patience: int = 1
+    path_patience: Count = 1
     """Epochs without a better validation perplexity before a path moves to its next tau."""
-    seeds: int = 1
+    seeds: Count = 1
     """Fits per value of tau, with train.seed, train.seed + 1, …; the search uses their mean."""
 
     def __post_init__(self) -> None:
-        require(self.num_trials >= 0, f"search.num_trials={self.num_trials}: need 0 or more")
+        check_bounds(self, "search")
         for low, high in (
             ("tau_low", "tau_high"),
             ("lr_per_tau_low", "lr_per_tau_high"),
             ("group_scale_low", "group_scale_high"),
         ):
             a, b = getattr(self, low), getattr(self, high)
-            require(0 < a < b < math.inf, f"search.{low}={a}, search.{high}={b}: need 0 < {low} < {high} < inf")
-        for tau in self.taus:
-            require(tau >= 0, f"search.taus={self.taus}: need values from 0 to inf")
+            require(a < b, f"search.{low}={a}, search.{high}={b}: need {low} < {high}")
         require(
             {"independent", "shared"} <= set(self.baselines),
             f"search.baselines={self.baselines}: every sweep is compared with independent and shared; add both",
         )
-        for name in ("seeds", "path_patience", "grace_epochs"):
-            require(getattr(self, name) >= 1, f"search.{name}={getattr(self, name)}: need at least 1")
-        require(
-            self.pack == "auto" or (isinstance(self.pack, int) and self.pack >= 1),
-            f"search.pack={self.pack}: need a number of at least 1, or auto",
-        )
         folds = self.unseen_folds
-        require(folds is None or folds >= 2, f"search.unseen_folds={folds}: need at least 2, or null for none")
         require(
             folds is None or self.mode == "optuna",
             f"search.unseen_folds={folds}: fits from the start, and values of a path begin where others ended; drop "
             "it, or search.mode=path",
         )
-        require(min(self.ranks, default=1) >= 1, f"search.ranks={self.ranks}: need ranks of at least 1")
         require(
             self.mode == "optuna" or not self.taus,
             f"search.taus={self.taus}: a path chooses its own values; drop them, or search.mode=path",
@@ -128,41 +118,29 @@ class RayConfig:
     address: str | None = None
     """Ray cluster to join: `auto` or an address. Left out: a private Ray on this machine, reachable from nowhere
     else."""
-    workers_per_trial: int = 1
+    workers_per_trial: Count = 1
     """Processes per fit, each with its own GPU if there are any. See `train.parallel`."""
-    cpus_per_trial: float = 1
+    cpus_per_trial: Positive = 1
     """CPUs that each process of a trial reserves. torch uses as many threads."""
-    gpus_per_trial: float | None = None
+    gpus_per_trial: NotNegative | None = None
     """GPUs that each process of a trial reserves. With a fraction, several trials share a GPU: each may take that part
     of its memory. More than 1: a whole number. Left out: 1 if Ray has GPUs, else 0."""
-    max_concurrent: int | None = None
+    max_concurrent: Count | None = None
     """Most trials at once. Left out: as many as the resources allow."""
-    max_failures: int = 2
+    max_failures: Number = 2
     """How often a trial that crashed is restarted from its last checkpoint."""
-    trial_timeout: float | None = 1800.0
+    trial_timeout: Annotated[float, Bounds(0, with_low=False, with_high=True)] | None = 1800.0
     """Seconds without a step after which a trial counts as crashed. null: never."""
 
     def __post_init__(self) -> None:
-        require(self.workers_per_trial >= 1, f"ray.workers_per_trial={self.workers_per_trial}: need at least 1")
+        check_bounds(self, "ray")
         require(
             self.workers_per_trial == 1 or self.gpus_per_trial is None or float(self.gpus_per_trial).is_integer(),
             f"ray.gpus_per_trial={self.gpus_per_trial}: the processes of ray.workers_per_trial="
             f"{self.workers_per_trial} each need a GPU of their own; set 1",
-        )
-        require(self.cpus_per_trial > 0, f"ray.cpus_per_trial={self.cpus_per_trial}: need a value above 0")
-        require(
-            self.gpus_per_trial is None or self.gpus_per_trial >= 0,
-            f"ray.gpus_per_trial={self.gpus_per_trial}: need 0 or more",
         )
         require(
             self.gpus_per_trial is None or self.gpus_per_trial < 1 or float(self.gpus_per_trial).is_integer(),
             f"ray.gpus_per_trial={self.gpus_per_trial}: Ray shares one GPU among trials, and gives several only whole; "
             "set a fraction below 1, or 1, 2, …",
         )
-        require(
-            self.max_concurrent is None or self.max_concurrent >= 1,
-            f"ray.max_concurrent={self.max_concurrent}: need at least 1",
-        )
-        timeout = self.trial_timeout
-        require(timeout is None or timeout > 0, f"ray.trial_timeout={timeout}: need a value above 0")
-        require(self.max_failures >= 0, f"ray.max_failures={self.max_failures}: need 0 or more")

@@ -1,9 +1,9 @@
 """Section `train`: how one fit is trained."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bora_sweep.config.bounds import Count, NotNegative, Number, Positive, check_bounds
 from bora_sweep.errors import require
 
 Solver = Literal["proximal", "adamw"]
@@ -17,9 +17,9 @@ Bank = Literal["device", "host", "disk"]
 class TrainConfig:
     """One fit by maximum a posteriori, Eq. 6."""
 
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Learning rate of Adam. With `lr_per_tau` it holds at tau = 0 and tau = inf only."""
-    lr_per_tau: float | None = None
+    lr_per_tau: Positive | None = None
     """Learning rate divided by tau: the paper couples them in centered coordinates (Table 1: 1e-5). Left out: one
     learning rate for every tau."""
     solver: Solver | None = None
@@ -48,9 +48,9 @@ class TrainConfig:
     """Which scores are reported. `test`: the test split, at the epoch that validation chose. `best_epochs`: also what
     the published code reports, on validation: for each task its best epoch, and overall the lowest mean over batches of
     their perplexities."""
-    initial_noise: float = 0.0
+    initial_noise: NotNegative = 0.0
     """Standard deviation of normal noise that is added to each task's adapter at the start. 0: tasks start at Theta."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Documents per optimiser step; chunks, with `model.long_documents=chunk`. With `method=add`: of each task."""
     update: Update | None = None
     """Which tasks a step moves. `all`: every task; one without a document in the batch moves by Adam's momentum and by
@@ -60,27 +60,27 @@ class TrainConfig:
     """Where the tasks' adapters and moments are. `device`: beside the model. `host`: in the host's memory. `disk`: in
     files of this machine, below `$BORA_SWEEP_CACHE`, else `~/.cache/bora_sweep`. With host and disk the device holds
     the tasks of two batches. Results do not depend on it."""
-    tasks_per_batch: int | None = None
+    tasks_per_batch: Count | None = None
     """Most tasks of a batch: documents of a task come together, so that a batch fetches few rows of the bank, and are
     spread over fewer batches. Left out: documents are drawn whatever their tasks."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
     for all epochs, whatever the lengths, as in the published code."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Most documents per forward pass; gradients accumulate over the batch. Left out: the whole batch. Results do not
     depend on it."""
-    max_epochs: int = 200
+    max_epochs: Count = 200
     """Most epochs. `patience` should end a fit earlier; a fit that reaches this bound is marked."""
-    patience: int = 5
+    patience: Count = 5
     """Early stopping: a fit stops after so many epochs without a better validation perplexity."""
-    steps_without_validation: int = 200
+    steps_without_validation: Number = 200
     """With `method=add` only: most steps of a task without validation documents, which ends where its objective has
     converged. See docs/method.md."""
-    warmup_steps: int = 0
+    warmup_steps: Number = 0
     """Steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up, over `max_epochs`."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Positive | None = 1.0
     """Largest norm of a gradient. Each task's gradient and Theta's are clipped separately, so that no task changes
     another's step. null: no clipping."""
     precision: Precision = "no"
@@ -91,10 +91,10 @@ class TrainConfig:
     """Keep only the input of each block of the base for the backward pass, and compute the rest of the block again
     there. A step takes about a third longer, and its memory grows far less with `model.max_tokens`. Results do not
     depend on it."""
-    length_bucket: int = 1
+    length_bucket: Count = 1
     """Pad the rows of a forward pass to a multiple of so many tokens, so that a device sees few shapes. Results do not
     depend on it."""
-    pass_tokens: int | str | None = None
+    pass_tokens: Count | Literal["auto"] | None = None
     """A batch of unlike lengths goes through the model in parts, where a further pass saves at least so many tokens of
     padding. Left out: 5,000 on a GPU; on a CPU as many parts as leave twelve rows to each. `auto`: measured at the
     start of a run, on the machine that fits, and written into its config.yaml. Results do not depend on it but for
@@ -111,21 +111,19 @@ class TrainConfig:
     shard_base: bool = False
     """Shard the frozen base model over the `ray.workers_per_trial` processes of a fit (FSDP2), so that a base that does
     not fit on one card is trained on several. Results do not depend on it. See docs/parallel.md."""
-    seed: int = 0
+    seed: Number = 0
     """Random seed of the adapters' initial values and the order of the documents."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Positive = 5.0
     """Most minutes of work that a lost machine loses, to within one step or the scoring of validation: a checkpoint is
     written when the last one is so old. An epoch also ends with one, but not before 50 times the seconds have passed
     that the last one took to write, so that writing takes at most 2% of a fit. These minutes come first: a checkpoint
     that takes more than a fiftieth of them takes more than 2%, such as 9% if it takes 30 seconds and they are 5."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "lr_per_tau", "max_grad_norm", "checkpoint_minutes"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, f"train.{name}={value}: need a finite value above 0")
+        check_bounds(self, "train")
         tasks = self.tasks_per_batch
         require(
-            tasks is None or 1 <= tasks <= self.batch_size,
+            tasks is None or tasks <= self.batch_size,
             f"train.tasks_per_batch={tasks}: need 1 to train.batch_size={self.batch_size}",
         )
         require(
@@ -138,34 +136,13 @@ class TrainConfig:
             f"train.bank={self.bank}: holds on the device the tasks of a batch alone, and train.update=all moves every "
             "task at each step; drop train.update",
         )
-        for name, low in (
-            ("batch_size", 1),
-            ("max_epochs", 1),
-            ("patience", 1),
-            ("warmup_steps", 0),
-            ("seed", 0),
-            ("steps_without_validation", 0),
-        ):
-            require(getattr(self, name) >= low, f"train.{name}={getattr(self, name)}: need at least {low}")
-        tokens = self.pass_tokens
-        require(
-            tokens is None or tokens == "auto" or (isinstance(tokens, int) and tokens >= 1),
-            f"train.pass_tokens={tokens}: need a number of at least 1, or auto",
-        )
-        require(self.length_bucket >= 1, f"train.length_bucket={self.length_bucket}: need at least 1")
         require(
             self.length_bucket == 1 or self.padding == "ignored",
             f"train.length_bucket={self.length_bucket}: train.padding={self.padding} counts padding, which it would "
             "change; drop one of the two",
         )
-        noise = self.initial_noise
-        require(0 <= noise < math.inf, f"train.initial_noise={noise}: need a finite value of 0 or more")
         require(
             self.likelihood == "tokens" or self.task_weights == "tokens",
             f"train.task_weights={self.task_weights}: train.likelihood={self.likelihood} weights tasks by their "
             "documents; drop one of the two",
-        )
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"train.micro_batch_size={self.micro_batch_size}: need at least 1",
         )

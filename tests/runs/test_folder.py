@@ -55,7 +55,7 @@ def test_a_run_that_was_begun_meanwhile_is_not_taken_for_ones_own(corpus_file, m
     settings = [f"data.path={corpus_file}", f"model.name={model_folder}", "output=run", "train.device=cpu"]
     prepared = prepare_fit(settings, False, console)
     create_run(load_config(["prior.tau=7"]), Path("run"))
-    with pytest.raises(InputError, match="has just begun a run there"), claim_run(prepared, "fit"):
+    with pytest.raises(InputError, match="has just begun a run there"), claim_run(prepared, "fit", console):
         pass
     assert config_of(Path("run")).prior.tau == 7
 

@@ -67,13 +67,13 @@ def test_a_part_that_cuda_fills_alone_is_refused(gpu):
     assert gpu == []
 
 
-@pytest.mark.parametrize("gpus", ["1.5", "2.25", "inf"])
+@pytest.mark.parametrize("gpus", ["1.5", "2.25"])
 def test_more_gpus_than_one_are_whole(gpus):
     with pytest.raises(InputError, match=f"ray.gpus_per_trial={gpus}: .*; set "):
         load_config([f"ray.gpus_per_trial={gpus}"])
 
 
-@pytest.mark.parametrize("gpus", ["-1.0", "nan"])
+@pytest.mark.parametrize("gpus", ["-1.0", "nan", "inf"])
 def test_a_number_of_gpus_is_one(gpus):
     with pytest.raises(InputError, match=f"ray.gpus_per_trial={gpus}: need 0 or more"):
         load_config([f"ray.gpus_per_trial={gpus}"])
