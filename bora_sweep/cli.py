@@ -22,7 +22,9 @@ from bora_sweep.commands import (
     plan,
     report,
     status,
+    stop,
     sweep,
+    try_value,
 )
 from bora_sweep.config.help import describe_keys
 from bora_sweep.errors import InputError, one_line
@@ -30,7 +32,7 @@ from bora_sweep.errors import InputError, one_line
 KEYS = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
     "fit": fit, "sweep": sweep, "add": add, "plan": plan, "report": report, "status": status, "export": export,
-    "generate": generate, "forget": forget,
+    "generate": generate, "forget": forget, "stop": stop, "try": try_value,
 }  # fmt: skip
 """In the order of the help."""
 
