@@ -121,9 +121,10 @@ class TauSearch(Searcher):
         Returns:
             False where the sweep has this value already.
         """
-        taken = 1 + max(self._points, default=-1)
+        numbers = [*self._points, *(trial.point.number for trial in self.earlier.values())]
+        taken = 1 + max(numbers, default=-1)
         numbering = self.numbering.with_points([Point(-1, tau)], taken)
-        if numbering == self.numbering or any(p.method == "map" and p.tau == tau for p in self._points.values()):
+        if numbering == self.numbering or tau in self._taus():
             return False
         self.numbering = numbering
         self._open(numbering.given[max(numbering.given)], at=0)
@@ -135,6 +136,11 @@ class TauSearch(Searcher):
         for point, seed_index in self._running.pop(trial_id):
             key = f"objectives/{self._id(point.number, seed_index)}"  # Tune flattens what was reported
             self._objectives[point.number][seed_index] = reported.get(key, math.nan)
+
+    def _taus(self) -> set[float]:
+        """Of MAP fits that were opened, or that an earlier start of the sweep made."""
+        points = [*self._points.values(), *(trial.point for trial in self.earlier.values())]
+        return {point.tau for point in points if point.method == "map"}
 
     @property
     def _are_all_open(self) -> bool:
