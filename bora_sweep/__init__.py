@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bora_sweep.report import Report
     from bora_sweep.runs.results import Results, read_results
     from bora_sweep.serve.export import export
+    from bora_sweep.steering import stop, try_tau
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,13 +37,15 @@ __all__ = [
     "load_config",
     "pack",
     "read_results",
+    "stop",
     "sweep",
+    "try_tau",
 ]
 
 _MODULES = {
     "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "add": "api",
     "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config", "pack": "packing",
-    "read_results": "runs.results", "sweep": "api",
+    "read_results": "runs.results", "stop": "steering", "sweep": "api", "try_tau": "steering",
 }  # fmt: skip
 
 

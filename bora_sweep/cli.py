@@ -27,15 +27,18 @@ from bora_sweep.commands import (
     plan,
     report,
     status,
+    stop,
     sweep,
+    try_value,
 )
 from bora_sweep.config.help import all_keys, describe_keys, describe_sections
 from bora_sweep.errors import InputError, one_line
 
 EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
-    "init": init, "plan": plan, "fit": fit, "sweep": sweep, "status": status, "report": report, "export": export,
-    "generate": generate, "add": add, "forget": forget, "pack": pack, "keys": keys, "completion": completion,
+    "init": init, "plan": plan, "fit": fit, "sweep": sweep, "status": status, "stop": stop, "try": try_value,
+    "report": report, "export": export, "generate": generate, "add": add, "forget": forget, "pack": pack,
+    "keys": keys, "completion": completion,
 }  # fmt: skip
 """In the order of the help."""
 WIDTH = 100

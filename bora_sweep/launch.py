@@ -12,8 +12,9 @@ from bora_sweep.errors import InputError, plural
 from bora_sweep.prepare import PreparedRun
 from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import FIT, create_run, new_run, reopen_run
+from bora_sweep.runs.requests import STOP_FILE
 from bora_sweep.runs.run_lock import run_lock
-from bora_sweep.runs.storage import Folder, exists
+from bora_sweep.runs.storage import Folder, exists, remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +57,7 @@ def claim_run(prepared: PreparedRun, command: str, console: Console) -> Iterator
     from bora_sweep.data.known_documents import write_documents
     from bora_sweep.trials.add import write_foundation
     from bora_sweep.trials.fingerprints import write_fingerprints
+    from bora_sweep.tune.numbering import write_numbering
 
     run = prepared.run
     with run_lock(run, command):
@@ -66,6 +68,8 @@ def claim_run(prepared: PreparedRun, command: str, console: Console) -> Iterator
         write_fingerprints(run, prepared.fingerprints)
         if prepared.foundation is not None:
             write_foundation(run, prepared.foundation)
+        if prepared.numbering is not None:  # before the configuration, which may ask for more than was numbered
+            write_numbering(run, prepared.numbering)
         create_run(prepared.config, run)
         console.print(f"{'resuming' if prepared.resumed else 'run folder'}: {escape(str(run))}")
         yield
@@ -88,6 +92,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.trials.add import run_add
     from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.trial import Trial, run_trial
+    from bora_sweep.tune.watchdog import StopCheck
 
     config, run = prepared.config, prepared.run
     if config.train.pass_tokens == "auto":
@@ -102,7 +107,14 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     def say_stopping() -> None:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
-    with defer_signals(say_stopping) as check_stop:
+    from_rank_zero(lambda: remove(run / STOP_FILE))  # of an earlier start
+    stop_asked = StopCheck(run)
+    with defer_signals(say_stopping) as check_signal:
+
+        def check_stop() -> None:
+            check_signal()
+            stop_asked()
+
         with FitProgress(config.train.max_epochs, console) as bar:
             place = prepared.corpus, base, run
             calls = {"on_step": bar.on_step, "on_epoch": bar.on_epoch, "check_stop": check_stop}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bora_sweep.config import Config, Setting, explicit_settings
-from bora_sweep.errors import InputError
+from bora_sweep.errors import InputError, plural
 from bora_sweep.process import gc_paused
 from bora_sweep.runs.folder import new_run, reopen_run
 from bora_sweep.runs.storage import Folder, exists
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bora_sweep.data.tokens import TokenizedCorpus
     from bora_sweep.trials.add import Foundation
     from bora_sweep.trials.fingerprints import Fingerprints
+    from bora_sweep.tune.numbering import Numbering
 
 FIT_METHODS = ("map", "vi", "zero_shot", "pfedme")
 """Methods that a single fit can have. The others start from the adapters of another trial of a sweep."""
@@ -48,6 +49,8 @@ class PreparedRun:
     """Whether the run existed before."""
     foundation: "Foundation | None" = None
     """What a new run of `add` takes over from another run."""
+    numbering: "Numbering | None" = None
+    """Of the points of a sweep."""
 
 
 def prepare_fit(settings: Sequence[Setting], resume: bool, console: Console) -> PreparedRun:
@@ -89,6 +92,7 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     """
     config, run, before = _open_run(settings, "sweep", resume)
     _check_sweep(settings, config)
+    numbering = _number_points(config, run, resume, console)
     check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
@@ -96,8 +100,24 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
-        resumed=resume,
+        resumed=resume, numbering=numbering,
     )  # fmt: skip
+
+
+def _number_points(config: Config, run: Folder, resume: bool, console: Console) -> "Numbering":
+    """The numbers of a sweep's points; a sweep that is resumed may have got more, and not fewer."""
+    from bora_sweep.runs.folder import config_of
+    from bora_sweep.runs.results import trial_rows
+    from bora_sweep.tune.numbering import extended, new_numbering, read_numbering
+
+    if not resume:
+        return new_numbering(config)
+    before = config_of(run)
+    numbering = read_numbering(run, before)
+    more = extended(before, config, numbering, trial_rows(run))
+    if added := more.num_fits(config) - numbering.num_fits(before):
+        console.print(f"extended by {plural(added, 'fit')}: {more.num_fits(config):,} in all")
+    return more
 
 
 def _open_run(settings: Sequence[Setting], command: str, resume: bool) -> tuple[Config, Folder, "Fingerprints | None"]:

@@ -20,7 +20,9 @@ from bora_sweep.runs.places import (
 )
 from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_bytes, read_local, write_bytes
 
-FREE_ON_RESUME = ("output", "ray.", "search.num_trials", "search.unseen_folds", "tracking", "train.checkpoint_minutes")
+EXTENSIBLE = ("search.num_trials", "search.taus", "search.baselines", "search.ranks", "search.seeds")
+"""Keys of which a sweep may get more when it is resumed (`bora_sweep.tune.numbering`)."""
+FREE_ON_RESUME = ("output", "ray.", "search.unseen_folds", "tracking", "train.checkpoint_minutes", *EXTENSIBLE)
 """Beginnings of the keys that may change when a run is resumed. Those of `bora_sweep.runs.places` may too, where the
 content is the same."""
 FIT = "fit"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from bora_sweep.errors import InputError
+from bora_sweep.runs.requests import STOP_TRIAL_FILE
 from bora_sweep.runs.storage import Folder, atomic_write, list_files, read_bytes, read_local, remove, write_bytes
 from bora_sweep.train.row_log import KEPT, RowLog, is_empty
 
@@ -133,7 +134,8 @@ def load_adapters(trial: Folder) -> Content:
 
 def drop_checkpoints(trial: Folder) -> None:
     """Remove the files that only a resume needs."""
-    leftovers = [*list_files(trial, ROWS_FILES), *list_files(trial, ".*.safetensors.*.part"), trial / KILLS]
+    leftovers = [*list_files(trial, ROWS_FILES), *list_files(trial, ".*.safetensors.*.part")]
+    leftovers += [trial / KILLS, trial / STOP_TRIAL_FILE]
     for leftover in [*_checkpoints(trial), *leftovers]:
         remove(leftover)
 

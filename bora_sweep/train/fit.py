@@ -31,6 +31,7 @@ from bora_sweep.train.protocol import MakeBatches
 from bora_sweep.train.resume import progress_of, rows_of, start_or_resume, tensors_of
 from bora_sweep.train.state import Fit, FitSpec, Start, State, StepReport, no_op
 from bora_sweep.train.step import step
+from bora_sweep.train.stops_by_user import StopsByUser
 from bora_sweep.train.trainer import Trainer
 
 
@@ -113,6 +114,7 @@ def fit_pack(
         scorer = Scorer(pack, tokenizer) if specs[0].config.metrics else None
         running = dict(enumerate(make_trainers([spec.config for spec in specs], pack)))
         checkpoints = _Checkpoints(specs)
+        stops = StopsByUser({fit: specs[place].folder for place, fit in running.items()})
         new = [fit for place, fit in running.items() if start_or_resume(fit, specs[place].folder, specs[place].start)]
         if new:
             validate(pack, new, check_stop, scorer)
@@ -120,7 +122,8 @@ def fit_pack(
             for place in [place for place, fit in running.items() if fit.stopped_by is not None]:
                 yield place, finish(pack, running.pop(place), check_stop, scorer)
             if running:
-                _advance(pack, running, specs, checkpoints, on_step=on_step, check_stop=check_stop, scorer=scorer)
+                calls = {"on_step": on_step, "check_stop": check_stop, "end_asked": stops, "scorer": scorer}
+                _advance(pack, running, specs, checkpoints, **calls)
 
 
 class _Checkpoints:
@@ -151,6 +154,7 @@ def _advance(
     *,
     on_step: Callable[[StepReport], None],
     check_stop: Callable[[], None],
+    end_asked: Callable[[Sequence[Trainer]], None],
     scorer: Scorer | None,
 ) -> None:
     """Train to the end of the epoch the fits that are furthest behind: all, but where a pack was interrupted."""
@@ -162,13 +166,13 @@ def _advance(
         checkpoints.save_if_due(fits, within_epoch=True)
 
     try:
-        run_epoch(pack, list(fits.values()), after_step, check_stop, scorer)
+        run_epoch(pack, list(fits.values()), after_step, check_stop, scorer, end_asked)
     except Interrupted:
         checkpoints.save(fits)
         raise
     checkpoints.save_if_due(fits, within_epoch=False)
     for place, fit in fits.items():
-        if fit.state.diverged is None:
+        if fit.state.diverged is None and fit.state.stopped is None:
             specs[place].on_epoch(fit.state)
 
 
@@ -186,10 +190,11 @@ def run_epoch(
     on_step: Callable[[StepReport], None] = no_op,
     check_stop: Callable[[], None] = no_op,
     scorer: Scorer | None = None,
+    end_asked: Callable[[Sequence[Trainer]], None] = no_op,
 ) -> None:
     """Train on each document once, or on those left of an interrupted epoch, then validate.
 
-    A fit whose loss ceases to be finite drops out on the way.
+    A fit whose loss ceases to be finite, or that is asked to end, drops out on the way.
 
     Args:
         pack: What the fits share.
@@ -197,6 +202,7 @@ def run_epoch(
         on_step: Called after each step.
         check_stop: As for `fit`.
         scorer: As for `finish`.
+        end_asked: Called after each step; sets `State.stopped` of fits that are to end.
     """
     ((epoch, done),) = {(fit.state.epoch + 1, fit.state.batch) for fit in fits}
     batches = fits[0].batches(epoch)
@@ -210,6 +216,10 @@ def run_epoch(
             return
         on_step(StepReport(epoch, number, len(batches), sum(nats_S), len(nats_S) * num_tokens))
         sync_errors(check_stop)
+        end_asked(fits)
+        fits = [fit for fit in fits if fit.state.stopped is None]
+        if not fits:
+            return
     scores, seconds = _score_validation(pack, fits, check_stop, scorer)
     for fit, (nll_N, score_F) in zip(fits, scores, strict=True):
         fit.end_epoch()

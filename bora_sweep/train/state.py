@@ -59,7 +59,7 @@ class State:
     num_positions: int = 0
     """The same with padding."""
     stopped: str | None = None
-    """The scheduler that stopped the fit early; set after an epoch."""
+    """The scheduler that stopped the fit early, after an epoch; `user`, where another terminal did, after any step."""
     diverged: str | None = None
     """Where the loss stopped being finite."""
     micro_batch_size: int | None = None

@@ -1,5 +1,6 @@
 """The trials of a run: fits that write their results into the run's folder, also where they fail."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -194,14 +195,24 @@ def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]
 
 
 def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
-    """A finished row as it is; else a new one, with the first attempt's start and the number of attempts."""
+    """A finished row as it is; else a new one, with the first attempt's start and the number of attempts.
+
+    A finished fit of another tau was that of a baseline at the best tau, before a sweep was extended: it is made anew.
+    """
     earlier = read_trial_row(run, trial.trial_id)
     if earlier is not None and earlier["status"] == "finished":
-        return earlier
+        if _chosen(json.loads(earlier["config_json"])) == _chosen(trial.config.to_dict()):
+            return earlier
+        earlier = None
     attempt = {"attempts": 1}
     if earlier is not None:
         attempt = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
     return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **attempt}
+
+
+def _chosen(values: dict[str, Any]) -> tuple[Any, ...]:
+    """What a search chooses, of a configuration; an older release may not have written all of it."""
+    return values["prior"]["tau"], values["prior"].get("group_scales"), values["train"].get("lr_per_tau")
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:

@@ -15,7 +15,8 @@ from rich.text import Text
 from bora_sweep.config import Config
 from bora_sweep.runs.results import trial_rows
 from bora_sweep.runs.storage import Folder
-from bora_sweep.tune.points import ENDED, num_trials
+from bora_sweep.tune.numbering import Numbering, read_numbering
+from bora_sweep.tune.points import ENDED
 from bora_sweep.tune.time_left import time_left
 from bora_sweep.tune.trial_table import best_row, ended_line, summary, trial_table
 
@@ -27,7 +28,7 @@ class SweepView(tune.Callback):
     """Follows a sweep by the rows that its trials write; a context manager around `run_tuner`."""
 
     def __init__(self, config: Config, run: Folder, console: Console) -> None:
-        self.config, self.run, self.total, self.console = config, run, num_trials(config), console
+        self.config, self.run, self.numbering, self.console = config, run, read_numbering(run, config), console
         self.rows = {row["trial_id"]: row for row in trial_rows(run)}
         self.running: dict[str, Any] = {}
         self.polled_at = time.monotonic()
@@ -46,6 +47,15 @@ class SweepView(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is never made, and a terminal cannot be pickled."""
         return {}
+
+    @property
+    def total(self) -> int:
+        """Fits of the whole sweep."""
+        return self.numbering.num_fits(self.config)
+
+    def renumber(self, numbering: Numbering) -> None:
+        """A value was added to the sweep."""
+        self.numbering = numbering
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """A trial started, or started again."""
@@ -82,7 +92,7 @@ class SweepView(tune.Callback):
         """The number of trials in each state, the best so far, and the time left."""
         rows = self.rows.values()
         num_concurrent = sum(len(trial.config["fits"]) for trial in list(self.running.values()))
-        left = time_left(rows, self.config, datetime.now(UTC), num_concurrent)
+        left = time_left(rows, self.config, self.numbering, datetime.now(UTC), num_concurrent)
         return summary(rows, self.total, best_row(rows, self.config), left)
 
     def _update(self, trials: Iterable[Any]) -> None:

@@ -34,14 +34,14 @@ class Point:
 
 
 def trial_id(number: int, seed_index: int, num_seeds: int) -> str:
-    """`007`, or `007-1` for its second seed of several.
+    """`007`, or `007-1` for its second seed.
 
     Args:
         number: Of the point.
         seed_index: Which of the point's seeds, from 0.
-        num_seeds: `search.seeds`.
+        num_seeds: `search.seeds` when the sweep began. Of several the first is `007-0`.
     """
-    return f"{number:03d}" if num_seeds == 1 else f"{number:03d}-{seed_index}"
+    return f"{number:03d}" if num_seeds == 1 and seed_index == 0 else f"{number:03d}-{seed_index}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,3 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, math.inf, method=name, start_from=numbers["independent"])
         case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
             return Point(number, math.inf, method=name)
-
-
-def num_trials(config: Config) -> int:
-    """Number of fits in the whole sweep."""
-    preset, search = preset_points(config), config.search
-    num_paths = sum(point.method == "path" for point in preset)
-    num_chosen = search.num_trials * (num_paths if search.mode == "path" else 1)
-    return (len(preset) + num_chosen) * search.seeds

@@ -3,15 +3,17 @@
 In mode `path` a path for each rank follows the baselines instead. A baseline that is made from another's adapters waits
 for it.
 
-The sequence is a function of the configuration and of the number of trials that run at once. Optuna's sampler is seeded
-anew for each value by the value's number, and is told results in the order of their numbers. A sweep that was
-interrupted is therefore resumed by a replay: values with results in the run's folder are told to a new study and not
-fitted again. The searcher keeps no state on disk.
+The sequence is a function of the configuration, of the numbers of the points that were given (`tune.numbering`), and of
+the number of trials that run at once. Optuna's sampler is seeded anew for each value by the value's number, and is told
+results in the order of their numbers. A sweep that was interrupted, or is extended, is therefore resumed by a replay:
+values with results in the run's folder are told to a new study and not fitted again. The searcher keeps no state on
+disk.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import optuna
@@ -20,8 +22,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from bora_sweep.config import Config
-from bora_sweep.tune.points import EarlierTrial, Point, preset_points, trial_config, trial_id
-from bora_sweep.tune.search_space import SCALE, is_within, params_in, search_space, spread_tau
+from bora_sweep.tune.numbering import Numbering, new_numbering
+from bora_sweep.tune.points import EarlierTrial, Point, trial_config
+from bora_sweep.tune.search_space import SCALE, is_within, params_in, search_space, spread_tau, widest_gap_tau
 
 NUM_SPREAD = 5
 """At least so many of Optuna's first values are spread evenly over log tau; then its sampler chooses."""
@@ -43,10 +46,21 @@ class TauSearch(Searcher):
         earlier: Trials of an earlier start of the sweep, by trial id.
         num_concurrent: Trials of Tune's that run at once.
         groups: The groups of parameters whose share of tau is searched, relative to the first group.
+        numbering: Of the sweep's points; None: as of a sweep that begins.
+        before_suggest: Called before each suggestion; may call `insert`.
+        note: Gets a line on what a user should know.
     """
 
     def __init__(
-        self, config: Config, earlier: dict[str, EarlierTrial], num_concurrent: int = 1, groups: Sequence[str] = ()
+        self,
+        config: Config,
+        earlier: dict[str, EarlierTrial],
+        num_concurrent: int = 1,
+        groups: Sequence[str] = (),
+        *,
+        numbering: Numbering | None = None,
+        before_suggest: Callable[["TauSearch"], None] = lambda _: None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.space = search_space(config, groups[1:])
@@ -54,16 +68,17 @@ class TauSearch(Searcher):
         self.config, self.earlier, self.groups = config, earlier, groups
         self.study = optuna.create_study(direction="minimize")
         self.pack = int(config.search.pack)
-        self.num_spread = min(max(NUM_SPREAD, self.pack), config.search.num_trials)
+        self.numbering = new_numbering(config) if numbering is None else numbering
+        self.num_spread = max(NUM_SPREAD, self.pack)
         # A pack's values are chosen by the results of all values up to `lag` packs before it and of none after them, in
         # whichever order these end; otherwise a sweep could not be repeated. The lag is wide enough that no worker
         # waits long for an earlier value. Optuna knows which values still run, and does not ask for them again.
         self.lag = max(1, 2 * num_concurrent - 2)
         self.is_stopping = False
         """Set from outside: no further fit is started."""
-        self._preset = preset_points(config)
-        self._num_points = len(self._preset) + (config.search.num_trials if config.search.mode == "optuna" else 0)
-        self._points: list[Point] = []
+        self._before_suggest, self._note = before_suggest, note
+        self._points: dict[int, Point] = {}
+        """Those that were opened, by number."""
         self._waiting: list[tuple[Point, int]] = []
         self._running: dict[str, list[tuple[Point, int]]] = {}
         self._objectives: dict[int, dict[int, float]] = {}
@@ -76,7 +91,8 @@ class TauSearch(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # its own FINISHED is a str
-        """The next fits that have no result yet; None while they wait for one that runs; `FINISHED` after the last."""
+        """The next fits that have no result yet; None while others run; `FINISHED` after the last."""
+        self._before_suggest(self)
         if self.is_stopping:
             return self.FINISHED
         pack: list[tuple[Point, int]] = []
@@ -89,14 +105,30 @@ class TauSearch(Searcher):
             point, seed_index = ready
             earlier = self.earlier.get(self._id(point.number, seed_index))
             if earlier is not None and earlier.finished and point.method != "path":
-                self._objectives[point.number][seed_index] = earlier.objective
-                continue
+                if not point.needs_best_tau or self._is_same_fit(point, earlier.point):
+                    self._objectives[point.number][seed_index] = earlier.objective
+                    continue
+                self._note_fitted_anew(point, seed_index, earlier.point)
             pack.append(ready)
         if pack:
             self._running[trial_id] = pack
             return {"fits": [self._fit(*ready) for ready in pack]}
-        ended = len(self._points) == self._num_points and not self._waiting
-        return self.FINISHED if ended else None
+        return self.FINISHED if self._are_all_open and not self._waiting and not self._running else None
+
+    def insert(self, tau: float) -> bool:
+        """Make `tau` the value that is fitted next, with the next number that is free.
+
+        Returns:
+            False where the sweep has this value already.
+        """
+        numbers = [*self._points, *(trial.point.number for trial in self.earlier.values())]
+        taken = 1 + max(numbers, default=-1)
+        numbering = self.numbering.with_points([Point(-1, tau)], taken)
+        if numbering == self.numbering or tau in self._taus():
+            return False
+        self.numbering = numbering
+        self._open(numbering.given[max(numbering.given)], at=0)
+        return True
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Note the fits' objectives; one that failed, or is not a number, counts as a failure of its value."""
@@ -104,6 +136,25 @@ class TauSearch(Searcher):
         for point, seed_index in self._running.pop(trial_id):
             key = f"objectives/{self._id(point.number, seed_index)}"  # Tune flattens what was reported
             self._objectives[point.number][seed_index] = reported.get(key, math.nan)
+
+    def _taus(self) -> set[float]:
+        """Of MAP fits that were opened, or that an earlier start of the sweep made."""
+        points = [*self._points.values(), *(trial.point for trial in self.earlier.values())]
+        return {point.tau for point in points if point.method == "map"}
+
+    @property
+    def _are_all_open(self) -> bool:
+        return len(self._points) == self.numbering.num_points(self.config)
+
+    def _is_same_fit(self, point: Point, earlier: Point) -> bool:
+        """Whether both are fitted at the same tau, rates and shares of groups."""
+        return trial_config(self.config, point, 0) == trial_config(self.config, earlier, 0)
+
+    def _note_fitted_anew(self, point: Point, seed_index: int, earlier: Point) -> None:
+        self._note(
+            f"trial {self._id(point.number, seed_index)} ({point.method}) was fitted at tau = {earlier.tau:g}, the "
+            f"best before; it is fitted anew at tau = {point.tau:g}, the best now"
+        )
 
     def _fit(self, point: Point, seed_index: int) -> dict[str, Any]:
         """What the trainable is to fit."""
@@ -120,7 +171,7 @@ class TauSearch(Searcher):
         return point.rank is None and point.method == "map" and trial_config(self.config, point, 0).can_be_packed
 
     def _id(self, number: int, seed_index: int) -> str:
-        return trial_id(number, seed_index, self.config.search.seeds)
+        return self.numbering.trial_id(number, seed_index)
 
     def _take_ready(self, pack: list[tuple[Point, int]]) -> tuple[Point, int] | None:
         """The first fit that waits for nothing and can join the pack, taken off the list."""
@@ -138,14 +189,14 @@ class TauSearch(Searcher):
         return None
 
     def _all_others_ended(self) -> bool:
-        others = [point for point in self._points if not point.needs_best_tau]
+        others = [point for point in self._points.values() if not point.needs_best_tau]
         seeds = self.config.search.seeds
-        return len(self._points) == self._num_points and all(len(self._objectives[p.number]) == seeds for p in others)
+        return self._are_all_open and all(len(self._objectives[point.number]) == seeds for point in others)
 
     def _best(self) -> Point:
         """The best finite tau above 0 on validation; the configured one where all failed."""
         mean_of = {}
-        for point in self._points:
+        for _, point in sorted(self._points.items()):
             objectives = self._objectives[point.number].values()
             if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
                 mean_of[point.number] = sum(objectives) / len(objectives)
@@ -153,37 +204,41 @@ class TauSearch(Searcher):
         return Point(-1, self.config.prior.tau) if best is None else self._points[best]
 
     def _open_next_point(self) -> bool:
-        number = len(self._points)
-        if number == self._num_points:
+        if self._are_all_open:
             return False
-        if number < len(self._preset):
-            point = self._preset[number]
-        elif number - len(self._preset) < self.num_spread or self._tell_up_to(self._last_known(number)):
+        number = next(number for number in count() if number not in self._points)
+        point = self.numbering.given.get(number)
+        if point is None:
+            is_spread = self.numbering.index_of(number) < self.num_spread
+            if not is_spread and not self._tell_up_to(self._last_known(number)):
+                return False
             point = self._ask(number)
-        else:
-            return False
-        self._points.append(point)
-        self._objectives[number] = {}
-        self._waiting.extend((point, seed_index) for seed_index in range(self.config.search.seeds))
+        self._open(point, at=len(self._waiting))
         return True
+
+    def _open(self, point: Point, at: int) -> None:
+        """Let the fits of a point wait, from this place on in the order of those that wait."""
+        self._points[point.number] = point
+        self._objectives[point.number] = {}
+        self._waiting[at:at] = [(point, seed_index) for seed_index in range(self.config.search.seeds)]
 
     def _last_known(self, number: int) -> int:
         """The last point whose result counts in the choice of point `number`."""
-        index = number - len(self._preset)
-        return max(-1, number - index % self.pack - 1 - (self.lag - 1) * self.pack)
+        index = self.numbering.index_of(number)
+        first_of_pack = self.numbering.number_of(index - index % self.pack)
+        return max(-1, first_of_pack - 1 - (self.lag - 1) * self.pack)
 
     def _ask(self, number: int) -> Point:
         """The value that this number had before, or a new one of Optuna's."""
         search = self.config.search
         earlier = next((trial.point for trial in self.earlier.values() if trial.point.number == number), None)
-        index = number - len(self._preset)
         if earlier is not None:
             self.study.enqueue_trial(self._params(earlier))
-        elif index < self.num_spread:
-            self.study.enqueue_trial({"tau": spread_tau(index, self.num_spread, search)})
+        elif self.numbering.index_of(number) < self.num_spread:
+            self.study.enqueue_trial({"tau": self._spread(number)})
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
-        if earlier is None and (other := self._instead_of(asked.params)) is not None:
+        if earlier is None and (other := self._instead_of(number, asked.params)) is not None:
             self.study.tell(asked, state=TrialState.FAIL)
             self.study.enqueue_trial({"tau": other})
             asked = self.study.ask(dict(self.space))
@@ -193,9 +248,21 @@ class TauSearch(Searcher):
             scales = {self.groups[0]: 1.0, **scales}
         return Point(number, asked.params["tau"], asked.params.get("lr_per_tau"), group_scales=scales or None)
 
-    def _instead_of(self, params: dict[str, float]) -> float | None:
+    def _spread(self, number: int) -> float:
+        """One of the first values; of those after the ones that the sweep began with, in the widest gap."""
+        index, begun_with = self.numbering.index_of(number), min(self.num_spread, self.numbering.num_values)
+        if index < begun_with:
+            return spread_tau(index, begun_with, self.config.search)
+        return widest_gap_tau([point.tau for point in self._before(number)], self.config.search)
+
+    def _before(self, number: int) -> list[Point]:
+        """The points with lower numbers from which Optuna learns."""
+        points = [self._points[other] for other in sorted(self._points) if other < number]
+        return [point for point in points if self._informs(point)]
+
+    def _instead_of(self, number: int, params: dict[str, float]) -> float | None:
         """A tau halfway to the nearest value, where the sampler asks again for one that was fitted; else None."""
-        log_tau, fitted = math.log(params["tau"]), [math.log(p.tau) for p in self._points if self._informs(p)]
+        log_tau, fitted = math.log(params["tau"]), [math.log(point.tau) for point in self._before(number)]
         others = [other for other in fitted if abs(other - log_tau) > SAME]
         if len(params) > 1 or not others or len(others) == len(fitted):
             return None
@@ -203,8 +270,8 @@ class TauSearch(Searcher):
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""
-        for point in self._points[self._num_told : number + 1]:
-            objectives = self._objectives[point.number]
+        for told in range(self._num_told, number + 1):
+            point, objectives = self._points[told], self._objectives[told]
             if self._informs(point):
                 if len(objectives) < self.config.search.seeds:
                     return False

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from optuna.distributions import FloatDistribution
 
@@ -55,3 +56,15 @@ def spread_tau(index: int, count: int, search: SearchConfig) -> float:
     """
     low, high = math.log(search.tau_low), math.log(search.tau_high)
     return math.exp(low + (high - low) * (index + 0.5) / count)
+
+
+def widest_gap_tau(taus: Sequence[float], search: SearchConfig) -> float:
+    """The middle, in log tau, of the widest gap that these values leave; of equal gaps, of the lowest.
+
+    Args:
+        taus: Values within the bounds of tau.
+        search: Has the bounds.
+    """
+    logs = sorted(map(math.log, [search.tau_low, *taus, search.tau_high]))
+    low, high = max(pairwise(logs), key=lambda gap: round(gap[1] - gap[0], 6))
+    return math.exp((low + high) / 2)

@@ -11,10 +11,12 @@ from rich.text import Text
 
 from bora_sweep.config import Config
 from bora_sweep.runs.folder import ADD, FIT, command_of_trials, config_of
+from bora_sweep.runs.requests import STOP_TRIAL_FILE, asked_to_try
 from bora_sweep.runs.results import refuse_no_run, trial_rows
 from bora_sweep.runs.run_lock import Driver, read_driver
 from bora_sweep.runs.storage import Folder, exists, modified_at
-from bora_sweep.tune.points import ENDED, num_trials
+from bora_sweep.tune.numbering import Numbering, read_numbering
+from bora_sweep.tune.points import ENDED
 from bora_sweep.tune.time_left import time_left
 from bora_sweep.tune.trial_table import ago, best_row, summary, trial_table
 
@@ -31,6 +33,12 @@ class RunStatus:
     driver: Driver | None
     silent_seconds: dict[str, float]
     """Since each open trial's row was written, by the storage's clock."""
+    numbering: Numbering | None
+    """Of the points of a sweep; None where only the run's results are left."""
+    stopping: frozenset[str] = frozenset()
+    """Open trials that another terminal asked to end."""
+    queued: tuple[float, ...] = ()
+    """Values of tau that another terminal asked for, and that are not begun."""
 
     @property
     def is_driven(self) -> bool:
@@ -49,7 +57,7 @@ class RunStatus:
         """Fits of the whole run; None where that is not known."""
         if self.command in (FIT, ADD):
             return {FIT: 1, ADD: 2}[self.command]
-        return None if self.config is None else num_trials(self.config)
+        return None if self.config is None or self.numbering is None else self.numbering.num_fits(self.config)
 
     @property
     def has_ended(self) -> bool:
@@ -71,16 +79,24 @@ def run_status(run: Folder) -> RunStatus:
     now, folder = time.time(), run / "results" / "trials"
     open_trials = [row["trial_id"] for row in rows if row["status"] not in ENDED]
     silent = {name: max(0.0, now - modified_at(folder / f"{name}.parquet")) for name in open_trials}
-    return RunStatus(run, config, rows, driver, silent)
+    numbering = None if config is None else read_numbering(run, config)
+    stopping = frozenset(name for name in open_trials if exists(run / "trials" / name / STOP_TRIAL_FILE))
+    queued = tuple(tau for _, tau in asked_to_try(run))
+    return RunStatus(run, config, rows, driver, silent, numbering, stopping, queued)
 
 
 def render(status: RunStatus) -> Group:
     """Which process drives the run, the table of its trials, and the line that sums up."""
     rows = status.rows
-    if not status.is_driven:
-        rows = [row | {"status": "cut off"} if row["status"] == "running" else row for row in rows]
+    running = {row["trial_id"]: "cut off" for row in rows if not status.is_driven}
+    running |= {name: "stopping" for name in status.stopping if status.is_driven}
+    rows = [
+        row | {"status": running.get(row["trial_id"], "running")} if row["status"] == "running" else row for row in rows
+    ]
     best = best_row(rows, status.config)
     line = summary(rows, status.total, best, _time_left(status))
+    if status.queued:
+        line += f" · queued: tau = {', '.join(f'{tau:g}' for tau in status.queued)}"
     table = trial_table(rows, best, line, status.silent_seconds or None)
     return Group(Text(f"{status.run}: {_driver_line(status)}"), table)
 
@@ -107,5 +123,6 @@ def _time_left(status: RunStatus) -> str | None:
         return None
     if status.command in (FIT, ADD):
         return "time left: not known, a fit ends when validation no longer improves"
-    left = time_left(status.rows, status.config, datetime.now(UTC))
+    assert status.numbering is not None
+    left = time_left(status.rows, status.config, status.numbering, datetime.now(UTC))
     return left or "time left: not known before a fit has ended"

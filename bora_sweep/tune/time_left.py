@@ -5,10 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bora_sweep.config import UNTRAINED, Config
-from bora_sweep.tune.points import ENDED, num_trials, preset_points, trial_id
+from bora_sweep.tune.numbering import Numbering
+from bora_sweep.tune.points import ENDED
 
 
-def time_left(rows: Iterable[dict[str, Any]], config: Config, now: datetime, num_concurrent: int = 0) -> str | None:
+def time_left(
+    rows: Iterable[dict[str, Any]], config: Config, numbering: Numbering, now: datetime, num_concurrent: int = 0
+) -> str | None:
     """`about 0:12:30 left, …`, and which fits the estimate rests on.
 
     Each fit is taken to last the mean of those that have ended; one that has lasted longer, to end now.
@@ -16,6 +19,7 @@ def time_left(rows: Iterable[dict[str, Any]], config: Config, now: datetime, num
     Args:
         rows: Of `trials`.
         config: The sweep's.
+        numbering: Of its points.
         now: The time of the rows.
         num_concurrent: Fits that will run at once, or as many as run now where those are more.
 
@@ -27,7 +31,7 @@ def time_left(rows: Iterable[dict[str, Any]], config: Config, now: datetime, num
     comparable = [row for row in rows if "." in row["trial_id"]] if is_path else rows
     ended = [sec for row in comparable if row["status"] == "finished" and (sec := _fit_seconds(row, row["ended_at"]))]
     open_rows = [row for row in rows if row["status"] not in ENDED]
-    num_waiting = _num_waiting(rows, config)
+    num_waiting = _num_waiting(rows, config, numbering)
     if not ended or not (open_rows or num_waiting):
         return None
     mean = sum(ended) / len(ended)
@@ -38,16 +42,16 @@ def time_left(rows: Iterable[dict[str, Any]], config: Config, now: datetime, num
     return f"about {timedelta(seconds=round(seconds))} left (estimated from {source}, {num_concurrent} at once)"
 
 
-def _num_waiting(rows: list[dict[str, Any]], config: Config) -> int:
+def _num_waiting(rows: list[dict[str, Any]], config: Config, numbering: Numbering) -> int:
     """Fits that have not started, without those that train nothing."""
-    started, seeds = {row["trial_id"] for row in rows}, config.search.seeds
+    started = {row["trial_id"] for row in rows}
     untrained = [
         fit_id
-        for point in preset_points(config)
-        for seed in range(seeds)
-        if point.method in UNTRAINED and (fit_id := trial_id(point.number, seed, seeds)) not in started
+        for number, point in numbering.given.items()
+        for seed in range(config.search.seeds)
+        if point.method in UNTRAINED and (fit_id := numbering.trial_id(number, seed)) not in started
     ]
-    return max(0, num_trials(config) - len(rows) - len(untrained))
+    return max(0, numbering.num_fits(config) - len(rows) - len(untrained))
 
 
 def _fit_seconds(row: dict[str, Any], until: datetime | None) -> float:

@@ -11,11 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bora_sweep.config import PERPLEXITY, Config
+from bora_sweep.runs.requests import USER
 from bora_sweep.runs.results import objective
 
 Row = dict[str, Any]
 
-STYLES = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow", "cut off": "yellow"}
+STYLES = {
+    "running": "cyan", "stopping": "yellow", "finished": "green", "stopped": "green", "failed": "red",
+    "interrupted": "yellow", "cut off": "yellow",
+}  # fmt: skip
 MAX_ROWS = 24
 """Of a terminal that the table takes."""
 
@@ -72,7 +76,9 @@ def summary(rows: Iterable[Row], total: int | None, best: Row | None, time_left:
     num_finished = states.count("finished")
     counts = [f"{num_finished} trials finished" if total is None else f"{num_finished} of {total} trials finished"]
     counts += [
-        f"{n} {state}" for state in ("running", "failed", "interrupted", "cut off") if (n := states.count(state))
+        f"{n} {state}"
+        for state in ("running", "stopping", "failed", "interrupted", "cut off")
+        if (n := states.count(state))
     ]
     if total is not None and total > len(states):
         counts.append(f"{total - len(states)} waiting")
@@ -114,7 +120,7 @@ def trial_table(
 
 
 def _shown(rows: list[Row]) -> list[Row]:
-    rank = dict.fromkeys(("running", "cut off"), (-math.inf, 0.0)) | {"failed": (math.inf, math.inf)}
+    rank = dict.fromkeys(("running", "stopping", "cut off"), (-math.inf, 0.0)) | {"failed": (math.inf, math.inf)}
     by_rank = sorted(rows, key=lambda row: rank.get(row["status"]) or _rank(row))
     return sorted(by_rank[:MAX_ROWS], key=lambda row: row["trial_id"])
 
@@ -128,7 +134,7 @@ def trial_label(row: Row) -> str:
 
 def _cells(row: Row, *, with_metric: bool) -> tuple[str, ...]:
     """A row as markup, without the age of its last report."""
-    state = row["status"]
+    state = _state(row)
     return (
         escape(row["trial_id"]),
         trial_label(row).removeprefix("tau = "),
@@ -141,6 +147,11 @@ def _cells(row: Row, *, with_metric: bool) -> tuple[str, ...]:
     )
 
 
+def _state(row: Row) -> str:
+    """Its status; `stopped` where it finished because a user stopped it."""
+    return "stopped" if row["status"] == "finished" and row["stopped_by"] == USER else row["status"]
+
+
 def ended_line(row: Row) -> str:
     """A trial that has ended, with its scores or its error, as a line of a log."""
     if row["status"] == "failed":
@@ -148,7 +159,7 @@ def ended_line(row: Row) -> str:
     else:
         epochs = "" if row["epochs"] is None else row["epochs"]
         result = f"{epochs} epochs, {_validation(row)}"
-    state = f"[{STYLES[row['status']]}]{row['status']}[/]"
+    state = f"[{STYLES[_state(row)]}]{_state(row)}[/]"
     seconds = _number(row["train_seconds"], 0)
     return f"{escape(row['trial_id'])}  {trial_label(row)}, seed {row['seed']}: {state}, {result}, {seconds} s"
 

@@ -19,19 +19,20 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import one_line
 from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import create_run
+from bora_sweep.runs.requests import STOP_FILE, asked_to_try
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
 from bora_sweep.trials.pass_cost import about_pass
 from bora_sweep.trials.rows import initial_row
 from bora_sweep.tune.cluster import num_concurrent, process_resources, ray_cluster
+from bora_sweep.tune.inbox import Inbox
 from bora_sweep.tune.live_view import SweepView
-from bora_sweep.tune.points import ENDED, EarlierTrial, Point, num_trials, point_of, trial_config
+from bora_sweep.tune.points import ENDED, EarlierTrial, Point, point_of, trial_config
 from bora_sweep.tune.ray_patches import patch_worker_failures
 from bora_sweep.tune.scheduler import EarlyStopping
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.study import StudyMirror
 from bora_sweep.tune.unseen import fit_unseen
-from bora_sweep.tune.watchdog import STOP_FILE
 from bora_sweep.tune.worker import trainable, with_measured
 from bora_sweep.tune.worker_group import placement_group
 
@@ -43,13 +44,17 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
         resources = process_resources(config)
         at_once = num_concurrent(config, resources)
         config = _with_measured(config, corpus, run, resources, view)
-        search = TauSearch(config, earlier_trials(run), at_once, groups)
         mirror = StudyMirror(run, config, groups, view.rows)
 
         def stop() -> None:
             search.is_stopping = True
             write_bytes(run / STOP_FILE, b"")
             view.print_stopping()
+
+        search = TauSearch(
+            config, earlier_trials(run), at_once, groups, numbering=view.numbering,
+            before_suggest=Inbox(run, stop, view.renumber), note=view.console.print,
+        )  # fmt: skip
 
         tuner = tune.Tuner(
             tune.with_resources(
@@ -75,10 +80,12 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
         rows = trial_rows(run)
         mirror.close(rows)
         num_ended = sum(row["status"] in ENDED for row in rows)
-        is_complete = num_ended == num_trials(config) or (config.search.mode == "path" and _path_failed(rows))
+        is_complete = num_ended == view.total or (config.search.mode == "path" and _path_failed(rows))
         if is_complete and config.search.unseen_folds is not None:
             asked = {"resources": resources, "at_once": at_once}
             is_complete = fit_unseen(config, corpus, _address(run), **asked, console=view.console, stop=stop)
+        for _, tau in asked_to_try(run):
+            view.console.print(f"tau = {tau:g} was asked for too late; --resume fits it")
     return is_complete
 
 

@@ -14,8 +14,9 @@ from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError, one_line, plural
 from bora_sweep.process import Interrupted, defer_signals
 from bora_sweep.report.stats.pool_trials import summarise
+from bora_sweep.runs.requests import STOP_FILE, is_there
 from bora_sweep.runs.results import read_results, read_trial_row
-from bora_sweep.runs.storage import Folder, folder_at
+from bora_sweep.runs.storage import Folder, exists, folder_at
 from bora_sweep.train.checkpoint import record_oom
 from bora_sweep.trials.unseen import Fold, read_fold, run_fold, trial_folds, write_unseen
 from bora_sweep.tune.gpu_share import limit_gpu_memory
@@ -49,7 +50,7 @@ def fit_unseen(
         resources: What one process of a trial reserves.
         at_once: Fits that run at once.
         console: Gets a line for each fold.
-        stop: Called when a signal arrives; makes the folds' `StopCheck` end them.
+        stop: Called when a signal arrives; writes `STOP_FILE`, which makes the folds' `StopCheck` end them.
 
     Returns:
         Whether it came to its end; False where it was interrupted.
@@ -63,15 +64,12 @@ def fit_unseen(
     missing = [fold for fold in folds if read_fold(fold) is None]
     if missing:
         console.print(f"tasks without text: {plural(len(missing), 'fit')} that leave tasks out, as trial {trial_id}")
-    with defer_signals(stop) as check_stop:
-        _Folds(config, corpus, run, trial_id, resources).run(missing, at_once, console, check_stop)
-        try:
-            check_stop()
-        except Interrupted:
-            return False
+    with defer_signals(stop):
+        _Folds(config, corpus, run, trial_id, resources).run(missing, at_once, console)
     if all(read_fold(fold) is not None for fold in folds):
         write_unseen(folder, trial_id, folds)
-    return True
+        return True
+    return not exists(folder / STOP_FILE)
 
 
 def best_trial(run: Folder) -> str | None:
@@ -100,18 +98,17 @@ class _Folds:
     ) -> None:
         umask = os.umask(0)
         os.umask(umask)
+        self.stop_file = folder_at(run) / STOP_FILE
         self.config, self.arguments = config, (config, ray.put(corpus), run, trial_id, umask)
         options = {"num_cpus": resources["CPU"], "num_gpus": resources["GPU"], "max_retries": 0}
         self.remote = ray.remote(_run_fold).options(**options)
         self.failures: dict[int, int] = {}
 
-    def run(self, missing: list[Fold], at_once: int, console: Console, check_stop: Callable[[], None]) -> None:
-        """Run them; those that wait when a signal arrives are not begun."""
+    def run(self, missing: list[Fold], at_once: int, console: Console) -> None:
+        """Run them; those that wait when the run is to stop are not begun."""
         waiting, running = list(missing), {}
         while waiting or running:
-            try:
-                check_stop()
-            except Interrupted:
+            if is_there(self.stop_file):
                 waiting = []
             while waiting and len(running) < at_once:
                 fold = waiting.pop(0)

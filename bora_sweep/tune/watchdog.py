@@ -1,20 +1,15 @@
 """What a worker process checks while it fits: whether the run is to stop, and whether its own fit hangs."""
 
-import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from bora_sweep.process import Interrupted
+from bora_sweep.runs.requests import STOP_FILE, Poll, is_there
 from bora_sweep.runs.storage import Folder
-
-STOP_FILE = "stop"
-"""In the run's folder: every fit of the run writes a checkpoint and ends."""
-POLL_SECONDS, POLL_REMOTE_SECONDS = 0.2, 2.0
 
 
 class StopCheck:
@@ -25,24 +20,13 @@ class StopCheck:
     """
 
     def __init__(self, run: Folder) -> None:
-        self.stop_file, self.polled_at, self.called_at = run / STOP_FILE, -math.inf, time.monotonic()
-        self.poll_seconds = POLL_SECONDS if isinstance(run, Path) else POLL_REMOTE_SECONDS
+        self.stop_file, self.poll, self.called_at = run / STOP_FILE, Poll(run), time.monotonic()
 
     def __call__(self) -> None:
         """Raises `Interrupted` where the run is to stop."""
         self.called_at = time.monotonic()
-        if self.called_at - self.polled_at < self.poll_seconds:
-            return
-        self.polled_at = self.called_at
-        if self._stop_requested():
+        if self.poll.is_due() and is_there(self.stop_file):
             raise Interrupted
-
-    def _stop_requested(self) -> bool:
-        """Whether the file is there; False where the storage does not answer."""
-        try:
-            return self.stop_file.exists()
-        except Exception:  # each storage has its own for a lost connection; writing results will wait for it
-            return False
 
 
 @contextmanager

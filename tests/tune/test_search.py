@@ -11,7 +11,8 @@ from tiny import make_corpus
 from bora_sweep.config import Config, load_config
 from bora_sweep.train.state import no_op
 from bora_sweep.tune import worker
-from bora_sweep.tune.points import EarlierTrial, Point, num_trials, preset_points, trial_config
+from bora_sweep.tune.numbering import new_numbering
+from bora_sweep.tune.points import EarlierTrial, Point, preset_points, trial_config
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.watchdog import StopCheck
 from bora_sweep.tune.worker_group import placement_group
@@ -110,7 +111,7 @@ def test_the_search_does_not_depend_on_the_order_in_which_trials_end(num_concurr
         for order in range(4)
     ]
     assert all(sweep == sweeps[0] for sweep in sweeps)
-    assert len(sweeps[0]) == num_trials(config)
+    assert len(sweeps[0]) == new_numbering(config).num_fits(config)
 
 
 @pytest.mark.parametrize("cut", [0, 2, 5, 9, 11])
@@ -146,7 +147,7 @@ def test_the_search_sees_the_mean_over_seeds():
     config = make_config("search.seeds=3", "search.num_trials=7")
     search = TauSearch(config, {})
     done = run(search, bowl)
-    assert len(done) == num_trials(config) == 3 * 10
+    assert len(done) == new_numbering(config).num_fits(config) == 3 * 10
     assert [trial_id for trial_id, _, _ in done[:4]] == ["000-0", "000-1", "000-2", "001-0"]
     ended = [trial for trial in search.study.trials if trial.state.is_finished()]
     assert len(ended) == 6
@@ -187,7 +188,7 @@ def test_a_pack_holds_fits_of_one_seed_and_does_not_depend_on_the_order_in_which
         for order in range(3)
     ]
     assert all(sweep == sweeps[0] for sweep in sweeps)
-    assert len(sweeps[0]) == num_trials(config)
+    assert len(sweeps[0]) == new_numbering(config).num_fits(config)
     for pack in packs:
         assert len({fit["seed_index"] for fit in pack}) == 1
         assert len(pack) == 1 or all(map(can_be_packed, pack))

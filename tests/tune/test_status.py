@@ -25,6 +25,7 @@ from bora_sweep.runs.results import write_table
 from bora_sweep.runs.run_lock import DEAD_AFTER, DRIVER_FILE, run_lock
 from bora_sweep.runs.storage import Folder, write_bytes
 from bora_sweep.tune.live_view import SweepView
+from bora_sweep.tune.numbering import new_numbering
 from bora_sweep.tune.status import run_status
 from bora_sweep.tune.time_left import time_left
 
@@ -200,11 +201,17 @@ def test_time_left_counts_the_trials_that_run_at_once(tmp_path):
     create(tmp_path)
     for number, seconds in ((1, 100), (2, 200)):
         put(tmp_path, f"{number:03d}", "finished", 1.0, 9.0, **times(seconds))
-    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:10:00 left (estimated from 2 that ended, 1 at once)"
+    assert (
+        time_left(rows_of(tmp_path), CONFIG, new_numbering(CONFIG), NOW)
+        == "about 0:10:00 left (estimated from 2 that ended, 1 at once)"
+    )
     for number, seconds in ((3, 100), (4, 500)):
         put(tmp_path, f"{number:03d}", "running", 1.0, started_at=NOW - timedelta(seconds=seconds))
     # 50 s and 0 s of those that run, 150 s each of two that wait, two at a time.
-    assert time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:02:55 left (estimated from 2 that ended, 2 at once)"
+    assert (
+        time_left(rows_of(tmp_path), CONFIG, new_numbering(CONFIG), NOW)
+        == "about 0:02:55 left (estimated from 2 that ended, 2 at once)"
+    )
 
 
 def test_a_log_has_a_line_and_a_summary_for_each_trial_that_ends(tmp_path):
@@ -235,7 +242,8 @@ def test_pauses_between_two_tries_do_not_count_as_time_of_the_fit(tmp_path):
     create(tmp_path)
     put(tmp_path, "001", "finished", 1.0, 9.0, **{**times(9_999), "attempts": 2})
     assert (
-        time_left(rows_of(tmp_path), CONFIG, NOW) == "about 0:04:10 left (estimated from the one that ended, 1 at once)"
+        time_left(rows_of(tmp_path), CONFIG, new_numbering(CONFIG), NOW)
+        == "about 0:04:10 left (estimated from the one that ended, 1 at once)"
     )
 
 
@@ -244,10 +252,11 @@ def test_time_left_of_a_path_rests_on_the_fits_after_its_first(tmp_path):
     create_run(config, tmp_path)
     for name, tau in (("000", None), ("001", 0.0), ("002", math.inf)):
         put(tmp_path, name, "finished", tau, 9.0, **times(900))
-    assert time_left(rows_of(tmp_path), config, NOW) is None
+    assert time_left(rows_of(tmp_path), config, new_numbering(config), NOW) is None
     put(tmp_path, "002.01", "finished", 1e5, 9.0, **times(10))
     assert (
-        time_left(rows_of(tmp_path), config, NOW) == "about 0:00:30 left (estimated from the one that ended, 1 at once)"
+        time_left(rows_of(tmp_path), config, new_numbering(config), NOW)
+        == "about 0:00:30 left (estimated from the one that ended, 1 at once)"
     )
 
 

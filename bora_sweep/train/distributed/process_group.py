@@ -4,7 +4,7 @@ Only rank 0 reads and writes the run's folder; it broadcasts what it reads. A pr
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
@@ -180,6 +180,13 @@ def from_rank_zero(work: Callable[[], T]) -> T:
     if message[1] is not None:
         raise message[1]
     return message[0]
+
+
+def any_of(flags: Sequence[bool]) -> list[bool]:
+    """For each flag, whether it is set on any rank; all ranks have as many."""
+    if count() == 1:
+        return list(flags)
+    return (sum_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
 
 
 def from_all(own: T) -> list[T]:
