@@ -6,8 +6,10 @@ Shapes: K tasks, P parameters of one adapter.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bora_sweep.config import Config, LoraConfig, read_config, with_values
@@ -41,6 +43,11 @@ class LoadedTrial:
     """What its documents are: running text, prompts with completions, or conversations."""
     results: Results
     """The results of the whole run."""
+
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether all tasks have one adapter, Theta, as at tau = inf."""
+        return all(torch.equal(theta_P, self.mean_P) for theta_P in self.theta_of.values())
 
     def refuse_unknown_tasks(self, tasks: Sequence[str]) -> None:
         """Refuse names that are no tasks of the run.
