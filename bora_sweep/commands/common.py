@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bora_sweep.config import is_setting
+from bora_sweep.console import LoggedConsole
 from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.runs.storage import Folder, StorageFullError, exists, read_bytes, write_bytes
 
@@ -25,7 +26,7 @@ RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "m
 
 if os.environ.get("COLUMNS") == "0":  # some programs set it without a terminal, and rich would print nothing
     del os.environ["COLUMNS"]
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = LoggedConsole(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
 
