@@ -63,8 +63,8 @@ __all__ = [
 
 _MODULES = {
     **dict.fromkeys(
-        ("Config", "DataConfig", "LoraConfig", "MetricConfig", "ModelConfig", "PriorConfig", "RayConfig", "SearchConfig",
-         "TrainConfig", "load_config"), "config",
+        ("Config", "DataConfig", "LoraConfig", "MetricConfig", "ModelConfig", "PriorConfig", "RayConfig",
+         "SearchConfig", "TrainConfig", "load_config"), "config",
     ),
     "InputError": "errors", "Report": "report", "Results": "run_results", "add": "api", "describe": "views",
     "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "read_results": "run_results",

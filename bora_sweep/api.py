@@ -83,18 +83,18 @@ def fit(
         others, data=data, model=model, lora=lora, prior=prior, train=train, search=search, ray=ray, metrics=metrics,
         metric=metric, protocol=protocol, init_from=init_from, method=method, tracking=tracking, output=output,
     )  # fmt: skip
-    data, model = _objects(sections, tokenizer)
+    corpus, base = _objects(sections, tokenizer)
     with ExitStack() as stack:
-        together = stack.enter_context(_stored(settings, sections, "fit", data=data, model=model, tokenizer=tokenizer))
-        if model is not None:
+        together = stack.enter_context(_stored(settings, sections, "fit", data=corpus, model=base, tokenizer=tokenizer))
+        if base is not None:
             from bora_sweep.in_memory import given_back
 
-            stack.enter_context(given_back(model))
+            stack.enter_context(given_back(base))
         is_rank_zero = stack.enter_context(join_processes(together, resume))
         console = _console(quiet or not is_rank_zero)
         prepared = prepare_fit(together, resume, console)
         with claim_run(prepared, "fit") if is_rank_zero else nullcontext():
-            run_fit(prepared, console, model)
+            run_fit(prepared, console, base)
     return read_results(prepared.run)
 
 
@@ -147,10 +147,10 @@ def sweep(
         others, data=data, model=model, lora=lora, prior=prior, train=train, search=search, ray=ray, metrics=metrics,
         metric=metric, protocol=protocol, init_from=init_from, method=method, tracking=tracking, output=output,
     )  # fmt: skip
-    data, model = _objects(sections, None)
-    if model is not None:
+    corpus, base = _objects(sections, None)
+    if base is not None:
         raise InputError("model: a sweep loads its base in many processes; save it, and give model={'name': FOLDER}")
-    with _stored(settings, sections, "sweep", data=data) as together:
+    with _stored(settings, sections, "sweep", data=corpus) as together:
         prepared = prepare_sweep(together, resume, console)
         with claim_run(prepared, "sweep"):
             is_complete = run_prepared_sweep(prepared, console)

@@ -6,7 +6,7 @@ Errors are those of the commands, with the names of arguments in the place of op
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,10 @@ def describe(*settings: Setting, data: Any = None, **sections: Any) -> Descripti
     together += [sections] if sections else []
     if data is None:
         return describe_config(load_config(together))
-    with tempfile.TemporaryDirectory() as folder:
-        with stored([*together, {"output": folder}], "describe", data=data) as settled:
-            return describe_config(load_config(settled))
+    with ExitStack() as stack:
+        output = {"output": stack.enter_context(tempfile.TemporaryDirectory())}
+        settled = stack.enter_context(stored([*together, output], "describe", data=data))
+        return describe_config(load_config(settled))
 
 
 def _path_as_data(setting: Setting) -> Setting:

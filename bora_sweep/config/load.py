@@ -19,8 +19,8 @@ Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
 """The YAML file of each `protocol`; the files are part of the package."""
 KINDS = (
-    "a setting is a .yaml file, 'key=value', a dictionary of sections or a Config; a corpus goes in by data=…, a loaded "
-    "model by model=…"
+    "a setting is a .yaml file, 'key=value', a dictionary of sections or a Config; a corpus goes in by data=…, a "
+    "loaded model by model=…"
 )
 LONGEST_PATH = 4096
 DATA_SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -49,8 +49,8 @@ def load_config(arguments: Setting | Sequence[Setting] = (), base: Config | None
     a number only where the key wants one.
 
     Args:
-        arguments: One setting or several: YAML files and `key=value` with a dotted key, as on the command line. Python may also give
-            dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key allows
+        arguments: One setting or several: YAML files and `key=value` with a dotted key, as on the command line. Python
+            may also give dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key allows
             it, and `[a,b]` is a list.
         base: The configuration to merge into; left out: the defaults.
 
