@@ -1,21 +1,52 @@
 """The commands `fit`, `sweep` and `add` as Python functions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
-from rich.console import Console
-
-from bora_sweep.config import DataConfig, ModelConfig, Setting
+from bora_sweep.config import (
+    DataConfig,
+    LoraConfig,
+    Method,
+    MetricConfig,
+    ModelConfig,
+    PriorConfig,
+    Protocol,
+    RayConfig,
+    SearchConfig,
+    Setting,
+    TrainConfig,
+    is_section,
+    settings_of,
+)
+from bora_sweep.console import LoggedConsole
 from bora_sweep.errors import InputError
 from bora_sweep.launch import claim_run, join_processes, run_fit, run_prepared_sweep
 from bora_sweep.prepare import prepare_fit, prepare_sweep
-from bora_sweep.runs.results import Results, read_results
+from bora_sweep.run_results import Results, read_results
 
 
 def fit(
-    *settings: Setting, resume: bool = False, quiet: bool = True, tokenizer: Any = None, **sections: Any
+    *settings: Setting,
+    resume: bool = False,
+    quiet: bool = True,
+    tokenizer: Any = None,
+    data: DataConfig | Mapping[str, Any] | str | Path | Any = None,
+    model: ModelConfig | Mapping[str, Any] | str | Path | Any = None,
+    lora: LoraConfig | Mapping[str, Any] | None = None,
+    prior: PriorConfig | Mapping[str, Any] | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
+    search: SearchConfig | Mapping[str, Any] | None = None,
+    ray: RayConfig | Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    metric: MetricConfig | Mapping[str, Any] | None = None,
+    protocol: Protocol | None = None,
+    init_from: str | Path | None = None,
+    method: Method | None = None,
+    tracking: str | None = None,
+    output: str | Path | None = None,
+    **others: Never,
 ) -> Results:
     """Fit adapters for every task, and for what they share, at one value of `prior.tau`.
 
@@ -24,7 +55,7 @@ def fit(
     Settings are those of `bora-sweep fit`: YAML files, `key=value`, dictionaries, or a `Config`. Keyword arguments are
     sections or top-level keys. Files and configurations are merged first; of equal kinds the later one wins.
 
-        bora_sweep.fit("conf/model.yaml", "prior.tau=100", data={"path": "speeches.parquet"}, output="runs/mine")
+        bora_sweep.fit("conf/model.yaml", "prior.tau=100", data="speeches.parquet", output="runs/mine")
         bora_sweep.fit("data.task_column=customer", data=frame, model=model, tokenizer=tokenizer)
 
     Args:
@@ -32,60 +63,94 @@ def fit(
         resume: Resume the run at `output`, else the newest fit in `runs/`.
         quiet: Print nothing; otherwise epochs are reported on standard error.
         tokenizer: Of a `model` that is given as an object.
-        sections: More settings, for example `train={"max_epochs": 20}`. `data` may also be a DataFrame, a `Dataset` or
-            a `DatasetDict` of `datasets`, and `model` a model that is loaded; both are written into the run's folder.
+        data: The section, or a corpus: its path, or a DataFrame, a `Dataset` or a `DatasetDict` of `datasets`, which is
+            written into the run's folder.
+        model: The section, or a base: its name or folder, or a model that is loaded, which is written there if its
+            files have other weights.
+        lora, prior, train, search, ray, metric: Sections, for example `train={"max_epochs": 20}`, or `TrainConfig(…)`,
+            which gives every key of its section.
+        metrics, protocol, init_from, method, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
-        The run's four tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
+        The run's five tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
         perplexity is exp(nats / tokens). The column `run` is the run's folder, which also has the adapters.
 
     Raises:
         InputError: A setting, the corpus or the model is wrong. Nothing was written.
         KeyboardInterrupt: Ctrl-C or SIGTERM. A checkpoint was written, and `resume=True` continues from it.
     """
-    data, model = _objects(sections, tokenizer)
+    sections = _given(
+        others, data=data, model=model, lora=lora, prior=prior, train=train, search=search, ray=ray, metrics=metrics,
+        metric=metric, protocol=protocol, init_from=init_from, method=method, tracking=tracking, output=output,
+    )  # fmt: skip
+    corpus, base = _objects(sections, tokenizer)
     with ExitStack() as stack:
-        together = stack.enter_context(_stored(settings, sections, "fit", data=data, model=model, tokenizer=tokenizer))
-        if model is not None:
+        together = stack.enter_context(_stored(settings, sections, "fit", data=corpus, model=base, tokenizer=tokenizer))
+        if base is not None:
             from bora_sweep.in_memory import given_back
 
-            stack.enter_context(given_back(model))
+            stack.enter_context(given_back(base))
         is_rank_zero = stack.enter_context(join_processes(together, resume))
         console = _console(quiet or not is_rank_zero)
         prepared = prepare_fit(together, resume, console)
         with claim_run(prepared, "fit", console) if is_rank_zero else nullcontext():
-            run_fit(prepared, console, model)
+            run_fit(prepared, console, base)
     return read_results(prepared.run)
 
 
-def sweep(*settings: Setting, resume: bool = False, quiet: bool = True, **sections: Any) -> Results:
+def sweep(
+    *settings: Setting,
+    resume: bool = False,
+    quiet: bool = True,
+    data: DataConfig | Mapping[str, Any] | str | Path | Any = None,
+    model: ModelConfig | Mapping[str, Any] | str | Path | Any = None,
+    lora: LoraConfig | Mapping[str, Any] | None = None,
+    prior: PriorConfig | Mapping[str, Any] | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
+    search: SearchConfig | Mapping[str, Any] | None = None,
+    ray: RayConfig | Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    metric: MetricConfig | Mapping[str, Any] | None = None,
+    protocol: Protocol | None = None,
+    init_from: str | Path | None = None,
+    method: Method | None = None,
+    tracking: str | None = None,
+    output: str | Path | None = None,
+    **others: Never,
+) -> Results:
     """Search for tau: one fit per value, on Ray, on this machine or on the cluster at `ray.address`.
 
     tau is the precision of the prior that ties the tasks, in units of 1 / parameter^2. At 0 each task has its own
     model; at `inf` all share one. Both are fitted beside the values that are searched. Validation chooses tau.
 
-        results = bora_sweep.sweep(data={"path": "speeches.parquet"}, model={"name": "facebook/opt-350m"})
+        results = bora_sweep.sweep(data="speeches.parquet", model="facebook/opt-350m", search={"num_trials": 20})
         bora_sweep.Report(results).answer
 
     Args:
         settings: As for `fit`, with the keys of `bora-sweep sweep`; without any: the embedded corpus and model.
         resume: Resume the run at `output`, else the newest sweep in `runs/`.
         quiet: Print nothing; otherwise each trial is reported on standard error when it ends.
-        sections: More settings, for example `search={"num_trials": 20}`. `data` may also be a DataFrame, a `Dataset` or
-            a `DatasetDict` of `datasets`, which is written into the run's folder.
+        data: As for `fit`.
+        model: The section, or the name or folder of a base.
+        lora, prior, train, search, ray, metric: Sections, for example `search={"num_trials": 20}`.
+        metrics, protocol, init_from, method, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
-        The run's four tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
+        The run's five tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
 
     Raises:
         InputError: A setting, the corpus or the model is wrong. Nothing was written.
         KeyboardInterrupt: Ctrl-C or SIGTERM. What finished is kept, and `resume=True` continues.
     """
     console = _console(quiet)
-    data, model = _objects(sections, None)
-    if model is not None:
+    sections = _given(
+        others, data=data, model=model, lora=lora, prior=prior, train=train, search=search, ray=ray, metrics=metrics,
+        metric=metric, protocol=protocol, init_from=init_from, method=method, tracking=tracking, output=output,
+    )  # fmt: skip
+    corpus, base = _objects(sections, None)
+    if base is not None:
         raise InputError("model: a sweep loads its base in many processes; save it, and give model={'name': FOLDER}")
-    with _stored(settings, sections, "sweep", data=data) as together:
+    with _stored(settings, sections, "sweep", data=corpus) as together:
         prepared = prepare_sweep(together, resume, console)
         with claim_run(prepared, "sweep", console):
             is_complete = run_prepared_sweep(prepared, console)
@@ -102,7 +167,12 @@ def add(
     refresh: bool = False,
     resume: bool = False,
     quiet: bool = True,
-    **sections: Any,
+    train: TrainConfig | Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    metric: MetricConfig | Mapping[str, Any] | None = None,
+    tracking: str | None = None,
+    output: str | Path | None = None,
+    **others: Never,
 ) -> Results:
     """Fit adapters for tasks that a run has not seen, under the Theta and tau of one of its trials.
 
@@ -120,7 +190,8 @@ def add(
         refresh: Whether tasks that the trial has are fitted anew, from their adapters there.
         resume: Resume the `add` at `output`, else the newest in `runs/`.
         quiet: Print nothing; otherwise epochs are reported on standard error.
-        sections: More settings, for example `train={"learning_rate": 1e-3}`.
+        train, metric: Sections, for example `train={"learning_rate": 1e-3}`.
+        metrics, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
         The tables of the new run, whose trial `add` has the fit, and `global` the scores under Theta as it is.
@@ -133,6 +204,7 @@ def add(
     from bora_sweep.prepare_add import prepare_add
 
     console = _console(quiet)
+    sections = _given(others, train=train, metrics=metrics, metric=metric, tracking=tracking, output=output)
     is_path = isinstance(data, (str, Path))
     together = [*settings, {"data": {"path": str(data)}}] if is_path else list(settings)
     with _stored(tuple(together), sections, "add", data=None if is_path else data) as stored:
@@ -142,13 +214,21 @@ def add(
     return read_results(prepared.run)
 
 
+def _given(others: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
+    """The sections and keys that were given; a corpus or a base that is named alone as its section."""
+    given = {name: value for name, value in sections.items() if value is not None}
+    for section, key in (("data", "path"), ("model", "name")):
+        if isinstance(given.get(section), (str, Path)):
+            given[section] = {key: given[section]}
+    return {**given, **others}  # a name that is none is refused with the names that there are
+
+
 def _objects(sections: dict[str, Any], tokenizer: Any) -> tuple[Any, Any]:
     """The data and the model that are given as objects, taken out of the sections; None where settings name them."""
-    data, model = sections.get("data"), sections.get("model")
-    is_data_set = hasattr(data, "num_rows")  # a DatasetDict is a dictionary
-    are_settings = data is None or (isinstance(data, (Mapping, DataConfig)) and not is_data_set)
-    data = None if are_settings else sections.pop("data")
-    model = None if model is None or isinstance(model, (Mapping, ModelConfig)) else sections.pop("model")
+    data, model = (
+        sections.pop(name) if name in sections and not is_section(sections[name]) else None
+        for name in ("data", "model")
+    )
     if model is None and tokenizer is not None:
         raise InputError("tokenizer: goes with a model that is loaded, as in fit(model=model, tokenizer=tokenizer)")
     return data, model
@@ -159,7 +239,7 @@ def _stored(
     settings: tuple[Setting, ...], sections: dict[str, Any], command: str, **objects: Any
 ) -> Iterator[list[Setting]]:
     """Within, all settings, among them those that name what objects were written to."""
-    together: list[Setting] = [*settings, *([sections] if sections else [])]
+    together: list[Setting] = [*settings_of(settings), *([sections] if sections else [])]
     if all(value is None for value in objects.values()):
         yield together
         return
@@ -169,5 +249,5 @@ def _stored(
         yield more
 
 
-def _console(quiet: bool) -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+def _console(quiet: bool) -> LoggedConsole:
+    return LoggedConsole(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from bora_sweep.config import Setting, is_setting, load_config
 from bora_sweep.config.paths import expand_home
+from bora_sweep.console import LoggedConsole
 from bora_sweep.errors import InputError, one_line, redact
 from bora_sweep.runs.places import is_place
 from bora_sweep.runs.storage import Folder, StorageFullError, exists, read_bytes, write_bytes
@@ -33,7 +34,7 @@ COMMON_KEYS = (
 
 if os.environ.get("COLUMNS") == "0":  # some programs set it without a terminal, and rich would print nothing
     del os.environ["COLUMNS"]
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = LoggedConsole(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
 

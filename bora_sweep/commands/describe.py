@@ -2,8 +2,6 @@
 
 import argparse
 
-from rich.markup import escape
-
 from bora_sweep.commands.common import DONE, out, split_paths, with_corpus
 from bora_sweep.config import load_config
 
@@ -23,24 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Describe each corpus that is named, or else that of the settings."""
-    from bora_sweep.data.corpus import load_corpus
-    from bora_sweep.data.describe import describe as describe_corpus
-    from bora_sweep.data.describe import example
-    from bora_sweep.data.known_documents import record_folders
-    from bora_sweep.data.tokens import token_notes, tokenize_for
-    from bora_sweep.model.base import load_tokenizer
+    from bora_sweep.views import describe_config
 
     paths, settings = split_paths(parsed.settings)
     for config in [load_config(with_corpus([path], settings)) for path in paths] or [load_config(settings)]:
-        corpus = load_corpus(config.data, record_folders(config))
-        if config.model.name is None and config.data.kind != "synthetic":
-            for part in describe_corpus(corpus):
-                out.print(part)
-            continue
-        tokenizer = load_tokenizer(config.model, config.data)
-        tokenized = tokenize_for(config, corpus, tokenizer)
-        notes = [f"• {escape(note)}" for note in token_notes(tokenized)]
-        for part in (*describe_corpus(corpus, tokenized.table()), *notes):
+        for part in describe_config(config, in_color=out.is_terminal).parts:
             out.print(part)
-        out.print(example(tokenized, tokenizer, in_color=out.is_terminal))
     return DONE

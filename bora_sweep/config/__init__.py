@@ -7,7 +7,16 @@ declared. Derived values are properties. A resolved configuration is plain YAML 
 from bora_sweep.config.config import MERGES, UNTRAINED, Config, Method, Protocol, with_values
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.dotted import flatten
-from bora_sweep.config.load import PROTOCOLS, Setting, explicit_settings, is_setting, load_config, read_config
+from bora_sweep.config.load import (
+    PROTOCOLS,
+    Setting,
+    explicit_settings,
+    is_section,
+    is_setting,
+    load_config,
+    read_config,
+    settings_of,
+)
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig
 from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
@@ -41,8 +50,10 @@ __all__ = [
     "Update",
     "explicit_settings",
     "flatten",
+    "is_section",
     "is_setting",
     "load_config",
     "read_config",
+    "settings_of",
     "with_values",
 ]

@@ -10,6 +10,7 @@ from bora_sweep.config.data import DataConfig
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig, check_metric_names
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
 from bora_sweep.config.paths import expand_home, local_path
+from bora_sweep.config.schema import build, coerce
 from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig, Update
 from bora_sweep.errors import require
@@ -25,7 +26,10 @@ Protocol = Literal["ours", "paper", "published_code"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run."""
+    """Everything that decides a run.
+
+    A section is its dataclass, or a dictionary of its keys: `Config(train={"max_epochs": 3})`.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -56,6 +60,10 @@ class Config:
     """The run's folder. Left out: a new folder under `runs/`, named by the time."""
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            given = getattr(self, section.name)
+            if dataclasses.is_dataclass(section.type) and not isinstance(given, section.type):  # type: ignore[arg-type]
+                object.__setattr__(self, section.name, build(section.type, coerce(given, section.type, section.name)))
         if self.output is not None:
             object.__setattr__(self, "output", expand_home(self.output, "output"))
         if self.init_from is not None:

@@ -3,6 +3,7 @@
 import json
 import os.path
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,11 @@ Setting: TypeAlias = str | Path | Mapping[str, Any] | Config
 """A YAML file, `key=value`, a dictionary of sections, or a whole configuration."""
 PROTOCOLS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.yaml")}
 """The YAML file of each `protocol`; the files are part of the package."""
+KINDS = (
+    "a setting is a .yaml file, 'key=value', a dictionary of sections or a Config; a corpus goes in by data=…, a "
+    "loaded model by model=…"
+)
+LONGEST_PATH = 4096
 DATA_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -32,30 +38,54 @@ def read_config(text: str) -> Config:
         raise InputError(f"{error}; another version of bora_sweep wrote it") from None
 
 
-def load_config(arguments: Sequence[Setting] = (), base: Config | None = None) -> Config:
+def load_config(arguments: Setting | Sequence[Setting] = (), base: Config | None = None) -> Config:
     """Merge settings into a configuration and check it. Later settings win.
+
+        load_config("prior.tau=1")
+        load_config(["conf/model.yaml", {"train": {"max_epochs": 3}}])
 
     The order is: `base`; the settings of `protocol`, unless `base` has that protocol already; configurations and YAML
     files; `key=value` and dictionaries. Text is taken to the letter: it holds no comments and no references, and it is
     a number only where the key wants one.
 
     Args:
-        arguments: YAML files and `key=value` with a dotted key, as on the command line. Python may also give
-            dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key allows
-            it, and `[a,b]` is a list.
+        arguments: One setting or several: YAML files and `key=value` with a dotted key, as on the command line. Python
+            may also give dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where
+            the key allows it, and `[a,b]` is a list.
         base: The configuration to merge into; left out: the defaults.
 
     Raises:
         InputError: A file cannot be read, a key is unknown, or a value has the wrong type or is out of bounds.
     """
     merged = coerce(Config() if base is None else base, Config, "")
-    parts = [_read_setting(setting) for setting in sorted(arguments, key=_is_explicit)]
+    parts = [_read_setting(setting) for setting in sorted(settings_of(arguments), key=_is_explicit)]
     protocol = next((part["protocol"] for part in reversed(parts) if "protocol" in part), merged["protocol"])
     if protocol in PROTOCOLS and protocol != merged["protocol"]:
         parts.insert(0, _read_setting(PROTOCOLS[protocol]))
     for part in parts:
         merged = _merge(merged, part)
     return build(Config, merged)
+
+
+def settings_of(arguments: Setting | Sequence[Setting]) -> list[Setting]:
+    """One setting as a list of it; several as a list.
+
+    Raises:
+        InputError: It is neither. The message has its type alone, since it may hold a user's text.
+    """
+    if isinstance(arguments, (str, Path, Mapping, Config)):
+        return [arguments]
+    if not isinstance(arguments, (list, tuple)):
+        raise InputError(f"settings: a {type(arguments).__name__}; {KINDS}")
+    for place, setting in enumerate(arguments, start=1):
+        if not isinstance(setting, (str, Path, Mapping, Config)):
+            raise InputError(f"setting {place}: a {type(setting).__name__}; {KINDS}")
+    return [*arguments]
+
+
+def is_section(value: Any) -> bool:
+    """Whether it is a section's settings; a `DatasetDict` is a dictionary too, and is none."""
+    return (isinstance(value, Mapping) or is_dataclass(value)) and not hasattr(value, "num_rows")
 
 
 def is_setting(argument: Setting) -> bool:
@@ -79,8 +109,8 @@ def _read_setting(setting: Setting) -> dict[str, Any]:
     """The keys that the setting gives, with values of the schema's types."""
     if isinstance(setting, (Config, Mapping)):
         return coerce(setting, Config, "")
-    if not isinstance(setting, (str, Path)):
-        raise InputError(f"{setting!r}: a setting is a .yaml file, 'key=value', a dictionary or a Config")
+    if isinstance(setting, str) and ("\n" in setting or len(setting) > LONGEST_PATH) and not is_setting(setting):
+        raise InputError(f"a text of {len(setting):,} characters; {KINDS}")
     if isinstance(setting, str) and is_setting(setting):
         return _read_key_value(setting)
     path = Path(local_path(str(setting)))

@@ -1,5 +1,6 @@
 """Read values by the type of their field: text to the letter, numbers and flags parsed, sections checked."""
 
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, fields, is_dataclass
@@ -9,12 +10,15 @@ from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from bora_sweep.config.dotted import nest
 from bora_sweep.errors import InputError
 
 FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 INT64 = range(-(2**63), 2**63)
+KEY = re.compile(r"\s*[\w.-]{0,60}\s*")
+"""What a message repeats of a key that is none; anything else may be the user's text."""
+WORD = re.compile(r"\S{0,40}")
+"""The same of an item of a list."""
 LONGEST_SHOWN = 100
 """Characters of a value in a message."""
 
@@ -112,16 +116,20 @@ def _coerce_section(value: Any, section: Any, key: str) -> dict[str, Any]:
         raise InputError(f"{key}={_show_value(value)}: is a section of keys, such as {prefix}{next(iter(annotations))}")
     for name in value:
         if name not in annotations:
+            if not KEY.fullmatch(str(name)):  # the user's text in the place of settings
+                raise InputError(f"{key or 'settings'}: a key is no name of a setting; {_suggest_key(section, prefix)}")
             full = repr(f"{prefix}{name}")[:LONGEST_SHOWN]
             raise InputError(f"{full}: no such key; {_suggest_key(section, prefix, str(name), value[name])}")
     return {name: coerce(item, annotations[name], f"{prefix}{name}") for name, item in value.items()}
 
 
-def _suggest_key(section: Any, prefix: str, name: str, value: Any) -> str:
+def _suggest_key(section: Any, prefix: str, name: str = "", value: Any = None) -> str:
     known = [field.name for field in fields(section)]
     if name.partition(".")[0] in known and "." in name:
-        nested = nest(f"{prefix}{name}", value)
-        return f"a dotted key works in key=value only; write {reprlib.repr(nested)} here"
+        nested = _show_value(value) if isinstance(value, (str, Real)) else "…"
+        for part in reversed(f"{prefix}{name}".split(".")):
+            nested = f"{{{part!r}: {nested}}}"
+        return f"a dotted key works in key=value only; write {nested} here"
     in_sections = [
         f"{outer.name}.{name}"
         for outer in fields(section)
@@ -172,9 +180,17 @@ def name_of_type(annotation: Any) -> str:
 
 
 def _show_value(value: Any) -> str:
-    """The value on one line, shortened where it is long."""
+    """The value on one line, shortened where it is long; of what no file could hold only the type."""
     if value is None:
         return "null"
     if isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_SHOWN:
         return value
-    return reprlib.repr(value)
+    if isinstance(value, (str, Real)):
+        return reprlib.repr(value)
+    if not isinstance(value, (list, tuple, set, dict)):
+        return type(value).__name__
+    parts = [*value, *value.values()] if isinstance(value, dict) else [*value]
+    is_plain = all(
+        WORD.fullmatch(part) if isinstance(part, str) else isinstance(part, (Real, NoneType)) for part in parts
+    )
+    return reprlib.repr(value) if is_plain else type(value).__name__

@@ -26,18 +26,21 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
         num_tokens: Columns task, split, num_documents and num_tokens (`TokenizedCorpus.table`); left out: no tokens are
             shown.
     """
-    sizes = _sizes(corpus, num_tokens)
     documents = corpus.documents
     title = Text.assemble(
         (corpus.name, "bold"),
         f": {plural(len(corpus.tasks), 'task')}, {plural(len(documents), 'document')}, "
         f"{plural(int(documents['text'].str.len().sum()), 'character')}",
     )
-    notes = [*corpus.notes, *_warnings(corpus)]
     bullets = Table.grid(padding=(0, 1))
-    for note in notes:
+    for note in corpus_notes(corpus):
         bullets.add_row("•", Text(note), style="yellow")
-    return [title, _table(sizes), bullets]
+    return [title, _table(sizes(corpus, num_tokens)), bullets]
+
+
+def corpus_notes(corpus: Corpus) -> list[str]:
+    """What was left out of it, and what may be wrong."""
+    return [*corpus.notes, *_warnings(corpus)]
 
 
 def example(corpus: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, *, in_color: bool) -> Text:
@@ -74,7 +77,7 @@ def _name(corpus: TokenizedCorpus, c: int) -> str:
     return f"{part}document {document['document_id']!r} of task {corpus.tasks[document['task']]!r}"
 
 
-def _sizes(corpus: Corpus, num_tokens: pd.DataFrame | None) -> pd.DataFrame:
+def sizes(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> pd.DataFrame:
     """Documents, and tokens where they are known, of each task; the columns are (kind, split)."""
     tables = {"documents": pd.crosstab(corpus.documents["task"], corpus.documents["split"])}
     if num_tokens is not None:  # without documents that are left out, as their prompts are too long

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
@@ -103,10 +103,29 @@ def weights_dtype(model: ModelConfig) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
-    """The base model in `model.dtype`, quantised if that is asked for. Only safetensors are read; nothing is unpickled.
+def dtype_of_files(model: ModelConfig, data: DataConfig) -> torch.dtype:
+    """The type of the base's weights in its files: what its config.json says, else that of the first weight.
+
+    Raises:
+        InputError: The files cannot be read.
+    """
+    named = _load(AutoConfig, model, base_name(model, data)).dtype
+    if named is not None:
+        return named if isinstance(named, torch.dtype) else getattr(torch, named)
+    folder = model_folder(model, data)
+    with safe_open(min(folder.glob("*.safetensors")), "pt") as weights:
+        return weights.get_tensor(min(weights.keys())).dtype
+
+
+def load_base(model: ModelConfig, data: DataConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The base model, quantised if that is asked for. Only safetensors are read; nothing is unpickled.
 
     It is on the CPU, or by `model.device_map` on the GPUs.
+
+    Args:
+        model: Which, and how it is held.
+        data: Where `model` names none, the embedded corpus whose base it is.
+        dtype: The type of its weights; None: `model.dtype`.
 
     Raises:
         InputError: It cannot be loaded, or its files are not exactly the model of its config.json; or what
@@ -114,7 +133,7 @@ def load_base(model: ModelConfig, data: DataConfig) -> PreTrainedModel:
     """
     refuse_missing_package(model)
     refuse_missing_gpu(model)
-    name, dtype = base_name(model, data), weights_dtype(model)
+    name, dtype = base_name(model, data), dtype or weights_dtype(model)
     if model.quantization is not None:
         refuse_quantised_files(model, _load(AutoConfig, model, name))
     report_all = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # wrong weights are refused below

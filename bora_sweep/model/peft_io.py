@@ -27,6 +27,7 @@ from bora_sweep.runs.storage import Folder
 
 GLOBAL, TASKS = "_global", "tasks.json"
 WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
 BANK = "adapters.safetensors"
 """What a bank has in place of folders, see `bora_sweep.serve.bank`."""
 MORA_CONFIG, MORA_WEIGHTS = "config.json", "mora.safetensors"
@@ -38,7 +39,7 @@ def folder_names(tasks: Sequence[str]) -> dict[str, str]:
     It is `folder_name(task)`. If several tasks would have the same one, a tilde and a hash of the task's name follow.
     """
     plain = {task: folder_name(task) for task in tasks}
-    times = Counter([TASKS, DOCUMENTS, *(name.casefold() for name in plain.values())])
+    times = Counter([TASKS, DOCUMENTS, CARD.casefold(), *(name.casefold() for name in plain.values())])
     return {task: name if times[name.casefold()] == 1 else f"{name}~{_hash(task)}" for task, name in plain.items()}
 
 
@@ -128,7 +129,9 @@ def read_adapters(
     if (source / ADAPTER_CONFIG).is_file():
         mean_P = read(source)
         return mean_P, mean_P.expand(len(tasks), -1)
-    theta_of = {task: read(source / name) for task, name in read_folder_names(source).items()}
+    folder_of = read_folder_names(source)
+    theta_of_folder = {name: read(source / name) for name in set(folder_of.values())}  # tasks may share one
+    theta_of = {task: theta_of_folder[name] for task, name in folder_of.items()}
     if (source / GLOBAL).is_dir():
         mean_P = read(source / GLOBAL)
     elif theta_of:

@@ -1,7 +1,8 @@
 """Exports a trial's adapters as one bank: a file with a row for each task, in place of a folder for each.
 
 `OUT/adapters.safetensors` has a tensor for each matrix of an adapter, by PEFT's name of it; the first axis is over
-tasks. `OUT/tasks.json` has the row of each task, and is written last.
+tasks. `OUT/tasks.json` has the row of each task, and is written last. There is one row where all
+tasks have one adapter.
 
 Shapes: K tasks, P parameters of one adapter.
 """
@@ -24,6 +25,7 @@ from bora_sweep.model.peft_config import ADAPTER_CONFIG, IN_PEFT, peft_key
 from bora_sweep.model.peft_io import BANK, GLOBAL, TASKS
 from bora_sweep.runs.storage import Folder, atomic_write, read_bytes, read_local, write_bytes
 from bora_sweep.serve.export import adapter_writer, begin_export, write_card
+from bora_sweep.serve.hub import open_repository
 
 _BLOCK = 256  # adapters in memory beside the bank
 
@@ -35,6 +37,8 @@ def export_bank(
     tasks: Sequence[str] | None = None,
     *,
     settings: Sequence[Setting] = (),
+    push: str | None = None,
+    public: bool = False,
 ) -> dict[str, int]:
     """Write the tasks' adapters of a trial as a bank in float32, and Theta as a PEFT folder, with model cards.
 
@@ -44,6 +48,8 @@ def export_bank(
         trial: The ID of a finished trial; `best`: the MAP fit that is best on validation by `search.objective`.
         tasks: Names of tasks; None: all.
         settings: As for `export`.
+        push: As of `export`.
+        public: As of `export`.
 
     Returns:
         The row of each task, as in `tasks.json`. That file is written last: a bank that has it is complete.
@@ -52,6 +58,7 @@ def export_bank(
         InputError: As `export`; or PEFT has no such variant; or what was written is not what was fitted. Then nothing
             of it is left.
     """
+    repository = open_repository(push, public=public)
     begun = begin_export(run, out, trial, tasks, settings)
     loaded, out = begun.loaded, begun.out
     if loaded.lora.variant not in IN_PEFT:
@@ -62,13 +69,13 @@ def export_bank(
     try:
         write(out / GLOBAL, loaded.mean_P)
         write_card(begun, out / GLOBAL, loaded.results, task=None)
-        thetas = [loaded.theta_of[task] for task in begun.tasks]
+        thetas = [loaded.mean_P] if loaded.is_shared else [loaded.theta_of[task] for task in begun.tasks]
         _write_tensors(out / BANK, loaded.layout, thetas, loaded.config.model.quantization)
         write_bytes(out / ADAPTER_CONFIG, (out / GLOBAL / ADAPTER_CONFIG).read_bytes())
         write_card(begun, out, loaded.results, task=None, bank=begun.tasks)
         if begun.documents is not None:
             write_bytes(out / DOCUMENTS, begun.documents)
-        row_of = {task: row for row, task in enumerate(begun.tasks)}
+        row_of = {task: 0 if loaded.is_shared else row for row, task in enumerate(begun.tasks)}
         write_bytes(out / TASKS, json.dumps(row_of, ensure_ascii=False, indent=2).encode())
     except BaseException:
         for path in out.iterdir() if out.exists() else ():
@@ -76,6 +83,8 @@ def export_bank(
         if out.exists() and not was_there:
             out.rmdir()
         raise
+    if repository is not None:
+        repository.upload(out)
     return row_of
 
 

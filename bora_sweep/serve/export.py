@@ -1,11 +1,14 @@
 """Exports a trial's adapters as folders for other programs: PEFT adapters or full models, each with a model card."""
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,21 +18,37 @@ from bora_sweep.data.chat import template_variables
 from bora_sweep.data.encode import Encoder, fill, placeholders, until_text
 from bora_sweep.data.known_documents import DOCUMENTS
 from bora_sweep.data.tokens import given_tokens
-from bora_sweep.errors import InputError
-from bora_sweep.model.base import empty_base, load_base, load_tokenizer
-from bora_sweep.model.full_model import write_full
+from bora_sweep.errors import InputError, plural
+from bora_sweep.model.base import dtype_of_files, empty_base, load_base, load_tokenizer, weights_dtype
+from bora_sweep.model.full_model import Merge, write_full
 from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT
-from bora_sweep.model.peft_io import GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.model.peft_io import CARD, GLOBAL, TASKS, folder_names, write_adapter
 from bora_sweep.runs.places import given_places
 from bora_sweep.runs.results import Results
 from bora_sweep.runs.storage import Folder, exists, folder_at, give_usual_modes, read_bytes
+from bora_sweep.serve.hub import open_repository
+from bora_sweep.serve.index_card import index_card
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.serve.model_card import ExportedFolder, TextFormat, model_card
 from bora_sweep.trials.fingerprints import check_base_model
 
+LOGGER = logging.getLogger(__name__)
+MergedDtype: TypeAlias = Literal["base", "float32", "bfloat16"]
+LOST_BY_ROUNDING = 0.1
+"""Of the adapter's effect on the logits; a user is warned of more. See docs/serving.md."""
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file that transformers reads a chat template from."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder_of: dict[str, str]
+    """The folder name of each task, as in `tasks.json`."""
+    notes: list[str]
+    """What a user should know of it."""
 
 
 def export(
@@ -40,10 +59,15 @@ def export(
     *,
     merge: bool = False,
     settings: Sequence[Setting] = (),
+    dtype: MergedDtype = "base",
+    push: str | None = None,
+    public: bool = False,
 ) -> dict[str, str]:
     """Write Theta and the tasks' adapters of a trial below `out`, each in its own folder with a model card.
 
-    The fingerprints of the run's documents are written too, so that later fits with these adapters know the splits.
+    Where all tasks have one adapter, as at tau = inf, it is written once, as `_global`. The fingerprints of the run's
+    documents are written too, so that later fits with these adapters know the splits. Notes, for example of what
+    rounding loses, are warnings of the logger `bora_sweep`.
 
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
@@ -54,37 +78,89 @@ def export(
             `model.quantization` has its adapters merged into the weights of `model.name`, which are not quantised.
         settings: Where the base and the documents are now, such as `model.name=/models/opt-350m`: the same ones, which
             are compared by their content. The cards name the base as it is given here.
+        dtype: With `merge`: the type of the full models' weights, `float32` or `bfloat16`; `base`: that of the base's
+            files.
+        push: OWNER/NAME: also upload the folder to the Hugging Face hub, as a new private repository.
+        public: With `push`: a repository that all can see.
 
     Returns:
         The folder name of each task, as in `tasks.json`. That file is written last: an export that has it is complete.
 
     Raises:
         InputError: There is no such trial or task; `out` is not empty, or is an address; the base cannot be loaded or
-            merged, or is not the run's; or what was written does not load unchanged. Then nothing of it is left.
+            merged, or is not the run's; or what was written does not load unchanged. Then nothing of it is left. Or the
+            hub takes no such repository; `out` is kept if it was written before.
     """
+    exported = write_export(
+        run, out, trial, tasks, merge=merge, settings=settings, dtype=dtype, push=push, public=public
+    )
+    for note in exported.notes:
+        LOGGER.warning("%s: %s", out, note)
+    return exported.folder_of
+
+
+def write_export(
+    run: str | Folder,
+    out: str | Path,
+    trial: str = "best",
+    tasks: Sequence[str] | None = None,
+    *,
+    merge: bool = False,
+    settings: Sequence[Setting] = (),
+    dtype: MergedDtype = "base",
+    push: str | None = None,
+    public: bool = False,
+) -> Exported:
+    """As `export`, with what a user should know of it."""
+    if dtype != "base" and not merge:
+        raise InputError(f"--dtype {dtype}: adapters are written as they were fitted; also give --merge, or drop it")
+    repository = open_repository(push, public=public)
     begun = begin_export(run, out, trial, tasks, settings)
     loaded, out = begun.loaded, begun.out
     folder_of = folder_names(list(loaded.theta_of))
-    names = {task: folder_of[task] for task in begun.tasks}
-    write = _full_model_writer(loaded, begun.encoder.tokenizer) if merge else adapter_writer(loaded)
+    names = {task: GLOBAL if loaded.is_shared else folder_of[task] for task in begun.tasks}
+    own_names = {task: name for task, name in names.items() if name != GLOBAL}
+    write = _full_model_writer(loaded, begun.encoder.tokenizer, dtype) if merge else adapter_writer(loaded)
     scores = loaded.results.task_scores
-    scores_of = dict(iter(scores.loc[scores["task"].isin(names)].groupby("task")))  # no card searches all tasks' rows
+    scores_of = dict(iter(scores.loc[scores["task"].isin(own_names)].groupby("task")))  # no card searches all rows
+    merges: dict[str, Merge] = {}
     try:
-        for task, name in [(None, GLOBAL), *names.items()]:
-            rounding_error = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
+        for task, name in [(None, GLOBAL), *own_names.items()]:
+            merged = write(out / name, loaded.mean_P if task is None else loaded.theta_of[task])
             own = loaded.results if task is None else replace(loaded.results, task_scores=scores_of[task])
-            write_card(begun, out / name, own, task=task, rounding_error=rounding_error)
-            if merge and begun.documents is not None:  # each full model is used on its own
-                (out / name / DOCUMENTS).write_bytes(begun.documents)
+            write_card(begun, out / name, own, task=task, merge=merged)
+            if merged is not None:
+                merges[name] = merged
+                if begun.documents is not None:  # each full model is used on its own
+                    (out / name / DOCUMENTS).write_bytes(begun.documents)
     except BaseException:
-        for name in (GLOBAL, *names.values()):
+        for name in (GLOBAL, *own_names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
     give_usual_modes(out)
     if begun.documents is not None:
         (out / DOCUMENTS).write_bytes(begun.documents)
+    (out / CARD).write_text(index_card(loaded, merged=merge), encoding="utf-8")
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
-    return names
+    if repository is not None:
+        repository.upload(out)
+    return Exported(names, _notes(loaded, merges))
+
+
+def _notes(loaded: LoadedTrial, merges: Mapping[str, Merge]) -> list[str]:
+    """What a user should know: that there is one adapter, and what rounding lost."""
+    notes = []
+    if loaded.is_shared:
+        notes.append(f"all tasks share one adapter, which is written once: {TASKS} gives each task {GLOBAL}")
+    lost = {name: merge for name, merge in merges.items() if merge.rounding_error >= LOST_BY_ROUNDING}
+    if lost:
+        worst = max(lost, key=lambda name: lost[name].rounding_error)
+        notes.append(
+            f"merging rounds weights to {lost[worst].dtype}, which may lose the adapter in {plural(len(lost), 'model')}"
+            f" of {len(merges)}: it changes logits by up to {lost[worst].rounding_error:.0%} of the adapter's effect "
+            f"({worst}); --dtype float32 keeps it, and so do adapters without --merge"
+        )
+    return notes
 
 
 @dataclass(frozen=True)
@@ -117,7 +193,7 @@ def begin_export(
     return Begun(loaded, out, [task for task in loaded.theta_of if task in wanted], encoder, documents)
 
 
-def adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
+def adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], Merge | None]:
     """A function that writes an adapter into a folder, and checks that PEFT loads it unchanged.
 
     PEFT itself loads the first. What it makes of the others depends on their description and on the names, shapes and
@@ -150,14 +226,22 @@ def adapter_writer(loaded: LoadedTrial) -> Callable[[Path, Tensor], None]:
     return write
 
 
-def _full_model_writer(loaded: LoadedTrial, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path, Tensor], float]:
-    """A function that writes a full model and the tokenizer into a folder; it returns what `write_full` does."""
-    base = load_base(replace(loaded.config.model, quantization=None, device_map=None), loaded.config.data)
+def _full_model_writer(
+    loaded: LoadedTrial, tokenizer: PreTrainedTokenizerBase, dtype: MergedDtype
+) -> Callable[[Path, Tensor], Merge]:
+    """A function that writes a full model and the tokenizer into a folder; it returns what `write_full` does.
 
-    def write(folder: Path, theta_P: Tensor) -> float:
-        rounding_error = write_full(folder, base, loaded.layout, theta_P)
+    The base is loaded in the type of its files, in which it loses nothing, unless the fit had it in a narrower one.
+    """
+    model, data = replace(loaded.config.model, quantization=None, device_map=None), loaded.config.data
+    in_files, in_fit = dtype_of_files(model, data), weights_dtype(model)
+    base = load_base(model, data, in_files if torch.promote_types(in_files, in_fit) == in_fit else in_fit)
+    wanted = base.dtype if dtype == "base" else getattr(torch, dtype)
+
+    def write(folder: Path, theta_P: Tensor) -> Merge:
+        merge = write_full(folder, base, loaded.layout, theta_P, wanted)
         tokenizer.save_pretrained(folder)
-        return rounding_error
+        return merge
 
     return write
 
@@ -168,7 +252,7 @@ def write_card(
     results: Results,
     *,
     task: str | None,
-    rounding_error: float | None = None,
+    merge: Merge | None = None,
     bank: Sequence[str] = (),
 ) -> None:
     """Write the model card of an exported folder, and the run's own chat template where it has one.
@@ -178,7 +262,7 @@ def write_card(
         folder: The folder.
         results: Of the run; for a task its own rows of `task_scores` are enough.
         task: None: Theta, or a bank.
-        rounding_error: Of a full model, see `ExportedFolder`.
+        merge: Of a full model.
         bank: The tasks of a bank; empty for a single adapter.
     """
     loaded, data = begun.loaded, begun.loaded.config.data
@@ -189,10 +273,11 @@ def write_card(
         corpus="the embedded corpus" if data.path is None else Path(data.path).name,
         config=loaded.config,
         text_format=_text_format(loaded, bank[0] if bank else task, begun.encoder),
-        rounding_error=rounding_error,
+        merge=merge,
+        is_shared=loaded.is_shared and not bank,
         bank_tasks=len(bank),
     )
-    (folder / "README.md").write_text(model_card(exported, results), encoding="utf-8")
+    (folder / CARD).write_text(model_card(exported, results), encoding="utf-8")
     if data.chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(data.chat_template, encoding="utf-8")
 

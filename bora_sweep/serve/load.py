@@ -6,9 +6,11 @@ Shapes: K tasks, P parameters of one adapter.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bora_sweep.config import Config, LoraConfig, read_config, with_values
@@ -47,8 +49,13 @@ class LoadedTrial:
     results: Results
     """The results of the whole run."""
 
-    def refuse_unknown_tasks(self, tasks: Sequence[str]) -> None:
-        """Refuse names that are no tasks of the run.
+    @cached_property
+    def is_shared(self) -> bool:
+        """Whether all tasks have one adapter, Theta, as at tau = inf."""
+        return all(torch.equal(theta_P, self.mean_P) for theta_P in self.theta_of.values())
+
+    def refuse_unknown_tasks(self, tasks: Sequence[str], option: str = "--task") -> None:
+        """Refuse names that are no tasks of the run; `option` is what gave them, for the message.
 
         Raises:
             InputError: There is such a name.
@@ -56,7 +63,7 @@ class LoadedTrial:
         for task in tasks:
             if task not in self.theta_of:
                 near = get_close_matches(task, self.theta_of, n=3, cutoff=0.0)
-                raise InputError(f"--task {task}: the run has no such task; the nearest names are {', '.join(near)}")
+                raise InputError(f"{option} {task}: the run has no such task; the nearest names are {', '.join(near)}")
 
 
 def load_trial(run: Folder, trial: str = "best", places: Mapping[str, str] = NOWHERE_ELSE) -> LoadedTrial:
@@ -121,6 +128,21 @@ def _config_of(row: dict[str, Any]) -> Config:
     return with_values(config, model={"dtype": row["dtype"]}) if config.model.dtype == "auto" else config
 
 
+def best_row(rows: Sequence[dict[Any, Any]], run: Folder) -> dict[Any, Any]:
+    """Of rows of `trials` the MAP fit that is best on validation by what chose tau, or the fit of `add`.
+
+    Raises:
+        InputError: None of them has finished.
+    """
+    finished = [row for row in rows if row["status"] == "finished"]
+    if added := [row for row in finished if row["trial_id"] == ADD]:
+        return added[0]
+    if map_fits := [row for row in finished if row["method"] == "map"]:
+        return min(map_fits, key=lambda row: (objective(row), row["validation_perplexity"]))
+    ids = ", ".join(row["trial_id"] for row in finished)
+    raise InputError(f"--trial best: no such finished trial in {run}; it has {ids or 'none'}")
+
+
 def finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
     """The row of `trials` of a finished trial, by its ID or `best`.
 
@@ -129,11 +151,8 @@ def finished_row(results: Results, run: Folder, trial: str) -> dict[str, Any]:
     """
     rows = results.trials.to_dict("records")
     finished = {row["trial_id"]: row for row in rows if row["status"] == "finished"}
-    if trial == "best" and ADD in finished:
-        return finished[ADD]
-    map_fits = [row for row in finished.values() if row["method"] == "map"]
-    if trial == "best" and map_fits:
-        return min(map_fits, key=lambda row: (objective(row), row["validation_perplexity"]))
-    if trial not in finished:
-        raise InputError(f"--trial {trial}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")
-    return finished[trial]
+    if trial in finished:
+        return finished[trial]
+    if trial == "best":
+        return best_row(rows, run)
+    raise InputError(f"--trial {trial}: no such finished trial in {run}; it has {', '.join(finished) or 'none'}")

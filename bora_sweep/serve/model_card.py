@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from bora_sweep.config import Config
 from bora_sweep.data.corpus import Form
 from bora_sweep.errors import plural
+from bora_sweep.model.full_model import Merge
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.runs.folder import ADD
 from bora_sweep.runs.results import Results, objective, perplexity
+from bora_sweep.serve.index_card import hub_front
 from bora_sweep.serve.snippet import snippet
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
 LEFT = "Tasks have left this export since it was written, and with them sizes and perplexities over all tasks."
 """What a card says then."""
@@ -45,9 +45,10 @@ class ExportedFolder:
     config: Config
     """The trial's configuration."""
     text_format: "TextFormat"
-    rounding_error: float | None
-    """Of a full model: the change of the logits by rounding the merged weights, relative to the change by the adapter.
-    None: an adapter alone."""
+    merge: Merge | None
+    """Of a full model; None: an adapter alone."""
+    is_shared: bool = False
+    """Whether all tasks have this one adapter."""
     bank_tasks: int = 0
     """Tasks of a bank; 0 for a single adapter."""
 
@@ -59,7 +60,7 @@ class ExportedFolder:
     @property
     def is_full(self) -> bool:
         """Whether it is a full model."""
-        return self.rounding_error is not None
+        return self.merge is not None
 
     @property
     def has_code(self) -> bool:
@@ -130,17 +131,14 @@ def card_without_sums(card: str, names: Collection[str]) -> str:
 
 
 def _front_matter(exported: ExportedFolder) -> str:
-    front: dict[str, Any] = {}
-    if exported.base is not None and HUB_NAME.fullmatch(exported.base):  # the hub refuses the name of a local folder
-        front |= {"base_model": exported.base, "base_model_relation": "finetune" if exported.is_full else "adapter"}
-    if exported.has_code:
-        front["library_name"] = "transformers" if exported.is_full else "peft"
-    front |= {"pipeline_tag": "text-generation", "tags": ["bora", exported.row["lora_variant"]]}
-    return yaml.safe_dump(front, sort_keys=False)
+    variant = exported.row["lora_variant"]
+    return hub_front(exported.config, variant, is_full=exported.is_full, has_code=exported.has_code)
 
 
 def _introduction(exported: ExportedFolder) -> str:
     which = "This is Θ, for a task that the fit has not seen." if exported.task is None else "This is one task's θ."
+    if exported.is_shared:
+        which = "This is Θ, the one adapter of all tasks of the fit, and of those that it has not seen."
     if exported.bank_tasks:
         which = (
             "Here the tasks' adapters are one file: `adapters.safetensors` has a tensor for each matrix, by PEFT's "
@@ -172,7 +170,10 @@ def _facts(exported: ExportedFolder, results: Results) -> Table:
 
 def _perplexity_table(exported: ExportedFolder, results: Results) -> Table:
     """Perplexities of this task, or of all tasks with their own adapters; and those of the fits at tau = 0 and inf."""
-    row, name = exported.row, "each task's own adapter" if exported.task is None else "this adapter"
+    row, name = (
+        exported.row,
+        "this adapter" if exported.task is not None or exported.is_shared else "each task's own adapter",
+    )
     limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and row["tau"] in LIMITS else ""
     rows = [[f"{name} (τ = {_tau(row)}{limit})", *_perplexities(exported, results, row["trial_id"])]]
     limits = {math.inf: "Θ as it is"} if row["method"] == ADD else LIMITS
@@ -224,7 +225,9 @@ def _caption(exported: ExportedFolder) -> str:
             "where documents were held out for it; test was only scored."
         )
     scored = (
-        "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."
+        "Over all tasks' documents, each under this adapter."
+        if exported.is_shared
+        else "Over all tasks' documents; Θ is what they share, and was itself scored only at τ = ∞."
         if exported.task is None
         else "Over this task's documents."
     )
@@ -250,7 +253,7 @@ def _how_scored(exported: ExportedFolder) -> list[str]:
         f"{scored}; at most {config.model.max_tokens} tokens {of}, "
         f"with weights in {config.model.dtype}{packed}{mixed}.",
         *([_how_merged(exported)] if exported.is_full and packed else []),
-        *([] if (exported.rounding_error or 0) < LARGE_ROUNDING_ERROR else [_how_rounded(exported)]),
+        *([] if exported.merge is None else _how_rounded(exported.merge)),
     ]
 
 
@@ -261,8 +264,12 @@ def _how_merged(exported: ExportedFolder) -> str:
     )
 
 
-def _how_rounded(exported: ExportedFolder) -> str:
-    return (
+def _how_rounded(merge: Merge) -> list[str]:
+    """What the type of the merged weights changes; nothing where that is little."""
+    if merge.rounding_error < LARGE_ROUNDING_ERROR:
+        return []
+    return [
         "The adapter was scored apart from the weights. Merged into them it is rounded to "
-        f"{exported.config.model.dtype}, which changes logits by {exported.rounding_error:.0%} of the adapter's effect."
-    )
+        f"{merge.dtype}, which changes logits by {merge.rounding_error:.0%} of the adapter's effect. "
+        "`--dtype float32` keeps it."
+    ]

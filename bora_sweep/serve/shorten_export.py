@@ -5,12 +5,10 @@ from collections.abc import Sequence
 
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
 from bora_sweep.errors import InputError
-from bora_sweep.model.peft_io import BANK, GLOBAL, TASKS, read_folder_names
+from bora_sweep.model.peft_io import BANK, CARD, GLOBAL, TASKS, read_folder_names
 from bora_sweep.runs.storage import Folder, exists, read_bytes, remove_folder, write_bytes
 from bora_sweep.serve.bank import clear_rows, read_bank_rows
 from bora_sweep.serve.model_card import card_without_sums
-
-CARD = "README.md"
 
 
 def tasks_of_export(out: Folder) -> set[str]:
@@ -42,14 +40,13 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
     names = read_folder_names(out, key="")
     if not {*names} - {*tasks} and not exists(out / GLOBAL):
         raise InputError(f"{out}: no adapter would be left; remove the export as a whole")
-    for folder in (out / GLOBAL, *(out / name for task, name in names.items() if task not in tasks)):
+    kept = {task: name for task, name in names.items() if task not in tasks}
+    for folder in (out / name for name in dict.fromkeys([GLOBAL, *kept.values()])):
         if exists(folder / DOCUMENTS):
             _shorten_record(folder, tasks)
     notes = _shorten_card(out / GLOBAL / CARD, tasks)
-    for task in tasks:
-        if task in names:
-            remove_folder(out / names[task])
-    kept = {task: name for task, name in names.items() if task not in tasks}
+    for name in {*names.values()} - {GLOBAL, *kept.values()}:  # tasks may share a folder
+        remove_folder(out / name)
     write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
     if exists(out / DOCUMENTS):
         _shorten_record(out, tasks)
@@ -59,13 +56,14 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
 def _shorten_bank(out: Folder, tasks: Sequence[str]) -> list[str]:
     """Set the tasks' rows to 0, which is no adapter; the rows of the others stay in their places."""
     row_of = read_bank_rows(out)
-    clear_rows(out, [row_of[task] for task in tasks if task in row_of])
-    notes = _shorten_card(out / CARD, tasks) + _shorten_card(out / GLOBAL / CARD, tasks)
     kept = {task: row for task, row in row_of.items() if task not in tasks}
+    cleared = sorted({*row_of.values()} - {*kept.values()})  # tasks may share a row
+    clear_rows(out, cleared)
+    notes = _shorten_card(out / CARD, tasks) + _shorten_card(out / GLOBAL / CARD, tasks)
     write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
     if exists(out / DOCUMENTS):
         _shorten_record(out, tasks)
-    return [*notes, "their rows of the bank are 0; those of other tasks are where they were"]
+    return [*notes, *(["their rows of the bank are 0; those of other tasks are where they were"] if cleared else [])]
 
 
 def _shorten_record(folder: Folder, tasks: Sequence[str]) -> None:

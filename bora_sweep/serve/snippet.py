@@ -30,7 +30,8 @@ def snippet(exported: "ExportedFolder") -> str:
     code = ", trust_remote_code=True" if model.trust_remote_code else ""
     config = None if exported.is_full else QUANTIZATION_CODE.get(model.quantization or "")
     quantised = "" if config is None else ", quantization_config=quantization"
-    loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{model.dtype}{quantised}{code})"
+    dtype = model.dtype if exported.merge is None else exported.merge.dtype
+    loaded = f"AutoModelForCausalLM.from_pretrained({name}, dtype=torch.{dtype}{quantised}{code})"
     lines = [
         *(["import json", ""] if exported.bank_tasks else []),
         "import torch",

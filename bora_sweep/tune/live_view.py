@@ -1,4 +1,4 @@
-"""A running sweep as its user sees it: a live table in a terminal, a line per finished trial in a log."""
+"""A running sweep as its user sees it: a live table in a terminal or a notebook, else a line per finished trial."""
 
 import time
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bora_sweep.config import Config
+from bora_sweep.console import NotebookOutput, as_html, log
 from bora_sweep.runs.results import trial_rows
 from bora_sweep.runs.storage import Folder
 from bora_sweep.tune.numbering import Numbering, read_numbering
@@ -33,6 +34,7 @@ class SweepView(tune.Callback):
         self.running: dict[str, Any] = {}
         self.polled_at = time.monotonic()
         self.poll_seconds = POLL_SECONDS if isinstance(run, Path) else POLL_REMOTE_SECONDS
+        self.notebook = NotebookOutput() if console.is_jupyter and not console.quiet else None
         self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
 
     def __enter__(self) -> "SweepView":
@@ -43,6 +45,7 @@ class SweepView(tune.Callback):
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.console.is_terminal:
             self.live.stop()
+        self._show_in_notebook(at_once=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is never made, and a terminal cannot be pickled."""
@@ -101,6 +104,11 @@ class SweepView(tune.Callback):
         if ended := self._read_ended(trials):
             for row in [*ended, *self._read_ended(self.running.values())]:
                 self._print_ended(row)
+        self._show_in_notebook(at_once=bool(ended))
+
+    def _show_in_notebook(self, *, at_once: bool) -> None:
+        if self.notebook is not None:
+            self.notebook.show(*as_html(self.render()), at_once=at_once)
 
     def _read_ended(self, trials: Iterable[Any]) -> list[dict[str, Any]]:
         """Read the rows of trials, several for a pack or a path; returns those that have ended since the last read."""
@@ -114,6 +122,8 @@ class SweepView(tune.Callback):
         return ended
 
     def _print_ended(self, row: dict[str, Any]) -> None:
-        if not self.console.is_terminal:
-            self.console.print(ended_line(row), soft_wrap=True)
-            self.console.print(f"     {self.summary()}", soft_wrap=True)
+        if self.console.is_terminal or self.notebook is not None:
+            log(ended_line(row))
+            return
+        self.console.print(ended_line(row), soft_wrap=True)
+        self.console.print(f"     {self.summary()}", soft_wrap=True)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pandas as pd
 from rich.console import Group
 from rich.text import Text
 
 from bora_sweep.config import Config
+from bora_sweep.console import as_html
 from bora_sweep.runs.folder import ADD, FIT, command_of_trials, config_of
 from bora_sweep.runs.requests import STOP_TRIAL_FILE, asked_to_try
 from bora_sweep.runs.results import refuse_no_run, trial_rows
@@ -39,6 +41,22 @@ class RunStatus:
     """Open trials that another terminal asked to end."""
     queued: tuple[float, ...] = ()
     """Values of tau that another terminal asked for, and that are not begun."""
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The rows of `trials` so far."""
+        return pd.DataFrame(self.rows)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the finished MAP fit that is best on validation; None before there is one."""
+        return best_row(self.rows, self.config)
+
+    def __str__(self) -> str:
+        return as_html(render(self))[1]
+
+    def _repr_html_(self) -> str:
+        return as_html(render(self))[0]
 
     @property
     def is_driven(self) -> bool:

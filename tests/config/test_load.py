@@ -185,7 +185,7 @@ def test_numbers_are_what_is_written():
         ({"output": 7}, "output=7: need text"),
         ({"output": True}, "output=True: need text"),
         ({"data": None}, "data=null: is a section"),
-        ({"data": {"path": b"a"}}, "data.path=b'a': need text"),
+        ({"data": {"path": b"a"}}, "data.path=bytes: need text"),
         ({"prior": {"tau": True}}, "prior.tau=True: need a number"),
         ({"train": {"compile": 2}}, "train.compile=2: need true or false"),
         ({"lora": {"target_modules": {"a"}}}, "lora.target_modules={'a'}: need a list"),

@@ -202,7 +202,7 @@ def test_the_rounding_error_of_a_merge_is_returned(tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
         base = make_base("llama", dtype=dtype)
         layout, theta_P = made(base)
-        lost_of[dtype] = write_full(tmp_path / str(dtype), base, layout, theta_P * 0.05)
+        lost_of[dtype] = write_full(tmp_path / str(dtype), base, layout, theta_P * 0.05).rounding_error
     assert lost_of[torch.float32] < 0.01 < 0.1 < lost_of[torch.bfloat16]
 
 

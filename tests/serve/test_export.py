@@ -107,16 +107,10 @@ HOSTILE = {"../../x": 14, "<script>": 14, "x" * 300: 14, "🙂": 14, "Ann": 14, 
 def test_at_tau_inf_the_global_adapter_has_the_perplexities_in_the_results_with_any_task_names(family, tmp_path):
     """At tau = inf Theta was scored: on all documents and on each task's."""
     a_fit(tmp_path, family, "prior.tau=inf", "lora.target_modules=all-linear", sizes=HOSTILE)
-    before = set(tmp_path.rglob("*"))
-    assert main(["export", str(tmp_path / "run"), str(tmp_path / "deep" / "er" / "out")]) == 0
-    out = tmp_path / "deep" / "er" / "out"
-    assert {path for path in set(tmp_path.rglob("*")) - before if out not in (path, *path.parents)} == {
-        tmp_path / "deep", tmp_path / "deep" / "er"
-    }  # fmt: skip
-    folders = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
-    assert set(folders) == set(HOSTILE)
-    assert len({name.casefold() for name in folders.values()}) == len(HOSTILE)
-    assert {path.name for path in out.iterdir()} == {"_global", "documents.parquet", "tasks.json", *folders.values()}
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), str(out)]) == 0
+    assert json.loads((out / "tasks.json").read_text(encoding="utf-8")) == dict.fromkeys(HOSTILE, "_global")
+    assert {path.name for path in out.iterdir()} == {"README.md", "_global", "documents.parquet", "tasks.json"}
 
     frame, results = make_frame(HOSTILE), read_results(tmp_path / "run")
     scored = results.document_scores.query("split == 'test'")
@@ -130,6 +124,22 @@ def test_at_tau_inf_the_global_adapter_has_the_perplexities_in_the_results_with_
         rows = scored.loc[scored["task"] == task, "document_id"]
         found = perplexity_elsewhere(model, [frame["text"][int(n)].split() for n in rows], vocabulary)  # type: ignore
         assert found == pytest.approx(own, rel=1e-4)
+
+
+def test_folders_of_tasks_with_any_names_stay_below_the_export(tmp_path):
+    a_fit(tmp_path, "opt", "train.max_epochs=1", sizes=HOSTILE | {"README.md": 14})
+    before = set(tmp_path.rglob("*"))
+    out = tmp_path / "deep" / "er" / "out"
+    assert main(["export", str(tmp_path / "run"), str(out)]) == 0
+    assert {path for path in set(tmp_path.rglob("*")) - before if out not in (path, *path.parents)} == {
+        tmp_path / "deep", tmp_path / "deep" / "er"
+    }  # fmt: skip
+    folders = json.loads((out / "tasks.json").read_text(encoding="utf-8"))
+    assert set(folders) == {*HOSTILE, "README.md"}
+    assert len({name.casefold() for name in folders.values()}) == len(folders)
+    files = {"README.md", "documents.parquet", "tasks.json"}
+    assert {path.name for path in out.iterdir()} == {"_global", *files, *folders.values()}
+    assert {path.name for path in out.iterdir() if path.is_file()} == files
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +164,7 @@ def test_a_merged_model_has_the_same_perplexity_without_peft(exported, tmp_path,
     assert main(["export", str(exported / "run"), str(tmp_path / "full"), *arguments]) == 0
     assert "full models of _global and 1 task" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == [
+        "README.md",
         "_global",
         "documents.parquet",
         "tasks.json",
@@ -234,7 +245,7 @@ def code_of(folder: Path) -> str:
 FRAMED = ["data.prompt=w1 {task} w2", "data.template=w3 {text} w4"]
 
 
-@pytest.mark.parametrize("merge", [[], ["--merge"]])
+@pytest.mark.parametrize("merge", [[], ["--merge", "--dtype", "float32"]])
 @pytest.mark.parametrize("around", [[], FRAMED])
 def test_the_code_in_a_card_gives_the_scores_in_the_results(around, merge, tmp_path, monkeypatch):
     """Also if the base's files are in another precision: here bfloat16, which would change the scores."""
@@ -306,7 +317,7 @@ def test_the_front_matter_names_the_base_only_if_it_is_a_hub_name(exported, base
         end_token="</s>", has_own_template=False, template_variables={},
     )  # fmt: skip
     exported_folder = ExportedFolder(
-        row=row, task=None, folder="_global", corpus="x", config=config, text_format=text_format, rounding_error=None
+        row=row, task=None, folder="_global", corpus="x", config=config, text_format=text_format, merge=None
     )
     front = yaml.safe_load(model_card(exported_folder, results).split("---\n")[1])
     named = {"base_model": base, "base_model_relation": "adapter"} if base in ("facebook/opt-350m", "gpt2") else {}
