@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from bora_sweep.config import Config, load_config
     from bora_sweep.errors import InputError
     from bora_sweep.forgetting import forget
-    from bora_sweep.report import Report
+    from bora_sweep.report import Comparison, Report
     from bora_sweep.runs.results import Results, read_results
     from bora_sweep.serve.export import export
 
 __version__ = "0.1.0"
 __all__ = [
+    "Comparison",
     "Config",
     "InputError",
     "Report",
@@ -38,8 +39,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results", "add": "api",
-    "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config",
+    "Comparison": "report", "Config": "config", "InputError": "errors", "Report": "report", "Results": "runs.results",
+    "add": "api", "export": "serve.export", "fit": "api", "forget": "forgetting", "load_config": "config",
     "read_results": "runs.results", "sweep": "api",
 }  # fmt: skip
 
