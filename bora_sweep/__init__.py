@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bora_sweep.errors import InputError
     from bora_sweep.forgetting import forget
     from bora_sweep.packing import pack
-    from bora_sweep.report import Report
+    from bora_sweep.report import Comparison, Report
     from bora_sweep.run_results import Results, read_results
     from bora_sweep.serve.export import export
     from bora_sweep.steering import stop, try_tau
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Comparison",
     "Config",
     "DataConfig",
     "InputError",
@@ -71,8 +72,8 @@ _MODULES = {
         ("Config", "DataConfig", "LoraConfig", "MetricConfig", "ModelConfig", "PriorConfig", "RayConfig",
          "SearchConfig", "TrainConfig", "load_config"), "config",
     ),
-    "InputError": "errors", "Report": "report", "Results": "run_results", "add": "api", "describe": "views",
-    "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "pack": "packing",
+    "Comparison": "report", "InputError": "errors", "Report": "report", "Results": "run_results", "add": "api",
+    "describe": "views", "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "pack": "packing",
     "read_results": "run_results", "status": "views", "stop": "steering", "sweep": "api", "try_tau": "steering",
 }  # fmt: skip
 

@@ -10,21 +10,32 @@ from bora_sweep.commands.common import DONE, PAGE, err, out, show_report
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, exists, folder_at, read_bytes
 
-TEXT = "Write tables, figures and a page of a run, finished or not."
+TEXT = """Write tables, figures and a page of a run, finished or not; of several runs, compare them.
+
+With one RUN the report goes to RUN/report. With several, each stays as it is, and a comparison goes to --out: what
+differs between them, the best tau of each, and paired differences on test where they scored the same documents."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the run's folder; several: runs to compare")
     parser.add_argument("--open", action="store_true", help="also show the page, RUN/report/index.html, in a browser")
     parser.add_argument("--against", choices=["paper"], help="also compare the run with the paper's results")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="of several runs: where the comparison goes; default: comparison"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Write tables, figures and a page of a run; with `--open` show the page in a browser."""
+    """Write tables, figures and a page of a run; with `--open` show the page in a browser. Of several, compare them."""
+    if len(parsed.runs) > 1:
+        return _compare(parsed)
     from bora_sweep.report import write_report
 
-    run = folder_at(parsed.run)
+    (path,) = parsed.runs
+    if parsed.out is not None:
+        raise InputError(f"--out {parsed.out}: is for the comparison of several runs; the report of {path} is in it")
+    run = folder_at(path)
     if parsed.open and not isinstance(run, Path):
         raise InputError(f"--open {run}: is not on this machine; drop --open, and copy {run}/report/index.html here")
     written = write_report(run, against_paper=parsed.against == "paper")
@@ -35,6 +46,22 @@ def run(parsed: argparse.Namespace) -> int:
         _show_paper(written.parent / "paper.md")
     if parsed.open and not webbrowser.open((written.parent / PAGE).absolute().as_uri()):
         err.print("no browser found to open the page with")
+    return DONE
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from rich.markdown import Markdown
+
+    from bora_sweep.report import Comparison
+    from bora_sweep.report.comparison.words import overview
+
+    for option in ("open", "against"):
+        if getattr(parsed, option):
+            raise InputError(f"--{option}: is of one run; drop it, or give one of {', '.join(parsed.runs)}")
+    comparison = Comparison(parsed.runs)
+    written = comparison.write("comparison" if parsed.out is None else parsed.out)
+    out.print(Markdown(overview(comparison)))
+    out.print(escape(f"comparison: {written}"))
     return DONE
 
 

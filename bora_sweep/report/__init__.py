@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bora_sweep.report.comparison.comparison import Comparison
     from bora_sweep.report.report import MeasureReport, Report
     from bora_sweep.report.stats.analysis import Analysis, analyse
     from bora_sweep.report.stats.bootstrap import Bootstrap, paired_bootstrap, task_contrasts
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Bootstrap",
+    "Comparison",
     "Contrast",
     "DocumentScores",
     "Interval",
@@ -30,7 +32,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Analysis": "stats.analysis", "Bootstrap": "stats.bootstrap", "Contrast": "stats.interval",
+    "Analysis": "stats.analysis", "Bootstrap": "stats.bootstrap", "Comparison": "comparison.comparison",
+    "Contrast": "stats.interval",
     "DocumentScores": "stats.document_scores", "Interval": "stats.interval", "Measure": "stats.measure",
     "MeasureReport": "report", "Report": "report", "align_documents": "stats.document_scores",
     "analyse": "stats.analysis", "measure_of": "stats.measure", "paired_bootstrap": "stats.bootstrap",

@@ -1,6 +1,7 @@
 """The report's tables as DataFrames, which its CSV files and its page hold. Differences are fractions: 0.05 is 5%."""
 
 import math
+from collections import Counter
 from dataclasses import astuple
 
 import pandas as pd
@@ -119,21 +120,39 @@ def gain_frame(gains: list[Gain]) -> pd.DataFrame:
 
 
 def task_frame(analysis: Analysis) -> pd.DataFrame:
-    """Table A.1: a row for each task, most training documents first; its level on test at each setting."""
+    """Table A.1: a row for each task, most training documents first; its level on test at each setting.
+
+    A setting's columns are `tau=17.8`, and with ` low` and ` high` at the end its 95% interval.
+    """
     summary = analysis.summary
     columns: dict[str, object] = {"task": summary.tasks}
     columns |= {f"{split}_documents": summary.num_documents_DL[:, i] for i, split in enumerate(SPLITS)}
     low_DM, high_DM = analysis.task_levels.level_bounds()
+    tau_names = _tau_names({setting.tau for setting in summary.settings if not math.isnan(setting.tau)})
     for m, setting in enumerate(summary.settings):
-        name, level_D = _column_name(setting, m in summary.others), analysis.scores.test_DM[:, m]
+        name, level_D = _column_name(setting, m in summary.others, tau_names), analysis.scores.test_DM[:, m]
         columns |= {name: level_D, f"{name} low": low_DM[:, m], f"{name} high": high_DM[:, m]}
     return pd.DataFrame(columns if analysis.measure.is_metric else columns | {"floor": summary.floor_D})
 
 
-def _column_name(setting: Setting, is_other: bool) -> str:
-    """`tau=100.0`; `pfedme tau=100.0 lora_rank=8 lora_variant=lora` for other settings than the fits over tau."""
+def _tau_names(taus: set[float], digits: int = 3) -> dict[float, str]:
+    """`tau=0`, `tau=17.8`, `tau=5620`, `tau=inf`: three digits; those that these do not tell apart have more."""
+    rounded = {tau: float(f"{tau:.{digits}g}") for tau in taus}
+    count = Counter(rounded.values())
+    alike = {tau for tau in taus if count[rounded[tau]] > 1}
+    names = {tau: f"tau={_plain_number(rounded[tau])}" for tau in taus - alike}
+    return names | (_tau_names(alike, digits + 1) if alike else {})
+
+
+def _plain_number(value: float) -> str:
+    """As `float` reads it: 5620, not 5620.0."""
+    return f"{value:.0f}" if value.is_integer() and value < 1e15 else f"{value!r}"
+
+
+def _column_name(setting: Setting, is_other: bool, tau_names: dict[float, str]) -> str:
+    """`tau=100`; `pfedme tau=100 lora_rank=8 lora_variant=lora` for other settings than the fits over tau."""
     parts = [] if setting.method == "map" else [setting.method]
-    parts += [] if math.isnan(setting.tau) else [f"tau={setting.tau!r}"]
+    parts += [] if math.isnan(setting.tau) else [tau_names[setting.tau]]
     structure = setting.structure._asdict().items()
     return " ".join([*parts, *(f"{name}={value}" for name, value in structure if is_other and value is not None)])
 

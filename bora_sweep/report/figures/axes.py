@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bora_sweep.report.figures.data import Quantity
 from bora_sweep.report.figures.style import GREY
@@ -44,6 +45,13 @@ def spread_log(axes: Axes, which: str, values: np.ndarray, factor: float = LOG_F
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks of a count at whole numbers alone, with commas; a log axis from 1 on has no others."""
+    if axis.get_scale() == "linear":
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def draw_value_axis(axes: Axes, quantity: Quantity, values: np.ndarray) -> None:

@@ -104,6 +104,24 @@ class BySize:
     lines: pd.DataFrame
     """Regression lines with their bands: `series`, `documents`, `value`, `low`, `high`; maybe empty."""
 
+    @property
+    def places(self) -> dict[str, int] | None:
+        """Where each task stands if all have as many documents, 1, 2, … by ascending value; None if sizes differ.
+
+        Against one size all points would lie on one another.
+        """
+        if self.points["documents"].nunique() != 1:
+            return None
+        first = self.points.drop_duplicates("task").sort_values("value", kind="stable")
+        return {task: place for place, task in enumerate(first["task"], start=1)}
+
+    @property
+    def x_title(self) -> str:
+        """Of the horizontal axis."""
+        if self.places is None:
+            return "Training documents of the task"
+        return f"Tasks, each with {plural(int(self.points['documents'].iloc[0]), 'training document')}"
+
 
 FigureData = TaskSizes | TauCurve | BySize
 
@@ -210,7 +228,8 @@ def distance_data(analysis: Analysis) -> BySize | None:
     if m is None or np.isnan(summary.distance_DM[:, m]).all():
         return None
     trend = analysis.trends.get("distance")
-    y = Quantity("Distance to the global adapter", "number", may_be_log=True)
+    tau = tau_text(summary.settings[m].tau)
+    y = Quantity(f"Distance to the global adapter at τ = {tau}", "number", may_be_log=True)
     distance_D = summary.distance_DM[:, m]
     return _single_series(analysis, y, ~np.isnan(distance_D), distance_D, trend=trend)
 

@@ -82,6 +82,22 @@ def count_axis(title: str, most: float, pad: float = 0.0) -> dict[str, Any]:
     return Axis(title, "linear", 0, high, ticks, [f"{tick:,.0f}" for tick in ticks]).to_json()
 
 
+def document_axis(title: str, documents: Iterable[float]) -> dict[str, Any]:
+    """An axis of numbers of documents, on logarithms where they span much, with ticks at whole numbers."""
+    axis = value_axis(title, documents, pad=0.04)
+    ticks, texts = axis["ticks"], axis["texts"]
+    if axis["type"] == "linear":
+        ticks, _ = even_ticks(*axis["domain"], least_step=1)
+        texts = [f"{tick:,.0f}" for tick in ticks]
+    whole = [(tick, text) for tick, text in zip(ticks, texts, strict=True) if tick == round(tick)]
+    return axis | {"ticks": [tick for tick, _ in whole], "texts": [text for _, text in whole]}
+
+
+def places_axis(title: str, places: dict[str, int]) -> dict[str, Any]:
+    """An axis along which tasks stand one beside another, without ticks."""
+    return Axis(title, "linear", 0.3, len(places) + 0.7, [], []).to_json()
+
+
 def percent_axis(
     title: str, *values: Iterable[float], unit: float = 1.0, sign: str = "+", suffix: str = "%"
 ) -> dict[str, Any]:

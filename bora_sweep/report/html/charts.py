@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora_sweep.report.figures import legends
 from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve, change_quantity
-from bora_sweep.report.figures.style import MOST_NAMES
+from bora_sweep.report.figures.legends import by_size_legend, has_intervals
 from bora_sweep.report.figures.tau_axis import TauAxis
-from bora_sweep.report.html.axes import count_axis, quantity_axis, tau_axis, value_axis
+from bora_sweep.report.html.axes import count_axis, document_axis, places_axis, quantity_axis, tau_axis, value_axis
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
-from bora_sweep.report.stats.gains import END_NAMES
 from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
@@ -25,8 +25,8 @@ from bora_sweep.report.text.measured import chosen_by, plain_label
 MOST_TAUS, MOST_POINTS = 24, 60_000
 """Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
 many, the ends and the best among them in any case, others spread evenly."""
+_SPLITS = ("train", "validation")
 _KEYS = "Arrow keys go from {one} to {one}, Enter keeps one."
-_DOCUMENTS = "Training documents of the task"
 
 Chart = dict[str, Any]
 
@@ -150,9 +150,8 @@ def size_chart(
         analysis: Of the run, by the measure of the figure.
         lines: What is read of every point; None: what is read of a task elsewhere.
     """
-    points, regressions, tasks = data.points, data.lines, analysis.summary.tasks
-    are_few = len(set(points["task"])) <= MOST_NAMES
-    drawn = (points["low"], points["high"]) if are_few and not np.isnan(points["low"].to_numpy(float)).all() else ()
+    points, regressions, tasks, places = data.points, data.lines, analysis.summary.tasks, data.places
+    drawn = (points["low"], points["high"]) if has_intervals(data) else ()
     zero = ([0.0],) if data.y.is_change else ()
     values = (points["value"], *drawn, regressions["low"], regressions["high"], *zero)
     series = []
@@ -166,7 +165,8 @@ def size_chart(
             | {"line": line.drop(columns="series").iloc[::3].to_dict("list")}
         )
     return {
-        "x": value_axis(_DOCUMENTS, points["documents"], pad=0.04),
+        "x": document_axis(data.x_title, points["documents"]) if places is None else places_axis(data.x_title, places),
+        "places": None if places is None else [places.get(task) for task in tasks],
         "y": quantity_axis(data.y, *values),
         "is_change": data.y.is_change,
         "has_intervals": bool(drawn),
@@ -174,7 +174,8 @@ def size_chart(
         "series": series,
         "tip": tip,
         "lines": lines,
-        "label": f"{data.y.title} against the task’s training documents. {_KEYS.format(one='task')}",
+        "legend": by_size_legend(data),
+        "label": f"{data.y.title}. {data.x_title}. {_KEYS.format(one='task')}",
     }
 
 
@@ -222,24 +223,22 @@ def task_lines(analysis: Analysis, end: str = "") -> list[Any]:
     return [["training documents: ", {"of": "documents"}], level, *gains]
 
 
-def legends(data: TauCurve, gains: BySize | None, analysis: Analysis) -> dict[str, list[tuple[str, str, str]]]:
-    """Color, mark and text of each entry, by chart."""
-    summary, choice = analysis.summary, analysis.choice
-    names = END_NAMES | {"best": f"best, τ = {tau_text(summary.best_tau)}"}
-    roles = [(role, mark, names[role]) for role, mark in ROLES.items() if getattr(summary, role) is not None]
-    tau = [*roles]
-    if choice.one_standard_error != choice.minimum:
-        simpler = tau_text(summary.settings[choice.one_standard_error].tau)
-        tau.append(("best", "open-diamond", f"by one standard error, τ = {simpler}"))
-    tau.append(("task", "band", "95% interval of each τ alone"))
-    if not data.smooth.empty:
-        tau.append(("ink", "line", "smooth curve with the 95% band of its shape"))
-    if data.as_good is not None:
-        tau.append(("best", "strip", f"τ as good as the best on validation{chosen_by(summary, plain_label)}"))
-    others = [("task", "line", "other fits"), ("task", "line-dotted", "on the training split")]
-    series = {} if gains is None else gains.series
-    return {
-        "tau": tau,
-        "learning": [*((role, "line", text) for role, _, text in roles), *others],
-        "gains": [(style.color, style.marker, style.label) for style in series.values()],
-    }
+def tau_legend(data: TauCurve, analysis: Analysis) -> list[legends.Entry]:
+    """Of both parts of Figure 2."""
+    measure, by = plain_label(analysis.measure), chosen_by(analysis.summary, plain_label)
+    return legends.tau_legend(data, f"test {measure}", by)
+
+
+def learning_legend(chart: Chart | None, tau: list[legends.Entry]) -> list[legends.Entry]:
+    """Of the learning curves: the fits that Figure 2 marks, with the names that they have there."""
+    if chart is None:
+        return []
+    drawn = {split: {curve["trial"] for curve in chart["curves"] if curve["split"] == split} for split in _SPLITS}
+    names = {color: text for color, mark, text in tau if mark == ROLES.get(color)}
+    marked = {role: drawn["validation"].intersection(rows) for role, rows in chart["roles"].items() if role in names}
+    entries = [(role, "line", names[role]) for role, rows in marked.items() if rows]
+    if drawn["validation"] - set().union(*marked.values()):
+        entries.append(("task", "line", "other fits"))
+    if drawn["train"] & set().union(*marked.values()):
+        entries.append(("task", "line-dotted", "on the training split"))
+    return entries

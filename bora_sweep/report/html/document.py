@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.report.figures.data import BySize, TaskSizes, TauCurve
+from bora_sweep.report.figures.legends import Entry
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.html import charts, tables
 from bora_sweep.report.html.trials import (
@@ -62,9 +63,10 @@ def make_document(
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
     figures = captioned_figures(analysis)
-    drawn, legends = _charts(figures, analysis)
+    drawn, tau_legend = _charts(figures, analysis)
     remark = drawn["each"].pop("remark")
     drawn["learning"] = charts.learning_chart(curves, trials, summary)
+    legends = {"tau": tau_legend, "learning": charts.learning_legend(drawn["learning"], tau_legend)}
     are_few = len(summary.tasks) <= MOST_NAMES
     markdown = _markdown(analysis, methods, compared, trials) | {
         "tau": f"*Change* is each task's {label(analysis.measure)} against its own at the best τ.{remark}",
@@ -96,8 +98,8 @@ def make_document(
     }
 
 
-def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures 1 to 5, None where the results do not hold one; and the legends."""
+def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], list[Entry]]:
+    """Figures 1 to 5, None where the results do not hold one; and the legend of Figure 2."""
     sizes, tau, gains, distance, level = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
@@ -112,9 +114,9 @@ def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[st
         "distance": None,
     }
     if isinstance(distance, BySize):
-        tip = [["distance ", {"of": "distance"}]]
+        tip = [[f"{distance.y.title[:1].lower()}{distance.y.title[1:]}: ", {"of": "distance"}]]
         made["distance"] = charts.size_chart(distance, {"best": {"value": "distance"}}, tip, analysis)
-    return made, charts.legends(tau, gains if isinstance(gains, BySize) else None, analysis)
+    return made, charts.tau_legend(tau, analysis)
 
 
 def _gain_chart(gains: BySize, analysis: Analysis, end: str = "", lines: list[Any] | None = None) -> charts.Chart:
@@ -151,7 +153,7 @@ def _other_measure(analysis: Analysis) -> dict[str, Any]:
         "words": {name: words(text) for name, text in markdown.items()},
         "table": tables.overall_table(analysis).to_json(),
         "charts": drawn,
-        "legends": charts.legends(tau.data, gains.data if isinstance(gains.data, BySize) else None, analysis),
+        "legend": charts.tau_legend(tau.data, analysis),
     }
 
 

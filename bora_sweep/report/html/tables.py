@@ -22,12 +22,15 @@ from bora_sweep.report.text.formats import (
     number_text,
     p_text,
     perplexity_text,
+    short_names,
     significant_text,
     tau_text,
     visible,
 )
 from bora_sweep.report.text.measured import plain_label, suffix
 
+_SHORT = 26
+"""Letters of a task's name for which a chart has room."""
 _VERDICTS = {GAINS: f"▲ {GAINS}", LOSES: f"▼ {LOSES}", UNKNOWN: UNKNOWN}
 _VERDICT_STYLES = {_VERDICTS[GAINS]: "gains", _VERDICTS[LOSES]: "loses", _VERDICTS[UNKNOWN]: "open"}
 
@@ -88,8 +91,10 @@ def task_table(analysis: Analysis, others: list[Analysis], names_are_few: bool) 
         names_are_few: The charts draw an interval for each task, so their ends are kept.
     """
     summary, best = analysis.summary, analysis.summary.best
+    names = [visible(task) for task in summary.tasks]
     columns = [
-        Column("task", "Task", [visible(task) for task in summary.tasks], kind="name"),
+        Column("task", "Task", names, kind="name"),
+        Column("short", "", short_names(names, _SHORT), kind="hidden"),
         numbers("documents", "Documents", summary.train_documents_D),
         *_levels(analysis),
         _level_texts(analysis),
@@ -101,7 +106,8 @@ def task_table(analysis: Analysis, others: list[Analysis], names_are_few: bool) 
     columns += _all_gain_columns(analysis)
     m = summary.best_between
     if m is not None and not np.isnan(summary.distance_DM[:, m]).all():
-        columns.append(numbers("distance", "Distance", summary.distance_DM[:, m], significant_text))
+        title = f"Distance at τ = {tau_text(summary.settings[m].tau)}"
+        columns.append(numbers("distance", title, summary.distance_DM[:, m], significant_text))
     for other in others:
         hidden = [_level_texts(other), *_all_gain_columns(other)]
         columns += [replace(c, name=f"{c.name}{suffix(other)}", kind="hidden") for c in hidden if c.kind != "interval"]

@@ -38,8 +38,8 @@ class Trend:
         """The line at these numbers of documents with its 95% band: of the mean of such tasks, not of single tasks."""
         x_G2 = np.column_stack([np.ones(len(documents_G)), np.log2(documents_G)])
         mean_G = x_G2 @ self.coefficients
-        error_G = np.sqrt(np.einsum("gi,ij,gj->g", x_G2, self.covariance, x_G2))
-        half_width_G = t_quantile(self.num_tasks - 2) * error_G
+        variance_G = np.einsum("gi,ij,gj->g", x_G2, self.covariance, x_G2)
+        half_width_G = t_quantile(self.num_tasks - 2) * np.sqrt(np.maximum(variance_G, 0))  # rounding goes below
         low_G, high_G = mean_G - half_width_G, mean_G + half_width_G
         return (np.exp(mean_G), np.exp(low_G), np.exp(high_G)) if self.is_log else (mean_G, low_G, high_G)
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bora_sweep.errors import plural
 from bora_sweep.report.figures.data import (
+    BySize,
     FigureData,
     distance_data,
     improvement_data,
@@ -57,6 +59,7 @@ def figures_of_other_measure(analysis: Analysis) -> list[CaptionedFigure]:
 def _task_sizes(summary: Summary) -> CaptionedFigure:
     sizes_D = summary.train_documents_D
     spread = f"from {sizes_D.min():,.0f} to {sizes_D.max():,.0f}, median {number_text(np.median(sizes_D))}"
+    spread = f"{sizes_D.min():,.0f} each" if np.ptp(sizes_D) == 0 else spread
     return CaptionedFigure(
         "figure_1_task_sizes",
         task_sizes_data(summary),
@@ -149,16 +152,27 @@ def _improvement(analysis: Analysis) -> CaptionedFigure:
                 f"{gained:,} of {len(gains):,} tasks; by {tests}, {verdict_counts(gains)} (filled marks: a verdict). "
                 f"{_linear_trend(analysis.trends.get(f'improvement_{reference}'), measure, 'the gain')}"
             )
-    bars = "Bars are each task's own 95% intervals. " if len(analysis.tested) <= MOST_NAMES else ""
+    data = improvement_data(analysis)
+    if len(analysis.tested) <= MOST_NAMES:
+        parts.append("Bars are each task's own 95% intervals.")
+    if data is not None and not data.lines.empty:
+        parts.append("Lines are least squares on the logarithm of the documents, with 95% bands over tasks.")
     return CaptionedFigure(
         name,
-        improvement_data(analysis),
+        data,
         alt,
-        f"How far the test {label(measure)}{better(analysis)} of {best} lies {measure.better_side} either end, by the "
-        "task's number of training documents. "
-        f"{' '.join(parts)} {bars}Lines are least squares on the logarithm of the documents, with 95% bands over "
-        f"tasks.{_drawn_text(analysis)} [As numbers](tables/improvements{end}.csv), [lines](tables/trends{end}.csv).",
+        f"How far the test {label(measure)}{better(analysis)} of {best} lies {measure.better_side} either end, "
+        f"{_along(data)}. {' '.join(part.strip() for part in parts)}{_drawn_text(analysis)} "
+        f"[As numbers](tables/improvements{end}.csv), [lines](tables/trends{end}.csv).",
     )
+
+
+def _along(data: FigureData | None) -> str:
+    """What the horizontal axis of Figures 3 to 5 is."""
+    if not isinstance(data, BySize) or data.places is None:
+        return "by the task's number of training documents"
+    size = plural(int(data.points["documents"].iloc[0]), "training document")
+    return f"task by task in ascending order, as each has {size}"
 
 
 def _linear_trend(line: Trend | None, measure: Measure, quantity: str) -> str:
@@ -198,9 +212,8 @@ def _distance(analysis: Analysis) -> CaptionedFigure:
         name,
         data,
         alt,
-        f"Euclidean distance of each task's adapter to the global one at τ = {tau_text(summary.settings[m].tau)}, by "
-        f"the task's number of training documents.{other_fit if reason else ''}{_power_law(line, 'the distance')}"
-        f"{_drawn_text(analysis)}",
+        f"Euclidean distance of each task's adapter to the global one at τ = {tau_text(summary.settings[m].tau)}, "
+        f"{_along(data)}.{other_fit if reason else ''}{_power_law(line, 'the distance')}{_drawn_text(analysis)}",
     )
 
 
@@ -210,10 +223,10 @@ def _level_by_size(analysis: Analysis) -> CaptionedFigure:
     best = f"the best fit (τ = {tau_text(summary.best_tau)})"
     bars = " Bars are 95% intervals." if len(analysis.tested) <= MOST_NAMES else ""
     trend = f" {_linear_trend(line, measure, quantity)}".rstrip() if measure.is_metric else _power_law(line, quantity)
+    data = level_data(analysis)
     return CaptionedFigure(
         f"figure_5_{file_name(analysis)}_by_size",
-        level_data(analysis),
+        data,
         f"Scatter plot of each task's test {name} under {best} against its number of training documents.",
-        f"Test {name}{better(analysis)} of each task under {best}, by its number of training documents.{bars}{trend}"
-        f"{_drawn_text(analysis)}",
+        f"Test {name}{better(analysis)} of each task under {best}, {_along(data)}.{bars}{trend}{_drawn_text(analysis)}",
     )

@@ -1,8 +1,9 @@
 """Numbers as text, and tables as Markdown and LaTeX. A name from the data never acts as markup in either."""
 
+import itertools
 import math
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bora_sweep.report.stats.interval import Interval
@@ -39,6 +40,15 @@ def plain(text: str, limit: int = NAME_LENGTH) -> str:
     """One line without control characters, cut to `limit`."""
     visible = "".join(c for c in " ".join(text.split()) if unicodedata.category(c)[0] != "C")
     return visible if len(visible) <= limit else f"{visible[: limit - 1]}…"
+
+
+def short_names(names: Sequence[str], limit: int) -> list[str]:
+    """Names cut to `limit`; where one is longer, the words that all begin with are left out, and tell nothing apart."""
+    words = [name.split(" ") for name in names]
+    is_long = len(names) > 1 and max(map(len, names)) > limit
+    alike = itertools.takewhile(lambda nth: len(set(nth)) == 1, zip(*(parts[:-1] for parts in words), strict=False))
+    shared = len(list(alike)) if is_long else 0
+    return [plain(f"…{' '.join(parts[shared:])}" if shared else " ".join(parts), limit) for parts in words]
 
 
 def visible(name: str) -> str:

@@ -2,6 +2,7 @@
 
 const TASKS = DATA.tables.tasks;
 const NAMES = TASKS.texts.task;
+const SHORT = TASKS.texts.short;
 const SIZES = numbers(TASKS.values.documents);
 
 /** Figures 3, 4 and 5: a value of each task against its training documents. */
@@ -13,7 +14,9 @@ async function drawBySize(host, chart) {
   });
   const known = (d) => series.some(({ value }) => Number.isFinite(value[d]));
   const order = (chart.drawn ?? NAMES.map((_, d) => d)).filter(known);
-  const rows = (d) => series.map((one) => ({ x: SIZES[d], y: one.value[d], low: one.low[d], high: one.high[d],
+  const along = chart.places ? numbers(chart.places) : SIZES; // tasks of one size stand one beside another
+  if (chart.places) order.sort((a, b) => along[a] - along[b]);
+  const rows = (d) => series.map((one) => ({ x: along[d], y: one.value[d], low: one.low[d], high: one.high[d],
     shift: series.length > 1 ? 3 * one.shift : 0, fill: one.is_open?.[d] ? "var(--paper)" : one.color }));
   const lineOf = ({ line: { documents, value, low, high } }) => rowsOf({ x: documents, y: value, low, high });
   const beside = { ...field("x", "x"), offset: { field: "shift" } }; // two of one task stand side by side
@@ -39,7 +42,7 @@ async function drawBySize(host, chart) {
       ...texts("labels", { fill: "var(--ink)" }),
     ],
   });
-  const pixel = (d, n) => [view.scale("x")(SIZES[d]), view.scale("y")(series[n].value[d])];
+  const pixel = (d, n) => [view.scale("x")(along[d]), view.scale("y")(series[n].value[d])];
   const away = (d, px, py) => Math.min(...series.map((_, n) => {
     const [a, b] = pixel(d, n);
     return Number.isFinite(a + b) ? Math.hypot(a - px, b - py) : Infinity;
@@ -52,8 +55,8 @@ async function drawBySize(host, chart) {
     lines: (d) => tipOf("tasks", d, tip, own),
     label,
     labels: (kept) => kept.filter(known).map((d) => {
-      const atRight = view.scale("x")(SIZES[d]) > view.width() * 0.7;
-      return { ...rows(d)[0], text: cutName(NAMES[d]), dx: atRight ? -8 : 8, dy: -8, align: atRight ? "right" : "left" };
+      const atRight = view.scale("x")(along[d]) > view.width() * 0.7;
+      return { ...rows(d)[0], text: isolated(SHORT[d]), dx: atRight ? -8 : 8, dy: -8, align: atRight ? "right" : "left" };
     }),
   });
 }
@@ -62,7 +65,7 @@ async function drawBySize(host, chart) {
 async function drawSizes(host, { axis, label, drawn }) {
   const few = DATA.are_few;
   const isOnePath = Boolean(drawn);
-  const rows = NAMES.map((name, d) => ({ d, size: SIZES[d], text: cutName(name, 30), count: TASKS.texts.documents[d] }));
+  const rows = NAMES.map((_, d) => ({ d, size: SIZES[d], text: isolated(SHORT[d]), count: TASKS.texts.documents[d] }));
   const [along, upward] = few ? ["y", "x"] : ["x", "y"];
   const places = { name: along, type: "band", domain: rows.map((row) => row.d), range: few ? "height" : "width",
     paddingInner: few ? 0.3 : 0, paddingOuter: 0.1 };

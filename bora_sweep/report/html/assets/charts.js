@@ -174,6 +174,7 @@ const traced = (data, style) => mark("path", data, { path: { field: "path" }, ..
 /** Put lines, each of [x, y], into a data set as one path; it breaks where a value is not known. */
 function trace(host, view, paths, placeOf = null) {
   const pixel = (value) => Math.round(10 * value) / 10;
+  host.untrace = () => Object.keys(paths).forEach((data) => view.data(data, []));
   host.trace = () => {
     const [sx, sy] = [placeOf ?? view.scale("x"), view.scale("y")];
     for (const [data, many] of Object.entries(paths)) {

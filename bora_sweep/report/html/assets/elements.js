@@ -25,11 +25,8 @@ function element(name, attributes = {}, ...children) {
 /** A name: the style sheet cuts it, its title has all of it. */
 const nameElement = (name, tag = "bdi", attributes = {}) => element(tag, { title: name, ...attributes }, name);
 
-/** A name cut to the room that a chart has, kept apart from the direction of the text around it. */
-function cutName(name, limit = 26) {
-  const letters = Array.from(name);
-  return `\u2068${letters.length > limit ? `${letters.slice(0, limit - 1).join("")}…` : name}\u2069`;
-}
+/** A name in a chart, kept apart from the direction of the text around it. */
+const isolated = (name) => `\u2068${name}\u2069`;
 
 /** No line ends within `τ = 100`. */
 const unbroken = (text) => text.replace(/τ = (?=[\d∞])/g, "τ\u00a0=\u00a0");

@@ -35,23 +35,26 @@ function drawTables() {
 
 const SHAPES = {
   square: "M-4-4H4V4H-4Z", "triangle-up": "M0-4.6L5 4H-5Z", diamond: "M0-5.6L4.6 0L0 5.6L-4.6 0Z",
-  "open-diamond": "M0-5.2L4.2 0L0 5.2L-4.2 0Z", circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", band: "M-6-5H6V5H-6Z",
-  strip: "M-6-2H6V2H-6Z", line: "M-6 0H6", "line-dotted": "M-6 0H6",
+  circle: "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0-4 0Z", dot: "M-2.6 0A2.6 2.6 0 1 0 2.6 0A2.6 2.6 0 1 0-2.6 0Z",
+  band: "M-6-5H6V5H-6Z", strip: "M-6-2H6V2H-6Z", bar: "M0-6V6", line: "M-6 0H6",
 };
+const DASHES = { "line-dotted": "2 2", "line-dashed": "5 3" };
 
-/** Entries of a color, a shape and a text, before the chart. */
+/** A mark of a legend, its shape by its name: `open-` is not filled, and lines may be dotted, dashed or thin. */
+function swatch(color, mark) {
+  const isStroke = /^(line|open|bar)/.test(mark);
+  return element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", {
+    d: SHAPES[mark.replace(/^open-|^(line)-.*/, "$1")], fill: isStroke ? "none" : colorOf(color),
+    "fill-opacity": mark === "band" ? 0.3 : null, stroke: isStroke ? colorOf(color) : null,
+    "stroke-width": mark === "line-thin" ? 1 : mark.startsWith("open") ? 1.4 : 2, "stroke-dasharray": DASHES[mark],
+  }));
+}
+
+/** Entries of a color, a mark and a text, before the chart. */
 function drawLegend(host, items) {
-  if (!items.length) return;
-  const swatch = (color, shape) => {
-    const isLine = /^(line|open)/.test(shape);
-    return element("svg", { viewBox: "-6 -6 12 12", "aria-hidden": "true" }, element("svg:path", {
-      d: SHAPES[shape], fill: isLine ? "none" : colorOf(color), "fill-opacity": shape === "band" ? 0.3 : null,
-      stroke: isLine ? colorOf(color) : null, "stroke-width": 2,
-      "stroke-dasharray": shape === "line-dotted" ? "2 2" : null,
-    }));
-  };
-  host.before(element("p", { class: "legend" }, ...items.map(([color, shape, text]) => element("span", {},
-    swatch(color, shape), text))));
+  if (!items?.length) return;
+  host.before(element("p", { class: "legend" }, ...items.map(([color, mark, text]) => element("span", {},
+    swatch(color, mark), unbroken(text)))));
 }
 
 /** Auto follows the system, which the style sheet does; another choice holds as long as the page is open. */
@@ -67,7 +70,7 @@ const CHARTS = {
 };
 
 /** A measure that did not choose tau: its answer, table, and Figures 2 and 3. Returns what draws its charts. */
-function addMeasure({ title, words, table, charts, legends }, n) {
+function addMeasure({ title, words, table, charts, legend: entries }, n) {
   const hosts = Object.fromEntries(["overall", "each", "gains"].filter((name) => charts[name])
     .map((name) => [name, element("div", { class: "chart", id: `chart-${n}-${name}` })]));
   const box = (kind, text) => {
@@ -83,8 +86,8 @@ function addMeasure({ title, words, table, charts, legends }, n) {
       figure(charts.each.heading, "each")), legend, box("text caption", words.figure_2), gains,
     box("text caption", words.figure_3));
   drawTable(scroll, table);
-  drawLegend(legend, legends.tau);
-  if (hosts.gains) drawLegend(hosts.gains, legends.gains);
+  drawLegend(legend, entries);
+  if (hosts.gains) drawLegend(hosts.gains, charts.gains.legend);
   return async () => {
     await drawOverall(hosts.overall, charts.overall);
     await drawEach(hosts.each, charts.each);
@@ -117,11 +120,13 @@ async function drawCharts() {
   }
 }
 
-/** Charts keep the width of the column, and of the sheet of paper. */
+/** Charts keep the width of the column, and of the sheet of paper. A path of the width before would count as part of
+ * the drawing, which would then be made small enough to hold it. */
 function followWidth() {
   const resized = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       if (target.drawn && target.clientWidth && target.drawn.width() !== target.clientWidth) {
+        target.untrace?.();
         target.drawn.width(target.clientWidth).runAsync().then(() => target.trace?.());
       }
     }
@@ -140,9 +145,10 @@ async function main() {
   drawWords();
   drawLegend(at("tau-legend"), DATA.legends.tau);
   drawLegend(at("chart-learning"), DATA.legends.learning);
-  drawLegend(at("chart-gains"), DATA.legends.gains);
+  for (const name of ["gains", "distance", "level"]) drawLegend(at(`chart-${name}`), DATA.charts[name]?.legend);
   drawTables();
   const others = addMeasures();
+  hintAll();
   note("read");
   await shownFirst();
   at("scale").addEventListener("change", () => drawEach(at("chart-each"), DATA.charts.each));

@@ -110,7 +110,7 @@ async function drawEach(host, { x, places, parts, best, views, label, drawn: som
     order: drawn,
     lines: (d) => tipOf("tasks", d, [], own),
     label,
-    labels: (kept) => apart(kept.filter(known).map((d) => ({ ...whole(d).at(-1), text: cutName(NAMES[d]), dx: 2, align: "right" })),
+    labels: (kept) => apart(kept.filter(known).map((d) => ({ ...whole(d).at(-1), text: isolated(SHORT[d]), dx: 2, align: "right" })),
       view.scale("y")),
   });
 }

@@ -1,0 +1,60 @@
+"""What a figure draws, as entries of its legend: no mark without an entry, no entry without a mark."""
+
+from bora_sweep.report.figures.data import ROLES, BySize, TauCurve
+from bora_sweep.report.figures.style import MOST_NAMES
+from bora_sweep.report.stats.gains import END_NAMES
+
+Entry = tuple[str, str, str]
+"""A key of `PALETTE`, the mark, and the text."""
+
+
+def tau_legend(data: TauCurve, measure: str, as_good_by: str) -> list[Entry]:
+    """Of Figure 2.
+
+    Args:
+        data: Of the figure.
+        measure: What is drawn, in words.
+        as_good_by: By what tau was chosen, in words, after `validation`; maybe empty.
+    """
+    fits, best = data.fits, data.best_text.removeprefix("best: ")
+    names = END_NAMES | {"best": f"best, {best}"}
+    entries = [(role, mark, names[role]) for role, mark in ROLES.items() if (fits["role"] == role).any()]
+    if fits["one_standard_error"].any():
+        entries.append(("best", "open-diamond", "by one standard error"))
+    if (fits["role"] == "").any():
+        entries.append(("ink", "dot", "other values of τ"))
+    if fits[["low", "high"]].notna().all(axis=1).any():
+        entries.append(("task", "band", "95% interval of each τ alone"))
+    parts = [is_dotted for part, is_dotted in data.axis.parts() if part.stop - part.start > 1]
+    if not data.smooth.empty:
+        entries.append(("ink", "line", "smooth curve with the 95% band of its shape"))
+    elif not all(parts):
+        entries.append(("ink", "line", f"{measure} of all tasks"))
+    if any(parts):
+        entries.append(("ink", "line-dotted", "to the ends of τ"))
+    entries += [("floor", "line-dashed", str(name)) for name in data.references["name"]]
+    if data.as_good is not None:
+        entries.append(("best", "strip", f"τ as good as the best on validation{as_good_by}"))
+    return [*entries, ("task", "line-thin", "one task")] if data.drawn else entries
+
+
+def by_size_legend(data: BySize) -> list[Entry]:
+    """Of Figures 3 to 5."""
+    entries: list[Entry] = []
+    for name, series in data.series.items():
+        is_open = data.points.loc[data.points["series"] == name, "is_open"].astype(bool)
+        label, mark = series.label or "one task", series.marker
+        if not is_open.all():
+            entries.append((series.color, mark, f"{label}, a verdict" if is_open.any() else label))
+        if is_open.any():
+            entries.append((series.color, f"open-{mark}", f"{label}, no verdict"))
+    (first, *others) = data.series.values()
+    bar, line = ("task", "task") if others else (first.color, first.line_color)
+    if has_intervals(data):
+        entries.append((bar, "bar", "95% interval"))
+    return entries if data.lines.empty else [*entries, (line, "line", "trend with its 95% band")]
+
+
+def has_intervals(data: BySize) -> bool:
+    """Tasks are few enough for an interval each, and some have one."""
+    return data.points["task"].nunique() <= MOST_NAMES and bool(data.points["low"].notna().any())
