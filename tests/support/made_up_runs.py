@@ -136,6 +136,11 @@ def write_run(run: Path, taus: tuple[float | None, ...] = (None, *TAUS), **argum
     return run
 
 
+def paragraph(page: str, begins: str = "**τ = ") -> str:
+    """The first paragraph of a report that begins so: the answer with tau, or what is recommended by `**Serve `."""
+    return next(text for text in page.split("\n\n") if text.startswith(begins))
+
+
 def table_after(page: str, heading: str) -> list[list[str]]:
     """Cells of the first Markdown table under a heading, as a Markdown parser sees them."""
     tokens = MarkdownIt("commonmark").enable("table").parse(page[page.index(heading) :])
