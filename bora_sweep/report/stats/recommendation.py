@@ -72,7 +72,7 @@ class Recommendation:
     own: Option | None
     """The way to give each task its own adapter, of which `task_gains` are."""
     single: Option | None
-    """What `task_gains` are over: one adapter for all, else the base."""
+    """What `task_gains` are over: what is served, if that is one adapter or none; else one for all, else the base."""
     task_gains: list[Gain]
     """Of each task with test documents; empty without both options."""
     before: float
@@ -101,7 +101,7 @@ def recommend(analysis: Analysis) -> Recommendation:
     )
     alternatives = [_alternative(analysis, option, served, contrasts) for option in ways if option != served]
     own = served if served.is_own else next((way for way in ways if way.is_own), None)
-    single = next((way for way in reversed(ways) if way.kind == "shared"), None)
+    single = served if not served.is_own else next((way for way in ways if way.kind == "shared"), None)
     single = single or next((way for way in ways if not way.is_own), None)
     before, after = _without_zero_shot(summary)
     return Recommendation(

@@ -77,10 +77,11 @@ def _method(summary: Summary, option: Option) -> str:
 
 def _headline(analysis: Analysis, made: Recommendation) -> str:
     summary, served = analysis.summary, made.served
-    alone = "" if _is_compared(made) or served.kind == "base" else ", the only kind that was fitted"
-    none = ", no adapter is better" if served.kind == "base" and made.alternatives else ""
+    alone = "" if _is_compared(made) else ", the only kind that was fitted"
     clauses = _clauses(analysis, made)
-    return f"Serve {served_name(summary, served)}{alone}{none}{': ' if clauses else ''}{clauses}"
+    if served.kind == "base":
+        return f"Serve {served_name(summary, served)}: no adapter is better ({clauses})"
+    return f"Serve {served_name(summary, served)}{alone}{': ' if clauses else ''}{clauses}"
 
 
 def _is_compared(made: Recommendation) -> bool:
@@ -99,6 +100,8 @@ def _clauses(analysis: Analysis, made: Recommendation, but: Alternative | None =
 def _clause(analysis: Analysis, served: Option, alternative: Alternative) -> str:
     measure, name = analysis.measure, _in_sentence(analysis.summary, alternative.option)
     relation = alternative.relation
+    if served.kind == "base" and not any(analysis.summary.settings[alternative.option.setting].best_epochs):
+        return f"{name} learnt nothing, its best epoch is the one before training"
     if relation == "unknown":
         return f"how {name} compares is not known, the test documents are too few"
     if relation == "worse" and served.is_own:
