@@ -189,7 +189,7 @@ def _tasks(analysis: Analysis, made: Recommendation) -> str:
         f"With an adapter of its own instead of {_name(made.single)}:",
         f"- {_list(analysis, gain, 'certainly better')}",
         f"- {_list(analysis, lose[::-1], 'certainly worse')}",
-        f"- {plural(rest, 'task')} with too few texts, or too small a difference, to be sure of either",
+        *([f"- {plural(rest, 'task')} with too few texts, or too small a difference, to be sure"] if rest else []),
     ]
     return f"{parts[0]}\n\n" + "\n".join(parts[1:])
 
@@ -231,6 +231,6 @@ def _next(summary: Summary, made: Recommendation, methods: list[Method]) -> str:
         steps.append("Train longer: some of the trainings were still getting better when they were ended.")
     if training_notes.at_edges(summary):
         steps.append("Try settings beyond those tried: the best one was the last of its range.")
-    if (summary.trials["cut_token_fraction"] > 0).any():
+    if summary.trials["cut_token_fraction"].gt(0).any():
         steps.append("Look at the long texts: parts of them were cut off and not used.")
     return "\n".join(f"{n}. {step}" for n, step in enumerate(steps, start=1)) or "1. Nothing: the run is complete."
