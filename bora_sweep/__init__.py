@@ -73,7 +73,8 @@ _MODULES = {
          "SearchConfig", "TrainConfig", "load_config"), "config",
     ),
     "Comparison": "report", "InputError": "errors", "Report": "report", "Results": "run_results", "add": "api",
-    "describe": "views", "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "pack": "packing",
+    "describe": "views",
+    "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "pack": "packing",
     "read_results": "run_results", "status": "views", "stop": "steering", "sweep": "api", "try_tau": "steering",
 }  # fmt: skip
 

@@ -24,6 +24,8 @@ from bora_sweep.runs.storage import Folder, StorageFullError, exists, read_bytes
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 PAGE = "index.html"
+ANSWER = "**τ = "
+"""What the paragraph of a report begins with that says which tau is best."""
 RUN_KEYS = ("protocol", "data", "model", "lora", "prior", "train", "metrics", "metric", "tracking", "output")
 """Sections and keys of the settings of a fit, for the help of its command."""
 COMMON_KEYS = (
@@ -122,9 +124,13 @@ def with_resume_hint(command: str, run: Folder, work: Callable[[], int]) -> int:
 
 
 def show_report(path: Folder) -> None:
-    """Print the report's answer, which is the first paragraph after the title, and where the rest is."""
-    paragraphs = read_bytes(path).decode().split("\n\n")
-    out.print(escape(next(text for text in paragraphs if text and not text.startswith("#"))))
+    """Print what the report begins with, and where the rest is.
+
+    That is the first paragraph after the title, which recommends; and the answer with tau, which an `add` has not.
+    """
+    first, *others = [text for text in read_bytes(path).decode().split("\n\n") if text and not text.startswith("#")]
+    for text in [first, *(other for other in others if other.startswith(ANSWER))][:2]:
+        out.print(escape(text))
     out.print(escape(f"report: {path}"))
     if exists(path.parent / PAGE):  # an add has none
         out.print(escape(f"page: {path.parent / PAGE}"))

@@ -14,6 +14,7 @@ from bora_sweep.report.stats.analysis import Analysis, analyse, analyse_others
 from bora_sweep.report.stats.many_tasks import in_print
 from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
+from bora_sweep.report.stats.recommendation import Recommendation, recommend
 from bora_sweep.report.text import notes, sections, tables
 from bora_sweep.report.text.answer import (
     answer,
@@ -23,9 +24,13 @@ from bora_sweep.report.text.answer import (
     where_best_tau_lies,
 )
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
-from bora_sweep.report.text.formats import Table, latex_table, markdown_text
+from bora_sweep.report.text.formats import Table, latex_table, markdown_table, markdown_text
 from bora_sweep.report.text.measured import suffix
+from bora_sweep.report.text.provenance import provenance_table
+from bora_sweep.report.text.recommendation import recommendation
+from bora_sweep.report.text.serving_cost import serving_cost
 from bora_sweep.report.text.tau_section import tau_section
+from bora_sweep.runs.inputs import read_inputs
 from bora_sweep.runs.results import read_results
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
 
@@ -51,34 +56,38 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         return write_added_report(runs[0])
     summary = summarise(results)
     analysis = analyse(summary)
-    methods = compare_methods(summary)
+    made, methods = recommend(analysis), compare_methods(summary)
     others = analyse_others(analysis)
     compared = frames.method_frame(analysis, methods)
     folder = runs[0] / "report"
     for by_measure in (analysis, *others):
         _write_tables(folder / "tables", by_measure)
     _write_tables_of_run(folder / "tables", analysis, compared)
-    document = make_document(analysis, others, methods, compared, results.curves)
+    origin = provenance_table(summary, read_inputs(runs[0]) if len(runs) == 1 else None)
+    document = make_document(analysis, others, made, methods, compared, results.curves, origin)
     write_bytes(folder / "index.html", html.page(document))
     parts = [
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
-        *_opening(analysis, methods),
+        *_opening(analysis, made, methods),
         f"[Compared with the paper]({write_paper(folder, summary, results).name})." if against_paper else "",
         *_sections(analysis, others, compared, folder / "figures"),
+        f"## Where this comes from\n\n{markdown_table(origin, limit=300, right=False)}",
     ]
     page = folder / "report.md"
     write_bytes(page, "\n\n".join(part for part in parts if part).encode() + b"\n")
     return page
 
 
-def _opening(analysis: Analysis, methods: list[Method]) -> list[str]:
+def _opening(analysis: Analysis, made: Recommendation, methods: list[Method]) -> list[str]:
     summary = analysis.summary
     return [
+        recommendation(analysis, made),
+        serving_cost(analysis, made),
         answer(analysis),
         f"{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         tasks_that_gain(analysis),
         tasks_without_text(summary),
-        notes.warnings(summary, methods),
+        notes.warnings(summary, methods, made.served.setting),
     ]
 
 

@@ -57,6 +57,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("search_objective", pa.string()),  # what chose tau: perplexity or a metric; null in older results
             ("validation_metrics", pa.string()),  # JSON: metric to its mean score over documents; null without metrics
             ("test_metrics", pa.string()),
+            ("adapter_bytes", pa.int64()),  # of one exported adapter's weights; null in older results
+            ("base_bytes", pa.int64()),  # of the base's weights in memory; null in older results
             ("cut_token_fraction", pa.float64()),  # of all tokens of the data; null in older results
             ("train_tokens", pa.int64()),  # scored, by this trial alone
             ("train_seconds", pa.float64()),

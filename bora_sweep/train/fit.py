@@ -278,6 +278,7 @@ def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, sco
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
         dtype=pack.dtype,
+        base_bytes=pack.base_bytes,
         std_KP=fit.std_KP(),
         reported=pack.protocol.reported(fit.state, score_test),
     )

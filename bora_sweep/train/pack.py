@@ -83,6 +83,11 @@ class Pack:
         """The type of the base's weights, such as `bfloat16`."""
         return str(self.base.dtype).removeprefix("torch.")
 
+    @property
+    def base_bytes(self) -> int:
+        """Size of the base's weights in memory, on all devices together."""
+        return sum(weight.numel() * weight.element_size() for weight in self.base.parameters())
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision where it is asked for; weights in bfloat16 are in that precision already."""
         is_narrow = self.base.dtype == torch.bfloat16 and self.config.train.precision == "bf16"

@@ -178,6 +178,8 @@ class Fit:
     """The numbers that the protocol reports, where they are not those of `nll_nats`."""
     predictions: pd.DataFrame | None = None
     """What `bora_sweep.train.metrics.scorer.Scorer.score` returns; None without metrics."""
+    base_bytes: int | None = None
+    """Of the base's weights in memory, on all devices together."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -198,6 +198,8 @@ def final_row(
         "stopped_by": None if done.stopped_by == config.method else done.stopped_by,
         "reported_perplexity": None if done.reported is None else done.reported.perplexity,
         "reported_as": None if done.reported is None else reported_as(config),
+        "adapter_bytes": done.layout.num_parameters * done.mean_P.element_size(),
+        "base_bytes": done.base_bytes,
         "cut_token_fraction": corpus.cut_token_fraction,
         "tokens_per_second": done.tokens_per_second,
         "peak_memory_bytes": done.peak_memory_bytes,

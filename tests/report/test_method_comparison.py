@@ -149,7 +149,7 @@ def test_older_results_stand_beside_newer_ones(tmp_path: Path):
 def test_every_method_shown_at_the_cap_is_a_warning(run: Path, trial_id: str, said: str):
     row = read_results(run).trials.set_index("trial_id").loc[trial_id]
     above = {"tuned": 0.01, "alternated-100": 0.035}[trial_id]
-    write_method(run, trial_id, row["method"], above, tau=row["tau"], stopped_by="max_epochs")
+    write_method(run, trial_id, row["method"], above, tau=row["tau"], stopped_by="max_epochs", best_epoch=30)
     assert f"may still have been improving: {said}" in write_report(run).read_text()
 
 

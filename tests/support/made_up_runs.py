@@ -63,6 +63,7 @@ def write_trial(
     trial_id: str | None = None,
     metrics: tuple[str, ...] = (),
     metric_best: float = 1_000.0,
+    own_noise: float = 0.0,
     **columns: object,
 ) -> None:
     """One finished trial: `nats` per token of each task on average, the same documents and noise for every trial.
@@ -77,6 +78,7 @@ def write_trial(
         trial_id: Of the trial.
         metrics: Scored beside perplexity.
         metric_best: The tau at which scores are highest.
+        own_noise: Standard deviation of a document's nats per token that this trial does not share with others.
         columns: Of `trials`.
     """
     trial_id = trial_id or f"{'zero_shot' if tau is None else f'tau={tau:g}'}-{seed}"
@@ -91,7 +93,8 @@ def write_trial(
             rng = np.random.default_rng([d, count])
             tokens = rng.integers(20, 60, count)
             noise_of_seed = 0.03 * np.random.default_rng(seed).normal(size=count)
-            nll_nats = tokens * (level + rng.normal(0, 0.2, count) + noise_of_seed)
+            own = own_noise * np.random.default_rng([d, count, *trial_id.encode()]).normal(size=count)
+            nll_nats = tokens * (level + rng.normal(0, 0.2, count) + noise_of_seed + own)
             floor_nats = tokens * (math.nan if floor is None else floor)
             row = {"tau": tau, "task": task, "split": split, "num_documents": count, "num_tokens": tokens.sum()}
             if split != "train":
@@ -134,6 +137,11 @@ def write_run(run: Path, taus: tuple[float | None, ...] = (None, *TAUS), **argum
     for tau in taus:
         write_trial(run, tau, **arguments)  # type: ignore[arg-type]
     return run
+
+
+def paragraph(page: str, begins: str = "**τ = ") -> str:
+    """The first paragraph of a report that begins so: the answer with tau, or what is recommended by `**Serve `."""
+    return next(text for text in page.split("\n\n") if text.startswith(begins))
 
 
 def table_after(page: str, heading: str) -> list[list[str]]:

@@ -26,6 +26,7 @@ from bora_sweep.report.html.trials import (
 from bora_sweep.report.html.words import words
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.method_comparison import Method
+from bora_sweep.report.stats.recommendation import Recommendation
 from bora_sweep.report.stats.summary import TRAIN
 from bora_sweep.report.text import notes, sections
 from bora_sweep.report.text.answer import (
@@ -36,8 +37,10 @@ from bora_sweep.report.text.answer import (
     where_best_tau_lies,
 )
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
-from bora_sweep.report.text.formats import level_text, markdown_text, number_text, tau_text, visible
+from bora_sweep.report.text.formats import Table, level_text, markdown_text, number_text, tau_text, visible
 from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
+from bora_sweep.report.text.recommendation import recommendation
+from bora_sweep.report.text.serving_cost import about_cost, cost_table
 from bora_sweep.report.text.tau_section import tau_section
 
 _DIGITS = 6
@@ -47,18 +50,22 @@ _EXACT = 2**53  # whole numbers that JavaScript holds
 def make_document(
     analysis: Analysis,
     others: list[Analysis],
+    made: Recommendation,
     methods: list[Method],
     compared: pd.DataFrame,
     curves: pd.DataFrame,
+    origin: Table,
 ) -> dict[str, Any]:
     """The document, of plain values and arrays.
 
     Args:
         analysis: Of a run, or of several, by the measure that chose tau.
         others: By the other measures.
+        made: `recommend(analysis)`.
         methods: `compare_methods`.
         compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
+        origin: `provenance_table`.
     """
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
@@ -68,7 +75,7 @@ def make_document(
     drawn["learning"] = charts.learning_chart(curves, trials, summary)
     legends = {"tau": tau_legend, "learning": charts.learning_legend(drawn["learning"], tau_legend)}
     are_few = len(summary.tasks) <= MOST_NAMES
-    markdown = _markdown(analysis, methods, compared, trials) | {
+    markdown = _markdown(analysis, made, methods, compared, trials) | {
         "tau": f"*Change* is each task's {label(analysis.measure)} against its own at the best τ.{remark}",
         "settings": f"The whole configuration of trial {markdown_text(settings['trial'])}, of the best fit; keys that "
         "differ between trials are marked.",
@@ -88,6 +95,8 @@ def make_document(
             "trials": trial_table(trials).to_json(),
             "splits": tables.split_table(summary).to_json(),
             "versions": tables.version_table(settings["versions"]).to_json(),
+            "cost": tables.of_words("What each way to serve costs", cost_table(analysis, made)).to_json(),
+            "origin": tables.of_words("Where this comes from", origin, kind="text").to_json(),
         },
         "filters": tables.task_filters(analysis.task_gains),
         "charts": drawn,
@@ -208,13 +217,17 @@ def _facts(analysis: Analysis, trials: Columns) -> list[tuple[str, str, str]]:
     ]
 
 
-def _markdown(analysis: Analysis, methods: list[Method], compared: pd.DataFrame, trials: Columns) -> dict[str, str]:
+def _markdown(
+    analysis: Analysis, made: Recommendation, methods: list[Method], compared: pd.DataFrame, trials: Columns
+) -> dict[str, str]:
     """Markdown by its place in the page: the words of `report.md`, and what that has no place for."""
     summary = analysis.summary
     return {
+        "recommendation": recommendation(analysis, made),
+        "cost_to_serve": about_cost(summary, made),
         "answer": f"{answer(analysis)}\n\n{where_best_tau_lies(summary)} {best_method(summary, methods)}\n\n"
         f"{tasks_without_text(summary)}".rstrip(),
-        "notes": f"{notes.warnings(summary, methods)}\n\n{notes.protocol(summary)}",
+        "notes": f"{notes.warnings(summary, methods, made.served.setting)}\n\n{notes.protocol(summary)}",
         "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
         "methods": sections.methods(analysis, compared),

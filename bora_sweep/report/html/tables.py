@@ -230,6 +230,21 @@ def version_table(rows: list[tuple[str, str]]) -> PageTable:
     )
 
 
+def of_words(label: str, table: Table, kind: str = "number") -> PageTable:
+    """A table of `report.md`, sorted by its texts.
+
+    Args:
+        label: What a screen reader calls it.
+        table: Its first column is the rows' heading.
+        kind: Of the other columns.
+    """
+    columns = [
+        Column(f"column_{j}", title, [row[j] for row in table.rows], kind=kind if j else "head")
+        for j, title in enumerate(table.columns)
+    ]
+    return PageTable(label, columns, bold=sorted({i for i, _ in table.bold}))
+
+
 def of_table(
     label: str, table: Table, values: Sequence[Any], sorted_by: int | None = None, descending: bool = False
 ) -> PageTable:

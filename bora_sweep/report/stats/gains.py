@@ -4,6 +4,7 @@ D tasks, C references.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bora_sweep.report.stats.bootstrap import Bootstrap, task_contrasts
@@ -23,7 +24,7 @@ class Gain:
     """
 
     reference: str
-    """`independent` (tau = 0) or `shared` (tau = inf)."""
+    """`independent` (tau = 0), `shared` (tau = inf), or the name of what else it is compared with."""
     interval: Interval
     task: str | None = None
     """None: all tasks together."""
@@ -54,20 +55,33 @@ def task_gains(summary: Summary, documents: DocumentScores) -> list[Gain]:
         summary: Of the run; its order of tasks is kept, most training documents first.
         documents: Test documents by one measure.
     """
-    ends = _ends(summary)
-    if not ends:
+    return gains_of(summary, documents, summary.best, _ends(summary))
+
+
+def gains_of(
+    summary: Summary, documents: DocumentScores, setting: int, references: Sequence[tuple[str, int]]
+) -> list[Gain]:
+    """The gain of each task with test documents by one setting over others, with verdicts.
+
+    Args:
+        summary: Of the run; its order of tasks is kept, most training documents first.
+        documents: Test documents by one measure.
+        setting: The setting that is judged.
+        references: Name and setting of each that it is compared with.
+    """
+    if not references:
         return []
-    differences = task_contrasts(documents, [(summary.best, m) for _, m in ends])
-    p_CD = [task_p_values(documents, differences, c, summary.best, m) for c, (_, m) in enumerate(ends)]
+    differences = task_contrasts(documents, [(setting, m) for _, m in references])
+    p_CD = [task_p_values(documents, differences, c, setting, m) for c, (_, m) in enumerate(references)]
     adjusted_CD = [holm(p_D) for p_D in p_CD]
-    intervals_CD = [differences.gains(c) for c in range(len(ends))]
+    intervals_CD = [differences.gains(c) for c in range(len(references))]
     number_of = {task: d for d, task in enumerate(documents.tasks)}
     gains = []
     for task, size in zip(summary.tasks, summary.train_documents_D, strict=True):
         if task not in number_of:
             continue
         d = number_of[task]
-        for c, (name, _) in enumerate(ends):
+        for c, (name, _) in enumerate(references):
             gains.append(
                 Gain(
                     reference=name,

@@ -42,7 +42,7 @@ def compare_methods(summary: Summary) -> list[Method]:
     groups: dict[tuple, list[int]] = {}
     for m, setting in enumerate(summary.settings):
         structure = setting.structure
-        groups.setdefault((_kind(setting), structure.lora_variant, structure.prior_groups is None), []).append(m)
+        groups.setdefault((kind_of(setting), structure.lora_variant, structure.prior_groups is None), []).append(m)
     methods = []
     for members in groups.values():
         usual = [m for m in members if summary.settings[m].structure.lora_rank in (None, usual_rank)]
@@ -52,7 +52,8 @@ def compare_methods(summary: Summary) -> list[Method]:
     return sorted(methods, key=lambda method: rank_M[method.setting])
 
 
-def _kind(setting: Setting) -> str:
+def kind_of(setting: Setting) -> str:
+    """`independent`, `shared` or `bora` for MAP fits, else the column `method` of `trials`."""
     if setting.method != "map":
         return setting.method
     ends = {0.0: "independent", math.inf: "shared"} if setting.structure.prior_groups is None else {}
@@ -61,7 +62,7 @@ def _kind(setting: Setting) -> str:
 
 def _best_of(summary: Summary, candidates: list[int]) -> Method:
     best = min(candidates, key=lambda m: summary.settings[m].order)
-    return Method(_kind(summary.settings[best]), best, candidates)
+    return Method(kind_of(summary.settings[best]), best, candidates)
 
 
 def reference_setting(summary: Summary) -> int:
@@ -69,7 +70,7 @@ def reference_setting(summary: Summary) -> int:
 
     Without such a fit it is the best of the BoRA fits with a tau for each prior group, and without these the best end.
     """
-    bora = summary.between or [m for m, setting in enumerate(summary.settings) if _kind(setting) == "bora"]
+    bora = summary.between or [m for m, setting in enumerate(summary.settings) if kind_of(setting) == "bora"]
     return min(bora or summary.fits, key=lambda m: summary.settings[m].order)
 
 

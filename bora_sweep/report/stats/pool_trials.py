@@ -16,6 +16,7 @@ import pandas as pd
 from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import InputError
 from bora_sweep.report.stats.document_scores import sorted_keys, values_of
+from bora_sweep.report.stats.learning import learning_curves
 from bora_sweep.report.stats.measure import Measure, measure_of
 from bora_sweep.report.stats.pool_scores import Sums, pool_scores, ratio
 from bora_sweep.report.stats.summary import (
@@ -67,7 +68,9 @@ def summarise(results: Results) -> Summary:
     sums_of = {PERPLEXITY: Sums(*(part[..., i] for i in (VALIDATION, TEST) for part in (nats_DML, tokens_DML)))}
     names = [chosen_by.name, *(name for name in documents if name != chosen_by.name)]
     summary = Summary(
-        settings=[replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()],
+        settings=_with_curves(
+            [replace(candidates[m], candidate_trials=keys) for m, keys in chosen.items()], results.curves
+        ),
         structure=structure,
         tasks=[tasks[d] for d in order_D],
         num_documents_DL=sizes_DLC[..., _DOCUMENTS],
@@ -187,6 +190,12 @@ def _with_seeds(scores: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return scores.assign(seed=np.array([seeds.get(key, math.nan) for key in keys], dtype=float)[index_n])
 
 
+def _with_curves(settings: list[Setting], curves: pd.DataFrame) -> list[Setting]:
+    """`settings` with the learning curves of their trials."""
+    curve_of = learning_curves(curves, [key for setting in settings for key in setting.trials])
+    return [replace(one, curves=[curve_of[key] for key in one.trials if key in curve_of]) for one in settings]
+
+
 def _candidate(rows: list[dict[Any, Any]], objective: float, perplexity: float) -> Setting:
     """A setting as one candidate made it; `rows` are its seeds."""
     keys = [_key(row) for row in rows]
@@ -199,7 +208,8 @@ def _candidate(rows: list[dict[Any, Any]], objective: float, perplexity: float) 
         candidate_trials=keys,
         epochs=[row["epochs"] for row in rows],
         best_epochs=[row["best_epoch"] for row in rows],
-        hit_max_epochs=any(row["stopped_by"] == "max_epochs" for row in rows),
+        still_improving=any(row["stopped_by"] == "max_epochs" and row["best_epoch"] == row["epochs"] for row in rows),
+        curves=[],
         objective=objective,
         validation_perplexity=perplexity,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.report.stats.document_scores import DocumentScores
+from bora_sweep.report.stats.learning import LearningCurve
 from bora_sweep.report.stats.measure import Measure
 from bora_sweep.report.stats.unseen import Unseen
 
@@ -43,8 +44,10 @@ class Setting:
     """`trials`, and those with another learning rate, solver, … that validation did not choose."""
     epochs: list[float]
     best_epochs: list[float]
-    hit_max_epochs: bool
-    """A seed stopped at train.max_epochs."""
+    still_improving: bool
+    """A seed stopped at train.max_epochs, and its last epoch was its best."""
+    curves: list[LearningCurve]
+    """Of the seeds that have one."""
     objective: float
     """What selection minimises, on validation: perplexity, or minus the mean score of the metric that chose tau.
     Infinite where it is not known."""

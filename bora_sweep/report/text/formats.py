@@ -134,6 +134,21 @@ def difference_text(interval: Interval, measure: Measure, signed: bool = True) -
     return f"{estimate} [{low}, {high}]"
 
 
+def amount_text(amount: float, measure: Measure) -> str:
+    """The size of a difference, without its sign: `12.3%`, `3.1 points`, `0.0312`."""
+    if measure.unit == "number":
+        return significant_text(abs(amount))
+    return f"{_percent(abs(amount), '')}{'%' if measure.unit == 'perplexity' else ' points'}"
+
+
+def megabytes_text(num_bytes: float) -> str:
+    """Millions of bytes: 0.0512 MB, 4.2 MB, 1,234 MB; a dash where it is not known."""
+    if math.isnan(num_bytes):
+        return "–"
+    value = num_bytes / 1e6
+    return f"{value:,.0f} MB" if value >= 100 else f"{value:.2g} MB" if value < 1 else f"{value:.1f} MB"
+
+
 def _score_text(value: float) -> str:
     return significant_text(value, 4).replace("-", "−")
 
@@ -186,9 +201,10 @@ def latex_text(text: str, limit: int = NAME_LENGTH) -> str:
     return "".join(parts)
 
 
-def markdown_table(table: Table, limit: int = NAME_LENGTH) -> str:
-    """A GitHub table; the first column to the left, the others to the right."""
-    lines = [[markdown_text(column) for column in table.columns], ["---"] + ["---:"] * (len(table.columns) - 1)]
+def markdown_table(table: Table, limit: int = NAME_LENGTH, right: bool = True) -> str:
+    """A GitHub table; the first column to the left, the others to the right, or all to the left."""
+    others = ["---:" if right else "---"] * (len(table.columns) - 1)
+    lines = [[markdown_text(column) for column in table.columns], ["---", *others]]
     for i, row in enumerate(table.rows):
         cells = [markdown_text(cell, limit) for cell in row]
         lines.append([f"**{cell}**" if (i, j) in table.bold and cell else cell for j, cell in enumerate(cells)])

@@ -11,14 +11,22 @@ from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.text.measured import label
-from bora_sweep.report.text.setting_names import method_name, setting_name
+from bora_sweep.report.text.setting_names import setting_name
+from bora_sweep.report.text.training_notes import at_edges, not_converged, overfitted
 
 
-def warnings(summary: Summary, methods: list[Method]) -> str:
-    """A quoted paragraph for each note; empty where there are none."""
+def warnings(summary: Summary, methods: list[Method], served: int) -> str:
+    """A quoted paragraph for each note; empty where there are none.
+
+    Args:
+        summary: Of the run.
+        methods: `compare_methods`.
+        served: The setting that is recommended.
+    """
     notes = [
-        _not_converged(summary, methods),
-        _best_at_edge(summary),
+        not_converged(summary, methods, served),
+        overfitted(summary, methods, served),
+        at_edges(summary),
         _unfinished(summary),
         _cut(summary),
         _compares_with_its_like(summary),
@@ -59,34 +67,6 @@ def _reported_by_protocol(summary: Summary) -> str:
         f"{padding if any('padding' in kind for kind in kinds) else ''}"
         "All other test numbers here leave out padding and are of the epoch that validation chose."
     )
-
-
-def _not_converged(summary: Summary, methods: list[Method]) -> str:
-    """The best fit, the ends and the compared methods that stopped at the largest number of epochs."""
-    roles: dict[int, list[str]] = {}
-    named = {"one model per task": summary.independent, "one model for all": summary.shared, "the best": summary.best}
-    for role, m in named.items():
-        if m is not None:
-            roles.setdefault(m, []).append(role)
-    names = {method.setting: markdown_text(method_name(summary, method)) for method in methods}
-    names |= {m: f"τ = {tau_text(summary.settings[m].tau)} ({', '.join(parts)})" for m, parts in roles.items()}
-    stopped = [name for m, name in names.items() if summary.settings[m].hit_max_epochs]
-    if not stopped:
-        return ""
-    return (
-        "Not converged: these fits stopped at train.max_epochs, and validation may still have been improving: "
-        f"{'; '.join(stopped)}. Raise train.max_epochs before comparing them."
-    )
-
-
-def _best_at_edge(summary: Summary) -> str:
-    """The best of the finite values above 0 is the lowest or the highest of them."""
-    if len(summary.between) < 2 or summary.best_between not in (summary.between[0], summary.between[-1]):
-        return ""
-    tau = tau_text(summary.settings[summary.best_between].tau)
-    if summary.best_between == summary.between[0]:
-        return f"τ = {tau} is the lowest value fitted above 0. A lower one may be better (search.taus, search.tau_low)."
-    return f"τ = {tau} is the highest finite value fitted. A higher one may be better (search.taus, search.tau_high)."
 
 
 def _unfinished(summary: Summary) -> str:

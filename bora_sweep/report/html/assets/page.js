@@ -2,14 +2,19 @@
 
 const WORDS = { "tau-caption": "figure_2", choosing: "choosing", "taus-caption": "table_1", "methods-caption": "methods",
   verdicts: "verdicts", "task-caption": "tasks", "learning-caption": "learning", "sizes-caption": "figure_1",
-  "gains-caption": "figure_3", "distance-caption": "figure_4", "level-caption": "figure_5", cost: "cost",
+  "gains-caption": "figure_3", "distance-caption": "figure_4", "level-caption": "figure_5", cost: "cost", "cost-to-serve": "cost_to_serve",
   "trial-caption": "trials", "settings-caption": "settings", measured: "measured" };
+
+/** What is bold in the first paragraph into the element of this id, the rest below it. */
+function headed(id, [first, ...more], host) {
+  at(id).textContent = unbroken(first.find(([style]) => style === "strong")[1]);
+  paragraphs(host, [first.filter(([style]) => style !== "strong"), ...more].filter((runs) => runs.length));
+}
 
 function drawWords() {
   at("run").textContent = DATA.runs.join(", ");
-  const [first, ...more] = DATA.words.answer;
-  at("answer").querySelector("h1").textContent = unbroken(first.find(([style]) => style === "strong")[1]);
-  paragraphs(at("answer-more"), [first.filter(([style]) => style !== "strong"), ...more]);
+  headed("recommendation", DATA.words.recommendation, at("recommendation-more"));
+  headed("answer-tau", DATA.words.answer, at("answer-more"));
   paragraphs(at("notes"), DATA.words.notes, { class: "note" });
   at("facts").append(...DATA.facts.map(([name, value, remark]) => element("div", {}, element("dt", {}, name),
     element("dd", {}, value, element("small", {}, remark)))));
@@ -29,6 +34,8 @@ function drawTables() {
   drawTable(at("trial-table"), DATA.tables.trials, trials);
   drawTable(at("splits"), splits);
   drawTable(at("versions"), versions);
+  drawTable(at("cost-table"), DATA.tables.cost);
+  drawTable(at("origin"), DATA.tables.origin);
   at("config").append(...DATA.configuration.lines.map(([line, differs]) => element("span", { class: differs ? "differs"
     : null }, `${line}${differs ? "  # differs between trials" : ""}\n`)));
 }
