@@ -51,18 +51,15 @@ class Machine:
     free_bytes: int
     cards: tuple[int, ...]
     """Bytes of each GPU."""
-
-    @property
-    def at_once(self) -> int:
-        """Fits at once: one for each GPU, else for each core."""
-        return len(self.cards) or self.cores
+    at_once: int
+    """Fits at once."""
 
     @property
     def bytes_of_a_fit(self) -> int:
         """What one of them may fill."""
         if self.cards:
             return Card(min(self.cards) / GIGABYTE).usable_bytes
-        return round(USABLE * self.free_bytes / self.cores)
+        return round(USABLE * self.free_bytes / self.at_once)
 
     def __str__(self) -> str:
         gpus = f"{plural(len(self.cards), 'GPU')} of {min(self.cards) / GIGABYTE:.0f} GB" if self.cards else "no GPU"
@@ -202,10 +199,13 @@ def _with_model(config: Config, given: set[str], corpus: Corpus, why: dict[str, 
 
 
 def this_machine(config: Config) -> Machine:
-    """What is here; with `train.device=cpu` without GPUs."""
+    """What is here; with `train.device=cpu` without GPUs. A fit has a GPU, or else `ray.cpus_per_trial` cores."""
     count = torch.cuda.device_count() if config.train.device == "auto" else 0
     cards = tuple(torch.cuda.get_device_properties(place).total_memory for place in range(count))
-    return Machine(len(os.sched_getaffinity(0)), psutil.virtual_memory().available, cards)
+    cores = len(os.sched_getaffinity(0))
+    at_once = len(cards) or max(1, int(cores / config.ray.cpus_per_trial))
+    most = config.ray.max_concurrent or at_once
+    return Machine(cores, psutil.virtual_memory().available, cards, min(at_once, most))
 
 
 def _about(corpus: Corpus) -> str:
@@ -265,17 +265,26 @@ def _time(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, machin
     work = 6 * sum(weight.numel() for weight in base.parameters()) * batch
     if work > (GPU_WORK if machine.cards else CPU_WORK):
         return f"time: not measured, as a step of {batch:,} tokens takes long here"
-    from bora_sweep.trials.pack_size import step_seconds
-
-    seconds = step_seconds(config, corpus, load_base(config.model, config.data), 1, repeats=3)
+    seconds = _step_seconds(config, corpus)
     train, validation = len(corpus.sequences("train")), len(corpus.sequences("validation"))
     epoch = seconds * (math.ceil(train / config.train.batch_size) + validation / config.train.batch_size / 3)
-    whole = epoch * EPOCHS * fits
+    whole = epoch * EPOCHS * math.ceil(fits / machine.at_once)
     return (
-        f"time: a step took {seconds:.2g} s here, so an epoch takes about {_duration(epoch)}; {fits} fits of {EPOCHS} "
-        f"epochs would take {_duration(whole)} one after the other, less where several run at once; how many epochs "
-        "there are is decided by early stopping"
+        f"time: a step took {seconds:.2g} s, so that an epoch takes about {_duration(epoch)}; {fits} fits of {EPOCHS} "
+        f"epochs would take {_duration(whole)}, {machine.at_once} at once; early stopping decides how many there are"
     )
+
+
+def _step_seconds(config: Config, corpus: TokenizedCorpus) -> float:
+    """The median time of a step, with as many threads as a trial has."""
+    from bora_sweep.trials.pack_size import step_seconds
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
+    try:
+        return step_seconds(config, corpus, load_base(config.model, config.data), 1, repeats=3)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _duration(seconds: float) -> str:

@@ -217,7 +217,7 @@ def test_an_add_may_stand_on_an_add(added, corpus_file, tmp_path, capsys):
     [
         (["{run}"], "name the file"),
         ([], "name the folder of the run"),
-        (["{run}", "{new}", "{new}"], "one too many"),
+        (["{run}", "{new}", "{new}"], "names the documents already"),
         (["{run}", "nowhere.parquet"], "nowhere.parquet"),
         (["{empty}", "{new}"], "not a run's folder"),
         (["{run}", "{new}", "--trial", "x"], "--trial x"),

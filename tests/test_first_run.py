@@ -184,19 +184,19 @@ def test_what_is_said_of_cuts_is_what_a_run_cuts(speeches, model_folder):
 @pytest.mark.slow
 def test_memory_is_that_of_a_plan_and_a_small_one_gets_a_micro_batch(speeches, model_folder, monkeypatch):
     settings = [f"data.path={speeches}", f"model.name={model_folder}", "model.dtype=float32", "train.batch_size=16"]
-    say(Machine(2, 100 * GB, (GB,)), monkeypatch)
+    say(Machine(2, 100 * GB, (GB,), 1), monkeypatch)
     roomy = look(settings)
     assert roomy.config.train.micro_batch_size is None
     peak = make_plan([roomy.config], "1GB").memory.peak
     assert any(f"memory: {peak / 1e6:,.1f} MB for each of 1 fit at once" in line for line in roomy.takes)
-    say(Machine(2, 100 * GB, (int(peak / 0.9 * 0.8),)), monkeypatch)
+    say(Machine(2, 100 * GB, (int(peak / 0.9 * 0.8),), 1), monkeypatch)
     tight = look(settings)
     rows = tight.config.train.micro_batch_size
     assert rows is not None
     plan = make_plan([tight.config], f"{peak / 0.9 * 0.8 / GB:f}GB")
     assert plan.is_fitting
     assert plan.most_rows == rows < 16
-    say(Machine(2, 1000, ()), monkeypatch)
+    say(Machine(2, 1000, (), 2), monkeypatch)
     full = look(settings)
     assert full.config.train.micro_batch_size is None
     assert any("more than the" in line and "train.bank=host" in line for line in full.takes)
@@ -241,7 +241,7 @@ def test_time_is_measured_where_a_model_is_small_and_here(speeches, model_folder
     settings = [f"data.path={speeches}", f"model.name={model_folder}", *QUICK]
     assert any("not measured, as a step of" in line for line in look(settings).takes)
     monkeypatch.setattr(first_run, "CPU_WORK", 1e12)
-    assert any(re.match(r"time: a step took [\d.e-]+ s here", line) for line in look(settings).takes)
+    assert any(re.match(r"time: a step took [\d.e-]+ s, so that", line) for line in look(settings).takes)
 
 
 def test_a_batch_leaves_ten_steps_where_there_are_documents_for_it():

@@ -350,7 +350,7 @@ def test_a_fit_in_paths_that_begin_at_home_and_hold_signs(corpus_file, model_fol
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["data", "describe", "a.csv", "data.path=b.csv"], "a.csv names a corpus too"),
+        (["data", "describe", "a.csv", "data.path=b.csv"], "a.csv names the documents too"),
         (["data", "describe", "a=b.csv"], "a=b.csv: 'a': no such key"),
         (["data", "describe", "data.text_column=speech"], "data.text_column=speech: data.source=synthetic"),
         (["data", "describe", "data.hub_split=test", "a.csv"], "data.hub_split=test: data.source=file"),
@@ -370,13 +370,14 @@ def test_a_fit_in_paths_that_begin_at_home_and_hold_signs(corpus_file, model_fol
 )
 def test_no_argument_is_dropped_in_silence(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").touch()
     try:
         code = main(arguments)
     except SystemExit as ended:  # argparse's own
         code = ended.code
     assert code == 2
     assert says in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_settings_of_every_kind_are_merged_and_the_later_wins(tmp_path):

@@ -215,7 +215,7 @@ def test_an_answer_after_a_prompt_of_several_chunks_is_refused_by_metrics_alone(
     ("options", "says"),
     [
         (["model.chunk_overlap=4"], "model.chunk_overlap=4: model.long_documents=cut makes no chunks"),
-        (["model.long_documents=chunk", "model.chunk_overlap=0"], "model.chunk_overlap=0: need 1 to 126"),
+        (["model.long_documents=chunk", "model.chunk_overlap=0"], "model.chunk_overlap=0: need at least 1"),
         (["model.long_documents=chunk", "model.chunk_overlap=127"], "model.chunk_overlap=127: need 1 to 126"),
         (["model.long_documents=chunk", "model.max_text_tokens=9"], "model.max_text_tokens=9 goes"),
         (["model.long_documents=chunk", "data.truncate=prompt"], "data.truncate=prompt goes"),
