@@ -44,7 +44,7 @@ from bora_sweep.trials.fingerprints import MODEL_FILES, check_base_model, check_
 
 BASE_FILES = (*MODEL_FILES, "generation_config.json", "chat_template.jinja", "LICENSE*")
 WITHHELD = "left out of the pack, as it may quote documents"
-"""In place of the error of a failed trial."""
+"""In place of the error of a trial."""
 KNOWN = {"results", "trials", "report", START, "config.yaml", FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE, DATA}
 """Names in a run's folder that a pack has, or says that it does not have."""
 
@@ -142,8 +142,8 @@ class _Contents:
             raise InputError(f"{run / 'config.yaml'}: holds a secret of this environment; take it out, then pack it")
 
     def add_results(self, with_data: bool) -> None:
-        """The tables, without texts unless the data is packed; the report, the configuration, and digests."""
-        failed, texts = sum(row["status"] == "failed" for row in self.rows), 0
+        """The tables, without texts unless the data is packed; the configuration, and digests."""
+        errors, texts = sum(map(_may_quote, self.rows)), 0
         for row in self.rows:
             for table in SCHEMAS:
                 path = f"results/{table}/{row['trial_id']}.parquet"
@@ -158,8 +158,8 @@ class _Contents:
         self.holds.append("the configuration, and ids, splits and digests of documents")
         if texts:
             self.left_out.append(f"the texts in predictions of {plural(texts, 'trial')} (--with-data)")
-        if failed and not with_data:
-            self.left_out.append(f"the errors of {plural(failed, 'failed trial')}, which may quote text (--with-data)")
+        if errors and not with_data:
+            self.left_out.append(f"the errors of {plural(errors, 'trial')}, which may quote text (--with-data)")
 
     def add_report(self) -> None:
         """A report of what the pack has: one that the run has may be older, and shows errors that may quote text."""
@@ -181,7 +181,7 @@ class _Contents:
         """The columns of a trial's table that may quote documents, with what they have in the pack."""
         if table == "predictions":
             return {"prediction": None, "reference": None}
-        return {"error": WITHHELD} if table == "trials" and row["status"] == "failed" else {}
+        return {"error": WITHHELD} if table == "trials" and _may_quote(row) else {}
 
     def add_trials(self, all_trials: bool) -> None:
         """The adapters of the best trial, or the files of all."""
@@ -263,13 +263,20 @@ class _Contents:
             self.left_out.append(f"other files of the folder: {', '.join(others)}")
 
 
+def _may_quote(row: dict[str, Any]) -> bool:
+    """Whether a trial's row has an error of any code. That of a finished trial says how it diverged."""
+    return row["status"] != "finished" and isinstance(row["error"], str)
+
+
 def _tree(folder: Folder, path: str) -> dict[str, Folder]:
     """The files in a folder and below, without hidden ones, by their paths in the run."""
     files: dict[str, Folder] = {}
     for file in list_files(folder, "*"):
+        if file.name.startswith("."):
+            continue
         if file.is_dir():
             files |= _tree(file, f"{path}/{file.name}")
-        elif not file.name.startswith("."):
+        else:
             files[f"{path}/{file.name}"] = file
     return files
 

@@ -144,7 +144,7 @@ def test_no_text_is_in_it_unless_it_is_asked_for(place, begun, tmp_path):
     assert SECRET in "".join(texts(place / "sweep").values())
     code, told = said("pack", place / "sweep", tmp_path / "p.tar", "--all-trials")
     assert code == 0
-    for says in ("texts in predictions of 3 trials (--with-data)", "errors of 1 failed trial", "error.txt"):
+    for says in ("texts in predictions of 3 trials (--with-data)", "errors of 1 trial", "error.txt"):
         assert says in told
     assert SECRET in (place / "sweep" / "report" / "report.md").read_text()
     run = unpack(tmp_path / "p.tar", tmp_path / "colleague")
@@ -240,6 +240,21 @@ def test_a_secret_of_the_environment_is_not_packed(place, tmp_path, monkeypatch)
     monkeypatch.setenv("SOME_TOKEN", str(config_of(place / "sweep").data.path))
     with pytest.raises(InputError, match="holds a secret"):
         bora_sweep.pack(place / "sweep", tmp_path / "p.tar")
+
+
+def test_a_run_of_add_is_packed_too(begun, tmp_path):
+    make_questions({"eve": 6, "fay": 6}, seed=3).to_json(tmp_path / "new.jsonl", orient="records", lines=True)
+    added = tmp_path / "added"
+    code, told = said("add", begun / "sweep", tmp_path / "new.jsonl", "train.max_epochs=1", f"output={added}")
+    assert code == 0, told
+    assert said("pack", added, tmp_path / "p.tar", "--all-trials", "--with-data", "--with-base")[0] == 0
+    shutil.rmtree(added)
+    run = unpack(tmp_path / "p.tar", tmp_path / "colleague")
+    for command in (["status", run], ["export", run, tmp_path / "out"], ["add", "--resume", f"output={run}"]):
+        code, told = said(*command)
+        assert code == 0, told
+    assert (run / "start" / "adapters.safetensors").exists()
+    assert "# Tasks added to sweep" in (run / "report" / "report.md").read_text()
 
 
 def test_data_and_base_in_the_runs_folder_stay_where_they_are_in_it(tmp_path):
