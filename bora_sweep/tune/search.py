@@ -86,6 +86,10 @@ class TauSearch(Searcher):
         self._asked: dict[int, optuna.Trial] = {}
         self._num_told = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its searcher for a restore that is never made."""
+        return {}
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:  # noqa: ARG002
         """Accept whatever Tune passes on: the space is in the sweep's own configuration."""
         return True
