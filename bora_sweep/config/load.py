@@ -50,8 +50,8 @@ def load_config(arguments: Setting | Sequence[Setting] = (), base: Config | None
 
     Args:
         arguments: One setting or several: YAML files and `key=value` with a dotted key, as on the command line. Python
-            may also give dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where the key allows
-            it, and `[a,b]` is a list.
+            may also give dictionaries such as `{"prior": {"tau": 100}}`, and configurations. `key=null` is None where
+            the key allows it, and `[a,b]` is a list.
         base: The configuration to merge into; left out: the defaults.
 
     Raises:
