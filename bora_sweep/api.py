@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Never
 
+from rich.console import Console
+
 from bora_sweep.config import (
     DataConfig,
     LoraConfig,
@@ -91,7 +93,7 @@ def fit(
 
             stack.enter_context(given_back(base))
         is_rank_zero = stack.enter_context(join_processes(together, resume))
-        console = _console(quiet or not is_rank_zero)
+        console = _console(quiet) if is_rank_zero else Console(quiet=True)
         prepared = prepare_fit(together, resume, console)
         with claim_run(prepared, "fit", console) if is_rank_zero else nullcontext():
             run_fit(prepared, console, base)

@@ -93,7 +93,8 @@ def _rounding_error(
         raise InputError(
             f"--merge: the merged model's logits are off by {relative_error:.1%} from the adapter's; {INSTEAD}"
         )
-    widened = {name: value.to(exact.dtype) if value.is_floating_point() else value for name, value in rounded.items()}
+    own = {name for name, _ in exact.named_parameters()}  # of tied weights one name alone
+    widened = {name: weight.to(exact.dtype) for name, weight in rounded.items() if name in own}
     rounded_TV = functional_call(exact, widened, kwargs=asked).logits[0]
     lost_T = (rounded_TV - expected_TV).norm(dim=-1)
     effect_T = (exact(**asked).logits[0] - expected_TV).norm(dim=-1)

@@ -130,7 +130,7 @@ def read_adapters(
         mean_P = read(source)
         return mean_P, mean_P.expand(len(tasks), -1)
     folder_of = read_folder_names(source)
-    theta_of_folder = {name: read(source / name) for name in set(folder_of.values())}  # tasks may share one
+    theta_of_folder = {name: read(source / name) for name in dict.fromkeys(folder_of.values())}  # tasks may share one
     theta_of = {task: theta_of_folder[name] for task, name in folder_of.items()}
     if (source / GLOBAL).is_dir():
         mean_P = read(source / GLOBAL)

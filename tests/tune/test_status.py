@@ -1,6 +1,7 @@
 """What `status` shows of a run that has just started, is running, was cut off or has ended, from its files alone."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -236,6 +237,28 @@ def test_a_log_has_a_line_and_a_summary_for_each_trial_that_ends(tmp_path):
     assert "002  tau = 2, seed 0: failed, no memory [/x]" in log.getvalue()
     assert log.getvalue().count("001  tau = 1") == 1
     assert log.getvalue().splitlines()[-1].endswith("(estimated from the one that ended, 1 at once)")
+
+
+def test_a_notebook_has_one_table_that_changes_and_the_log_has_each_trial_once(tmp_path, monkeypatch, caplog):
+    create(tmp_path)
+    caplog.set_level(logging.INFO, "bora_sweep")
+    outputs: list[dict] = []
+
+    def display(shown: dict, **_: bool) -> SimpleNamespace:
+        outputs.append(shown)
+        return SimpleNamespace(update=lambda new, raw: outputs.__setitem__(-1, new))  # noqa: ARG005
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    one = SimpleNamespace(trial_id="001", config={"fits": [{"trial_id": "001"}]})
+    with SweepView(CONFIG, tmp_path, Console(force_jupyter=True, width=200)) as view:
+        view.on_trial_start(0, [], one)
+        put(tmp_path, "001", "finished", 1.0, 9.0, **times(100))
+        view.on_trial_complete(0, [], one)
+    (shown,) = outputs
+    assert shown["text/html"].startswith("<pre")
+    assert "1 of 7 trials finished" in shown["text/plain"]
+    (record,) = caplog.records
+    assert record.message.startswith("001  tau = 1, seed 0: finished, 3 epochs")
 
 
 def test_pauses_between_two_tries_do_not_count_as_time_of_the_fit(tmp_path):
