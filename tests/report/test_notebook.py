@@ -109,7 +109,8 @@ def test_results_without_a_finished_fit_can_be_shown(tmp_path: Path):
     assert "Best on" not in html
 
 
-def test_figures_show_themselves_and_each_other(tmp_path: Path, real_pictures: None):
+@pytest.mark.usefixtures("real_pictures")
+def test_figures_show_themselves_and_each_other(tmp_path: Path):
     figures = Report(write_run(tmp_path)).figures
     html = figures._repr_html_()
     assert len(pictures(html)) == len(figures) == 5
