@@ -2,13 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bora_sweep.errors import require
 from bora_sweep.report import frames
-from bora_sweep.report.figures.draw import draw
+from bora_sweep.report.notebook import Figures, markdown_html
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.method_comparison import compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
@@ -16,12 +15,11 @@ from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.tau_choice import TauChoice
 from bora_sweep.report.text.answer import answer
 from bora_sweep.report.text.captions import captioned_figures, figures_of_other_measure
+from bora_sweep.report.text.formats import markdown_table
+from bora_sweep.report.text.tables import overall_table
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.storage import Folder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class MeasureReport:
@@ -78,16 +76,24 @@ class MeasureReport:
         return frames.gain_frame(self.analysis.task_gains)
 
     @cached_property
-    def figures(self) -> "dict[str, Figure]":
+    def figures(self) -> Figures:
         """The report's figures by the names of their files; those that the results do not hold are left out.
+
+        A notebook shows them all, or one of them, with `report.figures["figure_4_distance"]`.
 
         Figures 1 to 5 by the measure that chose tau, 2 and 3 by another.
         """
         captioned = captioned_figures if self.analysis.chose_tau else figures_of_other_measure
-        return {shown.name: draw(shown.data) for shown in captioned(self.analysis) if shown.data is not None}
+        return Figures(captioned(self.analysis))
 
     def _repr_markdown_(self) -> str:
         return self.answer
+
+    def _repr_html_(self) -> str:
+        """The answer, Table 1 and Figure 2."""
+        table = markdown_table(overall_table(self.analysis))
+        curve = next(name for name in self.figures if name.startswith("figure_2"))
+        return markdown_html(f"{self.answer}\n\n{table}") + self.figures.html(curve)
 
 
 class Report(MeasureReport):

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bora_sweep.config import PERPLEXITY
 from bora_sweep.errors import InputError, one_line
+from bora_sweep.runs.results_text import results_html, summary_text
 from bora_sweep.runs.storage import Folder, atomic_write, exists, folder_at, list_files, read_bytes, remove
 
 FORMAT = 1
@@ -133,7 +134,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The five tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
 
@@ -143,6 +144,12 @@ class Results:
     document_scores: pd.DataFrame
     predictions: pd.DataFrame
     """Empty without metrics."""
+
+    def __repr__(self) -> str:
+        return f"Results({summary_text(self)})"
+
+    def _repr_html_(self) -> str:
+        return results_html(self)
 
 
 def write_table(run: Folder, table: str, trial_id: str, rows: pd.DataFrame | list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The notebook of docs/ runs from its first cell to its last, and what is committed is what a run gave."""
 
+import base64
 import json
 import math
 import re
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import TAUS, write_run
+from made_up_runs import HOSTILE, TAUS, write_run
 from notebooks import run_notebook
 
+from bora_sweep import Comparison, Report
 from bora_sweep.runs.results import perplexity, read_results, trial_rows, write_table
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "analysis.ipynb"
@@ -45,9 +47,12 @@ def test_it_finds_what_is_in_the_results(outputs):
     assert any(text.startswith("**τ = 1,000 gives test perplexity") for text in texts)
 
 
-def test_it_draws_three_figures(outputs):
+def test_it_draws_four_figures_and_one_with_the_report(outputs):
     drawn = [output for cell in outputs for output in cell if "image/png" in output.get("data", {})]
-    assert len(drawn) == 3
+    assert len(drawn) == 4
+    pages = ["".join(output.get("data", {}).get("text/html", "")) for cell in outputs for output in cell]
+    assert sum('<img alt="Line plot of test perplexity' in page for page in pages) == 1
+    assert any("7 trials (7 finished)" in page or "6 trials (6 finished)" in page for page in pages)
 
 
 def test_what_is_committed_is_of_a_run_in_order(outputs):
@@ -63,3 +68,54 @@ def test_no_place_of_a_machine_is_in_it():
 
 def _texts(outputs: list[dict]) -> list[str]:
     return ["".join(lines) for o in outputs for kind, lines in o.get("data", {}).items() if kind != "image/png"]
+
+
+def pictures(html: str) -> list[bytes]:
+    return [base64.b64decode(text) for text in re.findall(r'src="data:image/png;base64,([^"]*)"', html)]
+
+
+def test_names_from_the_data_are_text_in_a_notebook(tmp_path: Path):
+    run = write_run(tmp_path / "<i>run", sizes={name: 12 + n for n, name in enumerate(HOSTILE)})
+    other = write_run(tmp_path / "other", sizes={name: 12 + n for n, name in enumerate(HOSTILE)})
+    report = Report(run)
+    shown = [read_results(run), report, report.figures, Comparison([run, other])]
+    for html in (one._repr_html_() for one in shown):
+        assert not re.search(r"<(script|i|b|a)\b", html)
+    assert "&lt;i&gt;run" in shown[0]._repr_html_()
+
+
+def test_results_say_what_they_hold(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    for row in trial_rows(run):
+        tokens = {f"{split}_num_tokens": 1_000 for split in ("validation", "test")}
+        write_table(run, "trials", row["trial_id"], [row | tokens | {"validation_perplexity": 20.5}])
+    results = read_results(run)
+    assert repr(results).endswith("run: 6 trials (6 finished), 5 tasks, 51 validation and 77 test documents)")
+    html = results._repr_html_()
+    assert "Best on validation by perplexity: tau = 1,000, trial tau=1000-0, validation perplexity 20.5, " in html
+    assert html.count("<tr") == 7
+    for n in range(9):
+        write_table(tmp_path / "run", "trials", f"more{n}", [{"status": "running", "method": "map", "tau": 3.0 + n}])
+    html = read_results(tmp_path / "run")._repr_html_()
+    assert "15 trials (9 running, 6 finished)" in html
+    assert "… and 5 more in" in html
+    assert html.count("<tr") == 11
+
+
+def test_results_without_a_finished_fit_can_be_shown(tmp_path: Path):
+    write_table(tmp_path, "trials", "0", [{"status": "running", "method": "map", "tau": 3.0, "seed": 0}])
+    html = read_results(tmp_path)._repr_html_()
+    assert "1 trial (1 running), 0 tasks" in html
+    assert "Best on" not in html
+
+
+@pytest.mark.usefixtures("real_pictures")
+def test_figures_show_themselves_and_each_other(tmp_path: Path):
+    figures = Report(write_run(tmp_path)).figures
+    html = figures._repr_html_()
+    assert len(pictures(html)) == len(figures) == 5
+    assert html.count("<figcaption>") == 5
+    assert "tables/" not in html
+    for figure in figures.values():
+        assert figure._repr_png_() == figure._repr_png_()  # type: ignore[reportAttributeAccessIssue]
+        assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[reportAttributeAccessIssue]

@@ -53,7 +53,9 @@ def _run(source: str, number: int, scope: dict[str, Any]) -> list[dict[str, Any]
     return outputs
 
 
-def _shown(value: Any) -> dict[str, list[str]]:
+def _shown(value: Any) -> dict[str, Any]:
+    if hasattr(value, "_repr_png_"):
+        return {"image/png": base64.b64encode(value._repr_png_()).decode(), "text/plain": ["<Figure>"]}
     kinds = {"text/html": "_repr_html_", "text/markdown": "_repr_markdown_"}
     rich = {kind: _lines(getattr(value, name)()) for kind, name in kinds.items() if hasattr(value, name)}
     return rich | {"text/plain": _lines(repr(value) if "text/markdown" not in rich else value._repr_markdown_())}

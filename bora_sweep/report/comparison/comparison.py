@@ -10,6 +10,7 @@ from bora_sweep.report.comparison.groups import groups_of, have_one_validation
 from bora_sweep.report.comparison.runs import ComparedRun, read_runs
 from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.figures.run_curves import RunCurves, run_curves_data
+from bora_sweep.report.notebook import figure_html, markdown_html
 from bora_sweep.report.stats.bootstrap import paired_bootstrap
 from bora_sweep.report.stats.document_scores import align_documents
 from bora_sweep.report.stats.interval import Interval
@@ -147,6 +148,13 @@ class Comparison:
 
         return overview(self)
 
+    def _repr_html_(self) -> str:
+        from bora_sweep.report.comparison.words import alt, caption
+
+        shown = zip(self.groups, self.figures, strict=True)
+        figures = [figure_html(figure, alt(group), caption(group)) for group, figure in shown]
+        return "\n".join([markdown_html(self._repr_markdown_()), *figures])
+
 
 def _row(run: ComparedRun, group: int) -> dict[str, object]:
     analysis, measure = run.analysis, run.analysis.measure
@@ -160,6 +168,6 @@ def _row(run: ComparedRun, group: int) -> dict[str, object]:
         "test": level.estimate,
         "test_low": level.low,
         "test_high": level.high,
-        "finished_trials": int((run.results.trials["status"] == "finished").sum()),
+        "finished_trials": run.results.trials["status"].tolist().count("finished"),
         "trials": len(run.results.trials),
     }

@@ -4,6 +4,7 @@ Perplexity is per token, so it compares only where every document has as many to
 ratios of the probability of the same texts. A metric is per document, and compares across tokenizers.
 """
 
+import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError, plural
@@ -59,13 +60,14 @@ def _other_documents(one: ComparedRun, other: ComparedRun, mine: pd.DataFrame, t
             f"the {counts} are not the same ({common:,} in common): compare runs of the same data and splits, as "
             "data.split_from keeps them"
         )
-    has_both = mine["fingerprint"].notna() & theirs["fingerprint"].notna()
-    for changed in mine.index[has_both & (mine["fingerprint"] != theirs["fingerprint"])][:1]:
+    prints = zip(mine["fingerprint"], theirs["fingerprint"], strict=True)
+    other_text = np.array([None not in pair and pair[0] != pair[1] for pair in prints], dtype=bool)
+    for changed in mine.index[other_text][:1]:
         return (
             f"{_named(changed)} has another text in {other.name} than in {one.name}: compare runs of the same data and "
             "splits"
         )
-    for changed in mine.index[mine["amount"] != theirs["amount"]][:1]:
+    for changed in mine.index[mine["amount"].to_numpy() != theirs["amount"].to_numpy()][:1]:
         if one.analysis.measure.is_metric:
             return f"{_named(changed)} has another reference in {other.name} than in {one.name}"
         tokens = [int(rows.loc[changed, "amount"]) for rows in (theirs, mine)]  # type: ignore[reportArgumentType]

@@ -63,8 +63,9 @@ class ComparedRun:
         """
         amount = "reference" if self.analysis.measure.is_metric else "num_tokens"
         one_trial = self.scores(self.best, split).drop_duplicates(["task", "document_id"])
-        rows = one_trial.set_index(["task", "document_id"])[[amount]].rename(columns={amount: "amount"}).sort_index()
-        return rows.assign(fingerprint=[self.fingerprint_of.get((str(t), str(i))) for t, i in rows.index])
+        rows = one_trial.set_index(["task", "document_id"]).sort_index()
+        fingerprints = [self.fingerprint_of.get((str(task), str(name))) for task, name in rows.index]
+        return pd.DataFrame({"amount": rows[amount], "fingerprint": pd.Series(fingerprints, rows.index, dtype=object)})
 
     @cached_property
     def values(self) -> dict[str, Any]:

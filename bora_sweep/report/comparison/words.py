@@ -98,3 +98,18 @@ def apart(comparison: Comparison) -> str:
             f"τ = {tau}, with test {measure} {test}."
         )
     return "\n\n".join(lines)
+
+
+def alt(group: Group) -> str:
+    """Of the figure, for those who do not see it."""
+    names = ", ".join(markdown_text(run.name) for run in group.runs)
+    return f"Test {label(group.measure)} over the precision τ of {names}."
+
+
+def caption(group: Group) -> str:
+    """Of the figure."""
+    return (
+        f"Test {label(group.measure)} of all tasks together over the precision τ, a line for each run, dotted to the "
+        "ends τ = 0 and τ = ∞. The large mark is the run's best on validation, with the 95% interval of it alone; "
+        "differences between runs are paired and more certain than these intervals suggest (the table)."
+    )

@@ -1,11 +1,10 @@
 """Writes a comparison: `compare.md`, figures and tables, in a folder of its own."""
 
 from bora_sweep.errors import plural
-from bora_sweep.report.comparison.comparison import Comparison, Group
-from bora_sweep.report.comparison.words import apart, runs_table, settings_table
+from bora_sweep.report.comparison.comparison import Comparison
+from bora_sweep.report.comparison.words import alt, apart, caption, runs_table, settings_table
 from bora_sweep.report.figures.style import render
 from bora_sweep.report.text.formats import markdown_text
-from bora_sweep.report.text.measured import label
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
 
 
@@ -28,7 +27,7 @@ def write_comparison(comparison: Comparison, folder: str | Folder) -> Folder:
     names = ", ".join(markdown_text(run.name) for run in comparison.compared)
     parts = [f"# {plural(len(comparison.compared), 'run')} side by side", f"{names}.", comparison.answer]
     for group, figure in zip(comparison.groups, figures, strict=True):
-        parts += [runs_table(group), f"![{_alt(group)}]({figure}.png)", _caption(group)]
+        parts += [runs_table(group), f"![{alt(group)}]({figure}.png)", caption(group)]
     parts += ["## What differs", _ABOUT_SETTINGS, settings_table(comparison)]
     parts += ["## What does not compare", apart(comparison)] if comparison.apart else []
     parts += ["## How it was compared", _how(comparison)]
@@ -41,19 +40,6 @@ _ABOUT_SETTINGS = (
     "Keys in which the best fits of these runs differ, with `ray`, `tracking` and `output` left out, as they decide no "
     "score."
 )
-
-
-def _alt(group: Group) -> str:
-    names = ", ".join(markdown_text(run.name) for run in group.runs)
-    return f"Test {label(group.measure)} over the precision τ of {names}."
-
-
-def _caption(group: Group) -> str:
-    return (
-        f"Test {label(group.measure)} of all tasks together over the precision τ, a line for each run, dotted to the "
-        "ends τ = 0 and τ = ∞. The large mark is the run's best on validation, with the 95% interval of it alone; "
-        "differences between runs are paired and more certain than these intervals suggest (the table)."
-    )
 
 
 def _how(comparison: Comparison) -> str:

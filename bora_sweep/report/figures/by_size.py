@@ -1,5 +1,7 @@
 """Figures 3, 4 and 5: a value of each task against its training documents."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -37,7 +39,8 @@ def _places(points: pd.DataFrame, series: Series, places: dict[str, int] | None)
     """Where points stand; of few tasks those of two series stand side by side."""
     are_few = len(points) <= MOST_NAMES
     if places is not None:
-        return points["task"].map(places).to_numpy(float) + (0.12 * series.shift if are_few else 0)
+        place_D = np.array([places[task] for task in points["task"]], dtype=float)
+        return place_D + (0.12 * series.shift if are_few else 0)
     return points["documents"].to_numpy() * (1 + 0.01 * series.shift if are_few else 1)
 
 
@@ -54,6 +57,7 @@ def _draw_legend(figure: Figure, data: BySize) -> None:
     """Each mark that the axes hold, and no other."""
     handles = []
     for color, mark, text in by_size_legend(data):
+        style: dict[str, Any]
         shade = COLORS[color]
         if mark in ("line", "bar"):
             style = {"lw": 1.5, "alpha": 0.8} if mark == "line" else {"lw": 0, "marker": "|", "ms": 9, "alpha": 0.6}

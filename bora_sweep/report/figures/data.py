@@ -110,7 +110,7 @@ class BySize:
 
         Against one size all points would lie on one another.
         """
-        if self.points["documents"].nunique() != 1:
+        if len(set(self.points["documents"])) != 1:
             return None
         first = self.points.drop_duplicates("task").sort_values("value", kind="stable")
         return {task: place for place, task in enumerate(first["task"], start=1)}

@@ -1,5 +1,7 @@
 """What a figure draws, as entries of its legend: no mark without an entry, no entry without a mark."""
 
+import numpy as np
+
 from bora_sweep.report.figures.data import ROLES, BySize, TauCurve
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.gains import END_NAMES
@@ -18,12 +20,13 @@ def tau_legend(data: TauCurve, measure: str, as_good_by: str) -> list[Entry]:
     """
     fits, best = data.fits, data.best_text.removeprefix("best: ")
     names = END_NAMES | {"best": f"best, {best}"}
-    entries = [(role, mark, names[role]) for role, mark in ROLES.items() if (fits["role"] == role).any()]
-    if fits["one_standard_error"].any():
+    roles = set(fits["role"])
+    entries = [(role, mark, names[role]) for role, mark in ROLES.items() if role in roles]
+    if True in set(fits["one_standard_error"]):
         entries.append(("best", "open-diamond", "by one standard error"))
-    if (fits["role"] == "").any():
+    if "" in roles:
         entries.append(("ink", "dot", "other values of τ"))
-    if fits[["low", "high"]].notna().all(axis=1).any():
+    if np.isfinite(fits[["low", "high"]].to_numpy(float)).all(axis=1).any():
         entries.append(("task", "band", "95% interval of each τ alone"))
     parts = [is_dotted for part, is_dotted in data.axis.parts() if part.stop - part.start > 1]
     if not data.smooth.empty:
@@ -57,4 +60,5 @@ def by_size_legend(data: BySize) -> list[Entry]:
 
 def has_intervals(data: BySize) -> bool:
     """Tasks are few enough for an interval each, and some have one."""
-    return data.points["task"].nunique() <= MOST_NAMES and bool(data.points["low"].notna().any())
+    are_few = len(set(data.points["task"])) <= MOST_NAMES
+    return are_few and not np.isnan(data.points["low"].to_numpy(float)).all()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 
 class Shades(NamedTuple):
@@ -54,18 +55,33 @@ def plain_style() -> Iterator[None]:
             yield
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself; without pyplot it would show a plain `Figure` by its name."""
+
+    def _repr_png_(self) -> bytes:
+        return render_png(self, dots_per_inch=110)
+
+
+@plain_style()
+def render_png(figure: Figure, dots_per_inch: int = 200) -> bytes:
+    """PNG; the same figure always gives the same bytes."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dots_per_inch)
+    return png.getvalue()
+
+
 @plain_style()
 def render(figure: Figure) -> tuple[bytes, bytes]:
     """PNG at 200 dots per inch, and SVG with its text as paths; the same figure always gives the same bytes."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=200)
+    svg = io.BytesIO()
+    png = render_png(figure)
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
+    return png, svg.getvalue()
 
 
 def panels(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` by `height` inches, and its panels from left to right."""
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    figure = ShownFigure(figsize=(width, height), facecolor="white", layout="constrained")
     row = list(figure.subplots(1, columns, squeeze=False)[0])
     for axes in row:
         axes.spines[["top", "right"]].set_visible(False)
@@ -88,5 +104,7 @@ def set_labels(axes: Axes, x: str, y: str) -> None:
 
 
 def annotate(axes: Axes, text: str, point: tuple[float, float], shift: tuple[float, float], **style: Any) -> None:
-    """Text beside a point, `shift` points (1/72 inch) away."""
-    axes.annotate(text, point, shift, textcoords="offset points", **{"color": INK, "fontsize": 9, "zorder": 6, **style})
+    """Text beside a point, `shift` points (1/72 inch) away, with a halo that keeps it apart from lines."""
+    style = {"color": INK, "fontsize": 9, "zorder": 6, **style}
+    written = axes.annotate(text, point, shift, textcoords="offset points", **style)
+    written.set_path_effects([withStroke(linewidth=3, foreground="white")])
