@@ -12,10 +12,12 @@ from bora_sweep.report.figures.draw import draw
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.method_comparison import compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
+from bora_sweep.report.stats.recommendation import recommend
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.tau_choice import TauChoice
 from bora_sweep.report.text.answer import answer
 from bora_sweep.report.text.captions import captioned_figures, figures_of_other_measure
+from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.storage import Folder
@@ -108,6 +110,11 @@ class Report(MeasureReport):
     def __init__(self, run: str | Folder | list[str | Folder] | Results) -> None:
         self.results = run if isinstance(run, Results) else read_results(run)
         super().__init__(summarise(self.results))
+
+    @cached_property
+    def recommendation(self) -> str:
+        """What to serve and how the other ways compare, as Markdown: the first paragraph of the report."""
+        return recommendation(self.analysis, recommend(self.analysis))
 
     @property
     def metrics(self) -> list[str]:
