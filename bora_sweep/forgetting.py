@@ -74,7 +74,7 @@ class _Request:
     left: int
     """Tasks of the run that stay."""
     report: str | None
-    """`report.md` or `paper.md`, the last page of the run's report; None without one."""
+    """`report.md`, `paper.md` or `manager.md`, a page of the run's report; None without one."""
 
 
 def forget(run: str | Folder, tasks: str | Sequence[str] = (), *, settings: Sequence[Setting] = ()) -> Forgotten:
@@ -185,7 +185,7 @@ def _request(run: Folder, names: tuple[str, ...], config: Config | None) -> _Req
     before = () if config is None else config.data.exclude_tasks
     tasks = tuple(dict.fromkeys([*begun["tasks"], *names]))
     _check(run, "run", tasks, own=own, known=recorded | {*begun["tasks"]}, left_before=before)
-    pages = [page for page in ("paper.md", "report.md") if exists(run / REPORT / page)]
+    pages = [page for page in ("paper.md", "report.md", "manager.md") if exists(run / REPORT / page)]
     return _Request(
         tasks=tasks,
         own=tuple(task for task in tasks if task in own or task in begun["own"]),

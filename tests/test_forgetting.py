@@ -29,6 +29,7 @@ from bora_sweep.model.base import load_base
 from bora_sweep.prepare import prepare_fit
 from bora_sweep.process import Interrupted
 from bora_sweep.report import write_report
+from bora_sweep.report.manager import write_manager
 from bora_sweep.runs import storage
 from bora_sweep.runs.folder import FORGETTING, config_of
 from bora_sweep.runs.results import SCHEMAS, read_results, trial_rows
@@ -270,6 +271,15 @@ def test_a_report_is_written_again_also_after_it_was_cut_off(number, reported, t
         if not name.startswith("report/"):
             assert contents(run)[name] == content, name
     assert (run / "report" / "report.md").read_text() == (whole / "report" / "report.md").read_text()
+
+
+def test_the_page_for_who_decides_goes_with_it_where_it_is_the_only_one(run):
+    page = write_manager(run)
+    assert isinstance(page, Path)
+    forget(run, LEAVES)
+    assert not page.exists()
+    assert not page.with_name("manager.html").exists()
+    assert LEAVES not in (run / "report" / "report.md").read_text()
 
 
 class Killed(BaseException):

@@ -11,11 +11,13 @@ from bora_sweep.report.notebook import Figures, markdown_html
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.method_comparison import compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
+from bora_sweep.report.stats.recommendation import recommend
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.stats.tau_choice import TauChoice
 from bora_sweep.report.text.answer import answer
 from bora_sweep.report.text.captions import captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import markdown_table
+from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.tables import overall_table
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
@@ -114,6 +116,11 @@ class Report(MeasureReport):
     def __init__(self, run: str | Folder | list[str | Folder] | Results) -> None:
         self.results = run if isinstance(run, Results) else read_results(run)
         super().__init__(summarise(self.results))
+
+    @cached_property
+    def recommendation(self) -> str:
+        """What to serve and how the other ways compare, as Markdown: the first paragraph of the report."""
+        return recommendation(self.analysis, recommend(self.analysis))
 
     @property
     def metrics(self) -> list[str]:

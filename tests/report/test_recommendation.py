@@ -68,9 +68,9 @@ def test_one_for_all_where_it_ties_whichever_is_lower(tmp_path: Path, best: floa
     run = write_levels(tmp_path, {None: 3.6, 0.0: 3.15, 5620.0: best, math.inf: 3.0})
     _, found, text = made(run)
     assert found.served.kind == "shared"
-    assert text.startswith("**Serve ONE adapter for all tasks: one per task, each fitted alone (τ = 0) is 1")
+    assert text.startswith("**Serve ONE adapter for all tasks: one per task fitted alone (τ = 0) is 1")
     assert "one per task (τ = 5,620) ties with it (" in text
-    assert "the base model as it is is 8" in text
+    assert "the base model alone is 8" in text
     assert "--trial tau=inf-0`" in text
 
 
@@ -79,7 +79,7 @@ def test_one_for_all_where_it_wins_says_how_much_worse_the_others_are(tmp_path: 
     _, found, text = made(run)
     assert found.served.kind == "shared"
     assert "one per task (τ = 100) is 10.5% [10.5, 10.5] worse" in text  # exp(0.1) - 1
-    assert "each fitted alone (τ = 0) is 22.1% [22.1, 22.1] worse" in text
+    assert "fitted alone (τ = 0) is 22.1% [22.1, 22.1] worse" in text
 
 
 def test_fitted_alone_where_tau_0_wins(tmp_path: Path):
@@ -182,7 +182,7 @@ def test_a_single_fit_claims_no_comparison_that_was_not_made(tmp_path: Path):
     curve(run, "tau=100-0", [3.5, 3.2, 3.0], [3.4, 3.1])
     text = made(run)[2]
     assert text.startswith("**Serve each task's own adapter (τ = 100), the only kind that was fitted.**")
-    assert "Not known is how one adapter for all tasks and one per task, each fitted alone would do" in text
+    assert "Not known is how one adapter for all tasks and one per task fitted alone would do" in text
     assert f"on validation, training lowered perplexity from {math.exp(3.5):.2f} to {math.exp(3.0):.2f}." in text
 
 
@@ -201,7 +201,7 @@ def test_adapters_of_another_fit_are_no_base(tmp_path: Path):
     curve(run, "tau=100-0", [3.0, 3.1], [3.0])
     _, found, text = made(run)
     assert math.isnan(found.before)
-    assert "The base as it is was not scored; a sweep" in text
+    assert "The base model alone was not scored; a sweep" in text
 
 
 def test_the_report_recommends_then_tells_the_cost_then_tau(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -231,6 +231,6 @@ def _next(summary: Summary, made: Recommendation, methods: list[Method]) -> str:
         steps.append("Train longer: some of the trainings were still getting better when they were ended.")
     if training_notes.at_edges(summary):
         steps.append("Try settings beyond those tried: the best one was the last of its range.")
-    if summary.trials["cut_token_fraction"].gt(0).any():
+    if any(share > 0 for share in summary.trials["cut_token_fraction"]):
         steps.append("Look at the long texts: parts of them were cut off and not used.")
     return "\n".join(f"{n}. {step}" for n, step in enumerate(steps, start=1)) or "1. Nothing: the run is complete."

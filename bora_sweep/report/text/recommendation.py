@@ -41,10 +41,10 @@ def option_name(summary: Summary, option: Option) -> str:
     """An option within a sentence; plain text."""
     setting = summary.settings[option.setting]
     names = {
-        "base": "the base model as it is",
+        "base": "the base model alone",
         "shared": "one adapter for all tasks",
         "bora": f"one per task (τ = {tau_text(setting.tau)})",
-        "independent": "one per task, each fitted alone (τ = 0)",
+        "independent": "one per task fitted alone (τ = 0)",
     }
     if option.kind in names:
         return names[option.kind]
@@ -174,7 +174,7 @@ def _who(gains: list[Gain]) -> str:
 
 def _missing(summary: Summary) -> str:
     """What was not fitted, so that nothing is known of it."""
-    ends = {"one adapter for all tasks": summary.shared, "one per task, each fitted alone": summary.independent}
+    ends = {"one adapter for all tasks": summary.shared, "one per task fitted alone": summary.independent}
     absent = [name for name, m in ends.items() if m is None]
     if not absent:
         return ""
@@ -186,9 +186,9 @@ def _about_base(summary: Summary, made: Recommendation) -> str:
     if summary.zero_shot is not None:
         return ""
     if math.isnan(made.before):
-        return "The base as it is was not scored; a sweep with the baseline zero\\_shot does."
+        return "The base model alone was not scored; a sweep with the baseline zero\\_shot does."
     return (
-        "The base as it is was not scored on test; on validation, training lowered perplexity from "
+        "The base model alone was not scored on test; on validation, training lowered perplexity from "
         f"{perplexity_text(made.before)} to {perplexity_text(made.after)}."
     )
 
