@@ -202,6 +202,14 @@ def test_a_task_leaves_a_run_whose_inputs_have_moved_and_the_run_knows_where_the
     assert set(read_results(run).task_scores["task"]) == {"ann", "cid"}
 
 
+def test_trials_that_were_fitted_at_the_old_place_are_found_at_the_new_one_of_the_configuration(moved, model, data):
+    run = moved / "runs" / "b"
+    shutil.rmtree(run / "report")  # takes seconds to write again
+    assert said("forget", run, "--task", "bob", model, data)[0] == 0
+    assert all(str(moved) not in row["config_json"] for row in trial_rows(run))
+    assert said("export", run, moved / "out")[0] == 0
+
+
 def test_from_python(moved, model):
     run = moved / "runs" / "b"
     bora_sweep.export(run, moved / "out", tasks=["ann"], settings=[model])
