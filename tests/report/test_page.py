@@ -291,10 +291,12 @@ def opened(browser: Any, page: Path) -> Iterator[Opened]:
 
 @pytest.mark.slow
 def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
-    answer = opened.page.locator("h1").inner_text().replace("\xa0", " ")
+    answer = opened.page.locator("#answer-tau").inner_text().replace("\xa0", " ")
     assert answer.startswith("τ = 1,000 gives test perplexity ")
     assert "below one model per task (τ = 0)" in answer
     assert "[" in answer
+    heading = opened.page.locator("h1").inner_text().replace("\xa0", " ")
+    assert heading.startswith("So far (7 of 8 trials finished): serve each task's own adapter (τ = 1,000): 3.9% ")
     assert opened.page.locator(".chart svg").count() == 7
     assert opened.page.locator("#trial-table tbody tr").count() == 8
     assert "RuntimeError: <b>out</b> of memory" in (opened.page.locator("#trial-table").text_content() or "")
@@ -562,7 +564,7 @@ def test_a_page_without_metrics_has_no_other_measures(document: dict[str, Any]):
 @pytest.mark.slow
 def test_other_measures_are_drawn_and_read(browser: Any, metrics_page: Path, page: Path):
     opened = Opened(browser, metrics_page)
-    assert opened.page.locator("h1").inner_text().startswith("τ\xa0=\xa0100 gives test accuracy ")
+    assert opened.page.locator("#answer-tau").inner_text().startswith("τ\xa0=\xa0100 gives test accuracy ")
     assert opened.page.locator("#measures h3").all_inner_texts() == ["Perplexity", "my_module:score", "ROUGE-L"]
     assert opened.page.locator("#measures .chart svg").count() == 9
     assert opened.page.locator("#chart-level").is_visible()
