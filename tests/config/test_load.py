@@ -362,7 +362,7 @@ def test_a_fit_in_paths_that_begin_at_home_and_hold_signs(corpus_file, model_fol
         ),
         (["sweep", "prior.tau=3"], "a sweep chooses its own values"),
         (["sweep", "method=vi"], "search.baselines"),
-        (["report", "RUN", "OTHER"], "unrecognized arguments: OTHER"),
+        (["status", "RUN", "OTHER"], "unrecognized arguments: OTHER"),
         (["export", "RUN", "OUT", "--trial", "1", "--trial", "2"], "--trial 2: is given twice"),
         (["generate", "RUN", "P", "--task", "a", "--seed", "1", "--seed=2"], "--seed 2: is given twice"),
         (["status", "RUN", "--watch", "1", "--watch", "2"], "--watch 2.0: is given twice"),
