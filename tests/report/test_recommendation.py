@@ -138,8 +138,21 @@ def test_nothing_is_certainly_better_and_all_simpler_ones_are_beaten(tmp_path: P
     assert not any(beats(way.setting, found.served.setting) for way in ways)
     for simpler in ways[: ways.index(found.served)]:
         assert any(beats(way.setting, simpler.setting) for way in ways)
+    simpler_ties = [a for a in found.alternatives if a.relation == "ties" and a.beaten_by is not None]
+    assert {a.option for a in simpler_ties} <= set(ways[: ways.index(found.served)])
+    assert all(beats(a.beaten_by.setting, a.option.setting) for a in simpler_ties if a.beaten_by is not None)
     assert [way.num_adapters for way in ways] == sorted(way.num_adapters for way in ways)
     assert {a.option for a in found.alternatives} | {found.served} == set(ways)
+
+
+def test_a_simpler_way_that_ties_and_is_not_served_says_what_beats_it(tmp_path: Path):
+    for tau, level, noise in ((None, 3.2, 0.01), (100.0, 3.05, 0.01), (math.inf, 3.1, 1.5)):
+        write_trial(tmp_path, tau, MANY, nats=dict.fromkeys(MANY, level), own_noise=noise)
+    _, found, text = made(tmp_path)
+    assert found.served.kind == "shared"
+    assert re.search(
+        r"the base model alone ties with it \([^)]*\), but one per task \(τ = 100\) is certainly better", text
+    )
 
 
 def test_a_better_baseline_is_recommended_with_its_name(tmp_path: Path):

@@ -5,6 +5,7 @@ chose the fit of each; the test documents decide between the ways. The simplest 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,8 @@ class Alternative:
     """How much better the recommended one is than it; above 0 where that is better."""
     possible_gain: float
     """The most that it may be better, by its 95% interval; NaN where that is not known."""
+    beaten_by: Option | None
+    """Of an option that is simpler than the recommended one: one that is certainly better than it. None of others."""
 
     @property
     def relation(self) -> Relation:
@@ -99,7 +102,9 @@ def recommend(analysis: Analysis) -> Recommendation:
         (way for way in ways if not any(_is_certain(contrasts[o.setting, way.setting]) for o in ways if o != way)),
         ways[-1],
     )
-    alternatives = [_alternative(analysis, option, served, contrasts) for option in ways if option != served]
+    place = ways.index(served)
+    alternatives = [_alternative(analysis, option, served, contrasts, ways) for option in ways[:place]]
+    alternatives += [_alternative(analysis, option, served, contrasts) for option in ways[place + 1 :]]
     own = served if served.is_own else next((way for way in ways if way.is_own), None)
     single = served if not served.is_own else next((way for way in ways if way.kind == "shared"), None)
     single = single or next((way for way in ways if not way.is_own), None)
@@ -151,11 +156,17 @@ def _is_certain(contrast: Contrast) -> bool:
 
 
 def _alternative(
-    analysis: Analysis, option: Option, served: Option, contrasts: dict[tuple[int, int], Contrast]
+    analysis: Analysis,
+    option: Option,
+    served: Option,
+    contrasts: dict[tuple[int, int], Contrast],
+    rivals: Sequence[Option] = (),
 ) -> Alternative:
+    """How an option compares; `rivals` are those that may beat it, of an option that is simpler than `served`."""
     this, other = contrasts[option.setting, served.setting], contrasts[served.setting, option.setting]
-    worse = this.difference()
-    return Alternative(option, -worse if analysis.measure.is_metric else worse, other.gain(), this.gain().high)
+    worse = -this.difference() if analysis.measure.is_metric else this.difference()
+    beating = [way for way in rivals if way != option and _is_certain(contrasts[way.setting, option.setting])]
+    return Alternative(option, worse, other.gain(), this.gain().high, beating[0] if beating else None)
 
 
 def _undecided(analysis: Analysis, served: Option, alternatives: list[Alternative]) -> Alternative | None:

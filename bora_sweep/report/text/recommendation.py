@@ -109,7 +109,11 @@ def _clause(analysis: Analysis, served: Option, alternative: Alternative) -> str
     is_worse = alternative.worse.estimate >= 0
     size = alternative.worse if is_worse else -alternative.worse
     amount = f"{difference_text(size, measure, signed=False)} {'worse' if is_worse else 'better'}"
-    return f"{name} is {amount}" if relation == "worse" else f"{name} ties with it ({amount})"
+    if relation == "worse":
+        return f"{name} is {amount}"
+    beaten = alternative.beaten_by
+    but = f", but {_in_sentence(analysis.summary, beaten)} is certainly better than that" if beaten is not None else ""
+    return f"{name} ties with it ({amount}){but}"
 
 
 def _more_data(analysis: Analysis, made: Recommendation, open_one: Alternative) -> list[str]:
