@@ -1,10 +1,13 @@
 """The results of a run with what one does with them next: its best trial, its folder, its adapters."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bora_sweep.config import Setting
 from bora_sweep.errors import InputError
 from bora_sweep.runs import results
 from bora_sweep.runs.storage import Folder, folder_at
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from bora_sweep.serve.adapters import RunAdapters
 
 
+@dataclass(frozen=True, repr=False)
 class Results(results.Results):
     """The five tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder.
 
@@ -23,6 +27,9 @@ class Results(results.Results):
     results.best["tau"], results.folder
     model = results.adapter("Bush")
     """
+
+    settings: Sequence[Setting] = ()
+    """Where the base and the documents are now, if they have moved."""
 
     @property
     def folder(self) -> Folder:
@@ -77,17 +84,19 @@ class Results(results.Results):
     def _adapters(self) -> "RunAdapters":
         from bora_sweep.serve.adapters import RunAdapters
 
-        return RunAdapters(self.folder)
+        return RunAdapters(self.folder, self.settings)
 
 
-def read_results(run: str | Folder | list[str | Folder]) -> Results:
+def read_results(run: str | Folder | list[str | Folder], settings: Sequence[Setting] = ()) -> Results:
     """The tables of a run, or of several runs stacked.
 
     Args:
         run: A run's folder, or a list of them; also `s3://…` and `gs://…`.
+        settings: For `Results.adapter`: where the base and the documents are now, if they have moved, such as
+            `model.name=/models/opt-350m`.
 
     Raises:
         InputError: A folder is not a run's or is given twice, no trial has begun yet, or a file is damaged or written
             by a newer version.
     """
-    return Results(**vars(results.read_results(run)))
+    return Results(**vars(results.read_results(run)), settings=settings)

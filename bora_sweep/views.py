@@ -144,6 +144,7 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
+    settings: Sequence[Setting] = (),
 ) -> pd.DataFrame:
     """Texts by the base model, by Theta and by the adapters of tasks.
 
@@ -161,6 +162,7 @@ def generate(
         max_new_tokens: Most tokens of a text.
         temperature: 0 takes the likeliest token.
         seed: Of the draws, the same for each adapter.
+        settings: Where the base and the documents are now, if they have moved, such as `model.name=/models/opt-350m`.
 
     Returns:
         Columns `prompt`, `adapter` (`base model`, `_global` or a task) and `text`, which is without the prompt.
@@ -176,7 +178,7 @@ def generate(
         made = [_prompt(place, one, chat=chat, system=system, columns=columns or {}) for place, one in enumerate(given)]
         sampling = generating.Sampling(max_new_tokens, temperature, seed)
         named = [tasks] if isinstance(tasks, str) else [*tasks]
-        replies = generating.generate(folder_at(run), made, named, trial, sampling)
+        replies = generating.generate(folder_at(run), made, named, trial, sampling, settings=settings)
         rows = [(prompt.shown, name, text) for prompt, texts in replies for name, text in texts]
     return pd.DataFrame(rows, columns=["prompt", "adapter", "text"])
 

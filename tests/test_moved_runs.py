@@ -217,6 +217,11 @@ def test_from_python(moved, model):
     assert contents(moved / "out") == contents(moved / "out2")
     with pytest.raises(InputError, match="takes only where things are now"):
         bora_sweep.export(run, moved / "out3", settings=["some.yaml"])
+    texts = bora_sweep.generate(run, "w1 w2", "ann", max_new_tokens=2, settings=[model])
+    assert texts["adapter"].tolist() == ["base model", "_global", "ann"]
+    assert bora_sweep.read_results(run, [model]).adapter("ann").active_adapters == ["adapter_0"]
+    with pytest.raises(InputError, match="model.name=…"):
+        bora_sweep.read_results(run).adapter("ann")
 
 
 def test_new_tasks_are_added_where_everything_has_moved_and_that_run_moves_too(moved, model):

@@ -3,6 +3,7 @@
 Shapes: P parameters of one adapter.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from bora_sweep.config import Setting
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.peft_check import sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT, peft_config, peft_key
 from bora_sweep.model.peft_io import GLOBAL, named_parts
 from bora_sweep.model.placement import placed
+from bora_sweep.runs.places import given_places
 from bora_sweep.runs.storage import Folder
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.train.device import make_accelerator
@@ -30,10 +33,14 @@ class RunAdapters:
 
     Args:
         run: The run's folder.
+        settings: Where the base and the documents are now, as for `bora_sweep.serve.export.export`.
+
+    Raises:
+        InputError: A setting says something else.
     """
 
-    def __init__(self, run: Folder) -> None:
-        self.run = run
+    def __init__(self, run: Folder, settings: Sequence[Setting] = ()) -> None:
+        self.run, self.places = run, given_places(settings, "adapter")
         self._trials: dict[str, LoadedTrial] = {}
         self._model: PeftModel | None = None
         self._by_weight: dict[str, frozenset[str]] = {}
@@ -71,7 +78,7 @@ class RunAdapters:
 
     def _load(self, trial: str) -> LoadedTrial:
         if trial not in self._trials:
-            self._trials[trial] = load_trial(self.run, trial)
+            self._trials[trial] = load_trial(self.run, trial, self.places)
         return self._trials[trial]
 
     def _add(self, key: tuple[str, str], loaded: LoadedTrial, theta_P: Tensor) -> None:
