@@ -91,7 +91,7 @@ def test_texts_are_those_of_the_command(run, capsys):
     capsys.readouterr()
     assert main(["generate", str(run), *options]) == 0
     printed = capsys.readouterr().out
-    for row in texts[texts["prompt"] == "w3"].to_dict("records"):
+    for row in texts.query("prompt == 'w3'").to_dict("records"):
         assert f"== {row['adapter']} ==\n{row['text']}" in printed
     assert len(bora_sweep.generate(run, "w1", "ann", max_new_tokens=1)) == 3
 

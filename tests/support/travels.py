@@ -54,12 +54,12 @@ def make_runs(place: Path) -> None:
     inputs = make_inputs(place)
     prepared = prepare_fit([*inputs, "train.max_epochs=9", f"output={place / 'fit'}"], False, Console(quiet=True))
     base = load_base(prepared.config.model, prepared.config.data)
-    with claim_run(prepared, "fit"), suppress(Interrupted):
+    with claim_run(prepared, "fit", Console(quiet=True)), suppress(Interrupted):
         trial = Trial("fit", prepared.config)
         run_pack([trial], prepared.corpus, lambda: base, prepared.run, check_stop=_stop_after(12))
     assert list((place / "fit" / "trials" / "fit").glob("checkpoint-*"))
     prepared = prepare_fit([*inputs, "metrics=[accuracy]", f"output={place / 'sweep'}"], False, Console(quiet=True))
-    with claim_run(prepared, "sweep"):
+    with claim_run(prepared, "sweep", Console(quiet=True)):
         for trial_id, tau in TRIALS.items():
             config = with_values(prepared.config, prior={"tau": tau})
             run_pack([Trial(trial_id, config)], prepared.corpus, lambda: base, prepared.run)
