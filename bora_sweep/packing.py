@@ -166,7 +166,7 @@ class _Contents:
         with tempfile.TemporaryDirectory(prefix="bora-sweep-") as scratch:
             staged = Path(scratch) / self.name
             for path, source in self.files.items():
-                if path.startswith("results/") or path in ("config.yaml", SOURCE):
+                if path.startswith("results/") or path in ("config.yaml", FINGERPRINTS, SOURCE):
                     write_bytes(staged / path, source if isinstance(source, bytes) else read_bytes(source))
             try:
                 write_report(staged)

@@ -220,7 +220,7 @@ def test_from_python(moved, model):
     texts = bora_sweep.generate(run, "w1 w2", "ann", max_new_tokens=2, settings=[model])
     assert texts["adapter"].tolist() == ["base model", "_global", "ann"]
     assert bora_sweep.read_results(run, [model]).adapter("ann").active_adapters == ["adapter_0"]
-    with pytest.raises(InputError, match="model.name=…"):
+    with pytest.raises(InputError, match=r"model\.name=…"):
         bora_sweep.read_results(run).adapter("ann")
 
 

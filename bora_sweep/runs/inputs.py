@@ -5,10 +5,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from bora_sweep.runs.folder import FINGERPRINTS
 from bora_sweep.runs.storage import Folder, read_bytes
 
-FILE = "fingerprints.json"
-"""As `bora_sweep.trials.fingerprints` writes it."""
 DAMAGED = "damaged"
 _DIGITS = 12
 
@@ -30,7 +29,7 @@ def read_inputs(run: Folder) -> Inputs:
         run: The run's folder.
     """
     try:
-        stored = json.loads(read_bytes(run / FILE).decode(errors="surrogatepass"))
+        stored = json.loads(read_bytes(run / FINGERPRINTS).decode(errors="surrogatepass"))
         return Inputs(_digest(stored["tasks"]), _digest(stored["model"]))
     except FileNotFoundError:
         return Inputs(None, None)
