@@ -11,11 +11,13 @@ from made_up_runs import SIZES, paragraph, write_run, write_trial
 
 from bora_sweep.commands.common import show_report
 from bora_sweep.report import write_report
+from bora_sweep.report.manager import write_manager
 from bora_sweep.report.stats.analysis import Analysis, analyse
 from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.stats.recommendation import MATTERS, Recommendation, options, recommend
 from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.runs.results import read_results, write_table
+from bora_sweep.runs.storage import read_bytes
 
 NOISE = 0.05
 MANY = dict.fromkeys(SIZES, (30, 40, 60))
@@ -61,6 +63,17 @@ def test_each_tasks_own_where_a_tau_between_wins(tmp_path: Path):
     assert f"{gains} of 5 tasks certainly gain over one for all." in text
     assert gains > 0
     assert text.endswith("`bora-sweep export RUN OUT --trial tau=100-0` writes it.")
+
+
+@pytest.mark.parametrize(("shared", "is_small"), [(3.005, True), (3.05, False)])
+def test_a_small_gain_of_own_adapters_is_called_small(tmp_path: Path, shared: float, is_small: bool):
+    run = write_levels(tmp_path, {None: 3.6, 0.0: 3.1, 100.0: 3.0, math.inf: shared}, noise=0.002)
+    _, found, text = made(run)
+    assert found.served.kind == "bora"
+    small = "That is a small gain over one adapter for all tasks (trial tau=inf-0), which is simpler to serve."
+    assert (small in text) == (found.nearly_as_good is not None) == is_small
+    page = write_manager(run)
+    assert ("is small: take that if it is easier for you to run." in str(read_bytes(page))) == is_small
 
 
 @pytest.mark.parametrize("best", [2.999, 3.001])

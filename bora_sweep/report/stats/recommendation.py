@@ -19,6 +19,8 @@ from bora_sweep.report.stats.summary import Setting, Summary
 
 MATTERS = 0.05
 """A difference that would change what to serve: 5% of perplexity, 5 points of a share, 5% of another score."""
+SMALL = 0.01
+"""A difference, on the same scale, that hardly anyone would notice."""
 
 Kind = Literal["base", "shared", "bora", "independent", "other"]
 Relation = Literal["worse", "ties", "better", "unknown"]
@@ -72,6 +74,8 @@ class Recommendation:
     """In the order of `options`."""
     undecided: Alternative | None
     """An option of more adapters that may be better by more than `MATTERS`, which the test documents do not decide."""
+    nearly_as_good: Alternative | None
+    """Where each task's own adapter is served: one for all, if it is certainly worse, but by less than `SMALL`."""
     own: Option | None
     """The way to give each task its own adapter, of which `task_gains` are."""
     single: Option | None
@@ -113,6 +117,7 @@ def recommend(analysis: Analysis) -> Recommendation:
         served=served,
         alternatives=alternatives,
         undecided=_undecided(analysis, served, alternatives),
+        nearly_as_good=_nearly_as_good(analysis, served, alternatives),
         own=own,
         single=single,
         task_gains=_task_gains(analysis, own, single),
@@ -171,9 +176,7 @@ def _alternative(
 
 def _undecided(analysis: Analysis, served: Option, alternatives: list[Alternative]) -> Alternative | None:
     """Of each number of adapters above that of `served`, the option that is best on validation is asked."""
-    level = abs(analysis.bootstrap.level(served.setting).estimate)
-    limit = MATTERS * level if analysis.measure.unit == "number" else MATTERS
-    asked = set()
+    limit, asked = MATTERS * _scale(analysis, served), set()
     for alternative in alternatives:
         count = alternative.option.num_adapters
         if count <= served.num_adapters or count in asked:
@@ -182,6 +185,18 @@ def _undecided(analysis: Analysis, served: Option, alternatives: list[Alternativ
         if alternative.relation == "unknown" or (alternative.relation == "ties" and alternative.possible_gain > limit):
             return alternative
     return None
+
+
+def _nearly_as_good(analysis: Analysis, served: Option, alternatives: list[Alternative]) -> Alternative | None:
+    single = next((a for a in alternatives if a.option.num_adapters == 1), None)
+    if not served.is_own or single is None or single.relation != "worse":
+        return None
+    return single if single.worse.high < SMALL * _scale(analysis, served) else None
+
+
+def _scale(analysis: Analysis, served: Option) -> float:
+    """What 1 means of `MATTERS` and `SMALL`: differences of some scores are no fractions, so the score itself."""
+    return abs(analysis.bootstrap.level(served.setting).estimate) if analysis.measure.unit == "number" else 1.0
 
 
 def _task_gains(analysis: Analysis, own: Option | None, single: Option | None) -> list[Gain]:

@@ -76,7 +76,11 @@ def _advice(made: Recommendation) -> str:
             f"**It is too early to decide: the texts that the ways were compared on are too few to say whether {one} "
             f"would be better. Until then, serve {_name(made.served)}.** {about}"
         )
-    return f"**Serve {_name(made.served)}.** {about}"
+    little = ""
+    if made.nearly_as_good is not None:
+        name = _name(made.nearly_as_good.option)
+        little = f" The gain over {name} is small: take that if it is easier for you to run."
+    return f"**Serve {_name(made.served)}.** {about}{little}"
 
 
 def _benefit(analysis: Analysis, made: Recommendation) -> str:

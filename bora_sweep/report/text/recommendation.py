@@ -30,7 +30,7 @@ def recommendation(analysis: Analysis, made: Recommendation) -> str:
     elif made.undecided is not None:
         sentences = _more_data(analysis, made, made.undecided)
     else:
-        sentences = [f"**{_so_far(summary, _headline(analysis, made))}.**"]
+        sentences = [f"**{_so_far(summary, _headline(analysis, made))}.**", _nearly_as_good(summary, made)]
     if not made.only_base:
         sentences += [_about_tasks(made), _missing(summary), _about_base(summary, made), _key(analysis, made)]
         sentences.append(_command(summary, made.served))
@@ -140,6 +140,14 @@ def _nothing_on_validation(summary: Summary, made: Recommendation) -> str:
         f"{perplexity_text(made.before)} before, {perplexity_text(made.after)} at the lowest after it. This rests on "
         "validation alone; a sweep with the baseline zero\\_shot also scores the base on test."
     )
+
+
+def _nearly_as_good(summary: Summary, made: Recommendation) -> str:
+    if made.nearly_as_good is None:
+        return ""
+    option = made.nearly_as_good.option
+    trial = summary.settings[option.setting].trials[0][1]
+    return f"That is a small gain over {_in_sentence(summary, option)} (trial {trial}), which is simpler to serve."
 
 
 def _so_far(summary: Summary, sentence: str) -> str:
