@@ -263,11 +263,18 @@ def test_no_text_leaves_its_json(text: str):
 
 
 def test_the_reports_markdown_becomes_what_a_reader_sees():
-    markdown = (
-        "# A\n\n**τ = 1** and *so* [on](tables/a.csv); a\\_b &#60;i&#62;.\n\n| a |\n| --- |\n| 1 |\n\n> **Note.** 2."
-    )
+    markdown = "# A\n\n**τ = 1** and *so* [on](tables/a.csv); a\\_b &#60;i&#62; `x --y`.\n\n| a |\n| --- |\n| 1 |\n\n> **Note.** 2."
     assert words(markdown) == [
-        [("strong", "τ = 1"), ("", " and "), ("em", "so"), ("", " "), ("tables/a.csv", "on"), ("", "; a_b <i>.")],
+        [
+            ("strong", "τ = 1"),
+            ("", " and "),
+            ("em", "so"),
+            ("", " "),
+            ("tables/a.csv", "on"),
+            ("", "; a_b <i> "),
+            ("code", "x --y"),
+            ("", "."),
+        ],
         [("strong", "Note."), ("", " 2.")],
     ]
 

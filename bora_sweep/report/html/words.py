@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 Words = list[list[tuple[str, str]]]
-"""Paragraphs of (style, text); a style is "", strong, em, sup or the address of a table."""
+"""Paragraphs of (style, text); a style is "", strong, em, code, sup or the address of a table."""
 
 
 def words(markdown: str) -> Words:
@@ -37,6 +37,8 @@ def _runs(children: Iterable[Any]) -> list[tuple[str, str]]:
             style = child.attrs["href"]
         elif child.type.endswith("_close"):
             style = ""
+        elif child.type == "code_inline":
+            runs.append(("code", child.content))
         elif text := " " if child.type == "softbreak" else child.content:
             before = runs.pop()[1] if runs and runs[-1][0] == style else ""
             runs.append((style, before + text))

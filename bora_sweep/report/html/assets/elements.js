@@ -36,7 +36,7 @@ function paragraphs(host, words = [], attributes = {}) {
   for (const runs of words) {
     host.append(element("p", attributes, ...runs.map(([style, run]) => {
       const text = unbroken(run);
-      if (["strong", "em", "sup"].includes(style)) return element(style, {}, text);
+      if (["strong", "em", "code", "sup"].includes(style)) return element(style, {}, text);
       return /^tables\/[\w.]+$/.test(style) ? element("a", { href: style }, text) : text;
     })));
   }
