@@ -263,7 +263,10 @@ def test_no_text_leaves_its_json(text: str):
 
 
 def test_the_reports_markdown_becomes_what_a_reader_sees():
-    markdown = "# A\n\n**τ = 1** and *so* [on](tables/a.csv); a\\_b &#60;i&#62; `x --y`.\n\n| a |\n| --- |\n| 1 |\n\n> **Note.** 2."
+    markdown = (
+        "# A\n\n**τ = 1** and *so* [on](tables/a.csv); a\\_b &#60;i&#62; `x --y`.\n\n| a |\n| --- |\n| 1 |\n\n"
+        "> **Note.** 2."
+    )
     assert words(markdown) == [
         [
             ("strong", "τ = 1"),
