@@ -215,7 +215,6 @@ def test_an_answer_after_a_prompt_of_several_chunks_is_refused_by_metrics_alone(
     ("options", "says"),
     [
         (["model.chunk_overlap=4"], "model.chunk_overlap=4: model.long_documents=cut makes no chunks"),
-        (["model.long_documents=chunk", "model.chunk_overlap=0"], "model.chunk_overlap=0: need at least 1"),
         (["model.long_documents=chunk", "model.chunk_overlap=127"], "model.chunk_overlap=127: need 1 to 126"),
         (["model.long_documents=chunk", "model.max_text_tokens=9"], "model.max_text_tokens=9 goes"),
         (["model.long_documents=chunk", "data.truncate=prompt"], "data.truncate=prompt goes"),
@@ -235,6 +234,11 @@ def test_what_goes_with_whole_documents_alone_is_refused_with_chunks(options, sa
         load_config(options)
     assert says in str(told.value)
     assert "model.long_documents" in str(told.value) or "max_tokens" in str(told.value)
+
+
+def test_an_overlap_of_nothing_is_refused():
+    with pytest.raises(InputError, match=r"model\.chunk_overlap=0: need at least 1, or null"):
+        load_config(["model.long_documents=chunk", "model.chunk_overlap=0"])
 
 
 def test_the_overlap_is_a_quarter_where_it_is_left_out():

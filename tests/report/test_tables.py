@@ -42,7 +42,9 @@ def test_the_papers_table_a1(tmp_path: Path):
     analysis = analyse(summary)
     numbers = task_frame(analysis)
     for tau in wide.columns:
-        assert numbers[f"tau={float(tau)!r}"].to_numpy() == pytest.approx(wide[tau].to_numpy(), abs=1e-6)
+        assert numbers[f"tau={np.format_float_positional(tau, trim='-')}"].to_numpy() == pytest.approx(
+            wide[tau].to_numpy(), abs=1e-6
+        )
     assert summary.best_tau == 100
     table = task_table(analysis, range(len(summary.tasks)))
     assert {j for _, j in table.bold} == {table.columns.index("τ = 100")}  # "best … for all our tasks"
