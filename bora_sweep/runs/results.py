@@ -250,7 +250,8 @@ def _read(run: Folder, table: str) -> pd.DataFrame:
 
 def _tables(run: Folder, table: str, pattern: str = "*.parquet") -> Iterator[pa.Table]:
     """The tables that `write_table` wrote, one per trial. Other files, such as copies, are skipped."""
-    for file in list_files(run / "results" / table, pattern):
+    files = list_files(run / "results" / table, pattern)
+    for file in sorted(files, key=lambda file: file.name.removesuffix(".parquet")):  # 003 before its seed 003-1
         if _TRIAL_FILE.fullmatch(file.name):
             rows = _read_file(file, table)
             if len(rows) and rows["trial_id"][0].as_py() == file.name.removesuffix(".parquet"):

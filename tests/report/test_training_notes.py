@@ -48,6 +48,14 @@ def test_no_patience_left_is_no_sign_of_improvement(tmp_path: Path):
     assert "may still have been improving" not in notes_of(tmp_path)
 
 
+@pytest.mark.parametrize("stopped_by", ["user", "patience"])
+def test_a_fit_that_a_user_ended_is_told(tmp_path: Path, stopped_by: str):
+    write_run(tmp_path)
+    write_trial(tmp_path, math.inf, stopped_by=stopped_by, best_epoch=1)
+    told = "ended these fits, and they might have become better: τ = ∞ (one model for all)"
+    assert (told in notes_of(tmp_path)) == (stopped_by == "user")
+
+
 def test_overfitting_is_told_from_its_epoch_with_a_remedy(tmp_path: Path):
     write_run(tmp_path)
     write_curve(tmp_path, "tau=0-0", [20, 14, 12, 13, 15], [18, 13, 10, 8])

@@ -173,3 +173,11 @@ def test_a_table_that_is_damaged_or_newer_is_refused_by_name(damage, tmp_path, m
 def test_no_table_has_a_column_twice():
     for name, schema in SCHEMAS.items():
         assert len(set(schema.names)) == len(schema.names), name
+
+
+def test_the_trial_of_the_first_seed_comes_before_those_of_seeds_that_were_added(tmp_path):
+    for trial_id in ("003-1", "003", "002", "010", "002-1"):
+        write_table(tmp_path, "trials", trial_id, [{"status": "finished"}])
+    ids = ["002", "002-1", "003", "003-1", "010"]
+    assert [row["trial_id"] for row in trial_rows(tmp_path)] == ids
+    assert read_results(tmp_path).trials["trial_id"].tolist() == ids

@@ -31,6 +31,7 @@ from bora_sweep.report.stats.summary import (
     structure_of,
 )
 from bora_sweep.report.stats.unseen import unseen_tasks
+from bora_sweep.runs.requests import USER
 from bora_sweep.runs.results import Results, objective_name
 
 _COLUMNS = ["num_documents", "num_tokens", "nll_nats", "floor_nll_nats", "distance_to_global"]
@@ -209,6 +210,7 @@ def _candidate(rows: list[dict[Any, Any]], objective: float, perplexity: float) 
         epochs=[row["epochs"] for row in rows],
         best_epochs=[row["best_epoch"] for row in rows],
         still_improving=any(row["stopped_by"] == "max_epochs" and row["best_epoch"] == row["epochs"] for row in rows),
+        stopped_by_user=any(row["stopped_by"] == USER for row in rows),
         curves=[],
         objective=objective,
         validation_perplexity=perplexity,

@@ -46,6 +46,8 @@ class Setting:
     best_epochs: list[float]
     still_improving: bool
     """A seed stopped at train.max_epochs, and its last epoch was its best."""
+    stopped_by_user: bool
+    """A seed was ended by `bora-sweep stop`, whatever it would have learnt yet."""
     curves: list[LearningCurve]
     """Of the seeds that have one."""
     objective: float

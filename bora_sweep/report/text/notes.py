@@ -12,7 +12,7 @@ from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.text.measured import label
 from bora_sweep.report.text.setting_names import setting_name
-from bora_sweep.report.text.training_notes import at_edges, not_converged, overfitted
+from bora_sweep.report.text.training_notes import at_edges, not_converged, overfitted, stopped_by_user
 
 
 def warnings(summary: Summary, methods: list[Method], served: int) -> str:
@@ -25,6 +25,7 @@ def warnings(summary: Summary, methods: list[Method], served: int) -> str:
     """
     notes = [
         not_converged(summary, methods, served),
+        stopped_by_user(summary, methods, served),
         overfitted(summary, methods, served),
         at_edges(summary),
         _unfinished(summary),

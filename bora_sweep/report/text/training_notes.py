@@ -32,6 +32,17 @@ def not_converged(summary: Summary, methods: list[Method], served: int) -> str:
     )
 
 
+def stopped_by_user(summary: Summary, methods: list[Method], served: int) -> str:
+    """Fits that a user ended."""
+    stopped = [name for m, name in _names(summary, methods, served).items() if summary.settings[m].stopped_by_user]
+    if not stopped:
+        return ""
+    return (
+        f"Ended early: `bora-sweep stop` ended these fits, and they might have become better: {'; '.join(stopped)}. "
+        "How much better or worse they are than others is of what they had learnt by then."
+    )
+
+
 def overfitted(summary: Summary, methods: list[Method], served: int) -> str:
     """Fits whose validation rose while training fell, from which epoch, and what to do."""
     found = {
