@@ -60,6 +60,9 @@ def fit(
         bora_sweep.fit("conf/model.yaml", "prior.tau=100", data="speeches.parquet", output="runs/mine")
         bora_sweep.fit("data.task_column=customer", data=frame, model=model, tokenizer=tokenizer)
 
+    The other arguments are the keys of `Config`: sections, for example `train={"max_epochs": 20}`, or
+    `train=TrainConfig(…)`, which gives every key of its section; and single keys such as `output`. None: not given.
+
     Args:
         settings: What to fit; without any: the embedded corpus and model.
         resume: Resume the run at `output`, else the newest fit in `runs/`.
@@ -69,9 +72,6 @@ def fit(
             written into the run's folder.
         model: The section, or a base: its name or folder, or a model that is loaded, which is written there if its
             files have other weights.
-        lora, prior, train, search, ray, metric: Sections, for example `train={"max_epochs": 20}`, or `TrainConfig(…)`,
-            which gives every key of its section.
-        metrics, protocol, init_from, method, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
         The run's five tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
@@ -128,14 +128,14 @@ def sweep(
         results = bora_sweep.sweep(data="speeches.parquet", model="facebook/opt-350m", search={"num_trials": 20})
         bora_sweep.Report(results).answer
 
+    The other arguments are the keys of `Config`, as for `fit`, for example `search={"num_trials": 20}`.
+
     Args:
         settings: As for `fit`, with the keys of `bora-sweep sweep`; without any: the embedded corpus and model.
         resume: Resume the run at `output`, else the newest sweep in `runs/`.
         quiet: Print nothing; otherwise each trial is reported on standard error when it ends.
         data: As for `fit`.
         model: The section, or the name or folder of a base.
-        lora, prior, train, search, ray, metric: Sections, for example `search={"num_trials": 20}`.
-        metrics, protocol, init_from, method, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
         The run's five tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
@@ -184,6 +184,8 @@ def add(
         results = bora_sweep.add("runs/mine", "new_customers.parquet", output="runs/new")
         bora_sweep.export("runs/new", "adapters/")
 
+    The other arguments are sections and keys over the run's, for example `train={"learning_rate": 1e-3}`. None: not given.
+
     Args:
         run: The folder of the run; it does not change.
         data: The new documents: a file or folder, a DataFrame, a `Dataset` or a `DatasetDict` of `datasets`.
@@ -192,8 +194,6 @@ def add(
         refresh: Whether tasks that the trial has are fitted anew, from their adapters there.
         resume: Resume the `add` at `output`, else the newest in `runs/`.
         quiet: Print nothing; otherwise epochs are reported on standard error.
-        train, metric: Sections, for example `train={"learning_rate": 1e-3}`.
-        metrics, tracking, output: Keys of `Config`. None: not given.
 
     Returns:
         The tables of the new run, whose trial `add` has the fit, and `global` the scores under Theta as it is.
