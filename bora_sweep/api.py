@@ -184,7 +184,7 @@ def add(
         results = bora_sweep.add("runs/mine", "new_customers.parquet", output="runs/new")
         bora_sweep.export("runs/new", "adapters/")
 
-    The other arguments are sections and keys over the run's, for example `train={"learning_rate": 1e-3}`. None: not given.
+    The other arguments are sections and keys over the run's, for example `train={"learning_rate": 1e-3}`.
 
     Args:
         run: The folder of the run; it does not change.
