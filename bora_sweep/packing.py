@@ -41,11 +41,15 @@ from bora_sweep.serve.load import finished_row
 from bora_sweep.train.checkpoint import ADAPTERS
 from bora_sweep.trials.add import START
 from bora_sweep.trials.fingerprints import MODEL_FILES, check_base_model, check_moved
+from bora_sweep.tune.numbering import POINTS
 
 BASE_FILES = (*MODEL_FILES, "generation_config.json", "chat_template.jinja", "LICENSE*")
 WITHHELD = "left out of the pack, as it may quote documents"
 """In place of the error of a trial."""
-KNOWN = {"results", "trials", "report", START, "config.yaml", FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE, DATA}
+KNOWN = {
+    "results", "trials", "report", START, "config.yaml", POINTS, FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE,
+    DATA,
+}  # fmt: skip
 """Names in a run's folder that a pack has, or says that it does not have."""
 
 
@@ -152,7 +156,7 @@ class _Contents:
                     self.files[path] = _changed(self.run / path, change) if change else self.run / path
                     texts += table == "predictions" and bool(change)
         self.holds.append(f"the results of {plural(len(self.rows), 'trial')}")
-        for path in ("config.yaml", FINGERPRINTS, RECORD, SOURCE):
+        for path in ("config.yaml", POINTS, FINGERPRINTS, RECORD, SOURCE):
             if exists(self.run / path):
                 self.files[path] = self.run / path
         self.holds.append("the configuration, and ids, splits and digests of documents")

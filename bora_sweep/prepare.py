@@ -108,13 +108,14 @@ def _number_points(config: Config, run: Folder, resume: bool, console: Console) 
     """The numbers of a sweep's points; a sweep that is resumed may have got more, and not fewer."""
     from bora_sweep.runs.folder import config_of
     from bora_sweep.runs.results import trial_rows
-    from bora_sweep.tune.numbering import extended, new_numbering, read_numbering
+    from bora_sweep.tune.numbering import check_numbering, extended, new_numbering, read_numbering
 
     if not resume:
         return new_numbering(config)
     before = config_of(run)
-    numbering = read_numbering(run, before)
-    more = extended(before, config, numbering, trial_rows(run))
+    numbering, rows = read_numbering(run, before), trial_rows(run)
+    check_numbering(run, before, numbering, rows)
+    more = extended(before, config, numbering, rows)
     if added := more.num_fits(config) - numbering.num_fits(before):
         console.print(f"extended by {plural(added, 'fit')}: {more.num_fits(config):,} in all")
     return more

@@ -21,6 +21,7 @@ from bora_sweep.runs.folder import FORGETTING, PACKED, config_of
 from bora_sweep.runs.results import read_results, trial_rows
 from bora_sweep.runs.run_lock import run_lock
 from bora_sweep.runs.storage import folder_at
+from bora_sweep.tune.numbering import POINTS
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +104,12 @@ def test_a_packed_run_works_where_it_is_unpacked_and_its_base_has_moved(gone, tm
 
 
 def test_a_resume_of_a_run_without_all_its_trials_is_refused(place, tmp_path):
+    (place / "sweep" / POINTS).write_text("the numbers")
     code, told = said("pack", place / "sweep", tmp_path / "p.tar")
     assert code == 0
     assert "adapters or checkpoints of 2 trials (--all-trials)" in told
     run = unpack(tmp_path / "p.tar", tmp_path / "colleague")
+    assert (run / POINTS).read_text() == "the numbers"  # else an extended sweep is renumbered
     code, told = said("sweep", "--resume", f"output={run}")
     assert (code, "without the files of 2 trials" in told) == (2, True)
     assert said("pack", run, tmp_path / "again.tar")[0] == 0  # and a pack of it knows that too

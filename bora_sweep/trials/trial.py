@@ -197,13 +197,15 @@ def _open_rows(run: Folder, trials: Sequence[Trial]) -> dict[str, dict[str, Any]
 def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     """A finished row as it is; else a new one, with the first attempt's start and the number of attempts.
 
-    A finished fit of another tau was that of a baseline at the best tau, before a sweep was extended: it is made anew.
+    A fit of another tau was that of a baseline at the best tau, before a sweep was extended: it is made anew, and
+    does not go on from its checkpoints.
     """
     earlier = read_trial_row(run, trial.trial_id)
-    if earlier is not None and earlier["status"] == "finished":
-        if _chosen(json.loads(earlier["config_json"])) == _chosen(trial.config.to_dict()):
-            return earlier
+    if earlier is not None and _chosen(json.loads(earlier["config_json"])) != _chosen(trial.config.to_dict()):
+        drop_checkpoints(run / "trials" / trial.trial_id)
         earlier = None
+    if earlier is not None and earlier["status"] == "finished":
+        return earlier
     attempt = {"attempts": 1}
     if earlier is not None:
         attempt = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}

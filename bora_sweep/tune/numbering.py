@@ -5,6 +5,7 @@ first. What is added later follows all numbers that are taken by then.
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
-from bora_sweep.tune.points import Point, preset_points, trial_id
+from bora_sweep.tune.points import Point, preset_points, trial_config, trial_id
 
 POINTS = "points.json"
 """In the folder of a sweep."""
@@ -149,6 +150,52 @@ def extended(before: Config, config: Config, numbering: Numbering, rows: Sequenc
             )
     started = [int(row["trial_id"].partition(".")[0].partition("-")[0]) for row in rows]
     return numbering.with_points(preset_points(config), max(started, default=-1) + 1)
+
+
+def check_numbering(run: Folder, config: Config, numbering: Numbering, rows: Iterable[dict[str, Any]]) -> None:
+    """Refuse a numbering that is not the one by which the run's trials were fitted, as where its file was lost.
+
+    Args:
+        run: The run's folder, for the message.
+        config: Of the run.
+        numbering: Of the run.
+        rows: Of `trials`.
+
+    Raises:
+        InputError: A trial is none of the points that the numbering has.
+    """
+    for row in rows:
+        if "." in row["trial_id"]:  # a value within a path
+            continue
+        number, _, seed_index = row["trial_id"].partition("-")
+        point = numbering.given.get(int(number))
+        is_named = numbering.trial_id(int(number), int(seed_index or 0)) == row["trial_id"]
+        if not is_named or not _is_fit_of(row, config, point):
+            has = "one of the values that the search chooses" if point is None else _in_words(point)
+            raise InputError(
+                f"{run / POINTS}: does not number the run's trials: trial {row['trial_id']} was fitted with "
+                f"method={row['method']} at tau = {row['tau']:g}, and its number is that of {has}; restore the file "
+                "from a copy of the run"
+            )
+
+
+def _is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
+    """Whether a trial was fitted at the point that was given, or, without one, at a value of the search."""
+    if point is None:
+        return row["method"] == "map" and 0 < row["tau"] < math.inf
+    wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
+    if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
+        return False
+    return point.needs_best_tau or fitted["prior"]["tau"] == wanted.prior.tau
+
+
+def _in_words(point: Point) -> str:
+    rank = "" if point.rank is None else f" and rank {point.rank}"
+    return (
+        f"method={point.method}{rank}"
+        if point.needs_best_tau
+        else f"method={point.method} at tau = {point.tau:g}{rank}"
+    )
 
 
 def _content(point: Point) -> tuple[str, float, int | None]:

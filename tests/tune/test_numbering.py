@@ -12,8 +12,16 @@ from test_search import bowl, make_config, run, run_concurrently, tell
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.runs.folder import create_run
-from bora_sweep.tune.numbering import POINTS, Numbering, extended, new_numbering, read_numbering, write_numbering
-from bora_sweep.tune.points import EarlierTrial, Point
+from bora_sweep.tune.numbering import (
+    POINTS,
+    Numbering,
+    check_numbering,
+    extended,
+    new_numbering,
+    read_numbering,
+    write_numbering,
+)
+from bora_sweep.tune.points import EarlierTrial, Point, trial_config
 from bora_sweep.tune.search import TauSearch
 
 Done = list[tuple[str, Point, float]]
@@ -280,3 +288,47 @@ def test_the_file_gives_back_what_was_written_and_an_older_run_is_numbered_by_it
     (tmp_path / POINTS).write_text(json.dumps({"given": [{"tau": 1}]}))
     with pytest.raises(InputError, match=r"points\.json: damaged"):
         read_numbering(tmp_path, config)
+
+
+def rows_of(search: TauSearch, objective) -> list[dict]:
+    """Rows of `trials` as the fits of a sweep write them."""
+    rows = []
+    while (suggested := search.suggest(f"t{len(rows)}")) != TauSearch.FINISHED:
+        for trial_id, point, _ in tell(search, f"t{len(rows)}", suggested, objective):
+            config = trial_config(search.config, point, 0)
+            row = {"trial_id": trial_id, "method": config.method, "tau": config.prior.tau}
+            rows.append(row | {"config_json": config.to_json()})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["search.taus=[500]"], "trial 003 was fitted with method=map at tau = "),
+        (["search.baselines=[independent,shared,zero_shot,pfedme]"], "trial 000 was fitted with method=map at tau = 0"),
+        (["search.baselines=[independent,shared,pfedme,ties]"], "trial 003 was fitted with method=map at tau = "),
+        (["search.ranks=[3]"], "trial 003 was fitted with method=map at tau = "),
+        (["search.seeds=2"], "trial 000 was fitted with method=map at tau = 0"),
+    ],
+)
+def test_an_extended_sweep_whose_file_is_lost_is_refused_and_not_renumbered(more, says, tmp_path):
+    before = ["search.baselines=[independent,shared,pfedme]", "search.num_trials=2"]
+    config = make_config(*before, *more)
+    first = run(TauSearch(make_config(*before), {}), bowl)
+    rows = rows_of(go_on(before, more, first), bowl) + rows_of(TauSearch(make_config(*before), {}), bowl)
+    numbering = extended(make_config(*before), config, new_numbering(make_config(*before)), rows[-5:])
+    write_numbering(tmp_path, numbering)
+    check_numbering(tmp_path, config, read_numbering(tmp_path, config), rows)
+    (tmp_path / POINTS).unlink()
+    with pytest.raises(InputError, match=r"points\.json: does not number the run's trials") as error:
+        check_numbering(tmp_path, config, read_numbering(tmp_path, config), sorted(rows, key=lambda r: r["trial_id"]))
+    assert says in str(error.value)
+
+
+def test_the_trials_of_a_sweep_and_of_a_path_are_of_its_numbering(tmp_path):
+    everything = "search.baselines=[independent,shared,zero_shot,fine_tuned,ties,vi,pfedme]"
+    for settings in ([everything, "search.seeds=2", "search.ranks=[3]", "search.taus=[20]"], ["search.mode=path"]):
+        search = TauSearch(make_config(*settings), {})
+        rows = rows_of(search, bowl)
+        within = [{**row, "trial_id": f"{row['trial_id']}.01", "tau": 5.0} for row in rows]
+        check_numbering(tmp_path, search.config, search.numbering, rows + within)
