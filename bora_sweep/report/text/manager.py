@@ -234,7 +234,11 @@ def _next(summary: Summary, made: Recommendation, methods: list[Method]) -> str:
     if training_notes.not_converged(summary, methods, served):
         steps.append("Train longer: some of the trainings were still getting better when they were ended.")
     if training_notes.at_edges(summary):
-        steps.append("Try settings beyond those tried: the best one was the last of its range.")
-    if any(share > 0 for share in summary.trials["cut_token_fraction"]):
-        steps.append("Look at the long texts: parts of them were cut off and not used.")
+        whose = "the best one" if served in summary.fits else "the best one for an adapter of each task"
+        steps.append(f"Try settings beyond those tried: {whose} was the last of its range.")
+    if cut := cut_share(summary):
+        steps.append(
+            f"Look at the long texts: {percentage(cut)} of all text was cut off and not used. All numbers here are of "
+            "the parts that were kept."
+        )
     return "\n".join(f"{n}. {step}" for n, step in enumerate(steps, start=1)) or "1. Nothing: the run is complete."
