@@ -37,7 +37,7 @@ STEPS = 10
 """Steps of an epoch, at least, where documents allow it."""
 SMALLEST_BATCH, LARGEST_BATCH = 8, 64
 EPOCHS = 20
-"""Epochs of a fit in the estimate of time; early stopping decides how many there are."""
+"""Epochs of a fit in the estimate of time, where `train.max_epochs` allows it; early stopping decides how many."""
 CPU_WORK, GPU_WORK = 3e11, 1e14
 """Floating-point operations of a step up to which one is timed: some seconds."""
 FORMS = {"text": "running text", "prompt": "a prompt and its completion", "conversation": "a conversation"}
@@ -268,10 +268,12 @@ def _time(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, machin
     seconds = _step_seconds(config, corpus)
     train, validation = len(corpus.sequences("train")), len(corpus.sequences("validation"))
     epoch = seconds * (math.ceil(train / config.train.batch_size) + validation / config.train.batch_size / 3)
-    whole = epoch * EPOCHS * math.ceil(fits / machine.at_once)
+    epochs = min(EPOCHS, config.train.max_epochs)
+    whole = epoch * epochs * math.ceil(fits / machine.at_once)
+    of_epochs = plural(epochs, "epoch")
     return (
-        f"time: a step took {seconds:.2g} s, so that an epoch takes about {_duration(epoch)}; {fits} fits of {EPOCHS} "
-        f"epochs would take {_duration(whole)}, {machine.at_once} at once; early stopping decides how many there are"
+        f"time: a step took {seconds:.2g} s, so that an epoch takes about {_duration(epoch)}; {fits} fits of "
+        f"{of_epochs} would take {_duration(whole)}, {machine.at_once} at once; early stopping decides how many there are"
     )
 
 

@@ -1,6 +1,7 @@
 """`bora-sweep init`: what it writes loads, says why, and is what a run uses."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -258,3 +259,13 @@ def test_the_speakers():
     assert "All that the model has" in made.why["model.max_tokens"]
     assert set(parse_yaml(made.to_yaml("x"))) == {"data", "model", "lora", "train", "search"}
     assert Config().search == made.config.search
+
+
+@pytest.mark.usefixtures("speeches")
+def test_the_time_is_of_no_more_epochs_than_a_fit_may_have(model_folder, monkeypatch):
+    monkeypatch.setattr(first_run, "CPU_WORK", math.inf)
+    monkeypatch.setattr(first_run, "_step_seconds", lambda *_: 1.0)
+    settings = ["data.path=speeches.csv", f"model.name={model_folder}", "train.device=cpu"]
+    for most, told in ((1, "1 epoch"), (2, "2 epochs"), (100, "20 epochs")):
+        takes = look([*settings, f"train.max_epochs={most}"]).takes
+        assert f" fits of {told} would take" in takes[-1]

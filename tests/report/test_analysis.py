@@ -79,6 +79,27 @@ def test_verdicts_are_in_the_answer_the_table_and_the_csv(tmp_path: Path):
     assert numbers.query("task == 'bo'")["p_value"].tolist() == [2.0**-3] * 2
 
 
+@pytest.mark.parametrize(
+    ("documents", "says"),
+    [
+        ([7] * 5, "No task can have a verdict: among 5 tasks, the first needs 8 test documents of its own, and no task "
+         "has more than 7."),
+        ([8, 7, 7, 7, 7], "4 of 5 tasks have so few documents that Holm's correction leaves no verdict possible."),
+        ([8, 8, 7, 7, 7], "3 of 5 tasks have so few documents that Holm's correction leaves a verdict possible only "),
+        ([8, 8, 8, 8, 8], "before the correction. "),
+    ],
+)  # fmt: skip
+def test_it_says_which_verdicts_the_numbers_of_documents_allow(tmp_path: Path, documents: list[int], says: str):
+    sizes = {task: (20, 10, n) for task, n in zip(SIZES, documents, strict=True)}
+    levels = {0.0: 3.2, 100.0: 3.0, math.inf: 3.1}
+    for tau, level in levels.items():
+        write_trial(tmp_path, tau, sizes, nats=dict.fromkeys(sizes, level))
+    page = write_report(tmp_path).read_text()
+    assert says in page
+    none = "certainly gain over one for all (too few test documents for a verdict on any task)."
+    assert (f"0 of 5 tasks {none}" in page) == (max(documents) < 8)
+
+
 def test_a_verdict_never_contradicts_its_interval(tmp_path: Path):
     write_run(tmp_path, sizes={f"t{d}": 12 + 5 * d for d in range(12)})
     jitter(tmp_path, 0.1)

@@ -23,6 +23,21 @@ def test_a_best_value_at_an_end_is_said_so(tmp_path: Path, best: float):
     assert "at τ = 1,000, by the task's number of training documents. The best fit" in page  # Figure 4
 
 
+@pytest.mark.parametrize(
+    ("taus", "lies"),
+    [
+        ((0.0, 100.0, 1_000.0, math.inf), "is the highest finite one fitted."),
+        ((0.0, 1_000.0, 10_000.0, math.inf), "is the lowest fitted above 0."),
+        ((0.0, 1_000.0, math.inf), "is the only one fitted between 0 and ∞."),
+        ((100.0, 1_000.0, 10_000.0), "lies inside the fitted range, between 100 and 10,000."),
+    ],
+)
+def test_a_best_value_beside_an_end_is_not_said_to_lie_inside(tmp_path: Path, taus: tuple[float, ...], lies: str):
+    page = write_report(write_run(tmp_path, taus=taus)).read_text()
+    assert f"The best value {lies}" in page
+    assert "may be better (search.taus" not in page or "inside the fitted range" not in page
+
+
 def test_a_baseline_that_wins_on_test_is_above_and_its_interval_may_hold_0(tmp_path: Path):
     write_trial(tmp_path, 100.0)
     write_trial(tmp_path, 0.0)

@@ -1,5 +1,6 @@
 """The page for the person who decides: its words, its numbers, and its form."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -116,6 +117,28 @@ def test_the_command_prints_the_advice_and_refuses_the_paper(tmp_path: Path, cap
     assert capsys.readouterr().out.startswith("**Serve one adapter for all tasks.**")
     assert main(["report", str(run), "--for", "manager", "--against", "paper"]) == 2
     assert "drop one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [("own", "the best one was the last"), ("one", "the best one for an adapter of each task was the last")],
+)
+def test_an_edge_is_of_the_recommended_setting_or_says_whose_it_is(tmp_path: Path, shape: str, told: str):
+    run = write_levels(tmp_path, LEVELS[shape])
+    write_trial(run, 10_000.0, MANY, nats=dict.fromkeys(MANY, 3.09), own_noise=0.05)
+    assert f"Try settings beyond those tried: {told} of its range." in page_of(run)
+
+
+@pytest.mark.parametrize(("truncate", "kept"), [("end", "their beginnings"), ("prompt", "what was kept of them")])
+def test_what_was_cut_is_told_by_its_share(tmp_path: Path, truncate: str, kept: str):
+    config = json.dumps({"data": {"truncate": truncate}})
+    for tau, level in LEVELS["own"].items():
+        nats = dict.fromkeys(MANY, level)
+        write_trial(tmp_path, tau, MANY, nats=nats, own_noise=0.05, cut_token_fraction=0.345, config_json=config)
+    page = page_of(tmp_path)
+    assert "parts of them, 34.5% of all text, were cut off and not used. The numbers on this page are of " in page
+    assert f" are of {kept} alone." in page
+    assert page.count("Compared with the recommendation, ") == 1
 
 
 def test_a_run_of_add_is_refused(tmp_path: Path):

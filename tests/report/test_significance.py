@@ -14,6 +14,8 @@ from bora_sweep.report.stats.significance import (
     GAINS,
     LOSES,
     UNKNOWN,
+    can_have_verdict,
+    documents_for_verdict,
     holm,
     sign_flip_limit,
     sign_flip_p,
@@ -92,3 +94,20 @@ def test_a_shift_alike_in_all_documents_is_not_taken_as_certain_from_three_of_th
     few, many = task_p_values(documents, differences, 0, 0, 1)
     assert few == 0.25
     assert many < 1e-5
+
+
+@given(st.lists(st.integers(1, 25), min_size=1, max_size=12), st.data())
+@settings(max_examples=50, deadline=None)
+def test_no_verdict_where_none_is_possible_and_one_at_the_smallest_p(documents: list[int], data: st.DataObject):
+    smallest_D = np.array([sign_flip_limit(n) for n in documents])
+    p_D = np.array([data.draw(st.floats(p, 1)) for p in smallest_D])
+    can_D = can_have_verdict(smallest_D)
+    assert not ((holm(p_D) < 0.05) & ~can_D).any()
+    assert ((holm(smallest_D) < 0.05) == can_D).all()
+    assert can_D.any() == (max(documents) >= documents_for_verdict(len(documents)))
+
+
+def test_the_smallest_p_value_is_reached_where_all_documents_agree():
+    for n in (12, 16, 20, 21, 30, 60):
+        assert 1 - 1e-9 <= sign_flip_p(np.full(n, 7.0)) / sign_flip_limit(n) < 3
+    assert [documents_for_verdict(tasks) for tasks in (1, 5, 300, 600)] == [6, 8, 14, 21]

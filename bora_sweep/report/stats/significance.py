@@ -17,7 +17,9 @@ References:
 - W. Hoeffding (1963). Probability inequalities for sums of bounded random variables. JASA 58, 13-30.
 """
 
+import math
 from functools import cache
+from itertools import count
 
 import numpy as np
 
@@ -80,8 +82,24 @@ def _random_signs(block: int) -> np.ndarray:
 
 
 def sign_flip_limit(num_documents: float) -> float:
-    """The smallest p-value of the sign-flip test with this many documents: 2^(1 - n)."""
-    return 2.0 ** (1 - num_documents)
+    """The smallest p-value of the sign-flip test with this many documents: 2^(1 - n), or what random signs can show."""
+    limit = 2.0 ** (1 - num_documents)
+    if num_documents <= _ENUMERATED:
+        return limit
+    return max(limit, min(1 / (1 + FLIPS), 2 * math.exp(-num_documents / 2)))
+
+
+def can_have_verdict(smallest_D: np.ndarray) -> np.ndarray:
+    """Which of D tasks can have a verdict at all, by the smallest p-values that their documents allow.
+
+    Holm's method rejects no less where p-values are smaller, so what it leaves at the smallest it always leaves.
+    """
+    return holm(smallest_D) < ALPHA
+
+
+def documents_for_verdict(num_tasks: int) -> int:
+    """Test documents that a task needs at least for the first verdict among so many tasks."""
+    return next(n for n in count(1) if sign_flip_limit(n) * num_tasks < ALPHA)
 
 
 def holm(p_D: np.ndarray) -> np.ndarray:

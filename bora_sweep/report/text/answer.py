@@ -54,10 +54,20 @@ def where_best_tau_lies(summary: Summary) -> str:
         return f"{rule} It is the only value fitted."
     i = taus.index(summary.best_tau)
     if 0 < i < len(taus) - 1:
-        neighbours = f"{tau_text(taus[i - 1])} and {tau_text(taus[i + 1])}"
-        return f"{rule} The best value lies inside the fitted range, between {neighbours}."
+        if all(0 < tau < math.inf for tau in (taus[i - 1], taus[i + 1])):
+            neighbours = f"{tau_text(taus[i - 1])} and {tau_text(taus[i + 1])}"
+            return f"{rule} The best value lies inside the fitted range, between {neighbours}."
+        return f"{rule} The best value is {_beside_an_end(taus, i)}."
     meaning = {0.0: ": no sharing between tasks", math.inf: ": one model for all tasks"}.get(summary.best_tau, "")
     return f"{rule} The best value is at an end of the fitted range (τ = {tau_text(summary.best_tau)}{meaning})."
+
+
+def _beside_an_end(taus: list[float], i: int) -> str:
+    """Where a value lies that has 0 or infinity beside it: nothing was tried between the two."""
+    is_lowest, is_highest = taus[i - 1] == 0, taus[i + 1] == math.inf
+    if is_lowest and is_highest:
+        return "the only one fitted between 0 and ∞"
+    return "the lowest fitted above 0" if is_lowest else "the highest finite one fitted"
 
 
 def best_method(summary: Summary, methods: list[Method]) -> str:

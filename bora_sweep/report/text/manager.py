@@ -6,7 +6,7 @@ among which a choice would be as uncertain. A ratio of two perplexities is a rat
 
 import math
 
-from bora_sweep.errors import plural
+from bora_sweep.errors import percentage, plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import Gain
 from bora_sweep.report.stats.interval import Interval
@@ -17,6 +17,7 @@ from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import training_notes
 from bora_sweep.report.text.formats import amount_text, level_text, markdown_text, megabytes_text
 from bora_sweep.report.text.measured import label
+from bora_sweep.report.text.notes import cut_share
 from bora_sweep.report.text.provenance import model_name
 from bora_sweep.report.text.serving_cost import adapter_bytes, config_of, trial_of
 
@@ -134,7 +135,7 @@ def _certainty(analysis: Analysis, made: Recommendation) -> str:
         return "Not very: it rests on the texts that training itself was watched on."
     parts = [
         f"The ways were compared on {documents} of {plural(len(analysis.tested), 'task')} that no training has used.",
-        *(_range(analysis, alternative) for alternative in reversed(made.alternatives)),
+        *_ranges(analysis, made),
     ]
     if made.alternatives:
         parts.append("Ranges that are made like this hold the true value 19 times out of 20.")
@@ -144,21 +145,25 @@ def _certainty(analysis: Analysis, made: Recommendation) -> str:
     return " ".join(parts)
 
 
+def _ranges(analysis: Analysis, made: Recommendation) -> list[str]:
+    """A sentence on how the other ways compare, and one on those of which nothing is known."""
+    shown = made.alternatives[::-1]
+    known = [_range(analysis, alternative) for alternative in shown if alternative.relation != "unknown"]
+    unknown = [_name(alternative.option) for alternative in shown if alternative.relation == "unknown"]
+    return [
+        *([f"Compared with the recommendation, {'; '.join(known)}."] if known else []),
+        *(f"How {name} compares cannot be said." for name in unknown),
+    ]
+
+
 def _range(analysis: Analysis, alternative: Alternative) -> str:
     measure, name, worse = analysis.measure, _name(alternative.option), alternative.worse
-    if alternative.relation == "unknown":
-        return f"How {name} compares cannot be said."
     if alternative.relation == "ties":
-        return (
-            f"Compared with the recommendation, {name} is somewhere from {amount_text(worse.low, measure)} better to "
-            f"{amount_text(worse.high, measure)} worse."
-        )
+        low, high = amount_text(worse.low, measure), amount_text(worse.high, measure)
+        return f"{name} is somewhere from {low} better to {high} worse"
     side = "worse" if alternative.relation == "worse" else "better"
     low, high = sorted([abs(worse.low), abs(worse.high)])
-    return (
-        f"Compared with the recommendation, {name} is {side} by {amount_text(low, measure)} to "
-        f"{amount_text(high, measure)}."
-    )
+    return f"{name} is {side} by {amount_text(low, measure)} to {amount_text(high, measure)}"
 
 
 def _cost(summary: Summary, made: Recommendation) -> str:
@@ -233,8 +238,25 @@ def _next(summary: Summary, made: Recommendation, methods: list[Method]) -> str:
         steps.append(f"Write the adapters: `{command}`.")
     if training_notes.not_converged(summary, methods, served):
         steps.append("Train longer: some of the trainings were still getting better when they were ended.")
-    if training_notes.at_edges(summary):
-        steps.append("Try settings beyond those tried: the best one was the last of its range.")
-    if any(share > 0 for share in summary.trials["cut_token_fraction"]):
-        steps.append("Look at the long texts: parts of them were cut off and not used.")
+    for what in dict.fromkeys(_whose(summary, m, served) for m, _ in training_notes.edges(summary)):
+        steps.append(f"Try settings beyond those tried: {what} was the last of its range.")
+    if cut := cut_share(summary):
+        steps.append(
+            f"Look at the long texts: parts of them, {percentage(cut)} of all text, were cut off and not used. "
+            f"{_kept(summary, made)}"
+        )
     return "\n".join(f"{n}. {step}" for n, step in enumerate(steps, start=1)) or "1. Nothing: the run is complete."
+
+
+def _whose(summary: Summary, setting: int | None, served: int) -> str:
+    """A best setting, by what it is for where another one is recommended."""
+    if setting is None or setting == served:
+        return "the best one"
+    way = {0.0: "an adapter of each task made alone", math.inf: "one adapter for all tasks"}
+    return f"the best one for {way.get(summary.settings[setting].tau, 'an adapter of each task')}"
+
+
+def _kept(summary: Summary, made: Recommendation) -> str:
+    """Of which parts of long texts the numbers are."""
+    is_end = config_of(trial_of(summary, made.served)).get("data", {}).get("truncate", "end") == "end"
+    return f"The numbers on this page are of {'their beginnings' if is_end else 'what was kept of them'} alone."

@@ -95,9 +95,13 @@ def _types_of_weights(summary: Summary) -> str:
     )
 
 
+def cut_share(summary: Summary) -> float:
+    """The share of all tokens that cutting long documents lost, the most of any trial; 0 in results of old versions."""
+    return float(np.nan_to_num(summary.trials["cut_token_fraction"].to_numpy(dtype=float)).max(initial=0.0))
+
+
 def _cut(summary: Summary) -> str:
-    """What cutting long documents lost, the most of any trial; empty in results of an older version."""
-    lost = float(np.nan_to_num(summary.trials["cut_token_fraction"].to_numpy(dtype=float)).max(initial=0.0))
+    lost = cut_share(summary)
     if not lost:
         return ""
     return (

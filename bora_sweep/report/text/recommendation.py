@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
+
 from bora_sweep.errors import plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import Gain
 from bora_sweep.report.stats.method_comparison import Method, kind_of
 from bora_sweep.report.stats.recommendation import Alternative, Option, Recommendation
-from bora_sweep.report.stats.significance import GAINS, LOSES
+from bora_sweep.report.stats.significance import GAINS, LOSES, can_have_verdict
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text.formats import amount_text, difference_text, markdown_text, perplexity_text, tau_text
 from bora_sweep.report.text.measured import label
@@ -169,7 +171,8 @@ def _about_tasks(made: Recommendation) -> str:
     certainly = f"{len(gains):,} of {plural(len(made.task_gains), 'task')} certainly {_verb(gains)}"
     lost = f", {loses:,} certainly {'loses' if loses == 1 else 'lose'}" if loses else ""
     if made.served.is_own:
-        return f"{certainly} over {over}{lost}."
+        none = not can_have_verdict(np.array([gain.smallest_p for gain in made.task_gains])).any()
+        return f"{certainly} over {over}{lost}{' (too few test documents for a verdict on any task)' if none else ''}."
     return f"By an adapter of its own {certainly} over {over}{_who(gains)}{lost}." if gains else ""
 
 

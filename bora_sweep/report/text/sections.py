@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import plural
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.bootstrap import REPLICATES
 from bora_sweep.report.stats.many_tasks import MANY_TASKS, extreme_gains, extreme_levels
-from bora_sweep.report.stats.significance import ALPHA
+from bora_sweep.report.stats.significance import ALPHA, can_have_verdict, documents_for_verdict
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.answer import answer, tasks_that_gain
@@ -134,20 +135,7 @@ def by_verdict(analysis: Analysis) -> str:
 
 def about_verdicts(analysis: Analysis) -> str:
     """What Table 2 shows, and how verdicts are made."""
-    gains, num_tasks, measure = analysis.task_gains, len(analysis.tested), analysis.measure
-    never = len({gain.task for gain in gains if gain.smallest_p >= ALPHA})
-    late = len({gain.task for gain in gains if gain.smallest_p * num_tasks >= ALPHA}) - never
-    few = ""
-    if never:
-        few += (
-            f" {never:,} of {plural(num_tasks, 'task')} {_have(never)} too few documents for any verdict (five or "
-            "fewer)."
-        )
-    if late:
-        few += (
-            f" {late:,} of {plural(num_tasks, 'task')} {_have(late)} so few documents that Holm's correction "
-            "leaves a verdict possible only after it has given other tasks theirs."
-        )
+    measure = analysis.measure
     return (
         f"Each task's test {label(measure)} under the best fit, and how far it lies {measure.better_side} (+) that at "
         "either end of τ. "
@@ -155,7 +143,32 @@ def about_verdicts(analysis: Analysis) -> str:
         f"corrected for the number of tasks, for each end separately. A verdict needs p below {ALPHA}. Each p-value is "
         "the larger of two: a test that flips the signs of the documents' differences, and the t test that belongs to "
         "the interval. No evidence is not evidence of no difference: with n test documents no p-value falls below "
-        f"2<sup>1−n</sup> before the correction.{few}"
+        f"2<sup>1−n</sup> before the correction.{_too_few(analysis)}"
+    )
+
+
+def _too_few(analysis: Analysis) -> str:
+    """Which tasks have too few documents for a verdict, by themselves or among so many tasks."""
+    smallest_of = {gain.task: gain.smallest_p for gain in analysis.task_gains}
+    smallest_D = np.array(list(smallest_of.values()))
+    num_tasks, can_D = len(smallest_D), can_have_verdict(smallest_D)
+    if not can_D.any():
+        most = max(gain.test_documents for gain in analysis.task_gains)
+        return (
+            f" No task can have a verdict: among {plural(num_tasks, 'task')}, the first needs "
+            f"{documents_for_verdict(num_tasks):,} test documents of its own, and no task has more than {most:,.0f}."
+        )
+    alone_D, late_D = smallest_D >= ALPHA, can_D & (smallest_D * num_tasks >= ALPHA)
+    told = {
+        "too few documents for any verdict (five or fewer).": alone_D,
+        "so few documents that Holm's correction leaves no verdict possible.": ~can_D & ~alone_D,
+        "so few documents that Holm's correction leaves a verdict possible only after it has given other tasks "
+        "theirs.": late_D,
+    }
+    return "".join(
+        f" {number:,} of {plural(num_tasks, 'task')} {_have(number)} {what}"
+        for what, which_D in told.items()
+        if (number := int(which_D.sum()))
     )
 
 

@@ -99,11 +99,18 @@ def _names(summary: Summary, methods: list[Method], served: int) -> dict[int, st
 
 def at_edges(summary: Summary) -> str:
     """Best values of tau, learning rate, lr_per_tau and rank that are the lowest or highest of those tried."""
-    return " ".join(
-        filter(
-            None, [_tau_at_edge(summary), _rate_at_edge(summary), _coupling_at_edge(summary), _rank_at_edge(summary)]
-        )
-    )
+    return " ".join(note for _, note in edges(summary))
+
+
+def edges(summary: Summary) -> list[tuple[int | None, str]]:
+    """The notes of `at_edges`, each with the setting that it is about."""
+    found = [
+        (summary.best_between, _tau_at_edge(summary)),
+        (summary.best, _rate_at_edge(summary)),
+        (summary.best, _coupling_at_edge(summary)),
+        _rank_at_edge(summary),
+    ]
+    return [(m, note) for m, note in found if note]
 
 
 def _tau_at_edge(summary: Summary) -> str:
@@ -143,23 +150,24 @@ def _coupling_at_edge(summary: Summary) -> str:
     )
 
 
-def _rank_at_edge(summary: Summary) -> str:
-    """Shared fits were made at several ranks, and the best on validation has the lowest or the highest."""
+def _rank_at_edge(summary: Summary) -> tuple[int | None, str]:
+    """Shared fits were made at several ranks, and the best on validation has the highest; with that fit's setting."""
     usual = summary.structure._replace(lora_rank=None)
     same = [
-        s
-        for s in summary.settings
+        m
+        for m, s in enumerate(summary.settings)
         if s.method == "map" and s.tau == math.inf and s.structure._replace(lora_rank=None) == usual
     ]
-    ranks = sorted({s.structure.lora_rank for s in same if s.structure.lora_rank is not None})
+    of_fits = [summary.settings[m].structure.lora_rank for m in same]
+    ranks = sorted({rank for rank in of_fits if rank is not None})
     if len(ranks) < 2:
-        return ""
-    best = min(same, key=lambda setting: setting.order).structure.lora_rank
-    edge = _edge(best, ranks)
-    if edge != "highest":
-        return ""  # a smaller rank is cheaper, not better
-    return (
-        f"Of one model for all, rank {best} is the highest tried ({_list(ranks)}) and the best on validation. A higher "
+        return None, ""
+    best = min(same, key=lambda m: summary.settings[m].order)
+    rank = summary.settings[best].structure.lora_rank
+    if _edge(rank, ranks) != "highest":
+        return None, ""  # a smaller rank is cheaper, not better
+    return best, (
+        f"Of one model for all, rank {rank} is the highest tried ({_list(ranks)}) and the best on validation. A higher "
         "one may be better (search.ranks)."
     )
 
