@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from made_up_runs import SIZES, write_run, write_trial
 
+from bora_sweep.report.manager import write_manager
 from bora_sweep.report.stats.analysis import analyse
 from bora_sweep.report.stats.learning import LearningCurve
 from bora_sweep.report.stats.method_comparison import compare_methods
@@ -16,6 +17,7 @@ from bora_sweep.report.stats.pool_trials import summarise
 from bora_sweep.report.stats.recommendation import recommend
 from bora_sweep.report.text.notes import warnings
 from bora_sweep.runs.results import read_results, write_table
+from bora_sweep.runs.storage import read_bytes
 
 
 def write_curve(run: Path, trial_id: str, validation: list[float], train: list[float]) -> None:
@@ -54,6 +56,7 @@ def test_a_fit_that_a_user_ended_is_told(tmp_path: Path, stopped_by: str):
     write_trial(tmp_path, math.inf, stopped_by=stopped_by, best_epoch=1)
     told = "ended these fits, and they might have become better: τ = ∞ (one model for all)"
     assert (told in notes_of(tmp_path)) == (stopped_by == "user")
+    assert ("ended by hand" in str(read_bytes(write_manager(tmp_path)))) == (stopped_by == "user")
 
 
 def test_overfitting_is_told_from_its_epoch_with_a_remedy(tmp_path: Path):

@@ -238,6 +238,8 @@ def _next(summary: Summary, made: Recommendation, methods: list[Method]) -> str:
         steps.append(f"Write the adapters: `{command}`.")
     if training_notes.not_converged(summary, methods, served):
         steps.append("Train longer: some of the trainings were still getting better when they were ended.")
+    if training_notes.stopped_by_user(summary, methods, served):
+        steps.append("Make anew the trainings that somebody ended by hand: they might have become better.")
     for what in dict.fromkeys(_whose(summary, m, served) for m, _ in training_notes.edges(summary)):
         steps.append(f"Try settings beyond those tried: {what} was the last of its range.")
     if cut := cut_share(summary):
