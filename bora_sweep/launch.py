@@ -12,9 +12,8 @@ from bora_sweep.errors import InputError, plural
 from bora_sweep.prepare import PreparedRun
 from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import FIT, create_run, new_run, reopen_run
-from bora_sweep.runs.requests import STOP_FILE
 from bora_sweep.runs.run_lock import run_lock
-from bora_sweep.runs.storage import Folder, exists, remove
+from bora_sweep.runs.storage import Folder, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,7 +106,6 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     def say_stopping() -> None:
         console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
 
-    from_rank_zero(lambda: remove(run / STOP_FILE))  # of an earlier start
     stop_asked = StopCheck(run)
     with defer_signals(say_stopping) as check_signal:
 

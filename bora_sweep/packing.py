@@ -46,6 +46,7 @@ from bora_sweep.tune.numbering import POINTS
 BASE_FILES = (*MODEL_FILES, "generation_config.json", "chat_template.jinja", "LICENSE*")
 WITHHELD = "left out of the pack, as it may quote documents"
 """In place of the error of a trial."""
+MEND = "resume the run once with {key}=… of where it is now, then pack it"
 KNOWN = {
     "results", "trials", "report", START, "config.yaml", POINTS, FINGERPRINTS, RECORD, SOURCE, PACKED, INPUTS, BASE,
     DATA,
@@ -228,7 +229,7 @@ class _Contents:
         if not with_data:
             self.left_out.append(f"the documents of data.path={self.config.data.path} (--with-data)")
             return
-        refuse_missing(self.run, self.config, local)
+        refuse_missing(self.run, self.config, local, MEND)
         if exists(self.run / FINGERPRINTS):
             check_moved(self.run, self.config, local)
         for key, path in local.items():
@@ -246,7 +247,7 @@ class _Contents:
         if not with_base:
             self.left_out.append(f"{what} (--with-base)")
             return
-        refuse_missing(self.run, self.config, [MODEL])
+        refuse_missing(self.run, self.config, [MODEL], MEND)
         check_base_model(self.run, model, data)
         folder = model_folder(model, data)
         files = sorted({file for pattern in BASE_FILES for file in folder.glob(pattern) if file.is_file()})

@@ -139,6 +139,33 @@ def test_other_documents_are_refused_by_the_task(name, moved, model, data):
     assert contents(moved) == before
 
 
+@pytest.mark.parametrize("name", ["export", "generate", "resume", "forget"])
+def test_other_prompts_with_the_same_completions_are_refused_by_the_task(name, moved, model, data):
+    command = commands(moved)[name]
+    frame = pd.read_parquet(moved / "s.parquet")
+    frame.loc[int(frame["task"].eq("cid").idxmax()), "prompt"] += " w1 w2"
+    frame.to_parquet(moved / "s.parquet")
+    before = contents(moved)
+    code, told = said(*command, model, data)
+    assert code == 2
+    assert ("have other tokens" if name == "resume" else "task 'cid' has other documents or prompts") in told
+    assert contents(moved) == before
+
+
+def test_a_run_with_one_task_left_is_used_where_its_documents_are_now(moved, model, data):
+    run = moved / "runs" / "a"
+    assert said("fit", "--resume", f"output={run}", model, data)[0] == 0
+    code, told = said("forget", run, "--task", "bob", "--task", "cid")
+    assert code == 0, told
+    (moved / "s.parquet").rename(moved / "t.parquet")
+    code, told = said("export", run, moved / "out", f"data.path={moved / 't.parquet'}")
+    assert code == 0, told
+    frame = pd.read_parquet(moved / "t.parquet")
+    frame.iloc[1:].to_parquet(moved / "t.parquet")
+    code, told = said("export", run, moved / "out2", f"data.path={moved / 't.parquet'}")
+    assert (code, "task 'ann' has 13 documents where it had 14" in told) == (2, True)
+
+
 @pytest.mark.parametrize("name", ["export", "generate", "resume", "forget", "add"])
 def test_a_run_without_fingerprints_is_not_taken_elsewhere(name, moved, model, data):
     for run in ("a", "b"):

@@ -135,6 +135,8 @@ def test_with_everything_a_fit_goes_on_elsewhere_from_its_checkpoint(begun, gone
     assert (row["status"], row["attempts"]) == ("finished", 2)
     assert config_of(run).data.path == str(run / "inputs" / "data.path" / "s.jsonl")
     assert config_of(run).model.name == str(run / "inputs" / "model.name" / "base")
+    (run / "inputs" / "data.path" / "._s.jsonl").write_bytes(b"\0")  # as a file manager leaves
+    (run / "inputs" / "model.name" / ".DS_Store").write_bytes(b"\0")
     run.rename(tmp_path / "renamed")
     assert said("export", tmp_path / "renamed", tmp_path / "out")[0] == 0
     code, told = said("forget", tmp_path / "renamed", "--task", "ann")
@@ -224,7 +226,7 @@ def test_a_run_in_use_or_half_forgotten_is_refused(place, tmp_path):
 def test_inputs_that_have_changed_or_gone_are_not_packed(begun, place, gone, tmp_path):
     for option, says in {"--with-base": "model.name=…", "--with-data": "data.path=…"}.items():
         code, told = said("pack", place / "sweep", tmp_path / "p.tar", option)
-        assert (code, says in told) == (2, True)
+        assert (code, f"resume the run once with {says} of where it is now" in told) == (2, True)
     shutil.copytree(gone, begun)
     try:
         make_base("opt", seed=1, dtype=torch.float32).save_pretrained(begun / "base")
@@ -234,6 +236,10 @@ def test_inputs_that_have_changed_or_gone_are_not_packed(begun, place, gone, tmp
         assert (code, "model.safetensors has changed" in told) == (2, True)
         code, told = said("pack", place / "sweep", tmp_path / "p.tar", "--with-data")
         assert (code, "task 'ann' has 13 documents where it had 14" in told) == (2, True)
+        frame.loc[0, "prompt"] += " w1"
+        frame.to_json(begun / "s.jsonl", orient="records", lines=True)
+        code, told = said("pack", place / "sweep", tmp_path / "p.tar", "--with-data")
+        assert (code, "task 'ann' has other documents or prompts" in told) == (2, True)
     finally:
         shutil.rmtree(begun)
     assert not (tmp_path / "p.tar").exists()

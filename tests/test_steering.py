@@ -9,6 +9,7 @@ import bora_sweep
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
+from bora_sweep.runs import run_lock as run_lock_module
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.requests import STOP_FILE, STOP_TRIAL_FILE, asked_to_try
 from bora_sweep.runs.results import read_trial_row, trial_rows, write_table
@@ -58,6 +59,27 @@ def test_requests_are_files_that_name_what_is_asked(sweep, capsys):
         assert not (sweep / STOP_FILE).exists()
         bora_sweep.stop(sweep)
         assert (sweep / STOP_FILE).exists()
+
+
+def test_a_request_of_an_earlier_start_is_gone_and_one_that_comes_when_the_run_has_a_driver_stays(sweep, monkeypatch):
+    (sweep / STOP_FILE).write_text("")
+    written, write = [], run_lock_module.write_bytes
+
+    def write_and_stop(file, content) -> None:
+        write(file, content)
+        written.append((sweep / STOP_FILE).exists())
+        bora_sweep.stop(sweep)  # as early as there is a process to stop
+
+    monkeypatch.setattr(run_lock_module, "write_bytes", write_and_stop)
+    with run_lock(sweep):
+        assert written == [False]
+        assert (sweep / STOP_FILE).exists()
+
+
+def test_files_that_ask_for_no_value_that_can_be_fitted_are_passed_over(sweep):
+    for number, tau in enumerate(["-5", "0", "NaN", "Infinity", "-Infinity", '"x"', "null", "[2]", "2.5"]):
+        (sweep / f"try-{number}.json").write_text(f'{{"tau": {tau}}}')
+    assert [tau for _, tau in asked_to_try(sweep)] == [2.5]
 
 
 @pytest.mark.parametrize(

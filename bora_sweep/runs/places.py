@@ -88,7 +88,7 @@ def with_own_inputs(config: Config, run: Folder) -> Config:
 
 
 def _own_input(run: Path, key: str, value: str | None) -> Path | None:
-    packed = sorted((run / INPUTS / key).glob("*"))
+    packed = sorted(path for path in (run / INPUTS / key).glob("*") if not path.name.startswith("."))
     if packed:
         return packed[0]
     name = _OWN.get(key)
@@ -96,8 +96,16 @@ def _own_input(run: Path, key: str, value: str | None) -> Path | None:
     return run / name if is_own and name is not None else None
 
 
-def refuse_missing(run: Folder, config: Config, keys: Iterable[str]) -> None:
+def refuse_missing(
+    run: Folder, config: Config, keys: Iterable[str], mend: str = "say where it is now by {key}=…"
+) -> None:
     """Refuse a configuration whose inputs are no longer where it says.
+
+    Args:
+        run: The run's folder, for the message.
+        config: Of the run.
+        keys: Those to check.
+        mend: What to do about it, with `{key}` for the key.
 
     Raises:
         InputError: An input is not there; the message names the key to give.
@@ -105,7 +113,7 @@ def refuse_missing(run: Folder, config: Config, keys: Iterable[str]) -> None:
     for key in keys:
         value = value_of(config, key)
         if value is not None and "://" not in value and Path(value).is_absolute() and not Path(value).exists():
-            raise InputError(f"{run}: {key}={value} is not there; say where it is now by {key}=…")
+            raise InputError(f"{run}: {key}={value} is not there; {mend.format(key=key)}")
 
 
 def moved_places(before: Config, config: Config) -> list[str]:

@@ -62,9 +62,11 @@ def asked_to_try(run: Folder) -> list[tuple[Folder, float]]:
     found = []
     for file in list_files(run, TRY_FILES):
         try:
-            found.append((file, float(json.loads(read_bytes(file))["tau"])))
+            tau = float(json.loads(read_bytes(file))["tau"])
         except FileNotFoundError:  # the sweep has just taken it
             continue
         except (ValueError, TypeError, KeyError):  # not of `ask_to_try`
             continue
+        if 0 < tau < math.inf:
+            found.append((file, tau))
     return found

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from bora_sweep.errors import InputError
 from bora_sweep.runs.process_identity import is_local, is_running, is_same_boot, lock_folder, this_process
+from bora_sweep.runs.requests import STOP_FILE
 from bora_sweep.runs.storage import Folder, read_bytes, remove, write_bytes
 
 DRIVER_FILE = "driver.json"
@@ -53,6 +54,7 @@ def run_lock(run: Folder, command: str = "sweep") -> Iterator[None]:
     with ExitStack() as stack:
         is_locked = isinstance(run, Path) and _lock_or_refuse(run, stack)
         _refuse_second(run, is_locked)
+        remove(run / STOP_FILE)  # of an earlier start; one that comes once the driver's file is there is of this one
         driver = {"command": command, **this_process(), "locked": is_locked}
         stack.callback(_remove_driver_file, run, driver)
         stack.enter_context(_heartbeat(run, driver))

@@ -17,7 +17,7 @@ import pandas as pd
 
 from bora_sweep.config import Config, DataConfig, ModelConfig
 from bora_sweep.data.corpus import Corpus, load_corpus
-from bora_sweep.data.known_documents import DOCUMENTS, record_folders
+from bora_sweep.data.known_documents import DOCUMENTS, changed_tasks, read_documents, record_folders
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import model_folder
@@ -211,8 +211,12 @@ def check_moved(run: Folder, config: Config, keys: Collection[str]) -> None:
     refuse_missing(run, config, moved)
     is_recorded = exists(run / DOCUMENTS)
     known = [run] if is_recorded else record_folders(config)
-    corpus = load_corpus(config.data, known, resumed=is_recorded, separate=config.method == ADD)
+    is_alone = config.method == ADD or len(before.tasks) == 1  # one may be left of a run that tasks have left
+    corpus = load_corpus(config.data, known, resumed=is_recorded, separate=is_alone)
     changes = _changed_tasks(before.tasks, _tasks(corpus))
+    if is_recorded and not changes:  # the digests are of texts; the record knows what comes before them
+        others = changed_tasks(read_documents(run), corpus.record)
+        changes = _first([f"task {task!r} has other documents or prompts" for task in others])
     if changes:
         raise InputError(f"{run}: was fitted on other documents than those of {moved[0]}. {'; '.join(changes)}")
 

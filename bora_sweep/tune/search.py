@@ -65,7 +65,7 @@ class TauSearch(Searcher):
         super().__init__()
         self.space = search_space(config, groups[1:])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.config, self.earlier, self.groups = config, earlier, groups
+        self.config, self.earlier, self.groups = config, dict(earlier), groups
         self.study = optuna.create_study(direction="minimize")
         self.pack = int(config.search.pack)
         self.numbering = new_numbering(config) if numbering is None else numbering
@@ -83,6 +83,8 @@ class TauSearch(Searcher):
         self._running: dict[str, list[tuple[Point, int]]] = {}
         self._objectives: dict[int, dict[int, float]] = {}
         """By point, then by seed."""
+        self._at_best: dict[tuple[int, int], Point] = {}
+        """By point and seed: the best tau that a fit got which needs it."""
         self._asked: dict[int, optuna.Trial] = {}
         self._num_told = 0
 
@@ -107,6 +109,8 @@ class TauSearch(Searcher):
                     continue
                 break
             point, seed_index = ready
+            if point.needs_best_tau:
+                self._at_best[point.number, seed_index] = point
             earlier = self.earlier.get(self._id(point.number, seed_index))
             if earlier is not None and earlier.finished and point.method != "path":
                 if not point.needs_best_tau or self._is_same_fit(point, earlier.point):
@@ -117,7 +121,9 @@ class TauSearch(Searcher):
         if pack:
             self._running[trial_id] = pack
             return {"fits": [self._fit(*ready) for ready in pack]}
-        return self.FINISHED if self._are_all_open and not self._waiting and not self._running else None
+        if not self._are_all_open or self._waiting or self._running:
+            return None
+        return self.suggest(trial_id) if self._open_again() else self.FINISHED
 
     def insert(self, tau: float) -> bool:
         """Make `tau` the value that is fitted next, with the next number that is free.
@@ -153,6 +159,20 @@ class TauSearch(Searcher):
     def _is_same_fit(self, point: Point, earlier: Point) -> bool:
         """Whether both are fitted at the same tau, rates and shares of groups."""
         return trial_config(self.config, point, 0) == trial_config(self.config, earlier, 0)
+
+    def _open_again(self) -> bool:
+        """Let fits wait again that got the best tau before a value that was inserted became the best."""
+        best, opened = self._best(), False
+        for (number, seed_index), at in list(self._at_best.items()):
+            now = replace(best, number=number, method=at.method)
+            if self._is_same_fit(now, at):
+                continue
+            self._note_fitted_anew(now, seed_index, at)
+            self.earlier.pop(self._id(number, seed_index), None)
+            del self._at_best[number, seed_index], self._objectives[number][seed_index]
+            self._waiting.append((self._points[number], seed_index))
+            opened = True
+        return opened
 
     def _note_fitted_anew(self, point: Point, seed_index: int, earlier: Point) -> None:
         self._note(

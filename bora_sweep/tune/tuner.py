@@ -131,8 +131,7 @@ def _address(run: Folder) -> str:
 
 
 def _remove_leftovers(run: Folder) -> None:
-    """Remove what an earlier start left: a request to stop, files that were not written whole."""
-    remove(run / STOP_FILE)
+    """Remove files of an earlier start that were not written whole."""
     for table in SCHEMAS:
         for part in list_files(run / "results" / table, ".*.parquet.*.part"):
             remove(part)

@@ -1,6 +1,7 @@
 """Merged models have the type of the base's files, and a rounding that could lose the adapter is told."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bora_sweep.cli import main
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import dtype_of_files
 from bora_sweep.model.full_model import merged_weights, write_full
+from bora_sweep.serve import export as exporting
 from bora_sweep.serve.export import export
 from bora_sweep.serve.load import load_trial
 
@@ -126,6 +128,17 @@ def test_what_the_rounding_takes_grows_as_the_adapter_shrinks(tmp_path):
     exact = write_full(tmp_path / "float32", base, layout, theta_P * 0.01, torch.float32)
     assert exact.dtype == "float32"
     assert exact.rounding_error < 0.05
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(0.0, False), (0.099, False), (0.1, True), (0.3, True), (0.7, True)])
+def test_a_tenth_of_the_adapters_effect_is_what_a_rounding_may_take_untold(
+    error, is_told, place, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(exporting, "write_full", lambda *given: replace(write_full(*given), rounding_error=error))
+    export(place / "run", tmp_path / "out", merge=True)
+    told = [record.message for record in caplog.records if "may lose the adapter in 3 models of 3" in record.message]
+    assert len(told) == is_told
+    assert all(f"by up to {error:.0%} of" in note for note in told)
 
 
 def test_a_weight_that_a_type_cannot_hold_is_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bora_sweep.errors import InputError
+from bora_sweep.runs.requests import STOP_TRIAL_FILE
 from bora_sweep.train import checkpoint
 from bora_sweep.train.checkpoint import (
     DamagedError,
@@ -30,6 +31,14 @@ def test_the_newest_whole_checkpoint_is_read_and_all_but_two_are_dropped(tmp_pat
     assert names(tmp_path)[1:] == ["checkpoint-000000010.safetensors", "checkpoint-000000015.safetensors"]
     drop_checkpoints(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_request_to_end_the_fit_goes_with_its_checkpoints(tmp_path):
+    """Else it would end the trial's next fit in its first epoch."""
+    save_checkpoint(tmp_path, 5, {"bank": torch.zeros(2)}, {})
+    (tmp_path / STOP_TRIAL_FILE).write_text("")
+    drop_checkpoints(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_step_can_be_written_again(tmp_path):

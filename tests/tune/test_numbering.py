@@ -183,6 +183,32 @@ def test_a_baseline_at_the_best_tau_is_fitted_anew_where_the_extension_finds_a_b
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize(("tried", "is_better"), [(158.0, True), (9000.0, False)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_baseline_that_runs_when_a_better_value_is_tried_is_fitted_anew_at_it(seeds, tried, is_better, is_resumed):
+    settings = ["search.baselines=[independent,shared,pfedme,vi]", f"search.seeds={seeds}", "search.num_trials=6"]
+    notes: list[str] = []
+    first = run(TauSearch(make_config(*settings), {}), bowl)
+    kept = [fit for fit in first if is_resumed and fit[1].method != "vi"]
+    search = TauSearch(make_config(*settings), as_earlier(kept), note=notes.append)
+    done: Done = []
+    while (suggested := search.suggest(f"t{len(done)}")) != TauSearch.FINISHED:
+        assert suggested is not None
+        if suggested["fits"][0]["point"]["method"] == "vi" and not notes:
+            search.insert(tried)
+        done += tell(search, f"t{len(done)}", suggested, bowl)
+    last = {trial_id: point for trial_id, point, _ in kept + done}
+    baselines = [trial_id for trial_id, point, _ in kept + done if point.method in ("pfedme", "vi")]
+    best = min((bowl(p), p.tau) for p in last.values() if p.method == "map" and 0 < p.tau < math.inf)[1]
+    assert (best == tried) == is_better
+    assert {last[trial_id].tau for trial_id in baselines} == {best}
+    assert len(baselines) - len(set(baselines)) == len(notes) == (seeds + 1) * is_better  # vi's last seeds wait for it
+    assert all(note.endswith("it is fitted anew at tau = 158, the best now") for note in notes)
+    again = TauSearch(search.config, as_earlier(kept + done), numbering=search.numbering)
+    assert run(again, bowl) == []
+
+
 @pytest.mark.parametrize("num_concurrent", [1, 3])
 @pytest.mark.parametrize("packing", [PLAIN, PACKED])
 @pytest.mark.parametrize("after", [0, 1, 4, 7, 10])

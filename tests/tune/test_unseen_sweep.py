@@ -14,6 +14,7 @@ from bora_sweep.config import Config, load_config, with_values
 from bora_sweep.model.base import load_base
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.results import read_results, trial_rows
+from bora_sweep.runs.run_lock import run_lock
 from bora_sweep.train.unseen import score_unseen
 from bora_sweep.tune import run_sweep
 from bora_sweep.tune.unseen import best_trial, config_of_trial
@@ -37,7 +38,7 @@ class InterruptedConsole(Console):
 
 def sweep(config: Config, run: Path, words: str = "") -> tuple[bool, str]:
     """Whether the sweep ended, and what it printed."""
-    with StringIO() as printed:
+    with StringIO() as printed, run_lock(run):
         ended = run_sweep(config, CORPUS, run, [], InterruptedConsole(words, printed))
         return ended, printed.getvalue()
 
