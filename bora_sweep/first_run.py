@@ -270,10 +270,10 @@ def _time(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, machin
     epoch = seconds * (math.ceil(train / config.train.batch_size) + validation / config.train.batch_size / 3)
     epochs = min(EPOCHS, config.train.max_epochs)
     whole = epoch * epochs * math.ceil(fits / machine.at_once)
-    of_epochs = plural(epochs, "epoch")
     return (
         f"time: a step took {seconds:.2g} s, so that an epoch takes about {_duration(epoch)}; {fits} fits of "
-        f"{of_epochs} would take {_duration(whole)}, {machine.at_once} at once; early stopping decides how many there are"
+        f"{plural(epochs, 'epoch')} would take {_duration(whole)}, {machine.at_once} at once; early stopping decides "
+        "how many there are"
     )
 
 
