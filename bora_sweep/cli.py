@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from rich.markup import escape
 
@@ -32,7 +33,7 @@ from bora_sweep.commands import (
     try_value,
 )
 from bora_sweep.config.help import all_keys, describe_keys, describe_sections
-from bora_sweep.errors import InputError, one_line
+from bora_sweep.errors import InputError, one_line, visible
 
 EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
@@ -65,6 +66,12 @@ class _Parser(argparse.ArgumentParser):
         self.keys, self.sections = keys, sections
         if sections:
             self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every key of every section, and exit")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as of any other wrong input."""
+        text = f"{self.prog}: {message}; see {self.prog} --help"
+        common.err.print(f"[bold red]error:[/] {escape(visible(' '.join(text.split())))}")
+        self.exit(common.WRONG_INPUT)
 
     def format_help(self) -> str:
         """The help; of keys those that most people set."""
@@ -141,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest and hasattr(parsed, "settings") and not any(argument.startswith("-") for argument in rest):
         parsed.settings, rest = [*parsed.settings, *rest], []
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.asked.error(f"unrecognized arguments: {' '.join(rest)}")
     return parsed
 
 
@@ -172,7 +179,7 @@ def _add(subparsers, name: str, command: ModuleType) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_options(added)
-    added.set_defaults(command=command.run)
+    added.set_defaults(command=command.run, asked=added)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,24 @@ def stored(
         if model is not None:
             more["model"] = _store_model(model, tokenizer, run, written)
         yield [*settings, more]
+    except InputError as error:
+        if (run / "config.yaml").exists():  # a user can look at the files
+            raise
+        raise InputError(_without_paths(str(error), run)) from None
     finally:
         if not (run / "config.yaml").exists():
             for path in written:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             if run.is_dir() and not any(run.iterdir()):
                 run.rmdir()
+
+
+def _without_paths(message: str, run: Path) -> str:
+    """A message that names what was given, `data`, in the place of the file that it was written to."""
+    for split in SPLITS:
+        file, given = str(run / file_of_split(split)), "data" if split == "train" else f"data[{split!r}]"
+        message = message.replace(f"data.{KEYS[split]}={file}", given).replace(file, given)
+    return message
 
 
 def _store_data(data: Any, run: Path, written: list[Path]) -> dict[str, str]:

@@ -185,7 +185,9 @@ def generate(
 
 def _listed(prompts: Any) -> list[Any]:
     """Several prompts; one conversation is a list too."""
-    if not isinstance(prompts, Sequence) or not prompts:
+    if isinstance(prompts, Sequence) and not prompts:
+        raise InputError("prompts: empty; give a text, a conversation, or a list of them")
+    if not isinstance(prompts, Sequence):
         raise InputError(f"prompts: a {type(prompts).__name__}; give a text, a conversation, or a list of them")
     return [prompts] if isinstance(prompts[0], Mapping) else [*prompts]
 

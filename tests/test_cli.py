@@ -106,6 +106,29 @@ def test_wrong_input_is_one_message_and_exit_code_2(arguments, says, corpus_file
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "bora-sweep: the following arguments are required: COMMAND; see bora-sweep --help"),
+        (["nonsense"], "bora-sweep: argument COMMAND: invalid choice: 'nonsense'"),
+        (["export", "run"], "bora-sweep export: the following arguments are required: OUT; see bora-sweep exp"),
+        (["status", "a", "b\nc"], "bora-sweep status: unrecognized arguments: b c; see bora-sweep status --h"),
+        (["generate", "r", "p", "--seed", "[x]"], "bora-sweep generate: argument --seed: invalid int value: '[x]'"),
+        (["data", "describe", "--no"], "bora-sweep data describe: unrecognized arguments: --no; see bora-sweep "),
+        (["completion", "csh"], "bora-sweep completion: argument bash|zsh|fish: 'csh': no such shell; give one"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(arguments, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.err.startswith(f"error: {says}")
+    assert printed.err.count("\n") == 1
+    assert "answer" not in printed.err
+    assert not printed.out
+
+
 def test_a_run_is_not_overwritten(corpus_file, model_folder, tmp_path, capsys):
     arguments = ["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={tmp_path / 'run'}"]
     assert main(arguments) == 0

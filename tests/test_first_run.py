@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from chats import make_byte_tokenizer, make_chat_base
 from tiny import SHARED, make_frame
@@ -16,6 +17,7 @@ from bora_sweep.config import Config, flatten, load_config
 from bora_sweep.config.yaml import parse_yaml
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize_for
+from bora_sweep.errors import InputError
 from bora_sweep.first_run import Machine, look
 from bora_sweep.model.base import load_tokenizer
 from bora_sweep.plan import make_plan
@@ -269,3 +271,24 @@ def test_the_time_is_of_no_more_epochs_than_a_fit_may_have(model_folder, monkeyp
     for most, told in ((1, "1 epoch"), (2, "2 epochs"), (100, "20 epochs")):
         takes = look([*settings, f"train.max_epochs={most}"]).takes
         assert f" fits of {told} would take" in takes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty.parquet", r"empty\.parquet: the file is empty; data\.path needs"),
+        ("qa.csv", r"It could be 'question', 'answer'; say which, .*=answer; .*data\.prompt=\"\{question\}\""),
+        ("folder", "got 1: each subfolder is a task, and only one holds .txt files"),
+    ],
+)
+def test_what_cannot_be_told_or_read_is_said_in_its_own_words(here, name, says):
+    (here / "empty.parquet").touch()
+    words = "a long text of more than forty characters, number "
+    texts = {column: [f"{column}, {words}{n}" for n in range(18)] for column in ("question", "answer")}
+    pd.DataFrame({"who": ["ann", "bob"] * 9, **texts}).to_csv("qa.csv", index=False)
+    (here / "folder" / "ann").mkdir(parents=True)
+    (here / "folder" / "ann" / "1.txt").write_text("a text")
+    with pytest.raises(InputError, match=says):
+        look([f"data.path={name}"])
+    made = look(["data.path=qa.csv", "data.text_column=answer", "data.prompt={question}"])
+    assert made.config.data.task_column == "who"

@@ -1,5 +1,6 @@
 """What a notebook does with a run: its adapters, its tables, texts, and settings that complete and are checked."""
 
+import functools
 import inspect
 import json
 import logging
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import datasets
 import pandas as pd
 import pytest
 import torch
@@ -151,8 +153,30 @@ def test_a_corpus_is_described_as_the_command_does(corpus_file, model_folder, ca
     assert "as tokens" in (of_frame.example or "")
     assert "<pre" in of_frame._repr_html_()
     assert not any(tmp_path.iterdir())
-    with pytest.raises(bora_sweep.InputError, match="no column"):
+    with pytest.raises(bora_sweep.InputError, match=r"^data: no column 'x'"):
         bora_sweep.describe("data.task_column=x", data=frame)
+
+
+def test_a_split_is_named_as_it_was_given(corpus_file, tmp_path):
+    frame = pd.read_parquet(corpus_file)
+    train, test = (datasets.Dataset.from_pandas(part) for part in (frame, frame.rename(columns={"text": "said"})))
+    given = datasets.DatasetDict({"train": train, "validation": train, "test": test})
+    for call in (bora_sweep.describe, functools.partial(bora_sweep.fit, output=tmp_path / "run", model={"name": "x"})):
+        with pytest.raises(bora_sweep.InputError, match=r"^data\['test'\]: no column 'text'"):
+            call(data=given)
+
+
+def test_nothing_in_the_place_of_several_is_refused_by_name(run, tmp_path):
+    with pytest.raises(bora_sweep.InputError, match=r"^read_results\(\[\]\): no run is given"):
+        bora_sweep.read_results([])
+    with pytest.raises(bora_sweep.InputError, match=r"^prompts: empty;"):
+        bora_sweep.generate(run, [], ["ann"])
+    with pytest.raises(bora_sweep.InputError, match=r"run: give a list of two runs or more$"):
+        bora_sweep.Comparison(str(run))  # type: ignore[arg-type]
+    for dtype in ("float8", "int8", "float16"):
+        with pytest.raises(bora_sweep.InputError, match=f"^dtype={dtype}: need one of base, float32, bfloat16$"):
+            bora_sweep.export(run, tmp_path / "out", merge=True, dtype=dtype)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_status_is_that_of_the_command(run, capsys):
@@ -184,7 +208,13 @@ FRAME = pd.DataFrame({"text": [PRIVATE], "task": ["a"]})
         (({PRIVATE: "yes"},), {}, "^settings: a key is no name of a setting; the keys are data, "),
         ((f"{PRIVATE}\n{PRIVATE}",), {}, "^a text of 57 characters; a setting is"),
         ((), {"data": [FRAME, FRAME]}, "^data=list: give a DataFrame"),
-        ((), {"data": {"text": [PRIVATE], "task": ["a"]}}, "'data.text': no such key"),
+        (
+            (),
+            {"data": {"text": [PRIVATE], "task": ["a"]}},
+            "'data.text': no such key; a dict is settings: give documents as",
+        ),
+        ((), {"data": {"train": FRAME}}, "'data.train': no such key; a dict is settings: give documents as a DataFr"),
+        ((), {"data": {"pth": "x"}}, "'data.pth': no such key; did you mean 'path'"),
         ((), {"data": {PRIVATE: "a"}}, "^data: a key is no name of a setting"),
         ((), {"data": {"path": FRAME}}, "^data.path=DataFrame: need text"),
         ((), {"data": {"path": [PRIVATE]}}, "^data.path=list: need text"),

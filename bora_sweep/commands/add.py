@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the run's folder, a file or folder of the new tasks' documents, YAML files, and settings over the run's, such "
         "as output=runs/new"
     )
-    parser.add_argument("settings", nargs="*", metavar="RUN FILE|key=value", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="RUN FILE|key=value", help=text)
     text = "a finished trial of the run; default: best on validation"
     parser.add_argument("--trial", default="best", metavar="ID", help=text)
     text = "tasks that the run has too are fitted anew, from their adapters there"

@@ -43,7 +43,7 @@ out = Console(highlight=False, soft_wrap=True)
 def add_settings(parser: argparse.ArgumentParser, example: str) -> None:
     """The arguments of a command that begins a run: settings, and `--resume`."""
     text = f"a file or folder of documents, YAML files, merged left to right, and settings such as {example}"
-    parser.add_argument("settings", nargs="*", metavar="FILE|FILE.yaml|key=value", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="FILE|FILE.yaml|key=value", help=text)
     text = "resume a run: that of output=RUN, else the newest in runs/"
     parser.add_argument("--resume", action="store_true", help=text)
 
@@ -58,7 +58,7 @@ def add_trial(parser: argparse.ArgumentParser) -> None:
 def add_places(parser: argparse.ArgumentParser) -> None:
     """The settings of a command that uses what a run has: where the run's inputs are now."""
     text = "where the base and the documents are now, if they have moved: model.name=…, data.path=…"
-    parser.add_argument("settings", nargs="*", metavar="KEY=PLACE", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=PLACE", help=text)
 
 
 def refuse_place(tasks: Sequence[str]) -> None:

@@ -67,8 +67,15 @@ FILES = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("shell", choices=[*SCRIPTS, "answer"], metavar="bash|zsh|fish", help="the shell of the script")
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("shell", type=_shell, metavar="|".join(SCRIPTS), help="the shell of the script")
+    parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
+
+
+def _shell(word: str) -> str:
+    """A shell, or what its script says; the latter is no choice of a user's."""
+    if word not in (*SCRIPTS, "answer"):
+        raise argparse.ArgumentTypeError(f"{word!r}: no such shell; give one of {', '.join(SCRIPTS)}")
+    return word
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -126,7 +133,9 @@ def _values(action: argparse.Action, given: Sequence[str], current: str) -> Iter
     """Values of an argument, by its choices, else by what its metavar says that it takes."""
     kinds = str(action.metavar).replace("|", " ").split()
     if action.choices is not None:
-        yield from (f"{choice} " for choice in action.choices if choice != "answer")
+        yield from (f"{choice} " for choice in action.choices)
+    if {*SCRIPTS} <= {*kinds}:
+        yield from (f"{shell} " for shell in SCRIPTS)
     if "RUN" in kinds and not given:
         yield from _runs()
     if "ID" in kinds and given:

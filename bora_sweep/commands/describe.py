@@ -16,7 +16,7 @@ KEYS = [
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     text = "corpora, YAML files, and settings such as data.min_documents=20"
-    parser.add_argument("settings", nargs="*", metavar="FILE|key=value", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="FILE|key=value", help=text)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "PROMPT: the beginning of the text, or of a row with a prompt its prompt, or with --chat what the user says; "
         "beside it where the base is now, if it has moved: model.name=…"
     )
-    parser.add_argument("settings", nargs="*", metavar="PROMPT|model.name=PLACE", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="PROMPT|model.name=PLACE", help=text)
     text = "PROMPT is a user's message, written by the chat template; so it is where the run has conversations"
     parser.add_argument("--chat", action="store_true", help=text)
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message before it")

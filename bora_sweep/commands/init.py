@@ -20,7 +20,7 @@ KEYS = [*COMMON_KEYS, "data.text_column"]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     text = "a file or folder of documents, and settings that are kept, such as model.name=facebook/opt-350m"
-    parser.add_argument("settings", nargs="*", metavar="FILE|key=value", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="FILE|key=value", help=text)
     text = "the file to write, which must not exist; default: bora_sweep.yaml"
     parser.add_argument("--output", default="bora_sweep.yaml", metavar="FILE.yaml", help=text)
 

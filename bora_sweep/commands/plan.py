@@ -15,7 +15,7 @@ KEYS = [
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     text = "documents, whose tasks count, YAML files, and settings of the fit, such as model.name=facebook/opt-350m"
-    parser.add_argument("settings", nargs="*", metavar="FILE|FILE.yaml|key=value", help=text)
+    parser.add_argument("settings", nargs="*", default=[], metavar="FILE|FILE.yaml|key=value", help=text)
     text = "the card's memory, such as 24GB, or its name, such as l4; exit code 1: the fit does not fit"
     parser.add_argument("--card", required=True, metavar="SIZE|NAME", help=text)
     text = "number of tasks; default: those of the corpus, 25 without one"

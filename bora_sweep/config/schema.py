@@ -130,6 +130,10 @@ def _suggest_key(section: Any, prefix: str, name: str = "", value: Any = None) -
         for part in reversed(f"{prefix}{name}".split(".")):
             nested = f"{{{part!r}: {nested}}}"
         return f"a dotted key works in key=value only; write {nested} here"
+    if prefix == "data." and not isinstance(
+        value, (str, Real, NoneType, Mapping)
+    ):  # documents, and no misspelt setting
+        return "a dict is settings: give documents as a DataFrame or a DatasetDict"
     in_sections = [
         f"{outer.name}.{name}"
         for outer in fields(section)

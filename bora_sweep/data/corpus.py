@@ -80,7 +80,12 @@ def load_corpus(
     notes += more_notes
     fewest = 1 if separate else 2
     if len(tasks) < fewest:
-        because = "; ".join(notes) or f"data.task_column={config.task_column} has one name only"
+        one = (
+            "each subfolder is a task, and only one holds .txt files"
+            if config.kind == "file" and Path(config.path or "").is_dir()
+            else f"data.task_column={config.task_column} has one name only"
+        )
+        because = "; ".join(notes) or one
         raise InputError(f"{config.path or name}: need at least {plural(fewest, 'task')}, got {len(tasks)}: {because}")
     refuse_shared_folders(config.path, tasks)
     pairs = zip(documents["text"], documents["content"], strict=True)

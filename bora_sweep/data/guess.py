@@ -45,7 +45,8 @@ def guess_columns(config: DataConfig) -> dict[str, Guess]:
         config: With the file's path, and the columns that the user has named.
 
     Raises:
-        InputError: The file cannot be read, or several columns or none could name the tasks.
+        InputError: The file cannot be read, several columns could hold the text, or several or none could name the
+            tasks.
     """
     path = Path(config.path or "")
     if config.kind != "file" or path.is_dir():
@@ -61,7 +62,9 @@ def guess_columns(config: DataConfig) -> dict[str, Guess]:
         guesses["split_column"] = Guess("split", "its values are train, validation and test")
     if needs_text:
         long = [name for name, texts in others.items() if texts.str.len().mean() >= LONG]
-        if len(long) == 1:
+        if len(long) > 1:
+            _refuse_texts(path, long)
+        if long:
             guesses["text_column"] = Guess(long[0], "the only column of long text")
     if needs_task:
         found = {
@@ -114,6 +117,15 @@ def _are_splits(texts: pd.Series) -> bool:
 def _could_name_tasks(texts: pd.Series) -> bool:
     lengths = texts.str.strip().str.len()
     return 2 <= texts.nunique() <= len(texts) / REPEATS and lengths.min() > 0 and lengths.max() <= LONGEST_NAME
+
+
+def _refuse_texts(path: Path, long: Sequence[str]) -> NoReturn:
+    first, last = long[0], long[-1]
+    raise InputError(
+        f"{path}: which column holds the text? It could be {', '.join(map(repr, long))}; say which, as in "
+        f"data.text_column={last}; where one answers the other, add what stands before it and is not scored, "
+        f'data.prompt="{{{first}}}"'
+    )
 
 
 def _refuse(path: Path, names: Sequence[str], found: dict[str, int]) -> NoReturn:

@@ -60,6 +60,8 @@ def read_file(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
 
 
 def _read_parquet(path: Path, choose: ChooseColumns) -> tuple[pa.Table, list[str]]:
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; data.path needs a Parquet file with documents")
     with open_bytes(path) as stream:
         # Parquet is read from its end, and gzip.open cannot seek cheaply.
         file = pa_parquet.ParquetFile(pa.BufferReader(stream.read()) if is_gzip(path) else path)

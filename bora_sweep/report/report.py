@@ -21,6 +21,7 @@ from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.tables import overall_table
 from bora_sweep.report.write import write_report
 from bora_sweep.runs.results import Results, read_results
+from bora_sweep.runs.results_text import summary_text
 from bora_sweep.runs.storage import Folder
 
 
@@ -88,6 +89,10 @@ class MeasureReport:
         captioned = captioned_figures if self.analysis.chose_tau else figures_of_other_measure
         return Figures(captioned(self.analysis))
 
+    def __repr__(self) -> str:
+        name = self._measure or self.summary.chosen_by.measure.name
+        return f"{type(self).__name__}({name}: best tau = {self.best_tau:g})"
+
     def _repr_markdown_(self) -> str:
         return self.answer
 
@@ -116,6 +121,9 @@ class Report(MeasureReport):
     def __init__(self, run: str | Folder | list[str | Folder] | Results) -> None:
         self.results = run if isinstance(run, Results) else read_results(run)
         super().__init__(summarise(self.results))
+
+    def __repr__(self) -> str:
+        return f"Report({summary_text(self.results)}, best tau = {self.best_tau:g})"
 
     @cached_property
     def recommendation(self) -> str:

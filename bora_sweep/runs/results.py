@@ -216,10 +216,12 @@ def read_results(run: str | Folder | list[str | Folder]) -> Results:
         run: A run's folder, or a list of them; also `s3://…` and `gs://…`.
 
     Raises:
-        InputError: A folder is not a run's or is given twice, no trial has begun yet, or a file is damaged or written
-            by a newer version.
+        InputError: No folder is given, one is not a run's or is given twice, no trial has begun yet, or a file is
+            damaged or written by a newer version.
     """
     runs = [folder_at(path) for path in (run if isinstance(run, list) else [run])]
+    if not runs:
+        raise InputError("read_results([]): no run is given; give a run's folder, or a list of them")
     for place, path in enumerate(runs):
         if path.absolute() in [other.absolute() for other in runs[:place]]:
             raise InputError(f"{path}: is given twice, so its documents would count twice; keep one")

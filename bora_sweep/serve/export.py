@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -112,6 +112,8 @@ def write_export(
     public: bool = False,
 ) -> Exported:
     """As `export`, with what a user should know of it."""
+    if dtype not in get_args(MergedDtype):
+        raise InputError(f"dtype={dtype}: need one of {', '.join(get_args(MergedDtype))}")
     if dtype != "base" and not merge:
         raise InputError(f"--dtype {dtype}: adapters are written as they were fitted; also give --merge, or drop it")
     repository = open_repository(push, public=public)
@@ -150,6 +152,8 @@ def write_export(
 def _notes(loaded: LoadedTrial, merges: Mapping[str, Merge]) -> list[str]:
     """What a user should know: that there is one adapter, and what rounding lost."""
     notes = []
+    if loaded.row["method"] == "zero_shot":
+        notes.append(f"trial {loaded.row['trial_id']} is the base model without training: its adapter changes nothing")
     if loaded.is_shared:
         notes.append(f"all tasks share one adapter, which is written once: {TASKS} gives each task {GLOBAL}")
     lost = {name: merge for name, merge in merges.items() if merge.rounding_error >= LOST_BY_ROUNDING}

@@ -102,6 +102,16 @@ def test_results_say_what_they_hold(tmp_path: Path):
     assert html.count("<tr") == 11
 
 
+def test_reports_and_comparisons_have_a_short_name(tmp_path: Path):
+    run = write_run(tmp_path / "run", metrics=("accuracy",))
+    other = write_run(tmp_path / "other")
+    report = Report(run)
+    assert repr(report).startswith(f"Report({run}: 6 trials (6 finished), 5 tasks, ")
+    assert repr(report).endswith(", best tau = 1000)")
+    assert repr(report.of("accuracy")) == "MeasureReport(accuracy: best tau = 1000)"
+    assert repr(Comparison([run, other])) == "Comparison(run, other)"
+
+
 def test_results_without_a_finished_fit_can_be_shown(tmp_path: Path):
     write_table(tmp_path, "trials", "0", [{"status": "running", "method": "map", "tau": 3.0, "seed": 0}])
     html = read_results(tmp_path)._repr_html_()

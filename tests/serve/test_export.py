@@ -337,6 +337,17 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_an_adapter_that_changes_nothing_is_said_to(tmp_path, capsys):
+    make_base("opt", dtype=torch.float32).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    make_frame(SIZES).to_parquet(tmp_path / "speeches.parquet")
+    for method in ("zero_shot", "map"):
+        run, out = tmp_path / method, tmp_path / f"{method}-out"
+        assert main(["fit", *settings_of(tmp_path), f"method={method}", f"output={run}"]) == 0
+        assert main(["export", str(run), str(out), "--trial", "fit"]) == 0
+        assert ("its adapter changes nothing" in capsys.readouterr().out) == (method == "zero_shot")
+
+
 def test_the_help_of_export_names_its_arguments(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["export", "--help"])

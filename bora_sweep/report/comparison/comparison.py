@@ -143,6 +143,11 @@ class Comparison:
 
         return write_comparison(self, folder)
 
+    def __repr__(self) -> str:
+        alone = f", {len(self.apart):,} that compares with none" if self.apart else ""
+        groups = " | ".join(", ".join(run.name for run in group.runs) for group in self.groups)
+        return f"Comparison({groups}{alone})"
+
     def _repr_markdown_(self) -> str:
         from bora_sweep.report.comparison.words import overview
 

@@ -103,6 +103,8 @@ def read_runs(paths: list[str | Folder]) -> list[ComparedRun]:
         InputError: Fewer than two runs, one is given twice or is not a run's folder, is a run of `add`, or no fit of it
             has finished.
     """
+    if not isinstance(paths, (list, tuple)):
+        raise InputError(f"{paths}: give a list of two runs or more")
     if len(paths) < 2:
         raise InputError(f"{', '.join(map(str, paths)) or 'no run'}: a comparison needs two runs or more")
     folders = [folder_at(path) for path in paths]
