@@ -135,13 +135,14 @@ def _forget_in_run(run: Folder, names: tuple[str, ...], places: dict[str, str]) 
         config = None if config is None else with_values(config, data=data)
         notes = _notes(run, config, rows)
         _remove_what_sums_up(run)
-        notes += _write_report_again(run, asked)
     if record is not None:
         write_documents(run, record.loc[~record["task"].isin(asked.tasks)])
     if asked.own and (fingerprints := read_fingerprints(run)) is not None:
         write_fingerprints(run, fingerprints.without(asked.own))
     if config is not None and (asked.own or places):
         create_run(config, run)
+    if asked.own:
+        notes += _write_report_again(run, asked)  # it shows digests of the documents, which are those that stay by now
     remove(run / FORGETTING)
     return Forgotten(run, asked.tasks, tuple(notes), None if config is None else _refit(run, config, asked))
 

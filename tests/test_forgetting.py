@@ -34,7 +34,7 @@ from bora_sweep.runs import storage
 from bora_sweep.runs.folder import FORGETTING, config_of
 from bora_sweep.runs.results import SCHEMAS, read_results, trial_rows
 from bora_sweep.runs.run_lock import DRIVER_FILE, run_lock
-from bora_sweep.runs.storage import write_bytes
+from bora_sweep.runs.storage import read_bytes, write_bytes
 from bora_sweep.serve.export import export
 from bora_sweep.train.checkpoint import load_adapters
 from bora_sweep.trials.leaving import NOTE, UNNAMED, Leaving, take_out
@@ -270,7 +270,9 @@ def test_a_report_is_written_again_also_after_it_was_cut_off(number, reported, t
     for name, content in contents(whole).items():
         if not name.startswith("report/"):
             assert contents(run)[name] == content, name
-    assert (run / "report" / "report.md").read_text() == (whole / "report" / "report.md").read_text()
+    told = (run / "report" / "report.md").read_text()
+    assert told == (whole / "report" / "report.md").read_text()
+    assert told == read_bytes(write_report(run)).decode()  # also its digests are those of what stays
 
 
 def test_the_page_for_who_decides_goes_with_it_where_it_is_the_only_one(run):
