@@ -331,7 +331,7 @@ def test_empty_files(tmp_path: Path, name: str, content: bytes, gz: str) -> None
 def test_parquet_without_rows_or_not_parquet(tmp_path: Path) -> None:
     assert "no rows" in refusal(write(rows().head(0), tmp_path / "x.parquet"))
     assert "cannot be read as .parquet" in refusal(write_bytes(tmp_path / "y.parquet", b"task,text\n"))
-    assert "cannot be read as .parquet" in refusal(write_bytes(tmp_path / "z.parquet", b""))
+    assert "the file is empty" in refusal(write_bytes(tmp_path / "z.parquet", b""))
 
 
 def test_broken_gzip(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_what_cannot_name_tasks_is_not_taken(speaker, tmp_path):
 
 
 def test_two_columns_of_long_text_are_left_to_the_user(tmp_path):
-    assert guessed(SPEECHES.assign(notes=SPEECHES["speech"]), tmp_path) == {"task_column": "speaker"}
+    with pytest.raises(InputError, match=r"which column holds the text\? It could be 'speech', 'notes'"):
+        guessed(SPEECHES.assign(notes=SPEECHES["speech"]), tmp_path)
 
 
 def test_a_column_of_splits_is_taken_if_it_has_no_other_values(tmp_path):
