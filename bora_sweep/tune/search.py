@@ -285,12 +285,18 @@ class TauSearch(Searcher):
         return [point for point in points if self._informs(point)]
 
     def _instead_of(self, number: int, params: dict[str, float]) -> float | None:
-        """A tau halfway to the nearest value, where the sampler asks again for one that was fitted; else None."""
+        """Where the sampler asks again for a tau that was fitted, one halfway to the nearest other value; else None.
+
+        Where values are already that close, as at a bound that is best, it is the middle of the widest gap.
+        """
         log_tau, fitted = math.log(params["tau"]), [math.log(point.tau) for point in self._before(number)]
         others = [other for other in fitted if abs(other - log_tau) > SAME]
         if len(params) > 1 or not others or len(others) == len(fitted):
             return None
-        return math.exp((log_tau + min(others, key=lambda other: abs(other - log_tau))) / 2)
+        halfway = (log_tau + min(others, key=lambda other: abs(other - log_tau))) / 2
+        if min(abs(other - halfway) for other in fitted) <= SAME:
+            return widest_gap_tau(list(map(math.exp, fitted)), self.config.search)
+        return math.exp(halfway)
 
     def _tell_up_to(self, number: int) -> bool:
         """Tell Optuna the values up to `number`, in their order; False while one of them still runs."""

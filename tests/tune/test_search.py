@@ -93,13 +93,14 @@ def test_the_search_is_a_function_of_the_seed_and_the_results():
     assert one != run(TauSearch(make_config("train.seed=1"), {}), bowl)
 
 
-def test_no_value_is_fitted_twice():
-    config = make_config("search.num_trials=14", "search.tau_high=1e5")
-    done = run(
-        TauSearch(config, {}), lambda point, _: 1 / point.tau if 0 < point.tau < math.inf else 9.0
-    )  # edge is best
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_value_is_fitted_twice(sign, sampler):
+    """Also where a bound of tau is best, so that the sampler asks for it again and again."""
+    config = make_config("search.num_trials=40", "search.tau_high=1e5", f"search.sampler={sampler}")
+    done = run(TauSearch(config, {}), lambda point, _: point.tau**sign if 0 < point.tau < math.inf else 1e9)
     logs = np.sort(np.log([point.tau for _, point, _ in done[3:]]))
-    assert np.diff(logs).min() > 0.005
+    assert np.diff(logs).min() > 0.01
 
 
 @pytest.mark.parametrize("num_concurrent", [2, 5])
