@@ -4,18 +4,16 @@ What is measured and reckoned is done by the code that a run uses, so that `init
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from transformers import PreTrainedModel
 
-from bora_sweep.cards import GIGABYTE, USABLE, Card
+from bora_sweep.cards import GIGABYTE
 from bora_sweep.config import Config, Setting, flatten, load_config, with_values
 from bora_sweep.config.yaml import dump_list
 from bora_sweep.data.corpus import Corpus, load_corpus
@@ -23,6 +21,7 @@ from bora_sweep.data.guess import guess_columns
 from bora_sweep.data.split import SPLITS
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize, tokenize_for
 from bora_sweep.errors import InputError, percentage, plural, visible
+from bora_sweep.machine import Machine, this_machine
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer, weights_dtype
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.lengths import num_positions
@@ -41,29 +40,6 @@ EPOCHS = 20
 CPU_WORK, GPU_WORK = 3e11, 1e14
 """Floating-point operations of a step up to which one is timed: some seconds."""
 FORMS = {"text": "running text", "prompt": "a prompt and its completion", "conversation": "a conversation"}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What fits may use here."""
-
-    cores: int
-    free_bytes: int
-    cards: tuple[int, ...]
-    """Bytes of each GPU."""
-    at_once: int
-    """Fits at once."""
-
-    @property
-    def bytes_of_a_fit(self) -> int:
-        """What one of them may fill."""
-        if self.cards:
-            return Card(min(self.cards) / GIGABYTE).usable_bytes
-        return round(USABLE * self.free_bytes / self.at_once)
-
-    def __str__(self) -> str:
-        gpus = f"{plural(len(self.cards), 'GPU')} of {min(self.cards) / GIGABYTE:.0f} GB" if self.cards else "no GPU"
-        return f"{plural(self.cores, 'core')}, {self.free_bytes / GIGABYTE:.1f} GB of free memory, {gpus}"
 
 
 @dataclass(frozen=True)
@@ -196,16 +172,6 @@ def _with_model(config: Config, given: set[str], corpus: Corpus, why: dict[str, 
     choose("search.num_trials", config.search.num_trials, f"Values of tau. With the baselines {fits} fits are trained.")
     takes += [_disk(layout, len(corpus.tasks), fits), _time(config, tokenized, base, machine, fits)]
     return FirstRun(config, why, (*found, *tokenized.notes), tuple(takes))
-
-
-def this_machine(config: Config) -> Machine:
-    """What is here; with `train.device=cpu` without GPUs. A fit has a GPU, or else `ray.cpus_per_trial` cores."""
-    count = torch.cuda.device_count() if config.train.device == "auto" else 0
-    cards = tuple(torch.cuda.get_device_properties(place).total_memory for place in range(count))
-    cores = len(os.sched_getaffinity(0))
-    at_once = len(cards) or max(1, int(cores / config.ray.cpus_per_trial))
-    most = config.ray.max_concurrent or at_once
-    return Machine(cores, psutil.virtual_memory().available, cards, min(at_once, most))
 
 
 def _about(corpus: Corpus) -> str:

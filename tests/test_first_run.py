@@ -18,7 +18,8 @@ from bora_sweep.config.yaml import parse_yaml
 from bora_sweep.data.corpus import load_corpus
 from bora_sweep.data.tokens import tokenize_for
 from bora_sweep.errors import InputError
-from bora_sweep.first_run import Machine, look
+from bora_sweep.first_run import look
+from bora_sweep.machine import Machine
 from bora_sweep.model.base import load_tokenizer
 from bora_sweep.plan import make_plan
 from bora_sweep.runs.folder import config_of
