@@ -31,6 +31,11 @@ class SyntheticConfig:
     """Number of speakers, one task each."""
     similarity: Annotated[float, Bounds(0, 1, with_high=True)] = 0.5
     """Correlation between the shifts of any two speakers away from the world language. 0: unrelated. 1: all alike."""
+    num_groups: Count = 1
+    """Number of groups of speakers who are more alike within a group: speaker k is in group k modulo this number. 1:
+    there are no groups."""
+    group_similarity: Annotated[float, Bounds(0, 1, with_high=True)] = 0.5
+    """With several groups: correlation, within a group, of what `similarity` leaves to differ."""
     shift: NotNegative = 1.8
     """How far each speaker is from the world language, in logits. The base model was trained on that language."""
     min_documents: Annotated[int, Bounds(6)] = 14
@@ -46,6 +51,10 @@ class SyntheticConfig:
             self.min_documents <= self.max_documents,
             f"data.synthetic.min_documents={self.min_documents}, max_documents={self.max_documents}: "
             "need min_documents <= max_documents",
+        )
+        require(
+            self.num_groups <= self.num_tasks,
+            f"data.synthetic.num_groups={self.num_groups}, num_tasks={self.num_tasks}: need a speaker in each group",
         )
 
 

@@ -75,7 +75,7 @@ _NAMES = (
 )
 
 # Independent streams of random numbers.
-_WORLD, _WORLD_TEXT, _COMMON, _OWN, _TEXT, _AMOUNTS = range(6)
+_WORLD, _WORLD_TEXT, _COMMON, _OWN, _TEXT, _AMOUNTS, _GROUP = range(7)
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,21 @@ def speaker_language(config: SyntheticConfig, speaker: int) -> Chain:
     return _language(_world_logits(config) + config.shift * unit_shift(config, speaker))
 
 
+def group_of(config: SyntheticConfig, speaker: int) -> int:
+    """The number of the speaker's group."""
+    return speaker % config.num_groups
+
+
 def unit_shift(config: SyntheticConfig, speaker: int) -> np.ndarray:
-    """shift_SW at `config.shift` = 1: entries of two speakers correlate at `config.similarity` in expectation."""
+    """shift_SW at `config.shift` = 1: entries of two speakers correlate at `config.similarity` in expectation.
+
+    Of what is left, entries of two speakers of one group correlate at `config.group_similarity`.
+    """
     common_SW = _low_rank(_rng(config, _COMMON), SHIFT_RANK)
     own_SW = _low_rank(_rng(config, _OWN, speaker), SHIFT_RANK)
+    if config.num_groups > 1:
+        group_SW = _low_rank(_rng(config, _GROUP, group_of(config, speaker)), SHIFT_RANK)
+        own_SW = math.sqrt(config.group_similarity) * group_SW + math.sqrt(1 - config.group_similarity) * own_SW
     return math.sqrt(config.similarity) * common_SW + math.sqrt(1 - config.similarity) * own_SW
 
 
@@ -177,8 +188,9 @@ def documents(config: SyntheticConfig) -> pd.DataFrame:
     """The corpus: one row per document.
 
     Returns:
-        Columns task (the speaker), text, document_id and floor_nll_nats: -log p(document) under the speaker's own
-        language, with the end symbol and given `MAX_WORDS`. No model can beat it in expectation.
+        Columns task (the speaker), group (with several groups), text, document_id and floor_nll_nats: -log p(document)
+        under the speaker's own language, with the end symbol and given `MAX_WORDS`. No model can beat it in
+        expectation.
     """
     parts = []
     for speaker, amount in enumerate(_amounts(config)):
@@ -186,11 +198,13 @@ def documents(config: SyntheticConfig) -> pd.DataFrame:
         language = speaker_language(config, speaker)
         symbols_BT = sample(language, amount, MAX_WORDS, _rng(config, _TEXT, speaker))
         floors_B = -log_probability(language, symbols_BT, MAX_WORDS)
+        group = f"group {group_of(config, speaker) + 1}"
         parts += [
-            (name, text, f"{name}-{i}", floor)
+            (name, group, text, f"{name}-{i}", floor)
             for i, (text, floor) in enumerate(zip(texts_of(symbols_BT), floors_B, strict=True))
         ]
-    return pd.DataFrame(parts, columns=["task", "text", "document_id", "floor_nll_nats"])
+    frame = pd.DataFrame(parts, columns=["task", "group", "text", "document_id", "floor_nll_nats"])
+    return frame if config.num_groups > 1 else frame.drop(columns="group")
 
 
 def world_documents(config: SyntheticConfig, num_documents: int) -> list[str]:

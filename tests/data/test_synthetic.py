@@ -113,6 +113,26 @@ def test_another_speakers_language_scores_worse_and_less_so_with_similarity():
     assert mean_divergence(1) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("group_similarity", [0, 0.4, 1])
+def test_speakers_of_a_group_are_more_alike_by_what_similarity_leaves(group_similarity):
+    config = SyntheticConfig(num_tasks=12, similarity=0.3, num_groups=3, group_similarity=group_similarity)
+    shifts = np.stack([unit_shift(config, speaker).ravel() for speaker in range(12)])
+    correlation = np.corrcoef(shifts)
+    is_same = np.arange(12)[:, None] % 3 == np.arange(12) % 3
+    is_other = ~is_same
+    np.fill_diagonal(is_same, False)
+    assert correlation[is_same].mean() == pytest.approx(0.3 + 0.7 * group_similarity, abs=0.04)
+    assert correlation[is_other].mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_groups_are_a_column_and_one_group_changes_nothing():
+    frame = documents(SyntheticConfig(num_tasks=6, num_groups=2))
+    assert dict(frame.groupby("task")["group"].unique().str[0])["Ada"] == "group 1"
+    assert frame.groupby("task")["group"].nunique().eq(1).all()
+    assert frame["group"].nunique() == 2
+    assert "group" not in documents(SyntheticConfig(num_tasks=6))
+
+
 @pytest.mark.parametrize("similarity", [0, 0.31, 0.69, 1])
 def test_similarity_is_the_correlation_of_two_speakers_shifts(similarity):
     config = SyntheticConfig(similarity=similarity)
