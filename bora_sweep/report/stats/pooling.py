@@ -46,7 +46,7 @@ class Pooling:
     """Of each task, in the order of `Summary.tasks`; NaN for one with fewer than `FEWEST_DOCUMENTS`."""
 
 
-def pooling(summary: Summary) -> Pooling | None:
+def measure_pooling(summary: Summary) -> Pooling | None:
     """The pooling factors of a run, by perplexity; None without fits at tau = 0, at tau = inf and between.
 
     All documents of validation and test count: no adapter was fitted to them.
