@@ -130,12 +130,11 @@ def pooling_frame(analysis: Analysis) -> pd.DataFrame:
     columns += [f"no_pooling_{name}", f"partial_pooling_{name}", "low", "high", f"complete_pooling_{name}"]
     if found is None:
         return pd.DataFrame(columns=columns)
-    settings = summary.independent, found.setting, summary.shared
-    no, partial, complete = (analysis.bootstrap.level(m) for m in settings)
-    tau, sizes_D = summary.settings[found.setting].tau, summary.train_documents_D
+    no, partial, complete = (analysis.bootstrap.level(m) for m in found.settings)
+    tau, sizes_D = summary.settings[found.partial].tau, summary.train_documents_D
     all_levels = no.estimate, *astuple(partial), complete.estimate
     rows: list[tuple] = [("all", None, int(sizes_D.sum()), tau, *astuple(found.overall), *all_levels)]
-    no_D, partial_D, complete_D = (analysis.task_levels.levels(m) for m in settings)
+    no_D, partial_D, complete_D = (analysis.task_levels.levels(m) for m in found.settings)
     for d, task in enumerate(summary.tasks):
         levels = no_D[d].estimate, *astuple(partial_D[d]), complete_D[d].estimate
         rows.append(("task", task, int(sizes_D[d]), tau, *astuple(found.tasks[d]), *levels))

@@ -140,7 +140,12 @@ class Poolings:
     @property
     def is_grouped(self) -> bool:
         """A row is the mean of several tasks."""
-        return bool((self.rows["tasks"] > 1).any())
+        return self.rows["tasks"].to_numpy().max() > 1
+
+    @property
+    def has_factors(self) -> bool:
+        """The pooling factor of some row is known."""
+        return not np.isnan(self.rows["factor"].to_numpy(float)).all()
 
 
 FigureData = TaskSizes | TauCurve | BySize | Poolings
@@ -277,7 +282,7 @@ def pooling_data(analysis: Analysis) -> Poolings | None:
     rows = []
     for group in groups:
         tasks = group.tolist()
-        no, partial, complete = (analysis.macro(m, tasks) for m in (summary.independent, found.setting, summary.shared))
+        no, partial, complete = (analysis.macro(m, tasks) for m in found.settings)
         sizes = summary.train_documents_D[tasks]
         text = summary.tasks[tasks[0]] if len(tasks) == 1 else _sizes_text(sizes)
         factor = found.tasks[tasks[0]].estimate if len(tasks) == 1 else math.nan
@@ -285,7 +290,7 @@ def pooling_data(analysis: Analysis) -> Poolings | None:
         rows.append((text, float(sizes.mean()), len(tasks), *levels, factor))
     columns = ["text", "documents", "tasks", "independent", "best", "low", "high", "shared", "factor"]
     rows = pd.DataFrame(rows, columns=columns)
-    return Poolings(rows, summary.settings[found.setting].tau, level_quantity(analysis))
+    return Poolings(rows, summary.settings[found.partial].tau, level_quantity(analysis))
 
 
 def _sizes_text(sizes: np.ndarray) -> str:

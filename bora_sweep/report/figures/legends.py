@@ -67,7 +67,7 @@ def pooling_legend(data: Poolings) -> list[Entry]:
         "shared": "complete pooling (τ = ∞)",
     }
     entries = [(role, ROLES[role], text) for role, text in names.items()]
-    has_bars = data.rows["low"].notna().any()
+    has_bars = not np.isnan(data.rows["low"].to_numpy(float)).all()
     return [*entries, ("best", "bar", "its 95% interval")] if has_bars else entries
 
 

@@ -1,5 +1,7 @@
 """Figure 6: no, partial and complete pooling side by side, tasks by size."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,7 +33,7 @@ def draw(data: Poolings) -> Figure:
     axes.grid(axis="x", color=PALE, linewidth=0.8)
     axes.spines["left"].set_visible(False)
     _level_axis(axes, data, levels_D3)
-    if rows["factor"].notna().any():
+    if data.has_factors:
         _write_factors(axes, rows["factor"].to_numpy())
     _draw_legend(figure, data)
     return figure
@@ -62,8 +64,9 @@ def _write_factors(axes: Axes, factor_D: np.ndarray) -> None:
 def _draw_legend(figure: Figure, data: Poolings) -> None:
     handles = []
     for color, mark, text in pooling_legend(data):
-        is_bar = mark == "bar"
-        style = {"lw": 1.4, "alpha": 0.5} if is_bar else {"lw": 0, "marker": MARKERS[mark], "ms": 5.5, "mew": 0}
+        style: dict[str, Any] = {"lw": 1.4, "alpha": 0.5}
+        if mark != "bar":
+            style = {"lw": 0, "marker": MARKERS[mark], "ms": 5.5, "mew": 0}
         handles.append(Line2D([], [], color=COLORS[color], label=text, **style))
-    style = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, "handletextpad": 0.3, "columnspacing": 1.2}
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, **style)
+    look = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, "handletextpad": 0.3, "columnspacing": 1.2}
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, **look)

@@ -186,10 +186,10 @@ def pooling_chart(data: Poolings, analysis: Analysis) -> Chart:
     what = "groups of tasks" if data.is_grouped else "each task"
     return {
         "axis": quantity_axis(data.x, *levels),
-        "rows": rows[[*ROLES, "low", "high"]].to_dict("list"),
+        "rows": {name: rows[name].to_numpy() for name in (*ROLES, "low", "high")},
         "names": rows["text"].tolist() if data.is_grouped else None,
         "tasks": None if data.is_grouped else analysis.tested,
-        "factors": [factor_text(factor) for factor in rows["factor"]] if rows["factor"].notna().any() else None,
+        "factors": [factor_text(factor) for factor in rows["factor"]] if data.has_factors else None,
         "marks": ROLES,
         "legend": pooling_legend(data),
         "label": f"{data.x.title} of {what}, most training documents first, without, with partial and with complete "

@@ -36,22 +36,32 @@ _ALIKE = 1e-20
 
 @dataclass(frozen=True)
 class Pooling:
-    """The pooling factor of the fit between the ends that is best on validation."""
+    """The pooling factor of a fit between the ends of tau."""
 
-    setting: int
-    """That fit."""
+    settings: tuple[int, int, int]
+    """The fits without, with partial and with complete pooling."""
     overall: Interval
     """Of all tasks; NaN where it is not known."""
     tasks: list[Interval]
     """Of each task, in the order of `Summary.tasks`; NaN for one with fewer than `FEWEST_DOCUMENTS`."""
 
+    @property
+    def partial(self) -> int:
+        """The fit with partial pooling."""
+        return self.settings[1]
 
-def measure_pooling(summary: Summary) -> Pooling | None:
-    """The pooling factors of a run, by perplexity; None without fits at tau = 0, at tau = inf and between.
+
+def measure_pooling(summary: Summary, partial: int | None = None) -> Pooling | None:
+    """The pooling factors of a fit, by perplexity; None without fits at tau = 0, at tau = inf and between.
 
     All documents of validation and test count: no adapter was fitted to them.
+
+    Args:
+        summary: Of a run.
+        partial: One of `summary.between`; None: the best of them on validation.
     """
-    no, partial, complete = summary.independent, summary.best_between, summary.shared
+    no, complete = summary.independent, summary.shared
+    partial = summary.best_between if partial is None else partial
     if no is None or partial is None or complete is None:
         return None
     scores = summary.scores[PERPLEXITY]
@@ -61,7 +71,7 @@ def measure_pooling(summary: Summary) -> Pooling | None:
     nats_N3 = np.concatenate([split.value_NM[:, [no, partial, complete]] for split in splits])
     tokens_N = np.concatenate([split.weight_N for split in splits])
     rows = [np.flatnonzero(task_N == d) for d in range(len(summary.tasks))]
-    return Pooling(partial, *pooling_factors(nats_N3, tokens_N, rows))
+    return Pooling((no, partial, complete), *pooling_factors(nats_N3, tokens_N, rows))
 
 
 def pooling_factors(

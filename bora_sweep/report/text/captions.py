@@ -245,7 +245,7 @@ def _pooling(analysis: Analysis) -> CaptionedFigure:
     if data.is_grouped:
         groups = plural(len(data.rows), "group")
         rows = f"tasks by size, in {groups}, the largest tasks first; each mark is the mean of a group's tasks"
-    elif data.rows["factor"].notna().any():
+    elif data.has_factors:
         factors = "At the right, the task's pooling factor: 0, it is on its own; 1, it is as all. "
     return CaptionedFigure(
         "figure_6_pooling",
