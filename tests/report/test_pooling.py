@@ -95,5 +95,25 @@ def test_too_few_documents_or_none_that_differ_have_no_factor():
     overall, tasks = pooling_factors(nats_N3, tokens_N, [rows[0][:2], rows[1], rows[2]])
     assert [math.isnan(task.estimate) for task in tasks] == [True, True, False]
     assert overall.estimate == pytest.approx(tasks[2].estimate)
+    assert overall.high - overall.low < 1e-9
     nothing, _ = pooling_factors(nats_N3, tokens_N, [rows[0][:2]])
     assert math.isnan(nothing.estimate)
+
+
+def test_a_task_whose_factor_is_hardly_known_does_not_decide_the_overall_one():
+    rng = np.random.default_rng(5)
+    nats_N3, tokens_N, rows = noisy(rng, 0.6, 9, 40)
+    nats_N3[rows[0], 0] = 30 + 1e-3 * rng.standard_normal(40)  # the ends say nearly the same of its documents
+    overall, tasks = pooling_factors(nats_N3, tokens_N, rows)
+    assert abs(tasks[0].estimate) > 10
+    assert overall.estimate == pytest.approx(0.4, abs=0.1)
+
+
+@pytest.mark.parametrize("tau", [1e-6, 1e6])
+def test_towards_the_ends_of_tau_the_overall_factor_stays_known(tau):
+    rng = np.random.default_rng(6)
+    own_N = rng.standard_normal(240)
+    pooled_N = own_N / (1 + tau) + 0.02 * rng.standard_normal(240)
+    nats_N3 = np.column_stack([own_N, pooled_N, np.zeros(240)])
+    overall, _ = pooling_factors(nats_N3, np.full(240, 20.0), np.split(np.arange(240), 12))
+    assert overall.estimate == pytest.approx(tau / (1 + tau), abs=0.02)

@@ -10,17 +10,21 @@ the two adapters, and by one that is about the same for each token: how much bet
 taken off, by the task's mean per token. The sum of products of two such differences over documents then estimates the
 inner product of the adapters' differences in the metric of the Fisher information.
 
-The factor of all tasks is one less the variance of the tasks' estimated deviations over the variance of the true ones
-(Gelman & Pardoe 2006). Under the model, the mean product of the pooled and the unpooled deviation is the latter.
+The factor of all tasks is one less the variance of the tasks' estimated deviations over that of the true ones (Gelman &
+Pardoe 2006). Under the model its expectation is the mean of the tasks' factors, and so it is estimated: put into the
+formula itself, the noise of each task's factor would count as variance. Tasks weigh as in a random-effects mean (Hedges
+& Olkin 1985): alike where their factors are known, less where few documents tell theirs.
 
 - A. Gelman, I. Pardoe (2006). Bayesian measures of explained variance and pooling in multilevel (hierarchical) models.
   Technometrics 48, 241-251.
+- L. V. Hedges, I. Olkin (1985). Statistical methods for meta-analysis. Academic Press.
 
 D tasks, n documents of one task.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,72 +88,53 @@ def pooling_factors(
         tokens_N: Scored tokens of each document.
         task_rows: Rows of each task.
     """
-    tasks, parts = [], []
-    for rows in task_rows:
-        moments = None if len(rows) < FEWEST_DOCUMENTS else _moments(nats_N3[rows], tokens_N[rows])
-        tasks.append(_unknown() if moments is None else moments.factor())
-        if moments is not None:
-            parts.append(moments)
-    return _overall(parts), tasks
+    factors = [_factor(nats_N3[rows], tokens_N[rows]) for rows in task_rows]
+    return _overall([factor for factor in factors if factor is not None]), [
+        _interval(*(factor or _UNKNOWN)) for factor in factors
+    ]
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Of a task's documents: how far each fit lies from complete pooling, what all tokens share taken off."""
+class _Factor(NamedTuple):
+    """An estimate with its variance and the degrees of freedom of that."""
 
-    own_n: np.ndarray
-    """The fit without pooling."""
-    pooled_n: np.ndarray
-    """The fit with partial pooling."""
-    num_tokens: float
-
-    @property
-    def share(self) -> float:
-        """How much of the unpooled deviation is left: one less the factor."""
-        return float(self.own_n @ self.pooled_n / (self.own_n @ self.own_n))
-
-    @property
-    def correction(self) -> float:
-        """Of a variance over the documents, of which the mean and the factor have taken two degrees of freedom."""
-        return len(self.own_n) / (len(self.own_n) - 2)
-
-    def factor(self) -> Interval:
-        """Of this task."""
-        influence_n = self.own_n * (self.pooled_n - self.share * self.own_n) / (self.own_n @ self.own_n)
-        return _interval(1 - self.share, self.correction * float(influence_n @ influence_n), len(self.own_n) - 2)
+    estimate: float
+    variance: float
+    degrees: float
 
 
-def _moments(nats_n3: np.ndarray, tokens_n: np.ndarray) -> _Moments | None:
-    """None where the documents do not tell no pooling from complete pooling."""
+_UNKNOWN = _Factor(np.nan, np.nan, np.nan)
+
+
+def _factor(nats_n3: np.ndarray, tokens_n: np.ndarray) -> _Factor | None:
+    """Of one task; None where its documents are too few, or do not tell no pooling from complete pooling."""
+    if len(tokens_n) < FEWEST_DOCUMENTS:
+        return None
     root_n = np.sqrt(tokens_n)
     difference_n2 = (nats_n3[:, :2] - nats_n3[:, 2:]) / root_n[:, None]
     per_token_2 = root_n @ difference_n2 / tokens_n.sum()
     own_n, pooled_n = (difference_n2 - root_n[:, None] * per_token_2).T
-    if not own_n @ own_n > _ALIKE * (nats_n3**2).sum():
+    square, degrees = own_n @ own_n, len(tokens_n) - 2
+    if not square > _ALIKE * (nats_n3**2).sum():
         return None
-    return _Moments(own_n, pooled_n, float(tokens_n.sum()))
+    share = own_n @ pooled_n / square
+    influence_n = own_n * (pooled_n - share * own_n) / square
+    return _Factor(float(1 - share), float(influence_n @ influence_n) * len(tokens_n) / degrees, degrees)
 
 
-def _overall(tasks: list[_Moments]) -> Interval:
-    """One less the variance of estimated deviations over that of true ones, each task's per token."""
-    estimated = sum(task.share**2 * float(task.own_n @ task.own_n) / task.num_tokens for task in tasks)
-    true = sum(task.share * float(task.own_n @ task.own_n) / task.num_tokens for task in tasks)
-    if not true > 0:
-        return _unknown()
-    ratio, variance, degrees = estimated / true, 0.0, 0
-    for task in tasks:
-        product_n, square_n = task.own_n * task.pooled_n, task.own_n**2
-        influence_n = (2 * task.share - ratio) * product_n - task.share**2 * square_n
-        influence_n = (influence_n - influence_n.mean()) / (task.num_tokens * true)
-        variance += task.correction * float(influence_n @ influence_n)
-        degrees += len(task.own_n) - 2
-    return _interval(1 - ratio, variance, degrees)
+def _overall(tasks: list[_Factor]) -> Interval:
+    """The random-effects mean, for these tasks: its interval is over documents alone."""
+    if not tasks:
+        return _interval(*_UNKNOWN)
+    factor_D, variance_D, degrees_D = np.array(tasks).T
+    between = max(0.0, factor_D.var(ddof=1) - variance_D.mean()) if len(tasks) > 1 else 0.0
+    total_D = np.maximum(between + variance_D, np.finfo(float).tiny)
+    weight_D = total_D.min() / total_D
+    weight_D /= weight_D.sum()
+    part_D = weight_D**2 * variance_D
+    degrees = part_D.sum() ** 2 / (part_D**2 / degrees_D).sum() if part_D.any() else degrees_D.sum()
+    return _interval(weight_D @ factor_D, part_D.sum(), degrees)
 
 
-def _interval(factor: float, variance: float, degrees: int) -> Interval:
+def _interval(factor: float, variance: float, degrees: float) -> Interval:
     half_width = float(t_quantile(degrees)) * variance**0.5
-    return Interval(factor, factor - half_width, factor + half_width)
-
-
-def _unknown() -> Interval:
-    return Interval(np.nan, np.nan, np.nan)
+    return Interval(float(factor), float(factor - half_width), float(factor + half_width))
