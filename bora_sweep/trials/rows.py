@@ -106,7 +106,7 @@ def _is_trained(config: Config) -> bool:
 
 
 def _tau(config: Config) -> float:
-    return config.prior.tau if _is_trained(config) else math.nan
+    return config.tau if _is_trained(config) else math.nan
 
 
 def initial_row(config: Config) -> dict[str, Any]:

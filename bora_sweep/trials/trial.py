@@ -218,7 +218,7 @@ def _chosen(values: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:
-    if not (config.search.estimate_tau and config.method == "map" and math.isinf(config.prior.tau)):
+    if not (config.search.estimate_tau and config.method == "map" and math.isinf(config.tau)):
         return {}
     found = estimate_tau(config, corpus, base, done)
     return {"tau_estimate": found.tau, "tau_low": found.low, "tau_high": found.high}

@@ -1,0 +1,150 @@
+"""`prior.tau=learn`: tau found on validation while the fit runs.
+
+Now and then the fit asks whether validation documents would be likelier if all deviations from Theta were a fifth
+smaller. They are scored twice for it, as the adapters are and with smaller deviations. The mean difference over
+documents, in standard errors, is z. If smaller deviations predict better, tau rises; if they predict worse, it falls:
+
+    log tau <- log tau + GAIN * tanh(z / 2).
+
+The tasks' own training text cannot say this: on it, larger deviations always predict better. docs/method.md has what was
+tried and what each gave.
+
+Groups with a tau of their own (`prior.groups`) are asked one by one: of parameters, whether this group's deviations
+should be smaller; of tasks, whether this task's should. Their scales, tau_g / tau, are drawn to 1 by a hyperprior.
+
+Shapes: N validation documents that are asked, G groups (or tasks).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bora_sweep.config import Config
+from bora_sweep.data.batches import num_training_batches
+from bora_sweep.model.prior import group_precisions
+from bora_sweep.train.evaluate import score_sequences
+from bora_sweep.train.pack import Pack
+from bora_sweep.train.trainer import Trainer
+
+SMALLER = 0.8
+"""Factor on the deviations in the question."""
+GAIN = 0.4
+"""Largest change of log tau after a question. One question cannot decide; the noise of several averages out."""
+PULL = 0.1
+"""What a scale loses of its log at each question: the hyperprior that draws the groups to each other."""
+MIN_STEPS, QUESTIONS_PER_EPOCH = 8, 8
+"""At least so many steps between two questions, in epochs that have them; at most so many questions in an epoch."""
+DOCUMENTS = 256
+"""Most validation documents of a question, spread evenly; tasks with a tau of their own are asked about all of them."""
+LOWEST, HIGHEST = 1e-6, 1e12
+"""tau stays between them, so that it is neither 0 nor inf."""
+
+
+class LearnTauTrainer(Trainer):
+    """A MAP fit whose tau moves with what validation says; its state keeps tau at the best epoch."""
+
+    def __init__(self, config: Config, pack: Pack) -> None:
+        super().__init__(config, pack)
+        scale_of = config.prior.group_scales
+        self.state.tau = self.state.best_tau = config.tau
+        self.state.scales = self.state.best_scales = [scale_of.get(name, 1.0) for name in self.group_names]
+        num_batches = num_training_batches(pack.corpus, config.train.batch_size, config.train.tasks_per_batch)
+        self.interval = max(min(num_batches, MIN_STEPS), num_batches // QUESTIONS_PER_EPOCH)
+        """Steps between two questions."""
+        asked_N = pack.corpus.split("validation")
+        if config.prior.groups != "task" and len(asked_N) > DOCUMENTS:
+            asked_N = asked_N[np.linspace(0, len(asked_N) - 1, DOCUMENTS).round().astype(int)]
+        self.asked_N = asked_N
+        sequence_C = pack.corpus.sequences("validation")
+        self.sequences = sequence_C[np.isin(pack.corpus.document_of(sequence_C), asked_N)]
+
+    def descend(self, nll_nats: float) -> None:
+        """A step, and a question after every `interval` steps."""
+        super().descend(nll_nats)
+        if self.state.diverged is None and self.state.step % self.interval == 0:
+            self._ask()
+
+    def keep(self, better_F: np.ndarray) -> None:
+        """Keep the parameters, and tau."""
+        super().keep(better_F)
+        self.state.best_tau, self.state.best_scales = self.state.tau, list(self.state.scales)
+
+    def restored(self) -> None:
+        """Go on with the tau of the checkpoint."""
+        self._set_tau()
+
+    def _ask(self) -> None:
+        """Move tau, and the scales of groups, as validation says."""
+        assert self.state.tau is not None
+        now_N = self._nats()
+        log_scale_G = np.log(self.state.scales)
+        if not self.group_names:
+            z = standard_errors(now_N - self._nats(SMALLER))
+        elif self.config.prior.groups == "task":
+            gain_N = now_N - self._nats(SMALLER)
+            z = standard_errors(gain_N)
+            task_N = self.pack.corpus.documents["task"].to_numpy()[self.asked_N]
+            z_G = np.array([standard_errors(gain_N[task_N == task]) for task in range(len(log_scale_G))])
+            log_scale_G = moved_scales(log_scale_G, z_G)
+        else:
+            gain_GN = np.stack([now_N - self._nats(factor_P) for factor_P in self._factors()])
+            z = standard_errors(gain_GN.sum(0))
+            log_scale_G = moved_scales(log_scale_G, np.array([standard_errors(gain_N) for gain_N in gain_GN]))
+        self.state.tau = min(HIGHEST, max(LOWEST, self.state.tau * math.exp(GAIN * math.tanh(z / 2))))
+        self.state.scales = np.exp(log_scale_G).tolist()
+        self._set_tau()
+
+    def _factors(self) -> Iterator[Tensor]:
+        """For each group of parameters the factor on each coordinate."""
+        index_P = self.pack.layout.parameter_groups(self.config.prior.groups)[1].to(self.hierarchy.mean_P.device)
+        for group in range(len(self.group_names)):
+            yield torch.where(index_P == group, SMALLER, 1.0).to(self.hierarchy.mean_P.dtype)
+
+    def _nats(self, factor: float | Tensor | None = None) -> np.ndarray:
+        """Nats of the documents that are asked, with deviations multiplied by `factor`."""
+        with deviations_times(self, factor):
+            nll_SC = score_sequences(self.pack, [self], self.sequences)
+        return self.pack.corpus.sum_by_document(nll_SC)[0, self.asked_N]
+
+    def _set_tau(self) -> None:
+        """Put the state's tau and scales where the step reads them."""
+        tau, hierarchy = self.state.tau, self.hierarchy
+        assert tau is not None
+        groups, tasks = self.config.prior.groups, self.pack.shard.tasks
+        precision = group_precisions(tau, self.state.scales, groups, self.pack.layout, tasks, hierarchy.mean_P)
+        hierarchy.tau, hierarchy.precision = tau, tau if precision is None else precision
+        if self.config.solver == "proximal":
+            for group in self.optimizer.param_groups:
+                if group["params"][0] is hierarchy.task_KP:
+                    group["prior_precision"] = hierarchy.precision / self.prior_tokens
+
+
+@contextmanager
+def deviations_times(fit: Trainer, factor: float | Tensor | None) -> Iterator[None]:
+    """While it is open, the fit's adapters are Theta + factor * (theta_d - Theta)."""
+    fit.hierarchy.deviation_factor = factor
+    try:
+        yield
+    finally:
+        fit.hierarchy.deviation_factor = None
+
+
+def standard_errors(gain_N: np.ndarray) -> float:
+    """The sum of these gains in its standard errors, sum g / sqrt(sum g^2); 0 where all are 0."""
+    norm = math.sqrt(float(np.square(gain_N).sum()))
+    return float(gain_N.sum()) / norm if norm > 0 else 0.0
+
+
+def moved_scales(log_scale_G: np.ndarray, z_G: np.ndarray) -> np.ndarray:
+    """The logs of the groups' scales after a question, with mean 0.
+
+    Args:
+        log_scale_G: Before it.
+        z_G: The gains of smaller deviations of each group, in standard errors.
+    """
+    moved_G = (1 - PULL) * (log_scale_G + GAIN * np.tanh(z_G / 2))
+    return moved_G - moved_G.mean()
