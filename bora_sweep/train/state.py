@@ -68,6 +68,8 @@ class State:
     best_tau: float | None = None
     """The same at the best epoch."""
     best_scales: list[float] = field(default_factory=list)
+    asked_tokens: int = 0
+    """Where tau is learnt: scored tokens of validation that passed through the model for it."""
     micro_batch_size: int | None = None
     """Documents per forward pass, where memory did not hold as many as were asked for."""
     notes: list[str] = field(default_factory=list)

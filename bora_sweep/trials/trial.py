@@ -201,7 +201,7 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     does not go on from its checkpoints.
     """
     earlier = read_trial_row(run, trial.trial_id)
-    if earlier is not None and _chosen(json.loads(earlier["config_json"])) != _chosen(trial.config.to_dict()):
+    if earlier is not None and not _is_same_fit(earlier, trial.config):
         drop_checkpoints(run / "trials" / trial.trial_id)
         earlier = None
     if earlier is not None and earlier["status"] == "finished":
@@ -210,6 +210,13 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     if earlier is not None:
         attempt = {"started_at": earlier["started_at"], "attempts": (earlier["attempts"] or 1) + 1}
     return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **attempt}
+
+
+def _is_same_fit(earlier: dict[str, Any], config: Config) -> bool:
+    """Whether a row is of this fit; one that has ended has the tau that it learnt in place of `learn`."""
+    if config.learns_tau and earlier["tau_learnt"]:
+        return True
+    return _chosen(json.loads(earlier["config_json"])) == _chosen(config.to_dict())
 
 
 def _chosen(values: dict[str, Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
-from bora_sweep.tune.points import Point, preset_points, trial_config, trial_id
+from bora_sweep.tune.points import LEARNT, Point, preset_points, trial_config, trial_id
 
 POINTS = "points.json"
 """In the folder of a sweep."""
@@ -183,6 +183,8 @@ def _is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool
     """Whether a trial was fitted at the point that was given, or, without one, at a value of the search."""
     if point is None:
         return row["method"] == "map" and 0 < row["tau"] < math.inf
+    if point.method == LEARNT:
+        return bool(row["tau_learnt"])
     wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
     if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
         return False

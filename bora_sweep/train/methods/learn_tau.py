@@ -1,22 +1,21 @@
 """`prior.tau=learn`: tau found on validation while the fit runs.
 
-Now and then the fit asks whether validation documents would be likelier if all deviations from Theta were a fifth
-smaller. They are scored twice for it, as the adapters are and with smaller deviations. The mean difference over
-documents, in standard errors, is z. If smaller deviations predict better, tau rises; if they predict worse, it falls:
+Now and then the fit asks whether validation documents are likelier with all deviations from Theta a fifth smaller, or
+larger by as much. They are scored twice for it. The sum of the differences over documents, in its standard errors, is
+z. If smaller deviations predict better, tau rises; if larger ones do, it falls:
 
     log tau <- log tau + GAIN * tanh(z / 2).
 
-The tasks' own training text cannot say this: on it, larger deviations always predict better. docs/method.md has what was
-tried and what each gave.
+The tasks' training text cannot say this: on it, larger deviations predict better. docs/method.md has what was tried.
 
-Groups with a tau of their own (`prior.groups`) are asked one by one: of parameters, whether this group's deviations
-should be smaller; of tasks, whether this task's should. Their scales, tau_g / tau, are drawn to 1 by a hyperprior.
+Groups with a tau of their own (`prior.groups`) are asked about one by one: of parameters, each group's deviations made
+smaller in turn; of tasks, each by its own documents. Their scales, tau_g / tau, are drawn to 1 by a hyperprior.
 
 Shapes: N validation documents that are asked, G groups (or tasks).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,7 +30,7 @@ from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
 SMALLER = 0.8
-"""Factor on the deviations in the question."""
+"""A question compares deviations times this factor with deviations divided by it."""
 GAIN = 0.4
 """Largest change of log tau after a question. One question cannot decide; the noise of several averages out."""
 PULL = 0.1
@@ -59,6 +58,7 @@ class LearnTauTrainer(Trainer):
         if config.prior.groups != "task" and len(asked_N) > DOCUMENTS:
             asked_N = asked_N[np.linspace(0, len(asked_N) - 1, DOCUMENTS).round().astype(int)]
         self.asked_N = asked_N
+        self.num_asked_tokens = int(pack.corpus.documents["num_tokens"].to_numpy()[asked_N].sum())
         sequence_C = pack.corpus.sequences("validation")
         self.sequences = sequence_C[np.isin(pack.corpus.document_of(sequence_C), asked_N)]
 
@@ -80,23 +80,20 @@ class LearnTauTrainer(Trainer):
     def _ask(self) -> None:
         """Move tau, and the scales of groups, as validation says."""
         assert self.state.tau is not None
-        now_N = self._nats()
-        log_scale_G = np.log(self.state.scales)
-        if not self.group_names:
-            z = standard_errors(now_N - self._nats(SMALLER))
-        elif self.config.prior.groups == "task":
-            gain_N = now_N - self._nats(SMALLER)
-            z = standard_errors(gain_N)
-            task_N = self.pack.corpus.documents["task"].to_numpy()[self.asked_N]
-            z_G = np.array([standard_errors(gain_N[task_N == task]) for task in range(len(log_scale_G))])
-            log_scale_G = moved_scales(log_scale_G, z_G)
-        else:
-            gain_GN = np.stack([now_N - self._nats(factor_P) for factor_P in self._factors()])
-            z = standard_errors(gain_GN.sum(0))
-            log_scale_G = moved_scales(log_scale_G, np.array([standard_errors(gain_N) for gain_N in gain_GN]))
-        self.state.tau = min(HIGHEST, max(LOWEST, self.state.tau * math.exp(GAIN * math.tanh(z / 2))))
-        self.state.scales = np.exp(log_scale_G).tolist()
+        gain_N = self._nats(1 / SMALLER) - self._nats(SMALLER)
+        factor = math.exp(GAIN * math.tanh(standard_errors(gain_N) / 2))
+        self.state.tau = min(HIGHEST, max(LOWEST, self.state.tau * factor))
+        if self.group_names:
+            self.state.scales = moved_scales(self.state.scales, self._gains_of_groups(gain_N))
         self._set_tau()
+
+    def _gains_of_groups(self, gain_N: np.ndarray) -> np.ndarray:
+        """z_G, what smaller deviations of each group gain in standard errors; `gain_N` is that of all deviations."""
+        if self.config.prior.groups == "task":
+            task_N = self.pack.corpus.documents["task"].to_numpy()[self.asked_N]
+            return np.array([standard_errors(gain_N[task_N == task]) for task in range(len(self.group_names))])
+        now_N = self._nats()
+        return np.array([standard_errors(now_N - self._nats(factor_P)) for factor_P in self._factors()])
 
     def _factors(self) -> Iterator[Tensor]:
         """For each group of parameters the factor on each coordinate."""
@@ -108,6 +105,7 @@ class LearnTauTrainer(Trainer):
         """Nats of the documents that are asked, with deviations multiplied by `factor`."""
         with deviations_times(self, factor):
             nll_SC = score_sequences(self.pack, [self], self.sequences)
+        self.state.asked_tokens += self.num_asked_tokens
         return self.pack.corpus.sum_by_document(nll_SC)[0, self.asked_N]
 
     def _set_tau(self) -> None:
@@ -139,12 +137,12 @@ def standard_errors(gain_N: np.ndarray) -> float:
     return float(gain_N.sum()) / norm if norm > 0 else 0.0
 
 
-def moved_scales(log_scale_G: np.ndarray, z_G: np.ndarray) -> np.ndarray:
-    """The logs of the groups' scales after a question, with mean 0.
+def moved_scales(scale_G: Sequence[float], z_G: np.ndarray) -> list[float]:
+    """The groups' scales after a question; the mean of their logs is 0.
 
     Args:
-        log_scale_G: Before it.
+        scale_G: Before it.
         z_G: The gains of smaller deviations of each group, in standard errors.
     """
-    moved_G = (1 - PULL) * (log_scale_G + GAIN * np.tanh(z_G / 2))
-    return moved_G - moved_G.mean()
+    moved_G = (1 - PULL) * (np.log(scale_G) + GAIN * np.tanh(z_G / 2))
+    return np.exp(moved_G - moved_G.mean()).tolist()
