@@ -29,8 +29,8 @@ from bora_sweep.train.evaluate import score_sequences
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
-SMALLER = 0.8
-"""A question compares deviations times this factor with deviations divided by it."""
+SMALLER, LARGER = 0.8, 1.2
+"""A question compares deviations times these factors, whose difference in nats is 0 at the best factor of a parabola."""
 GAIN = 0.4
 """Largest change of log tau after a question. One question cannot decide; the noise of several averages out."""
 PULL = 0.1
@@ -80,7 +80,7 @@ class LearnTauTrainer(Trainer):
     def _ask(self) -> None:
         """Move tau, and the scales of groups, as validation says."""
         assert self.state.tau is not None
-        gain_N = self._nats(1 / SMALLER) - self._nats(SMALLER)
+        gain_N = self._nats(LARGER) - self._nats(SMALLER)
         factor = math.exp(GAIN * math.tanh(standard_errors(gain_N) / 2))
         self.state.tau = min(HIGHEST, max(LOWEST, self.state.tau * factor))
         if self.group_names:
