@@ -93,7 +93,7 @@ def varied(config: Config, tau: Any, change: dict[str, Any]) -> Config:
 
 
 def cell(done: Fit, corpus: TokenizedCorpus, config: Config) -> dict[str, float]:
-    """What is kept of a fit. `asked` are tokens of validation that were scored to learn tau."""
+    """What is kept of a fit. `asked` are tokens of validation that were scored to learn it."""
     scores = {
         split: perplexity(done.nll_nats[split].sum(), corpus.num_tokens(split)) for split in ("validation", "test")
     }

@@ -1,12 +1,14 @@
 """`prior.tau=learn`: tau found on validation while the fit runs.
 
-Now and then the fit asks whether validation documents are likelier with all deviations from Theta a fifth smaller, or
-larger by as much. They are scored twice for it. The sum of the differences over documents, in its standard errors, is
-z. If smaller deviations predict better, tau rises; if larger ones do, it falls:
+Now and then the fit asks whether validation documents are likelier with all deviations from Theta a fifth smaller. They
+are scored twice for it, with smaller deviations and as the adapters are. The sum of the differences over documents, in
+its standard errors, is z. If smaller deviations predict better, tau rises; if they predict worse, it falls:
 
     log tau <- log tau + GAIN * tanh(z / 2).
 
-The tasks' training text cannot say this: on it, larger deviations predict better. docs/method.md has what was tried.
+On a parabola both predict as well where the best factor is 0.9, so that tau comes to rest where deviations are a ninth
+too large for a fit that has converged. Early stopping, which ends these fits, holds deviations back as well. The tasks'
+training text cannot answer: on it, larger deviations predict better. docs/method.md has what else was tried.
 
 Groups with a tau of their own (`prior.groups`) are asked about one by one: of parameters, each group's deviations made
 smaller in turn; of tasks, each by its own documents. Their scales, tau_g / tau, are drawn to 1 by a hyperprior.
@@ -29,8 +31,8 @@ from bora_sweep.train.evaluate import score_sequences
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
 
-SMALLER, LARGER = 0.8, 1.2
-"""A question compares deviations times these factors, whose difference in nats is 0 at the best factor of a parabola."""
+SMALLER = 0.8
+"""Factor on the deviations in the question."""
 GAIN = 0.4
 """Largest change of log tau after a question. One question cannot decide; the noise of several averages out."""
 PULL = 0.1
@@ -80,19 +82,24 @@ class LearnTauTrainer(Trainer):
     def _ask(self) -> None:
         """Move tau, and the scales of groups, as validation says."""
         assert self.state.tau is not None
-        gain_N = self._nats(LARGER) - self._nats(SMALLER)
+        now_N = self._nats()
+        gain_N = now_N - self._nats(SMALLER)
         factor = math.exp(GAIN * math.tanh(standard_errors(gain_N) / 2))
         self.state.tau = min(HIGHEST, max(LOWEST, self.state.tau * factor))
         if self.group_names:
-            self.state.scales = moved_scales(self.state.scales, self._gains_of_groups(gain_N))
+            self.state.scales = moved_scales(self.state.scales, self._gains_of_groups(now_N, gain_N))
         self._set_tau()
 
-    def _gains_of_groups(self, gain_N: np.ndarray) -> np.ndarray:
-        """z_G, what smaller deviations of each group gain in standard errors; `gain_N` is that of all deviations."""
+    def _gains_of_groups(self, now_N: np.ndarray, gain_N: np.ndarray) -> np.ndarray:
+        """z_G: what smaller deviations of each group gain, in standard errors.
+
+        Args:
+            now_N: Nats of the documents as the adapters are.
+            gain_N: What they gain where all deviations are smaller.
+        """
         if self.config.prior.groups == "task":
             task_N = self.pack.corpus.documents["task"].to_numpy()[self.asked_N]
             return np.array([standard_errors(gain_N[task_N == task]) for task in range(len(self.group_names))])
-        now_N = self._nats()
         return np.array([standard_errors(now_N - self._nats(factor_P)) for factor_P in self._factors()])
 
     def _factors(self) -> Iterator[Tensor]:
