@@ -136,8 +136,8 @@ def tables(cells: dict[str, Any]) -> Iterator[str]:
               "above the sweep, %", "training tokens / shared fit", "with scoring"]  # fmt: skip
     yield as_markdown([header, *rows])
     yield (
-        f"Above the best of the sweep on test: {np.mean(above):+.2f}% on average, {max(above):+.2f}% at worst. Training "
-        f"tokens and half of the scored ones, over those of the shared fit: {np.mean(works):.2f} on average, "
+        f"Above the best of the sweep on test: {np.mean(above):+.2f}% on average, {max(above):+.2f}% at worst. "
+        f"Training tokens and half of the scored ones, over those of the shared fit: {np.mean(works):.2f} on average, "
         f"{max(works):.2f} at most."
     )
     spread = [["corpus", "variant", "tau", "validation perplexity", "test perplexity"]]
