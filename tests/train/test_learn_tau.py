@@ -79,12 +79,12 @@ def test_in_the_conjugate_model_deviations_come_to_a_ninth_above_those_that_pred
     """delta_d ~ N(0, 1/tau), n observations of variance s^2 each: the posterior mean is n / (n + tau s^2) times their
     mean. Held-out text is likeliest at the true tau, which is also the maximum of the marginal likelihood."""
     rng = np.random.default_rng(2)
-    num_tasks, n = 40_000, 6
+    num_tasks, n = 100_000, 6
     delta_K = rng.normal(size=num_tasks) / math.sqrt(true_tau)
     mean_K = delta_K + noise / math.sqrt(n) * rng.normal(size=num_tasks)
-    held_out_K = delta_K + noise * rng.normal(size=num_tasks)
+    held_out_K = delta_K + noise / 5 * rng.normal(size=num_tasks)  # the mean of 25 observations
     tau = 300.0
-    for number in range(200):
+    for number in range(100):
         at_K = n / (n + tau * noise**2) * mean_K
         now_K, smaller_K = (0.5 * ((held_out_K - factor * at_K) / noise) ** 2 for factor in (1, SMALLER))
         gain = GAIN / (1 + number / 20)  # so many tasks know the answer; at the full gain tau would move to and fro
