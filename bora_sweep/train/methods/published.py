@@ -55,7 +55,7 @@ class PublishedCode(Protocol):
         self.is_separate = config.is_separate
         if config.train.likelihood == "documents":
             self.objective_tokens = 1
-        if config.prior.tau == 0 and config.train.independent == "joint":
+        if config.tau == 0 and config.train.independent == "joint":
             self.optimizer = RowwiseAdam
 
     def hierarchy_class(self, layout: Layout) -> Callable[..., Hierarchy]:
