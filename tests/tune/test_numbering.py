@@ -361,7 +361,7 @@ def test_the_trials_of_a_sweep_and_of_a_path_are_of_its_numbering(tmp_path):
         check_numbering(tmp_path, search.config, search.numbering, rows + within)
 
 
-def test_a_fit_that_learns_tau_is_one_point_whatever_it_found(tmp_path):
+def test_a_fit_that_learns_tau_is_one_point_whatever_it_found():
     config = make_config("search.num_trials=0", "search.baselines=[independent,shared,learnt]")
     numbering = new_numbering(config)
     (point,) = [point for point in numbering.given.values() if point.method == LEARNT]
