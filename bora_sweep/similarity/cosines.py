@@ -34,6 +34,8 @@ class Cosines:
     """Standard errors, by a jackknife over the folds of both; 0 on the diagonal, NaN with a task of one fold."""
     signal_K: np.ndarray
     """Squared norms with the noise taken off, at least `LEAST_SHARE` of their mean, which tasks of one fold have."""
+    noise_K: np.ndarray
+    """What the noise adds to the squared norms."""
     weight_K: np.ndarray
     """Each task's share of the tokens."""
 
@@ -63,7 +65,8 @@ def cosines(score_KFP: np.ndarray, tokens_KF: np.ndarray) -> Cosines:
     own_KFF = np.concatenate([_own(score_KFP[block]) for block in blocks])
     norm_K = squared_norm(own_KFF, tokens_KF)
     lone_K = np.isnan(norm_K)  # one fold: its noise is unknown, and its norm is not used
-    np.fill_diagonal(raw_KK, np.where(lone_K, np.diagonal(raw_KK), norm_K))
+    with_noise_K = np.diagonal(raw_KK).copy()
+    np.fill_diagonal(raw_KK, np.where(lone_K, with_noise_K, norm_K))
     along_K = raw_KK @ weight_K
     gram_KK = raw_KK - along_K[:, None] - along_K + weight_K @ along_K
     signal_K, least = _signal(np.diagonal(gram_KK), lone_K)
@@ -78,7 +81,8 @@ def cosines(score_KFP: np.ndarray, tokens_KF: np.ndarray) -> Cosines:
     error_KK = np.sqrt(variance_KK + variance_KK.T)
     np.fill_diagonal(cosine_KK, 1)
     np.fill_diagonal(error_KK, 0)
-    return Cosines((cosine_KK + cosine_KK.T) / 2, error_KK, signal_K, weight_K)
+    noise_K = np.where(lone_K, np.diagonal(gram_KK) - signal_K, with_noise_K - norm_K)
+    return Cosines((cosine_KK + cosine_KK.T) / 2, error_KK, signal_K, np.maximum(noise_K, 0), weight_K)
 
 
 def squared_norm(own_KFF: np.ndarray, tokens_KF: np.ndarray) -> np.ndarray:
