@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from arguments import start
 from provenance import RESULTS, provenance
 
 from bora_sweep.config import SyntheticConfig, load_config
@@ -59,8 +60,7 @@ def adjusted_rand_index(one_K: np.ndarray, other_K: np.ndarray) -> float:
     table = np.zeros((one_K.max() + 1, other_K.max() + 1))
     np.add.at(table, (one_K, other_K), 1)
     pairs, rows, columns, every = (
-        (count * (count - 1) / 2).sum()
-        for count in (table, table.sum(1), table.sum(0), np.array([len(one_K)]))
+        (count * (count - 1) / 2).sum() for count in (table, table.sum(1), table.sum(0), np.array([len(one_K)]))
     )
     expected, most = rows * columns / every, (rows + columns) / 2
     return 1.0 if most == expected else float((pairs - expected) / (most - expected))
@@ -129,8 +129,8 @@ def page(cells: list[Cell]) -> str:
     return "\n\n".join(
         [
             "# Groups of tasks: found where they are, not proposed where they are not",
-            "`python benchmarks/task_groups.py`: the embedded corpus with 24 tasks, by gradients at a shared fit of one "
-            "epoch. *Within* and *between* are mean similarities of two tasks of one planted group and of two; *error* "
+            "`python benchmarks/task_groups.py`: the embedded corpus with 24 tasks, by gradients at a shared fit of "
+            "one epoch. *Within* and *between* are mean similarities of two tasks of one planted group and of two; *error* "
             "is the median standard error of a similarity. The index is 0 where no groups are proposed.",
             "## 4 planted groups, similarity 0.3",
             " ".join(means),
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main, __doc__)

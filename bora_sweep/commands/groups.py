@@ -46,7 +46,9 @@ def run(parsed: argparse.Namespace) -> int:
     if found.path is not None:
         _show_groups(found)
         out.print(escape(f"groups: {found.path}"))
-        out.print(escape(f"next, with three levels: bora-sweep sweep … data.groups_path={shlex.quote(str(found.path))}"))
+        out.print(
+            escape(f"next, with three levels: bora-sweep sweep … data.groups_path={shlex.quote(str(found.path))}")
+        )
     out.print(escape(f"report with all similarities: bora-sweep report {shlex.quote(str(folder_at(parsed.run)))}"))
     return DONE
 
@@ -57,7 +59,9 @@ def _show_groups(found: "TaskGroups") -> None:
         ordered = members.sort_values("silhouette", ascending=False)
         names = [visible(str(task)) + ("?" if sure <= 0 else "") for task, sure in
                  zip(ordered["task"], ordered["silhouette"], strict=True)]  # fmt: skip
-        shown = ", ".join(names[:MOST_MEMBERS]) + (f" and {len(names) - MOST_MEMBERS} more" * (len(names) > MOST_MEMBERS))
+        shown = ", ".join(names[:MOST_MEMBERS]) + (
+            f" and {len(names) - MOST_MEMBERS} more" * (len(names) > MOST_MEMBERS)
+        )
         sure = members["silhouette"].mean()
         out.print(escape(f"• {name} ({plural(len(names), 'task')}, silhouette {sure:.2f}): {shown}"))
     if (found.groups["silhouette"] <= 0).any():

@@ -1,8 +1,8 @@
 """The results of a run: Parquet tables with one file per trial, each written atomically.
 
 The files are `RUN/results/TABLE/TRIAL.parquet`, with the tables of `SCHEMAS`; only a run with metrics has
-`predictions`, and only one that was asked for its groups has `similarity` and `groups`. They are plain Parquet with plain types: `pd.read_parquet("RUN/results/task_scores")` reads a
-table where this package is not installed.
+`predictions`, and only one that was asked for its groups has `similarity` and `groups`. They are plain Parquet with
+plain types: `pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
 """
 
 import json

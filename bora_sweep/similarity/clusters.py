@@ -35,7 +35,7 @@ class Clusters:
     """Groups of K tasks, or none."""
 
     label_K: np.ndarray | None
-    """The group of each task, counted from 0 and the largest first; None: no structure."""
+    """The group of each task, counted from 0, the largest first, equal ones in the tasks' order; None: no structure."""
     p_value: float
     """The share of sets of tasks without groups that look as grouped."""
     silhouette_K: np.ndarray
@@ -75,15 +75,18 @@ def find_clusters(cosine_KK: np.ndarray, error_KK: np.ndarray, weight_K: np.ndar
     weight_A = weight_K[among] / weight_K[among].sum()
     cut, p_value = _best_cut(inner_KK, noise_KK, weight_A, np.random.default_rng(seed))
     label_K = _joined(cosine_KK, among, cut)
-    label_K = np.argsort(np.argsort(-np.bincount(label_K), kind="stable"))[label_K]
+    _, first_G, size_G = np.unique(label_K, return_index=True, return_counts=True)
+    label_K = np.argsort(np.lexsort((first_G, -size_G)))[label_K]
     silhouette_K = silhouettes(cosine_KK, label_K)
     return Clusters(label_K if p_value <= LEVEL else None, p_value, silhouette_K, leaf_order(cosine_KK))
 
 
 def silhouettes(cosine_KK: np.ndarray, label_K: np.ndarray) -> np.ndarray:
     """(b - a) / max(a, b) of each task (Rousseeuw 1987), with a the mean distance to others of its cluster, and b that
-    to the nearest other cluster. 0 for a task that is alone.
+    to the nearest other cluster. 0 for a task that is alone, and where there is one cluster.
     """
+    if label_K.max() == 0:
+        return np.zeros(len(label_K))
     distance_KK, places = _distances(cosine_KK), np.arange(len(label_K))
     size_G = np.bincount(label_K)
     sum_KG = distance_KK @ np.eye(len(size_G))[label_K]

@@ -1,8 +1,8 @@
 """Whitening by Kronecker factors: gradients of a matrix in coordinates where the noise of documents is alike all round.
 
 Without it a few loud directions, such as frequent words, decide all inner products. As in Shampoo (Gupta, Koren &
-Singer 2018) the second moment of a document's gradient G of an (M, N) matrix is taken as L (x) R / tr L, with L = E G G'
-and R = E G' G, and G becomes sqrt(tr L) L^(-1/2) G R^(-1/2).
+Singer 2018) the second moment of a document's gradient G of an (M, N) matrix is taken as L (x) R / tr L, with
+L = E G G' and R = E G' G, and G becomes sqrt(tr L) L^(-1/2) G R^(-1/2).
 
 Shapes: B gradients, a matrix (M, N).
 """

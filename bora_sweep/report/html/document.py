@@ -85,7 +85,10 @@ def make_document(
         "differ between trials are marked.",
     }
     if alike is not None:
-        markdown |= {"alike": likeness_sentence(alike), "alike_about": about_likeness(alike).rpartition(" The pairs")[0]}
+        markdown |= {
+            "alike": likeness_sentence(alike),
+            "alike_about": about_likeness(alike).rpartition(" The pairs")[0],
+        }
     drawn["alike"] = charts.likeness_chart(alike)
     markdown |= {f"figure_{n}": figure.caption for n, figure in enumerate(figures, start=1)}
     return {

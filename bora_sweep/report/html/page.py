@@ -14,7 +14,14 @@ from bora_sweep.report.html.document import to_json
 from bora_sweep.report.text.formats import plain
 
 _SCRIPTS = (
-    "elements.js", "charts.js", "tau.js", "by_size.js", "learning.js", "tables.js", "alike.js", "scroll.js",
+    "elements.js",
+    "charts.js",
+    "tau.js",
+    "by_size.js",
+    "learning.js",
+    "tables.js",
+    "alike.js",
+    "scroll.js",
     "page.js",
 )
 
