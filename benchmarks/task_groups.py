@@ -130,8 +130,8 @@ def page(cells: list[Cell]) -> str:
         [
             "# Groups of tasks: found where they are, not proposed where they are not",
             "`python benchmarks/task_groups.py`: the embedded corpus with 24 tasks, by gradients at a shared fit of "
-            "one epoch. *Within* and *between* are mean similarities of two tasks of one planted group and of two; *error* "
-            "is the median standard error of a similarity. The index is 0 where no groups are proposed.",
+            "one epoch. *Within* and *between* are mean similarities of two tasks of one planted group and of two; "
+            "*error* is the median standard error of a similarity. The index is 0 where no groups are proposed.",
             "## 4 planted groups, similarity 0.3",
             " ".join(means),
             markdown_table(Table(header, rows)),

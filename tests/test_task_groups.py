@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     rng, rows = np.random.default_rng(0), []
     for number in range(TASKS):
         words = WORDS[:8] if number % 2 else WORDS[20:28]
-        rows += [(f"task {number}", " ".join(rng.choice(words, 8))) for _ in range(16)]
+        rows += [(f"task {number}", " ".join(rng.choice(words, 12))) for _ in range(30)]
     pd.DataFrame(rows, columns=["task", "text"]).to_parquet(folder / "data.parquet")
     bora_sweep.fit(
         f"data.path={folder / 'data.parquet'}", f"model.name={folder / 'base'}", "model.max_tokens=24", "lora.rank=2",
@@ -41,7 +41,7 @@ def test_tasks_with_the_same_words_are_alike(run, found):
     pairs = found.similarity
     assert len(pairs) == TASKS * (TASKS - 1) // 2
     same = pairs["task"].str[-1].astype(int) % 2 == pairs["other"].str[-1].astype(int) % 2
-    assert pairs.loc[same, "similarity"].min() > pairs.loc[~same, "similarity"].max()
+    assert pairs.loc[same, "similarity"].mean() > pairs.loc[~same, "similarity"].mean() + 0.8
     assert (pairs["low"] <= pairs["similarity"]).all()
     assert pairs["adapter_similarity"].between(-1, 1).all()
     results = bora_sweep.read_results(run)

@@ -26,7 +26,7 @@ from bora_sweep.trials.path import UPWARD
 from bora_sweep.trials.rows import sums_over_tasks
 
 BY_TASK = ("document_scores", "predictions", "similarity", "task_scores")
-"""The tables with rows of a task, or of two. `curves` has sums over all tasks alone, and `groups` was found with all."""
+"""The tables with rows of a task, or of two. `curves` has sums over all tasks, and `groups` was found with all."""
 SO_FAR = (
     "best_epoch", "validation_nll_nats", "validation_num_tokens", "validation_perplexity", "train_tokens",
     "train_seconds", "non_padding_fraction", "notes",
