@@ -46,7 +46,7 @@ class TaskGroups:
     """A row for each pair: the table `similarity`."""
     trial_id: str
     """Whose Theta the gradients were taken at."""
-    path: Path | None
+    path: Folder | None
     """The CSV file with `task` and `group`; None where the tasks do not fall into groups."""
 
     @property

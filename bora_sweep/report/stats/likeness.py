@@ -60,7 +60,7 @@ def likeness(results: Results, best: str) -> Likeness | None:
 
 def _matrix(pairs: pd.DataFrame, tasks: list[str]) -> np.ndarray:
     place_of = {task: place for place, task in enumerate(tasks)}
-    one, other = (pairs[name].map(place_of).to_numpy() for name in ("task", "other"))
+    one, other = (np.array([place_of[task] for task in pairs[name]], dtype=int) for name in ("task", "other"))
     similarity_KK = np.eye(len(tasks))
     similarity_KK[one, other] = similarity_KK[other, one] = pairs["similarity"]
     return similarity_KK

@@ -35,8 +35,8 @@ def pair_table(found: Likeness) -> Table:
     """The pairs that are surest to be alike, by the lower end of their interval."""
     pairs = found.pairs.nlargest(CLOSEST, "low")
     rows = [
-        [row.task, row.other, f"{row.similarity:.2f}", f"{row.low:.2f} to {row.high:.2f}"]
-        for row in pairs.itertuples(index=False)
+        [task, other, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+        for task, other, value, low, high in pairs[["task", "other", "similarity", "low", "high"]].to_numpy().tolist()
     ]
     return Table(["task", "other", "similarity", "95% interval"], rows)
 
