@@ -253,5 +253,6 @@ def likeness_chart(alike: Likeness | None) -> Chart | None:
         "tasks": [visible(task) for task in alike.tasks],
         "groups": [name or "" for name in alike.group],
         "similarity": np.round(alike.similarity_KK, 2).tolist(),
+        "texts": [[f"{value:.2f}".replace("-", "−") for value in row] for row in alike.similarity_KK],
         "label": f"How alike each two of {len(alike.tasks)} tasks are, in the order of their tree.",
     }

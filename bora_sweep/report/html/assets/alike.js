@@ -1,7 +1,7 @@
 // Who is like whom: the groups of tasks in words and a table, and the map of similarities.
 
 /** Blue where two tasks are alike, vermilion where they are opposite, faint where they have nothing in common. */
-function drawAlikeMap(host, { tasks: names, groups, similarity, label }) {
+function drawAlikeMap(host, { tasks: names, groups, similarity, texts, label }) {
   const size = names.length, side = 8;
   const cell = (row, column) => {
     const value = similarity[row][column];
@@ -22,9 +22,9 @@ function drawAlikeMap(host, { tasks: names, groups, similarity, label }) {
   host.addEventListener("pointermove", ({ clientX, clientY }) => {
     const box = host.firstChild.getBoundingClientRect();
     const [column, row] = [clientX - box.left, clientY - box.top].map((place) => Math.floor(place / box.width * size));
-    const value = similarity[row]?.[column];
-    read.textContent = value === undefined || row === column ? ask
-      : `${isolated(names[row])} and ${isolated(names[column])}: ${value.toFixed(2)}`;
+    const text = texts[row]?.[column];
+    read.textContent = text === undefined || row === column ? ask
+      : `${isolated(names[row])} and ${isolated(names[column])}: ${text}`;
   });
   host.addEventListener("pointerleave", () => { read.textContent = ask; });
 }
