@@ -16,6 +16,8 @@ from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig, Update
 from bora_sweep.errors import require
 
 Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "add"]
+LEARNT_START = 300.0
+"""tau with which a fit begins that learns it."""
 MERGES = ("average", "ties", "dare")
 """Methods that merge the independent adapters into one, by the function of that name in
 `bora_sweep.model.merge_tasks`."""
@@ -82,6 +84,7 @@ class Config:
         self._check_chunks()
         self._check_present()
         self._check_unseen()
+        self._check_learnt_tau()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -209,6 +212,25 @@ class Config:
         for setting, (is_set, reason) in refused.items():
             require(self.search.unseen_folds is None or not is_set, f"{key}, {setting}: {reason}; drop one of the two")
 
+    def _check_learnt_tau(self) -> None:
+        """Refuse settings that need tau before the fit has found it, and task groups where only some tasks are held."""
+        train, prior = self.train, self.prior
+        needs_number = {
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"train.lr_per_tau={train.lr_per_tau}": train.lr_per_tau is not None,
+            f"train.likelihood={train.likelihood}": train.likelihood == "documents",
+            f"train.padding={train.padding}": train.padding == "scored",
+            f"train.reported={train.reported}": train.reported == "best_epochs",
+            f"method={self.method}": self.method != "map",
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
+        }
+        for setting, is_set in needs_number.items():
+            require(not (self.learns_tau and is_set), f"prior.tau=learn: {setting} needs a number; drop one of the two")
+        require(
+            prior.groups != "task" or self.update == "all",
+            "prior.groups=task: a tau of each task needs all of them on the device; set train.update=all, or drop it",
+        )
+
     def _check_token_sums(self) -> None:
         """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.
 
@@ -280,11 +302,21 @@ class Config:
             require(not is_set, f"train.shard_base=true: {setting} {reason}; drop one of the two")
 
     @property
+    def tau(self) -> float:
+        """`prior.tau`; where it is learnt, what the fit begins with."""
+        return LEARNT_START if self.prior.tau == "learn" else self.prior.tau
+
+    @property
+    def learns_tau(self) -> bool:
+        """Whether tau is found while the fit runs (`bora_sweep.train.methods.learn_tau`)."""
+        return self.prior.tau == "learn"
+
+    @property
     def learning_rate(self) -> float:
         """`lr_per_tau * tau` where the two are coupled (paper, section 3.5), else `train.learning_rate`."""
-        if self.train.lr_per_tau is None or self.prior.tau in (0, math.inf):
+        if self.train.lr_per_tau is None or self.tau in (0, math.inf):
             return self.train.learning_rate
-        return self.train.lr_per_tau * self.prior.tau
+        return self.train.lr_per_tau * self.tau
 
     @property
     def global_update(self) -> GlobalUpdate:
@@ -306,8 +338,8 @@ class Config:
     @property
     def is_separate(self) -> bool:
         """Whether each task is its own fit: at tau = 0 with `train.independent=separate`, or where Theta is held."""
-        is_independent = self.prior.tau == 0 and self.train.independent == "separate"
-        return self.prior.tau < math.inf and (is_independent or self.method == "add")
+        is_independent = self.tau == 0 and self.train.independent == "separate"
+        return self.tau < math.inf and (is_independent or self.method == "add")
 
     @property
     def generates_text(self) -> bool:
@@ -316,8 +348,9 @@ class Config:
 
     @property
     def can_be_packed(self) -> bool:
-        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches."""
-        return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"
+        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches, and where
+        tau is learnt, scoring of its own."""
+        return self.method == "map" and self.tau > 0 and not self.learns_tau and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Positive, Several, Tau, check_bounds
 from bora_sweep.errors import require
 
-Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+Baseline = Literal[
+    "zero_shot", "independent", "shared", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class SearchConfig:
     best. Early stopping stays on perplexity, but for `metric.early_stopping`."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Trials beside the search. `zero_shot`: the base model as it is. `independent`: tau = 0. `shared`: tau = inf.
+    `learnt`: a fit that finds tau itself (`prior.tau=learn`); with `num_trials=0` it takes the place of the search.
     `fine_tuned`: shared, then each task on its own without a prior. `average`, `ties`, `dare`: the independent adapters
     merged into one. `pfedme`: the objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a
     posterior of the tasks at the best tau."""

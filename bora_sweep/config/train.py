@@ -65,7 +65,8 @@ class TrainConfig:
     spread over fewer batches. Left out: documents are drawn whatever their tasks."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
-    for all epochs, whatever the lengths, as in the published code."""
+    for all epochs, whatever the lengths, as in the published code; with `data.split=sample` from its order of documents
+    too."""
     micro_batch_size: Count | None = None
     """Most documents per forward pass; gradients accumulate over the batch. Left out: the whole batch. Results do not
     depend on it."""

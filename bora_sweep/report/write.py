@@ -29,6 +29,7 @@ from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, 
 from bora_sweep.report.text.formats import Table, latex_table, markdown_table, markdown_text
 from bora_sweep.report.text.likeness_section import likeness_section
 from bora_sweep.report.text.measured import suffix
+from bora_sweep.report.text.pooling import about_pooling
 from bora_sweep.report.text.provenance import provenance_table
 from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.serving_cost import serving_cost
@@ -93,6 +94,7 @@ def _opening(analysis: Analysis, made: Recommendation, methods: list[Method]) ->
         answer(analysis),
         f"{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         tasks_that_gain(analysis),
+        about_pooling(analysis),
         tasks_without_text(summary),
         notes.warnings(summary, methods, made.served.setting),
     ]
@@ -112,7 +114,7 @@ def _sections(
         sections.by_task(analysis),
         likeness_section(alike, _write_map(folder, alike)),
         "## Figures",
-        *_write_figures(folder, captioned_figures(analysis), numbers=[1, 2, 3, 4, 5]),
+        *_write_figures(folder, captioned_figures(analysis), numbers=[1, 2, 3, 4, 5, 6]),
         *(
             sections.by_other_measure(other, _write_figures(folder, figures_of_other_measure(other), numbers=[2, 3]))
             for other in others
@@ -149,6 +151,8 @@ def _write_tables(folder: Folder, analysis: Analysis) -> None:
 def _write_tables_of_run(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:
     """The tables that there are once, by the measure that chose tau."""
     _write_csv(folder, "choice", frames.choice_frame(analysis))
+    if analysis.pooling is not None:
+        _write_csv(folder, "pooling", frames.pooling_frame(analysis))
     _write_csv(folder, "trials", analysis.summary.trials)
     if not compared.empty:
         _write_csv(folder, "methods", compared)

@@ -36,6 +36,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("protocol", pa.string()),  # ours, paper, published_code; null in older results
             ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi, add
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
+            ("tau_learnt", pa.bool_()),  # whether the fit found it (prior.tau=learn); null in older results
             ("learning_rate", pa.float64()),
             ("parametrization", pa.string()),
             ("solver", pa.string()),
@@ -103,6 +104,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("split", pa.string()),  # train (over the epoch, adapters moving), validation
             ("nll_nats", pa.float64()),
             ("num_tokens", pa.int64()),
+            ("tau", pa.float64()),  # with prior.tau=learn it moves; null in older results
             ("log_prior", pa.float64()),  # Eq. 5 without its constant, see docs/results.md
             ("learning_rate", pa.float64()),
             ("seconds", pa.float64()),

@@ -114,7 +114,7 @@ class FitMemory:
         moving, resting = self._numbers(held, fits)
         gradient = moving * self.dtype.itemsize
         accumulated = gradient if passes > 1 or self.config.is_separate else 0
-        counted = self._passes(math.isinf(self.config.prior.tau) and fits == 1)
+        counted = self._passes(math.isinf(self.config.tau) and fits == 1)
         train, score = rows * fits, 2 * rows * fits
         loss = self._loss(counted, train, scores=True)
         forward = max(counted.forward(train) + self._dense, counted.held(train) + loss)
@@ -159,13 +159,13 @@ class FitMemory:
             held: Tasks of a step.
             fits: S.
         """
-        if self.config.update == "all" or math.isinf(self.config.prior.tau):
+        if self.config.update == "all" or math.isinf(self.config.tau):
             return 0
         return fits * self.layout.num_parameters * (num_tasks if self.config.train.bank == "device" else held)
 
     def host_bytes(self, num_tasks: int, fits: int = 1) -> int:
         """Bytes of the rows of all tasks, with moments and those of the best epoch, where `train.bank` puts them."""
-        if self.config.train.bank == "device" or math.isinf(self.config.prior.tau):
+        if self.config.train.bank == "device" or math.isinf(self.config.tau):
             return 0
         return 4 * fits * num_tasks * self.layout.num_parameters * self.dtype.itemsize
 
@@ -183,7 +183,7 @@ class FitMemory:
             moving: Numbers of the fit's banks.
         """
         numbers = self.copies * max(self.layout.num_parameters, min(moving, self.block))
-        if self.config.solver == "adamw" and 0 < self.config.prior.tau < math.inf:
+        if self.config.solver == "adamw" and 0 < self.config.tau < math.inf:
             numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving)
         return numbers * self.dtype.itemsize
 
@@ -205,7 +205,7 @@ class FitMemory:
                 Hierarchy(
                     initial_P,
                     num_tasks=num_tasks,
-                    tau=self.config.prior.tau,
+                    tau=self.config.tau,
                     parametrization=self.config.prior.parametrization,
                     global_update=self.config.global_update,
                 )

@@ -104,6 +104,7 @@ def progress_of(fit: Trainer) -> dict[str, Any]:
 def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any], folder: Folder | None) -> None:
     order = task_order(progress, fit.pack.layout, fit.pack.corpus.tasks, "the fit's checkpoint")
     fit.state = State(**progress["state"])
+    fit.restored()
     if order != sorted(order):
         tensors = {name: tensor[order] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
         fit.state.reorder(order)

@@ -13,7 +13,7 @@ from typing import Any
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
-from bora_sweep.tune.points import Point, preset_points, trial_config, trial_id
+from bora_sweep.tune.points import LEARNT, Point, preset_points, trial_config, trial_id
 
 POINTS = "points.json"
 """In the folder of a sweep."""
@@ -170,7 +170,7 @@ def check_numbering(run: Folder, config: Config, numbering: Numbering, rows: Ite
         number, _, seed_index = row["trial_id"].partition("-")
         point = numbering.given.get(int(number))
         is_named = numbering.trial_id(int(number), int(seed_index or 0)) == row["trial_id"]
-        if not is_named or not _is_fit_of(row, config, point):
+        if not is_named or not is_fit_of(row, config, point):
             has = "one of the values that the search chooses" if point is None else _in_words(point)
             raise InputError(
                 f"{run / POINTS}: does not number the run's trials: trial {row['trial_id']} was fitted with "
@@ -179,10 +179,12 @@ def check_numbering(run: Folder, config: Config, numbering: Numbering, rows: Ite
             )
 
 
-def _is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
+def is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
     """Whether a trial was fitted at the point that was given, or, without one, at a value of the search."""
     if point is None:
         return row["method"] == "map" and 0 < row["tau"] < math.inf
+    if point.method == LEARNT:
+        return bool(row["tau_learnt"])
     wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
     if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
         return False

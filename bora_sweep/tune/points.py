@@ -5,8 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bora_sweep.config import MERGES, Config, with_values
+from bora_sweep.config import LEARNT_START, MERGES, Config, with_values
 
+LEARNT = "learnt"
+"""`Point.method` of a fit that finds tau itself: a MAP fit with `prior.tau=learn`."""
 ENDED = ("finished", "failed")
 """Statuses in `trials` of fits that are over."""
 
@@ -19,7 +21,7 @@ class Point:
     tau: float
     lr_per_tau: float | None = None
     method: str = "map"
-    """The trial's method, or `path`."""
+    """The trial's method, or `path`, or `LEARNT`."""
     rank: int | None = None
     """None: the sweep's own rank."""
     start_from: int | None = None
@@ -72,14 +74,14 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         point: What the search has chosen.
         seed_index: Added to `train.seed`.
     """
-    prior: dict[str, Any] = {"tau": point.tau}
+    prior: dict[str, Any] = {"tau": "learn" if point.method == LEARNT else point.tau}
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
     lora = {} if point.rank is None else {"rank": point.rank}
-    method = "map" if point.method == "path" else point.method
+    method = "map" if point.method in ("path", LEARNT) else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
 
 
@@ -108,6 +110,8 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, 0.0)
         case "shared":
             return Point(number, math.inf, method=shared_method)
+        case "learnt":
+            return Point(number, LEARNT_START, method=LEARNT)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
         case _ if name in MERGES:

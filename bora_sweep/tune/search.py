@@ -225,7 +225,7 @@ class TauSearch(Searcher):
             if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
                 mean_of[point.number] = sum(objectives) / len(objectives)
         best = min(mean_of, key=mean_of.__getitem__, default=None)
-        return Point(-1, self.config.prior.tau) if best is None else self._points[best]
+        return Point(-1, self.config.tau) if best is None else self._points[best]
 
     def _open_next_point(self) -> bool:
         if self._are_all_open:

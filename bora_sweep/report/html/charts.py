@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.report.figures import legends
-from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve, change_quantity
-from bora_sweep.report.figures.legends import by_size_legend, has_intervals
+from bora_sweep.report.figures.data import ROLES, BySize, Poolings, TaskSizes, TauCurve, change_quantity
+from bora_sweep.report.figures.legends import by_size_legend, has_intervals, pooling_legend
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.html.axes import count_axis, document_axis, places_axis, quantity_axis, tau_axis, value_axis
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
@@ -22,6 +22,7 @@ from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text, visible
 from bora_sweep.report.text.measured import chosen_by, plain_label
+from bora_sweep.report.text.pooling import factor_text
 
 MOST_TAUS, MOST_POINTS = 24, 60_000
 """Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
@@ -177,6 +178,23 @@ def size_chart(
         "lines": lines,
         "legend": by_size_legend(data),
         "label": f"{data.y.title}. {data.x_title}. {_KEYS.format(one='task')}",
+    }
+
+
+def pooling_chart(data: Poolings, analysis: Analysis) -> Chart:
+    """Figure 6; a row is a task of the table of tasks, or a group of tasks, which is not read by itself."""
+    rows, levels = data.rows, [data.rows[name] for name in (*ROLES, "low", "high")]
+    what = "groups of tasks" if data.is_grouped else "each task"
+    return {
+        "axis": quantity_axis(data.x, *levels),
+        "rows": {name: rows[name].to_numpy() for name in (*ROLES, "low", "high")},
+        "names": rows["text"].tolist() if data.is_grouped else None,
+        "tasks": None if data.is_grouped else analysis.tested,
+        "factors": [factor_text(factor) for factor in rows["factor"]] if data.has_factors else None,
+        "marks": ROLES,
+        "legend": pooling_legend(data),
+        "label": f"{data.x.title} of {what}, most training documents first, without, with partial and with complete "
+        f"pooling.{'' if data.is_grouped else ' ' + _KEYS.format(one='task')}",
     }
 
 

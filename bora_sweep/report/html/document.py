@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bora_sweep.report.figures.data import BySize, TaskSizes, TauCurve
+from bora_sweep.report.figures.data import BySize, Poolings, TaskSizes, TauCurve
 from bora_sweep.report.figures.legends import Entry
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.html import charts, tables
@@ -41,6 +41,7 @@ from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, 
 from bora_sweep.report.text.formats import Table, level_text, markdown_text, number_text, tau_text, visible
 from bora_sweep.report.text.likeness_section import about_likeness, group_table, likeness_sentence
 from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
+from bora_sweep.report.text.pooling import about_pooling
 from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.serving_cost import about_cost, cost_table
 from bora_sweep.report.text.tau_section import tau_section
@@ -125,8 +126,8 @@ def _group_table(alike: Likeness | None) -> dict[str, Any] | None:
 
 
 def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], list[Entry]]:
-    """Figures 1 to 5, None where the results do not hold one; and the legend of Figure 2."""
-    sizes, tau, gains, distance, level = (figure.data for figure in figures)
+    """Figures 1 to 6, None where the results do not hold one; and the legend of Figure 2."""
+    sizes, tau, gains, distance, level, pooled = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
     assert isinstance(level, BySize)
@@ -138,6 +139,7 @@ def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[st
         "level": charts.size_chart(level, columns, [], analysis),
         "gains": _gain_chart(gains, analysis) if isinstance(gains, BySize) else None,
         "distance": None,
+        "pooling": charts.pooling_chart(pooled, analysis) if isinstance(pooled, Poolings) else None,
     }
     if isinstance(distance, BySize):
         tip = [[f"{distance.y.title[:1].lower()}{distance.y.title[1:]}: ", {"of": "distance"}]]
@@ -248,7 +250,7 @@ def _markdown(
         "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
         "methods": sections.methods(analysis, compared),
-        "verdicts": tasks_that_gain(analysis),
+        "verdicts": f"{tasks_that_gain(analysis)}\n\n{about_pooling(analysis)}".strip(),
         "tasks": f"{sections.about_verdicts(analysis) if analysis.task_gains else ''} "
         "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "
