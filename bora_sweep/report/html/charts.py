@@ -16,10 +16,11 @@ from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.html.axes import count_axis, document_axis, places_axis, quantity_axis, tau_axis, value_axis
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.likeness import Likeness
 from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
-from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text
+from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text, visible
 from bora_sweep.report.text.measured import chosen_by, plain_label
 from bora_sweep.report.text.pooling import factor_text
 
@@ -260,3 +261,16 @@ def learning_legend(chart: Chart | None, tau: list[legends.Entry]) -> list[legen
     if drawn["train"] & set().union(*marked.values()):
         entries.append(("task", "line-dotted", "on the training split"))
     return entries
+
+
+def likeness_chart(alike: Likeness | None) -> Chart | None:
+    """The map of similarities, rows and columns in the order of the tree; None of very many tasks, or of none."""
+    if alike is None or alike.similarity_KK is None:
+        return None
+    return {
+        "tasks": [visible(task) for task in alike.tasks],
+        "groups": [name or "" for name in alike.group],
+        "similarity": np.round(alike.similarity_KK, 2).tolist(),
+        "texts": [[f"{value:.2f}".replace("-", "−") for value in row] for row in alike.similarity_KK],
+        "label": f"How alike each two of {len(alike.tasks)} tasks are, in the order of their tree.",
+    }

@@ -25,6 +25,7 @@ from bora_sweep.report.html.trials import (
 )
 from bora_sweep.report.html.words import words
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.likeness import Likeness
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.recommendation import Recommendation
 from bora_sweep.report.stats.summary import TRAIN
@@ -38,6 +39,7 @@ from bora_sweep.report.text.answer import (
 )
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import Table, level_text, markdown_text, number_text, tau_text, visible
+from bora_sweep.report.text.likeness_section import about_likeness, group_table, likeness_sentence
 from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
 from bora_sweep.report.text.pooling import about_pooling
 from bora_sweep.report.text.recommendation import recommendation
@@ -56,6 +58,7 @@ def make_document(
     compared: pd.DataFrame,
     curves: pd.DataFrame,
     origin: Table,
+    alike: Likeness | None = None,
 ) -> dict[str, Any]:
     """The document, of plain values and arrays.
 
@@ -67,6 +70,7 @@ def make_document(
         compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
         origin: `provenance_table`.
+        alike: Who is like whom; None where that was not asked.
     """
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
@@ -81,6 +85,12 @@ def make_document(
         "settings": f"The whole configuration of trial {markdown_text(settings['trial'])}, of the best fit; keys that "
         "differ between trials are marked.",
     }
+    if alike is not None:
+        markdown |= {
+            "alike": likeness_sentence(alike),
+            "alike_about": about_likeness(alike).rpartition(" The pairs")[0],
+        }
+    drawn["alike"] = charts.likeness_chart(alike)
     markdown |= {f"figure_{n}": figure.caption for n, figure in enumerate(figures, start=1)}
     return {
         "runs": [visible(run.rstrip("/").rpartition("/")[2] or run) for run in dict.fromkeys(summary.trials["run"])],
@@ -98,6 +108,7 @@ def make_document(
             "versions": tables.version_table(settings["versions"]).to_json(),
             "cost": tables.of_words("What each way to serve costs", cost_table(analysis, made)).to_json(),
             "origin": tables.of_words("Where this comes from", origin, kind="text").to_json(),
+            "groups": _group_table(alike),
         },
         "filters": tables.task_filters(analysis.task_gains),
         "charts": drawn,
@@ -106,6 +117,12 @@ def make_document(
         "measures": [_other_measure(other) for other in others],
         "configuration": {name: settings[name] for name in ("trial", "lines", "differ")},
     }
+
+
+def _group_table(alike: Likeness | None) -> dict[str, Any] | None:
+    if alike is None or not alike.found:
+        return None
+    return tables.of_words("Groups of tasks", group_table(alike), kind="text").to_json()
 
 
 def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], list[Entry]]:

@@ -27,6 +27,7 @@ function drawWords() {
 
 function drawTables() {
   const { taus, methods, splits, versions } = DATA.tables;
+  drawAlike();
   searchTasks(drawTable(at("task-table"), TASKS, tasks));
   drawKept();
   drawTable(at("taus-table"), taus);
