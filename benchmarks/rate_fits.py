@@ -36,7 +36,8 @@ CORPORA: dict[str, list[str]] = {
     ],
 }  # fmt: skip
 """The embedded corpus; ten of 28 speakers under a model of 1M parameters, and eight with fewer speeches; six speakers
-with 16 speeches each under SmolLM2-135M-Instruct. All but the first read `runs/speakers.parquet`, `runs/opt-en-1m` and `runs/smollm2`: put the files or links there."""
+with 16 speeches each under SmolLM2-135M-Instruct. All but the first read `runs/speakers.parquet`, `runs/opt-en-1m` and
+`runs/smollm2`: put the files or links there."""
 
 
 def settings_of(corpus: str, seed: int) -> Config:

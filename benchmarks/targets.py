@@ -86,7 +86,13 @@ def run(corpora: Sequence[str]) -> None:
     """Make the cells of these corpora, and the table of all that have some."""
     kept = Kept("targets")
     done = [corpus for corpus in RATES if corpus in (corpora or RATES) or any(corpus in name for name in kept.cells)]
-    rows = [row for corpus in done for s in SEEDS[corpus] for pair in PAIRS[corpus] for row in rows_of(kept, corpus, s, pair)]
+    rows = [
+        row
+        for corpus in done
+        for s in SEEDS[corpus]
+        for pair in PAIRS[corpus]
+        for row in rows_of(kept, corpus, s, pair)
+    ]
     lines = ["| " + " | ".join(cells) + " |" for cells in [HEADER, ["---:"] * len(HEADER), *rows]]
     about = [f"`{corpus}`: `{' '.join(CORPORA[corpus])}`" for corpus in done]
     text = "\n\n".join(["# All linear layers or q and v", "\n".join(lines), *about, provenance()])

@@ -60,19 +60,17 @@ class RateTest:
         return text
 
 
-def with_chosen_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> tuple[Config, str | None]:
-    """The configuration with `train.learning_rate` as a number, and what was tried in words; None: it was a number.
+def with_chosen_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> tuple[Config, str]:
+    """The configuration with `train.learning_rate` as a number, and what was tried, in words.
 
     Args:
-        config: Of the fits.
+        config: Of the fits; its rate is `auto`.
         corpus: The tokenised text.
         base: The base model.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
     """
-    if config.train.learning_rate != "auto":
-        return config, None
     found = choose_rate(config, corpus, base)
     rate = from_rank_zero(lambda: found.rate)
     return with_values(config, train={"learning_rate": rate}), str(found)
