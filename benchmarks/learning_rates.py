@@ -87,6 +87,11 @@ def run(corpora: Sequence[str]) -> None:
     for corpus in corpora or SEEDS:
         for seed in SEEDS[corpus]:
             row(kept, corpus, seed)
+    write_table(kept)
+
+
+def write_table(kept: Kept) -> None:
+    """The table of the rows whose cells are all there."""
     rows = [row(kept, corpus, seed) for corpus in SEEDS for seed in SEEDS[corpus] if is_complete(kept, corpus, seed)]
     lines = ["| " + " | ".join(cells) + " |" for cells in [HEADER, ["---:"] * len(HEADER), *rows]]
     about = [f"`{corpus}`: `{' '.join(CORPORA[corpus]).replace(str(RESULTS.parents[1]), '.')}`" for corpus in SEEDS]
