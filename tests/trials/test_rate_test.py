@@ -24,7 +24,7 @@ def stub(monkeypatch, nats_at, calls=None):
         num_batches, num_tokens, base_nats = 8, 0, 5.0
         best_of = rate_test._Fits.best_of
 
-        def __init__(self, config, pack):
+        def __init__(self, _config, _pack):
             self.nats = {}
 
         def _advance(self, places, steps):
