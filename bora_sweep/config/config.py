@@ -82,6 +82,7 @@ class Config:
         self._check_token_sums()
         self._check_shard_base()
         self._check_chunks()
+        self._check_rate()
         self._check_present()
         self._check_unseen()
         self._check_learnt_tau()
@@ -89,6 +90,11 @@ class Config:
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
             "set prior.parametrization=centered, or drop it",
+        )
+        require(
+            self.train.lr_per_tau is None or not self.search.learning_rates,
+            f"search.learning_rates={self.search.learning_rates}: train.lr_per_tau={self.train.lr_per_tau} couples the "
+            "rate to tau, and is searched itself; drop one of the two",
         )
         require(
             self.search.scheduler == "none" or self.ray.workers_per_trial == 1,
@@ -198,6 +204,31 @@ class Config:
             f"{go} with documents that are cut, or are one row each; drop it, or drop {them}",
         )
 
+    def _check_rate(self) -> None:
+        """Refuse a range test of the learning rate where its fits would not be like those of the run."""
+        train = self.train
+        refused = {
+            f"prior.parametrization={self.prior.parametrization}": (
+                self.prior.parametrization != "noncentered",
+                "one rate serves every tau in noncentered coordinates only",
+            ),
+            f"method={self.method}": (self.method not in ("map", "pfedme"), "is chosen by fits of method=map"),
+            f"init_from={self.init_from}": (
+                self.init_from is not None,
+                "is chosen by fits that start without adapters",
+            ),
+            f"train.precision={train.precision}": (
+                train.precision == "fp16",
+                "fits would share one loss scale of fp16",
+            ),
+            "train.shard_base=true": (train.shard_base, "is chosen on a base that one process holds"),
+        }
+        for setting, (is_set, reason) in refused.items():
+            require(
+                train.learning_rate != "auto" or not is_set,
+                f"train.learning_rate=auto, {setting}: {reason}; give a number",
+            )
+
     def _check_unseen(self) -> None:
         """Refuse settings under which fits that leave tasks out cannot be made, or would have seen these tasks."""
         key, workers = f"search.unseen_folds={self.search.unseen_folds}", self.ray.workers_per_trial
@@ -246,6 +277,7 @@ class Config:
         needs_sums = {
             f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
             f"search.pack={self.search.pack}": self.search.pack != 1,
+            "train.learning_rate=auto": train.learning_rate == "auto",
             "search.mode=path": self.search.mode == "path",
             f"method={self.method}": self.method == "vi",
             f"search.baselines={self.search.baselines}": "vi" in self.search.baselines,
@@ -315,6 +347,7 @@ class Config:
     def learning_rate(self) -> float:
         """`lr_per_tau * tau` where the two are coupled (paper, section 3.5), else `train.learning_rate`."""
         if self.train.lr_per_tau is None or self.tau in (0, math.inf):
+            assert self.train.learning_rate != "auto"
             return self.train.learning_rate
         return self.train.lr_per_tau * self.tau
 

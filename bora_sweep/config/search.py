@@ -30,6 +30,9 @@ class SearchConfig:
     """Lower end of the search over `train.lr_per_tau`, which is searched if it is set and coordinates are centered."""
     lr_per_tau_high: Positive = 1e-4
     """Upper end of the search over `train.lr_per_tau`."""
+    learning_rates: list[Positive] = field(default_factory=list)
+    """Learning rates beside `train.learning_rate`: searched with tau, and the baselines `independent` and `shared` are
+    fitted at each. Of fits that differ by it alone, the best on validation counts in the report."""
     group_scale_low: Positive = 1e-2
     """Lower end of the search over `prior.group_scales`, with `prior.groups`. The first group's scale is not
     searched."""

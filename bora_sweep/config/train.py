@@ -17,8 +17,9 @@ Bank = Literal["device", "host", "disk"]
 class TrainConfig:
     """One fit by maximum a posteriori, Eq. 6."""
 
-    learning_rate: Positive = 3e-3
-    """Learning rate of Adam. With `lr_per_tau` it holds at tau = 0 and tau = inf only."""
+    learning_rate: Positive | Literal["auto"] = 3e-3
+    """Learning rate of Adam. With `lr_per_tau` it holds at tau = 0 and tau = inf only. `auto`: chosen at the start of a
+    run by a range test on the shared fit, and written into its config.yaml. See docs/method.md."""
     lr_per_tau: Positive | None = None
     """Learning rate divided by tau: the paper couples them in centered coordinates (Table 1: 1e-5). Left out: one
     learning rate for every tau."""

@@ -140,7 +140,7 @@ def extended(before: Config, config: Config, numbering: Numbering, rows: Sequenc
         had, asked = getattr(before.search, name), getattr(config.search, name)
         if asked < had:
             raise InputError(f"search.{name}={asked}: the run has {had}, and what it has stays; give {had} or more")
-    for name in ("taus", "baselines", "ranks"):
+    for name in ("taus", "baselines", "ranks", "learning_rates"):
         had, asked = getattr(before.search, name), getattr(config.search, name)
         if missing := [value for value in had if value not in asked]:
             whole = ",".join(_text(value) for value in dict.fromkeys([*had, *asked]))
@@ -188,7 +188,10 @@ def is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
     wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
     if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
         return False
-    return point.needs_best_tau or fitted["prior"]["tau"] == wanted.prior.tau
+    if point.needs_best_tau:
+        return True
+    tau, rate = fitted["prior"]["tau"], fitted["train"]["learning_rate"]
+    return (tau, rate) == (wanted.prior.tau, wanted.train.learning_rate)
 
 
 def _in_words(point: Point) -> str:
@@ -200,9 +203,9 @@ def _in_words(point: Point) -> str:
     )
 
 
-def _content(point: Point) -> tuple[str, float, int | None]:
+def _content(point: Point) -> tuple[str, float, int | None, float | None]:
     """What makes a point that is given the same as another, whatever its number."""
-    return point.method, point.tau, point.rank
+    return point.method, point.tau, point.rank, point.learning_rate
 
 
 def _text(value: float | str) -> str:

@@ -26,6 +26,8 @@ class Point:
     """None: the sweep's own rank."""
     start_from: int | None = None
     """Number of the point whose adapters the fit starts from."""
+    learning_rate: float | None = None
+    """None: the sweep's own."""
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
 
@@ -62,8 +64,11 @@ def point_of(row: dict[str, Any]) -> Point | None:
         return None
     config = json.loads(row["config_json"])
     number = int(row["trial_id"].partition("-")[0])
-    prior, lr_per_tau = config["prior"], config["train"]["lr_per_tau"]
-    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=prior["group_scales"])
+    prior, train = config["prior"], config["train"]
+    return Point(
+        number, prior["tau"], train["lr_per_tau"], row["method"], learning_rate=train["learning_rate"],
+        group_scales=prior["group_scales"],
+    )  # fmt: skip
 
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
@@ -78,6 +83,8 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
+    if point.learning_rate is not None:
+        train["learning_rate"] = point.learning_rate
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
     lora = {} if point.rank is None else {"rank": point.rank}
@@ -88,7 +95,8 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
 def preset_points(config: Config) -> list[Point]:
     """The baselines, the shared models of other ranks, then the user's own values that are not among them.
 
-    In mode `path` a path starts at each shared model.
+    Other learning rates follow, each with models of its own for tau = 0 and tau = inf. In mode `path` a path starts at
+    each shared model.
     """
     search = config.search
     names = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
@@ -100,7 +108,12 @@ def preset_points(config: Config) -> list[Point]:
     other_ranks = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
     points += [Point(len(points) + i, math.inf, method=shared_method, rank=rank) for i, rank in enumerate(other_ranks)]
     taus = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
-    return points + [Point(len(points) + i, tau) for i, tau in enumerate(taus)]
+    points += [Point(len(points) + i, tau) for i, tau in enumerate(taus)]
+    rates = [rate for rate in dict.fromkeys(search.learning_rates) if rate != config.train.learning_rate]
+    ends = [(tau, method, rate) for rate in rates for tau, method in ((0.0, "map"), (math.inf, shared_method))]
+    return points + [
+        Point(len(points) + i, tau, method=method, learning_rate=rate) for i, (tau, method, rate) in enumerate(ends)
+    ]
 
 
 def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
