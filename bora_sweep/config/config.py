@@ -82,6 +82,7 @@ class Config:
         self._check_chunks()
         self._check_present()
         self._check_unseen()
+        self._check_groups()
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -258,6 +259,50 @@ class Config:
         for setting, is_set in needs_all.items():
             require(not is_set, f"{chosen}: moves the tasks of a batch alone, and {setting} all; drop one of the two")
 
+    def _check_groups(self) -> None:
+        """Refuse a prior on groups where there are none, and settings and methods that know of no groups."""
+        data, prior, train, baselines = self.data, self.prior, self.train, self.search.baselines
+        if not data.has_groups:
+            require(
+                prior.tau_2 in (None, math.inf),
+                f"prior.tau_2={prior.tau_2}: ties groups of tasks, and there are none; also give data.group_column=… "
+                "or data.groups_path=…, or drop it",
+            )
+            require(
+                "per_group" not in baselines,
+                f"search.baselines={baselines}: per_group needs groups of tasks; give data.group_column=… or "
+                "data.groups_path=…, or drop it",
+            )
+            return
+        if prior.tau_2 == math.inf and "per_group" not in baselines:
+            return
+        has_no_groups = {
+            f"prior.parametrization={prior.parametrization}": prior.parametrization != "noncentered",
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"prior.groups={prior.groups}": prior.groups != "all",
+            f"train.update={self.update}": train.update == "present",
+            f"train.bank={train.bank}": train.bank != "device",
+            f"train.global_update={train.global_update}": train.global_update != "gradient",
+            f"train.likelihood={train.likelihood}": train.likelihood != "tokens",
+            f"train.independent={train.independent}": train.independent != "separate",
+            f"train.padding={train.padding}": train.padding != "ignored",
+            f"train.reported={train.reported}": train.reported != "test",
+            f"train.batches={train.batches}": train.batches == "fixed",
+            f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            f"search.mode={self.search.mode}": self.search.mode == "path",
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
+            f"method={self.method}": self.method in ("vi", "pfedme"),
+            f"search.baselines={baselines}": bool({"vi", "pfedme"} & set(baselines)),
+        }
+        key = "data.groups_path" if data.group_column is None else "data.group_column"
+        for setting, is_set in has_no_groups.items():
+            require(
+                not is_set,
+                f"{key}: a level of groups does not go with {setting}; drop one of the two"
+                + (", or set prior.tau_2=inf, with which groups do not matter" if prior.tau_2 is None else ""),
+            )
+
     def _check_shard_base(self) -> None:
         """Refuse a sharded base in one process, and settings that a sharded base does not support."""
         if not self.train.shard_base:
@@ -304,10 +349,34 @@ class Config:
         return "data" if self.method == "vi" else self.train.parallel
 
     @property
+    def tau_2(self) -> float:
+        """`prior.tau_2`; left out: tau. inf without groups."""
+        if not self.data.has_groups:
+            return math.inf
+        return self.prior.tau if self.prior.tau_2 is None else self.prior.tau_2
+
+    @property
+    def has_group_level(self) -> bool:
+        """Whether groups have adapters Theta_g: at tau = 0 no task knows of another, at tau_2 = inf all are Theta."""
+        return self.prior.tau > 0 and self.tau_2 < math.inf
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is one adapter for all: tau = tau_2 = inf."""
+        return math.isinf(self.prior.tau) and not self.has_group_level
+
+    @property
+    def is_by_group(self) -> bool:
+        """Whether each group is its own fit: at tau_2 = 0."""
+        return self.has_group_level and self.tau_2 == 0
+
+    @property
     def is_separate(self) -> bool:
-        """Whether each task is its own fit: at tau = 0 with `train.independent=separate`, or where Theta is held."""
+        """Whether a fit is several of their own: of each group at tau_2 = 0; of each task where Theta is held, and at
+        tau = 0 with `train.independent=separate`.
+        """
         is_independent = self.prior.tau == 0 and self.train.independent == "separate"
-        return self.prior.tau < math.inf and (is_independent or self.method == "add")
+        return self.is_by_group or (self.prior.tau < math.inf and (is_independent or self.method == "add"))
 
     @property
     def generates_text(self) -> bool:
@@ -316,8 +385,9 @@ class Config:
 
     @property
     def can_be_packed(self) -> bool:
-        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches."""
-        return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"
+        """Whether the fit may share its forward passes with others; separate fits have batches of their own."""
+        is_separate = self.prior.tau == 0 or self.is_by_group
+        return self.method == "map" and not is_separate and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:

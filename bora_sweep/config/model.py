@@ -123,7 +123,11 @@ class PriorConfig:
 
     tau: Tau = 100.0
     """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. A sweep searches
-    it."""
+    it. Where tasks are in groups, it ties a task to its group, N(theta_d; Theta_g, I/tau)."""
+    tau_2: Tau | None = None
+    """Precision of the prior N(Theta_g; Theta, I/tau_2) that ties groups of tasks together, with `data.group_column` or
+    `data.groups_path`. 0: nothing passes between groups. inf: groups do not matter. Left out: a sweep searches it, and
+    a fit takes `tau` for it."""
     parametrization: Parametrization = "noncentered"
     """Coordinates of the optimiser. `noncentered`: theta_d = Theta + delta_d, where one learning rate suits every tau.
     `centered`: theta_d itself, as in the paper."""

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Positive, Several, Tau, check_bounds
 from bora_sweep.errors import require
 
-Baseline = Literal["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+Baseline = Literal[
+    "zero_shot", "independent", "shared", "per_group", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,10 @@ class SearchConfig:
     """Lower end of the search over tau, on a log scale."""
     tau_high: Positive = 1e5
     """Upper end of the search over tau, on a log scale."""
+    tau_2_low: Positive = 1.0
+    """Lower end of the search over `prior.tau_2`, which is searched where tasks are in groups and it is left out."""
+    tau_2_high: Positive = 1e5
+    """Upper end of the search over `prior.tau_2`."""
     lr_per_tau_low: Positive = 1e-6
     """Lower end of the search over `train.lr_per_tau`, which is searched if it is set and coordinates are centered."""
     lr_per_tau_high: Positive = 1e-4
@@ -41,9 +47,10 @@ class SearchConfig:
     best. Early stopping stays on perplexity, but for `metric.early_stopping`."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Trials beside the search. `zero_shot`: the base model as it is. `independent`: tau = 0. `shared`: tau = inf.
-    `fine_tuned`: shared, then each task on its own without a prior. `average`, `ties`, `dare`: the independent adapters
-    merged into one. `pfedme`: the objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a
-    posterior of the tasks at the best tau."""
+    `per_group`: one adapter for each group of tasks, which know nothing of each other. `fine_tuned`: shared, then each
+    task on its own without a prior. `average`, `ties`, `dare`: the independent adapters merged into one. `pfedme`: the
+    objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a posterior of the tasks at the best
+    tau."""
     estimate_tau: bool = False
     """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
     four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
@@ -73,6 +80,7 @@ class SearchConfig:
         check_bounds(self, "search")
         for low, high in (
             ("tau_low", "tau_high"),
+            ("tau_2_low", "tau_2_high"),
             ("lr_per_tau_low", "lr_per_tau_high"),
             ("group_scale_low", "group_scale_high"),
         ):

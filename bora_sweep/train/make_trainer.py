@@ -39,5 +39,5 @@ def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:
     def make() -> list[Trainer]:
         return [make_trainer(config, pack) for config in configs]
 
-    largest = min(configs, key=lambda config: config.prior.tau)
+    largest = min(configs, key=lambda config: (config.prior.tau, config.tau_2))
     return explain_oom(pack, largest, "at the start of a fit", lambda: sync_errors(lambda: as_torch_oom(make)))

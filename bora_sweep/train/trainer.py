@@ -2,7 +2,8 @@
 
 `bora_sweep.train.step` makes its steps, on the MAP objective (`bora_sweep.model.map_objective`).
 
-Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one per task), P parameters of one adapter.
+Shapes: N documents, F fits (at tau = 0 each task, at tau_2 = 0 each group, else one), K adapters (one per task), P
+parameters of one adapter.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.prior import group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
@@ -47,6 +49,9 @@ class Trainer:
         if config.update == "present" and config.prior.tau < math.inf:
             self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
             kind = partial(PresentHierarchy, bank=self.bank)
+        if config.has_group_level:
+            groups = {"group_K": torch.as_tensor(pack.corpus.group_K), "num_groups": len(pack.corpus.groups)}
+            kind = partial(GroupedHierarchy, **groups, tau_2=config.tau_2)
         self.hierarchy = kind(
             pack.layout.initial(base, config.train.seed, dtype).to(device),
             num_tasks=pack.corpus.num_tasks,
@@ -88,7 +93,7 @@ class Trainer:
 
     @property
     def prior_tokens(self) -> int | Tensor:
-        """The tokens by which the prior is divided: N, or where tasks are fits of their own N_d, shape (K, 1)."""
+        """The tokens by which the prior is divided: N; of separate fits those of each task's fit, shape (K, 1)."""
         num_tokens = self.pack.protocol.objective_tokens
         return num_tokens / self.weight_K[:, None] if self.config.is_separate else num_tokens
 
@@ -243,7 +248,8 @@ class Trainer:
 
     def _diverge(self, what: str) -> None:
         tau, rate = self.config.prior.tau, self.config.learning_rate
-        self.state.diverged = f"{what} with tau={tau:g} and learning rate {rate:g}; lower the learning rate"
+        taus = f"tau={tau:g}" + (f", tau_2={self.config.tau_2:g}" if self.config.has_group_level else "")
+        self.state.diverged = f"{what} with {taus} and learning rate {rate:g}; lower the learning rate"
 
     def _record(self, split: str, nll_nats: float, num_tokens: int, seconds: float) -> None:
         self.state.curve.append(
