@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.config import DataConfig
+from bora_sweep.config.data import GROUP
 from bora_sweep.data.choose import choose, leave_out_tasks
 from bora_sweep.data.columns import Columns, choose_columns
 from bora_sweep.data.documents import documents_of, prompt_of
@@ -219,7 +220,8 @@ def _and_more(names: Sequence[str]) -> str:
 def _read_source(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
     """The corpus's name, all its documents with their times, and notes."""
     if config.kind in ("synthetic", "talk_of_norway"):
-        choose_columns(f"data.source={config.kind}", ("task", "text"), config)  # refuses templates with other columns
+        existing = ("task", "text", *([GROUP] if config.kind == "synthetic" and config.has_groups else []))
+        choose_columns(f"data.source={config.kind}", existing, config)  # refuses templates with other columns
         plain = {"content": None, "split": None}
         if config.kind == "talk_of_norway":
             documents, notes = talk_of_norway.documents(config)

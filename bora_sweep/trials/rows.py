@@ -82,8 +82,10 @@ def task_scores(
     if done.std_KP is not None:
         std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
     scores = corpus.table().merge(sums, how="left", on=["task", "split"])
+    group_of = corpus.group_of
     return scores.assign(
         tau=_tau(config),
+        group=[group_of.get(task) for task in scores["task"]],
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
@@ -117,6 +119,7 @@ def initial_row(config: Config) -> dict[str, Any]:
         "method": config.method,
         "protocol": config.protocol,
         "tau": _tau(config),
+        "tau_2": config.tau_2 if trained and config.data.has_groups else None,
         "learning_rate": config.learning_rate if trained else None,
         "parametrization": config.prior.parametrization if trained else None,
         "solver": config.solver if trained else None,
@@ -219,6 +222,8 @@ def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[s
     """
     return {
         "tasks": corpus.tasks,
+        "groups": corpus.groups if done.theta_GP is not None else (),
+        "group_of": corpus.group_of,
         "form": corpus.form,
         "model": config.model.name,
         "lora": asdict(config.lora),

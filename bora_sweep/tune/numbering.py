@@ -186,7 +186,8 @@ def _is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool
     wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
     if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
         return False
-    return point.needs_best_tau or fitted["prior"]["tau"] == wanted.prior.tau
+    same = fitted["prior"]["tau"] == wanted.prior.tau and fitted["prior"].get("tau_2") == wanted.prior.tau_2
+    return point.needs_best_tau or same
 
 
 def _in_words(point: Point) -> str:
@@ -198,9 +199,9 @@ def _in_words(point: Point) -> str:
     )
 
 
-def _content(point: Point) -> tuple[str, float, int | None]:
+def _content(point: Point) -> tuple[str, float, int | None, float | None]:
     """What makes a point that is given the same as another, whatever its number."""
-    return point.method, point.tau, point.rank
+    return point.method, point.tau, point.rank, point.tau_2
 
 
 def _text(value: float | str) -> str:

@@ -26,6 +26,8 @@ class Point:
     """Number of the point whose adapters the fit starts from."""
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
+    tau_2: float | None = None
+    """Of groups of tasks, where there are any; None: as configured, and inf where it is searched."""
 
     @property
     def needs_best_tau(self) -> bool:
@@ -61,7 +63,8 @@ def point_of(row: dict[str, Any]) -> Point | None:
     config = json.loads(row["config_json"])
     number = int(row["trial_id"].partition("-")[0])
     prior, lr_per_tau = config["prior"], config["train"]["lr_per_tau"]
-    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=prior["group_scales"])
+    scales, tau_2 = prior["group_scales"], prior.get("tau_2")
+    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=scales, tau_2=tau_2)
 
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
@@ -78,9 +81,19 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         train["lr_per_tau"] = point.lr_per_tau
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
+    if config.data.has_groups:
+        prior["tau_2"] = _tau_2(config, point)
     lora = {} if point.rank is None else {"rank": point.rank}
     method = "map" if point.method == "path" else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
+
+
+def _tau_2(config: Config, point: Point) -> float:
+    """That of a fit of the sweep. What knows of no groups has none, and neither has `search.taus` beside a search."""
+    if point.tau_2 is not None:
+        return point.tau_2
+    is_end = point.method != "map" or point.tau in (0, math.inf)
+    return math.inf if is_end or config.prior.tau_2 is None else config.prior.tau_2
 
 
 def preset_points(config: Config) -> list[Point]:
@@ -108,6 +121,8 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, 0.0)
         case "shared":
             return Point(number, math.inf, method=shared_method)
+        case "per_group":
+            return Point(number, math.inf, tau_2=0.0)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
         case _ if name in MERGES:

@@ -24,7 +24,15 @@ from ray.tune.search import Searcher
 from bora_sweep.config import Config
 from bora_sweep.tune.numbering import Numbering, new_numbering
 from bora_sweep.tune.points import EarlierTrial, Point, trial_config
-from bora_sweep.tune.search_space import SCALE, is_within, params_in, search_space, spread_tau, widest_gap_tau
+from bora_sweep.tune.search_space import (
+    SCALE,
+    is_within,
+    params_in,
+    search_space,
+    spread_tau,
+    spread_tau_2,
+    widest_gap_tau,
+)
 
 NUM_SPREAD = 5
 """At least so many of Optuna's first values are spread evenly over log tau; then its sampler chooses."""
@@ -259,7 +267,7 @@ class TauSearch(Searcher):
         if earlier is not None:
             self.study.enqueue_trial(self._params(earlier))
         elif self.numbering.index_of(number) < self.num_spread:
-            self.study.enqueue_trial({"tau": self._spread(number)})
+            self.study.enqueue_trial(self._first_params(number))
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
         if earlier is None and (other := self._instead_of(number, asked.params)) is not None:
@@ -270,7 +278,21 @@ class TauSearch(Searcher):
         scales = {name.removeprefix(SCALE): value for name, value in asked.params.items() if name.startswith(SCALE)}
         if scales:
             scales = {self.groups[0]: 1.0, **scales}
-        return Point(number, asked.params["tau"], asked.params.get("lr_per_tau"), group_scales=scales or None)
+        tau_2 = asked.params.get("tau_2")
+        return Point(
+            number,
+            asked.params["tau"],
+            asked.params.get("lr_per_tau"),
+            group_scales=scales or None,
+            tau_2=math.inf if tau_2 == search.tau_2_high else tau_2,
+        )
+
+    def _first_params(self, number: int) -> dict[str, float]:
+        """One of the values that are spread, of tau and, where it is searched, of tau_2."""
+        params, search = {"tau": self._spread(number)}, self.config.search
+        if "tau_2" in self.space:
+            params["tau_2"] = spread_tau_2(self.numbering.index_of(number), self.num_spread, search)
+        return params
 
     def _spread(self, number: int) -> float:
         """One of the first values; of those after the ones that the sweep began with, in the widest gap."""
@@ -321,6 +343,7 @@ class TauSearch(Searcher):
         return params_in(
             self.space,
             tau=point.tau,
+            tau_2=point.tau_2,
             lr_per_tau=train.lr_per_tau if point.lr_per_tau is None else point.lr_per_tau,
             group_scales=prior.group_scales if point.group_scales is None else point.group_scales,
         )
