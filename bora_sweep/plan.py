@@ -107,7 +107,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     processes = config.ray.workers_per_trial
     num_tasks, num_groups, tokens, largest = _sizes_of_corpus(config)
     num_tasks = all_tasks = tasks or num_tasks
-    by_task = config.parallel == "tasks" and not math.isinf(config.prior.tau)
+    by_task = config.parallel == "tasks" and not math.isinf(config.tau)
     if by_task:
         num_tasks = -(-num_tasks // processes)
     base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def _notes(config: Config) -> list[str]:
             "model.device_map=auto: counted as on one card; over N cards each holds about a part in N of base and "
             "activations, and the first all banks"
         )
-    if config.ray.workers_per_trial > 1 and config.parallel == "tasks" and not math.isinf(config.prior.tau):
+    if config.ray.workers_per_trial > 1 and config.parallel == "tasks" and not math.isinf(config.tau):
         notes.append("processes get tasks by their tokens: one with many small tasks holds more than an even part")
     if config.train.compile:
         notes.append("train.compile=true: counted as without it; compiled code may hold less")

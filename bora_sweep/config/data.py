@@ -188,10 +188,10 @@ class DataConfig:
             self.min_characters <= self.max_characters,
             f"data.min_characters={self.min_characters}: need 1 to data.max_characters={self.max_characters}",
         )
-        fractions = (self.train_fraction, self.validation_fraction, self.test_fraction)
         require(
-            math.isclose(sum(fractions), 1.0, abs_tol=1e-6),
-            f"data.train_fraction, validation_fraction, test_fraction = {fractions}: need three parts that sum to 1",
+            math.isclose(sum(self.fractions), 1.0, abs_tol=1e-6),
+            f"data.train_fraction, validation_fraction, test_fraction = {self.fractions}: need three parts that sum "
+            "to 1",
         )
         if self.chat_template is not None and "{" not in self.chat_template:
             object.__setattr__(self, "chat_template", _read_template(self.chat_template))
@@ -284,6 +284,11 @@ class DataConfig:
     def has_groups(self) -> bool:
         """Whether tasks are in groups."""
         return self.group_column is not None or self.groups_path is not None
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """The shares of train, validation and test."""
+        return self.train_fraction, self.validation_fraction, self.test_fraction
 
     @property
     def scored_names(self) -> set[str]:

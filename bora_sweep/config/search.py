@@ -7,7 +7,7 @@ from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Positiv
 from bora_sweep.errors import require
 
 Baseline = Literal[
-    "zero_shot", "independent", "shared", "per_group", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"
+    "zero_shot", "independent", "shared", "per_group", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"
 ]
 
 
@@ -34,6 +34,9 @@ class SearchConfig:
     """Lower end of the search over `train.lr_per_tau`, which is searched if it is set and coordinates are centered."""
     lr_per_tau_high: Positive = 1e-4
     """Upper end of the search over `train.lr_per_tau`."""
+    learning_rates: list[Positive] = field(default_factory=list)
+    """Learning rates beside `train.learning_rate`: searched with tau, and the baselines `independent` and `shared` are
+    fitted at each. Of fits that differ by it alone, the best on validation counts in the report."""
     group_scale_low: Positive = 1e-2
     """Lower end of the search over `prior.group_scales`, with `prior.groups`. The first group's scale is not
     searched."""
@@ -47,7 +50,8 @@ class SearchConfig:
     best. Early stopping stays on perplexity, but for `metric.early_stopping`."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Trials beside the search. `zero_shot`: the base model as it is. `independent`: tau = 0. `shared`: tau = inf.
-    `per_group`: one adapter for each group of tasks, which know nothing of each other. `fine_tuned`: shared, then each
+    `per_group`: one adapter for each group of tasks, which know nothing of each other. `learnt`: a fit that finds tau
+    itself (`prior.tau=learn`); with `num_trials=0` it takes the place of the search. `fine_tuned`: shared, then each
     task on its own without a prior. `average`, `ties`, `dare`: the independent adapters merged into one. `pfedme`: the
     objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a posterior of the tasks at the best
     tau."""

@@ -139,17 +139,18 @@ def num_training_batches(corpus: TokenizedCorpus, batch_size: int, tasks_per_bat
     return -(-len(_piece_starts(np.sort(corpus.task_C[train]), batch_size // tasks_per_batch)) // tasks_per_batch)
 
 
-def fixed_batches(corpus: TokenizedCorpus, split: str, batch_size: int, seed: int) -> list[np.ndarray]:
-    """One pass over a split: the sequences of each batch, in an order that `seed` decides, whatever their lengths.
+def fixed_batches(sequence_C: np.ndarray, batch_size: int, seed: int) -> list[np.ndarray]:
+    """One pass over these sequences: those of each batch, in an order that `seed` decides, whatever their lengths.
+
+    The order is that of `datasets.Dataset.shuffle(seed=seed)`.
 
     Args:
-        corpus: The tokenised text.
-        split: "train", "validation" or "test".
+        sequence_C: The sequences of a split, in the order before the shuffle.
         batch_size: Sequences of a batch, at most.
         seed: `train.seed`.
     """
-    sequence_C = np.random.default_rng(seed).permutation(corpus.sequences(split))
-    return [sequence_C[i : i + batch_size] for i in range(0, len(sequence_C), batch_size)]
+    shuffled_C = np.random.default_rng(seed).permutation(sequence_C)
+    return [shuffled_C[i : i + batch_size] for i in range(0, len(shuffled_C), batch_size)]
 
 
 def separate_batches(

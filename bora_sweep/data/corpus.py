@@ -126,14 +126,13 @@ def _drawn_splits(
             own = None if kept is None else [kept[n] for n in rows_n]
             splits[rows_n] = _drawn_splits(documents.iloc[rows_n], config, own, separate=False)
         return splits.tolist()
-    fractions = (config.train_fraction, config.validation_fraction, config.test_fraction)
     if config.split == "sample" and kept is None:
-        return sample_documents(documents["task"], fractions, config.seed)
+        return sample_documents(documents["task"], config.fractions, config.seed)
     whole = config.small_tasks == "leave_out"
     return split_documents(
         documents["task"],
         documents["prompt"],
-        fractions,
+        config.fractions,
         config.seed,
         kept,
         whole=whole,

@@ -48,13 +48,13 @@ def fit(
     check_stop: Callable[[], None] = no_op,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Fit:
-    """The MAP estimate at `config.prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
+    """The MAP estimate at `prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
 
     A fit whose loss stops being finite ends there and keeps its best epoch. If the device's memory runs out, the fit
     goes on with fewer documents in a forward pass, and as many in a step.
 
     Args:
-        config: What to fit; `config.prior.tau` is the precision of the prior.
+        config: What to fit; `config.tau` is the precision of the prior.
         corpus: The tokenised text.
         base: The base model; it is frozen, and left as it was.
         folder: The trial's folder. Checkpoints are written there when `CheckpointTimes` says, and if the fit is asked

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bora_sweep.config import Config
 from bora_sweep.train.distributed.process_group import sync_errors
 from bora_sweep.train.methods.add import AddTrainer
+from bora_sweep.train.methods.learn_tau import LearnTauTrainer
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.methods.variational import VariationalTrainer
 from bora_sweep.train.out_of_memory import as_torch_oom, explain_oom
@@ -13,13 +14,15 @@ from bora_sweep.train.trainer import Trainer
 
 
 def make_trainer(config: Config, pack: Pack) -> Trainer:
-    """The trainer of `config.method` at `config.prior.tau`.
+    """The trainer of `config.method` at `config.tau`.
 
     Raises:
         InputError: The method does not go with the prior.
     """
     if config.method == "vi":
         return VariationalTrainer(config, pack)
+    if config.learns_tau:
+        return LearnTauTrainer(config, pack)
     separate = AddTrainer if config.method == "add" else SeparateTrainer
     return (separate if config.is_separate else Trainer)(config, pack)
 
@@ -39,5 +42,5 @@ def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:
     def make() -> list[Trainer]:
         return [make_trainer(config, pack) for config in configs]
 
-    largest = min(configs, key=lambda config: (config.prior.tau, config.tau_2))
+    largest = min(configs, key=lambda config: (config.tau, config.tau_2))
     return explain_oom(pack, largest, "at the start of a fit", lambda: sync_errors(lambda: as_torch_oom(make)))

@@ -162,13 +162,13 @@ class FitMemory:
             held: Tasks of a step.
             fits: S.
         """
-        if self.config.update == "all" or math.isinf(self.config.prior.tau):
+        if self.config.update == "all" or math.isinf(self.config.tau):
             return 0
         return fits * self.layout.num_parameters * (num_tasks if self.config.train.bank == "device" else held)
 
     def host_bytes(self, num_tasks: int, fits: int = 1) -> int:
         """Bytes of the rows of all tasks, with moments and those of the best epoch, where `train.bank` puts them."""
-        if self.config.train.bank == "device" or math.isinf(self.config.prior.tau):
+        if self.config.train.bank == "device" or math.isinf(self.config.tau):
             return 0
         return 4 * fits * num_tasks * self.layout.num_parameters * self.dtype.itemsize
 
@@ -188,7 +188,7 @@ class FitMemory:
             moving: Numbers of the fit's banks.
         """
         numbers = self.copies * max(self.layout.num_parameters, min(moving, self.block))
-        if self.config.solver == "adamw" and 0 < self.config.prior.tau < math.inf:
+        if self.config.solver == "adamw" and 0 < self.config.tau < math.inf:
             numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving)
         return numbers * self.dtype.itemsize
 
@@ -206,7 +206,7 @@ class FitMemory:
         """Theta, G groups and D tasks of each fit, without numbers."""
         config = self.config
         common: dict[str, Any] = {
-            "num_tasks": num_tasks, "tau": config.prior.tau, "parametrization": config.prior.parametrization,
+            "num_tasks": num_tasks, "tau": config.tau, "parametrization": config.prior.parametrization,
             "global_update": config.global_update,
         }  # fmt: skip
         with LiveBytes():

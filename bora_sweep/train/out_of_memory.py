@@ -52,7 +52,7 @@ def explain_oom(pack: Pack, config: Config, when: str, work: Callable[[], T]) ->
 
 
 def _message(pack: Pack, config: Config, when: str, error: torch.OutOfMemoryError) -> str:
-    num_tasks = 0 if math.isinf(config.prior.tau) else pack.shard.num_tasks
+    num_tasks = 0 if math.isinf(config.tau) else pack.shard.num_tasks
     num_groups = len(pack.corpus.groups) if config.has_group_level else 0
     size = pack.layout.num_parameters
     dtype = torch.promote_types(pack.base.dtype, torch.float32)

@@ -107,6 +107,7 @@ def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any],
     if fit.config.has_group_level:
         check_groups(progress["groups"], fit.pack.corpus.group_of, "the fit's checkpoint")
     fit.state = State(**progress["state"])
+    fit.restored()
     if order != sorted(order):
         tensors = tensors | {name: tensors[name][order] for name in by_task(tensors)}
         fit.state.reorder(order, by_group=fit.config.is_by_group)

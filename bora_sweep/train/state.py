@@ -63,6 +63,14 @@ class State:
     """The scheduler that stopped the fit early, after an epoch; `user`, where another terminal did, after any step."""
     diverged: str | None = None
     """Where the loss stopped being finite."""
+    tau: float | None = None
+    """Where tau is learnt: as it is now, and each group's divided by it."""
+    scales: list[float] = field(default_factory=list)
+    best_tau: float | None = None
+    """The same at the best epoch."""
+    best_scales: list[float] = field(default_factory=list)
+    asked_tokens: int = 0
+    """Where tau is learnt: scored tokens of validation that passed through the model for it."""
     micro_batch_size: int | None = None
     """Documents per forward pass, where memory did not hold as many as were asked for."""
     notes: list[str] = field(default_factory=list)

@@ -227,6 +227,17 @@ def check_moved(run: Folder, config: Config, keys: Collection[str]) -> None:
         raise InputError(f"{run}: was fitted on other documents than those of {moved[0]}. {'; '.join(changes)}")
 
 
+def check_documents(run: Folder, corpus: Corpus) -> None:
+    """Refuse documents that are not the run's own; a run without fingerprints takes those that are there.
+
+    Raises:
+        InputError: The documents differ.
+    """
+    before = read_fingerprints(run)
+    if before is not None and (changes := _changed_tasks(before.tasks, _tasks(corpus))):
+        raise InputError(f"{run}: was fitted on other documents than those that are there. {'; '.join(changes)}")
+
+
 def _tasks(corpus: Corpus) -> dict[str, tuple[int, str]]:
     documents_of = dict(iter(corpus.documents.groupby("task", sort=False)))
     return {task: _documents(documents_of[task]) for task in corpus.tasks}

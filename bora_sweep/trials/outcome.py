@@ -18,7 +18,7 @@ from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.checkpoint_names import names_of, task_order
 from bora_sweep.train.state import Fit, Start
-from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores
+from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores, with_learnt_tau
 
 
 def _check_finite(config: Config, documents: pd.DataFrame, dtype: str) -> None:
@@ -50,6 +50,7 @@ def result_of(
     Raises:
         InputError: A document has no finite score.
     """
+    config = with_learnt_tau(config, corpus, done)
     documents = document_scores(corpus, done)
     _check_finite(config, documents, done.dtype)
     scored = None if done.predictions is None else predictions(corpus, done)

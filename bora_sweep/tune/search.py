@@ -29,6 +29,7 @@ from bora_sweep.tune.search_space import (
     is_within,
     params_in,
     search_space,
+    searched_rates,
     spread_tau,
     spread_tau_2,
     widest_gap_tau,
@@ -233,7 +234,7 @@ class TauSearch(Searcher):
             if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
                 mean_of[point.number] = sum(objectives) / len(objectives)
         best = min(mean_of, key=mean_of.__getitem__, default=None)
-        return Point(-1, self.config.prior.tau) if best is None else self._points[best]
+        return Point(-1, self.config.tau) if best is None else self._points[best]
 
     def _open_next_point(self) -> bool:
         if self._are_all_open:
@@ -278,20 +279,20 @@ class TauSearch(Searcher):
         scales = {name.removeprefix(SCALE): value for name, value in asked.params.items() if name.startswith(SCALE)}
         if scales:
             scales = {self.groups[0]: 1.0, **scales}
+        tau, lr_per_tau, rate = (asked.params.get(name) for name in ("tau", "lr_per_tau", "learning_rate"))
+        assert tau is not None
         tau_2 = asked.params.get("tau_2")
         return Point(
-            number,
-            asked.params["tau"],
-            asked.params.get("lr_per_tau"),
-            group_scales=scales or None,
+            number, tau, lr_per_tau, learning_rate=rate, group_scales=scales or None,
             tau_2=math.inf if tau_2 == search.tau_2_high else tau_2,
-        )
+        )  # fmt: skip
 
     def _first_params(self, number: int) -> dict[str, float]:
-        """One of the values that are spread, of tau and, where it is searched, of tau_2."""
-        params, search = {"tau": self._spread(number)}, self.config.search
+        """One of the values that are spread, of tau and, where they are searched, of the rate and of tau_2."""
+        params = {"tau": self._spread(number), **self._rate_in_turn(number)}
         if "tau_2" in self.space:
-            params["tau_2"] = spread_tau_2(self.numbering.index_of(number), self.num_spread, search)
+            index = self.numbering.index_of(number)
+            params["tau_2"] = spread_tau_2(index, self.num_spread, self.config.search)
         return params
 
     def _spread(self, number: int) -> float:
@@ -300,6 +301,13 @@ class TauSearch(Searcher):
         if index < begun_with:
             return spread_tau(index, begun_with, self.config.search)
         return widest_gap_tau([point.tau for point in self._before(number)], self.config.search)
+
+    def _rate_in_turn(self, number: int) -> dict[str, float]:
+        """Of the first values each next one has the next learning rate, where several are tried."""
+        if not self.config.search.learning_rates:
+            return {}
+        rates = searched_rates(self.config)
+        return {"learning_rate": rates[self.numbering.index_of(number) % len(rates)]}
 
     def _before(self, number: int) -> list[Point]:
         """The points with lower numbers from which Optuna learns."""
@@ -345,6 +353,7 @@ class TauSearch(Searcher):
             tau=point.tau,
             tau_2=point.tau_2,
             lr_per_tau=train.lr_per_tau if point.lr_per_tau is None else point.lr_per_tau,
+            learning_rate=self.config.learning_rate if point.learning_rate is None else point.learning_rate,
             group_scales=prior.group_scales if point.group_scales is None else point.group_scales,
         )
 

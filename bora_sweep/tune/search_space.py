@@ -4,24 +4,37 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from bora_sweep.config import Config, SearchConfig
 
 SCALE = "scale."
 """Stands before a group's name in the search space."""
 
-Space = dict[str, FloatDistribution]
+Space = dict[str, FloatDistribution | CategoricalDistribution]
+
+
+def searched_rates(config: Config) -> list[float]:
+    """The learning rates that are tried, the run's own among them, ascending.
+
+    Args:
+        config: The sweep's; its rate is a number.
+    """
+    return sorted({config.learning_rate, *config.search.learning_rates})
 
 
 def search_space(config: Config, groups: Sequence[str]) -> Space:
-    """log tau; log tau_2 where groups of tasks have one; log lr_per_tau where it is coupled to tau; shares of tau."""
+    """log tau; log tau_2 of groups of tasks; log lr_per_tau where the learning rate is coupled to tau; the rate where
+    several are tried; the log of each share of tau of groups of parameters.
+    """
     search = config.search
-    space = {"tau": FloatDistribution(search.tau_low, search.tau_high, log=True)}
+    space: Space = {"tau": FloatDistribution(search.tau_low, search.tau_high, log=True)}
     if searches_tau_2(config):
         space["tau_2"] = FloatDistribution(search.tau_2_low, search.tau_2_high, log=True)
     if config.train.lr_per_tau is not None:
         space["lr_per_tau"] = FloatDistribution(search.lr_per_tau_low, search.lr_per_tau_high, log=True)
+    if search.learning_rates:
+        space["learning_rate"] = CategoricalDistribution(searched_rates(config))
     for name in groups:
         space[SCALE + name] = FloatDistribution(search.group_scale_low, search.group_scale_high, log=True)
     return space
@@ -33,13 +46,9 @@ def searches_tau_2(config: Config) -> bool:
 
 
 def params_in(
-    space: Space,
-    *,
-    tau: float,
-    tau_2: float | None = None,
-    lr_per_tau: float | None,
+    space: Space, *, tau: float, tau_2: float | None, lr_per_tau: float | None, learning_rate: float | None,
     group_scales: Mapping[str, float] | None,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """The values of a fit along the dimensions of `space`; a group that has no scale has 1.
 
     Args:
@@ -47,19 +56,26 @@ def params_in(
         tau: Of the fit.
         tau_2: Of the fit, where it is searched; the upper end of the search stands for inf, None.
         lr_per_tau: Of the fit, where it is searched.
+        learning_rate: The same.
         group_scales: By group, relative to the first group.
     """
-    values = {"tau": tau, "lr_per_tau": lr_per_tau}
+    values = {"tau": tau, "lr_per_tau": lr_per_tau, "learning_rate": learning_rate}
     values |= {SCALE + name: scale for name, scale in (group_scales or {}).items()}
-    if "tau_2" in space:
-        high = space["tau_2"].high
+    if isinstance(searched := space.get("tau_2"), FloatDistribution):
+        high = searched.high
         values["tau_2"] = high if tau_2 is None else min(tau_2, high)
     return {name: values.get(name, 1.0) for name in space}
 
 
 def is_within(space: Space, params: Mapping[str, float]) -> bool:
-    """Whether all values lie within the bounds of `space`."""
-    return all(space[name].low <= value <= space[name].high for name, value in params.items())
+    """Whether all values lie within the bounds of `space`, or are among its choices."""
+
+    def has(distribution: FloatDistribution | CategoricalDistribution, value: float) -> bool:
+        if isinstance(distribution, CategoricalDistribution):
+            return value in distribution.choices
+        return distribution.low <= value <= distribution.high
+
+    return all(has(space[name], value) for name, value in params.items())
 
 
 def spread_tau(index: int, count: int, search: SearchConfig) -> float:
