@@ -253,6 +253,7 @@ class Config:
             f"train.likelihood={train.likelihood}": train.likelihood == "documents",
             f"train.padding={train.padding}": train.padding == "scored",
             f"train.reported={train.reported}": train.reported == "best_epochs",
+            f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0,
             f"method={self.method}": self.method != "map",
             f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
         }
@@ -347,8 +348,7 @@ class Config:
             f"search.mode={self.search.mode}": self.search.mode != "optuna",
             f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
             f"method={self.method}": self.method in ("vi", "pfedme"),
-            "prior.tau=learn": self.learns_tau,
-            f"search.baselines={baselines}": bool({"vi", "pfedme", "learnt"} & set(baselines)),
+            f"search.baselines={baselines}": bool({"vi", "pfedme"} & set(baselines)),
         }
         key = "data.groups_path" if data.group_column is None else "data.group_column"
         for setting, is_set in has_no_groups.items():

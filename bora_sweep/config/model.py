@@ -129,7 +129,7 @@ class PriorConfig:
     tau_2: Tau | None = None
     """Precision of the prior N(Theta_g; Theta, I/tau_2) that ties groups of tasks together, with `data.group_column` or
     `data.groups_path`. 0: nothing passes between groups. inf: groups do not matter. Left out: a sweep searches it, and
-    a fit takes `tau` for it."""
+    a fit takes `tau` for it, or with `tau=learn` learns it as well."""
     parametrization: Parametrization = "noncentered"
     """Coordinates of the optimiser. `noncentered`: theta_d = Theta + delta_d, where one learning rate suits every tau.
     `centered`: theta_d itself, as in the paper."""

@@ -34,6 +34,8 @@ class GroupedHierarchy(Hierarchy):
         assert not self.centered
         assert tau > 0
         self.tau_2, self.group_K = tau_2, group_K.to(initial_P.device)
+        self.group_factor: float | None = None
+        """While set, `theta_BP` has gamma_g times it; as `deviation_factor`, which is on delta_d, says of tasks."""
         if tau_2 == 0:
             self.mean_P.requires_grad_(False)
         self.group_GP = nn.Parameter(torch.zeros_like(initial_P).repeat(num_groups, 1))
@@ -48,7 +50,12 @@ class GroupedHierarchy(Hierarchy):
         if self.task_KP is None:
             return GatherRows.apply(self.group_GP, self.mean_P, group_B, dtype)
         theta_BP = GatherRows.apply(self.group_GP, self.mean_P, group_B, self.mean_P.dtype)
-        return (theta_BP + GatherRows.apply(self.task_KP, None, task_B, self.mean_P.dtype)).to(dtype)
+        if self.group_factor is not None:
+            theta_BP = self.mean_P + self.group_factor * (theta_BP - self.mean_P)
+        delta_BP = GatherRows.apply(self.task_KP, None, task_B, self.mean_P.dtype)
+        if self.deviation_factor is not None:
+            delta_BP = self.deviation_factor * delta_BP
+        return (theta_BP + delta_BP).to(dtype)
 
     def theta_GP(self) -> Tensor:
         """The adapters of the groups, detached."""

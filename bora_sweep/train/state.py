@@ -66,9 +66,12 @@ class State:
     tau: float | None = None
     """Where tau is learnt: as it is now, and each group's divided by it."""
     scales: list[float] = field(default_factory=list)
+    tau_2: float | None = None
+    """With a level of groups: tau_2, where it is learnt beside tau."""
     best_tau: float | None = None
     """The same at the best epoch."""
     best_scales: list[float] = field(default_factory=list)
+    best_tau_2: float | None = None
     asked_tokens: int = 0
     """Where tau is learnt: scored tokens of validation that passed through the model for it."""
     micro_batch_size: int | None = None

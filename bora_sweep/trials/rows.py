@@ -125,7 +125,8 @@ def with_learnt_tau(config: Config, corpus: TokenizedCorpus, done: Fit) -> Confi
     state, groups = done.state, config.prior.groups
     names: Sequence[str] = [] if groups == "all" else group_names(config.prior, done.layout, corpus.tasks)
     scales = dict(zip(names, state.best_scales, strict=True))
-    return with_values(config, prior={"tau": state.best_tau, "group_scales": scales})
+    prior = {"tau": state.best_tau, "group_scales": scales}
+    return with_values(config, prior=prior if state.best_tau_2 is None else {**prior, "tau_2": state.best_tau_2})
 
 
 def initial_row(config: Config) -> dict[str, Any]:
@@ -167,6 +168,7 @@ def progress_row(state: State) -> dict[str, Any]:
     num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
     return {
         **({} if state.best_tau is None else {"tau": state.best_tau}),
+        **({} if state.best_tau_2 is None else {"tau_2": state.best_tau_2}),
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "validation_nll_nats": nll if num_tokens else None,
