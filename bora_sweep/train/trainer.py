@@ -6,7 +6,7 @@ Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one pe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.prior import group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
@@ -43,7 +44,7 @@ class Trainer:
         """The tasks' rows outside of a step, where a step moves those of its batch alone."""
         self.row_log = RowLog(pack.corpus.num_tasks)
         """Where checkpoints have those rows."""
-        kind = pack.protocol.hierarchy_class(pack.layout)
+        kind = self.hierarchy_class()
         if config.update == "present" and config.prior.tau < math.inf:
             self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
             kind = partial(PresentHierarchy, bank=self.bank)
@@ -73,6 +74,10 @@ class Trainer:
             best_scores=[-math.inf] * self.num_fits,
         )
         self.best = self.parameters()
+
+    def hierarchy_class(self) -> Callable[..., Hierarchy]:
+        """What makes Theta and the tasks, with the arguments of `Hierarchy`."""
+        return self.pack.protocol.hierarchy_class(self.pack.layout)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the banks, with its moments."""

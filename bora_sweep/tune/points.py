@@ -78,9 +78,17 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         train["lr_per_tau"] = point.lr_per_tau
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
-    lora = {} if point.rank is None else {"rank": point.rank}
+    lora: dict[str, Any] = {} if point.rank is None else {"rank": point.rank}
+    if point.method == "shared_wide":
+        lora = wide_lora(config)
     method = "map" if point.method == "path" else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
+
+
+def wide_lora(config: Config) -> dict[str, Any]:
+    """Rank and alpha of `shared_wide`: alpha grows as the rank does, so that the scale of an update is the same."""
+    lora, rank = config.lora, config.search.wide_rank or config.lora.rank
+    return {"rank": rank, "alpha": None if lora.alpha is None else lora.alpha * rank / lora.rank}
 
 
 def preset_points(config: Config) -> list[Point]:
@@ -110,7 +118,9 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, math.inf, method=shared_method)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
+        case "fedsa":  # without a prior
+            return Point(number, 0.0, method=name)
         case _ if name in MERGES:
             return Point(number, math.inf, method=name, start_from=numbers["independent"])
-        case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
+        case _:  # shared_wide and task_prompt; zero_shot has no tau; that of pfedme and vi the search finds
             return Point(number, math.inf, method=name)
