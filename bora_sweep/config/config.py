@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bora_sweep.config.baselines import check_baselines
 from bora_sweep.config.data import DataConfig
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig, check_metric_names
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
@@ -15,12 +16,17 @@ from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig, Update
 from bora_sweep.errors import require
 
-Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "add"]
+Method = Literal[
+    "map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "fedsa", "shared_wide", "task_prompt",
+    "add",
+]  # fmt: skip
 LEARNT_START = 300.0
 """tau with which a fit begins that learns it."""
 MERGES = ("average", "ties", "dare")
 """Methods that merge the independent adapters into one, by the function of that name in
 `bora_sweep.model.merge_tasks`."""
+ONE_FOR_ALL = (*MERGES, "shared_wide", "task_prompt")
+"""Methods that end with one adapter for all tasks."""
 UNTRAINED = ("zero_shot", *MERGES)
 """Methods that train nothing: they are scored as they are."""
 Protocol = Literal["ours", "paper", "published_code"]
@@ -87,6 +93,7 @@ class Config:
         self._check_unseen()
         self._check_groups()
         self._check_learnt_tau()
+        check_baselines(self)
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -307,8 +314,8 @@ class Config:
             f"train.reported={train.reported}": train.reported != "test",
             f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
             f"train.precision={train.precision}": train.precision == "fp16",
-            f"method={self.method}": self.method in ("vi", "pfedme"),
-            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme"} & set(self.search.baselines)),
+            f"method={self.method}": self.method in ("vi", "pfedme", "fedsa"),
+            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme", "fedsa"} & set(self.search.baselines)),
         }
         chosen = f"train.update={train.update}" if train.update else f"train.bank={train.bank}"
         for setting, is_set in needs_all.items():
@@ -441,7 +448,7 @@ class Config:
         """Whether a fit is several of their own: of each group at tau_2 = 0; of each task where Theta is held, and at
         tau = 0 with `train.independent=separate`.
         """
-        is_independent = self.tau == 0 and self.train.independent == "separate"
+        is_independent = self.tau == 0 and self.method != "fedsa" and self.train.independent == "separate"
         return self.is_by_group or (self.tau < math.inf and (is_independent or self.method == "add"))
 
     @property

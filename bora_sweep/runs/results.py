@@ -34,7 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("trial_id", pa.string()),
             ("status", pa.string()),  # running, finished, interrupted, failed
             ("protocol", pa.string()),  # ours, paper, published_code; null in older results
-            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi, add
+            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, …, as `Method` has them
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
             ("tau_2", pa.float64()),  # of groups of tasks; null where there are none, and in older results
             ("tau_learnt", pa.bool_()),  # whether the fit found it (prior.tau=learn); null in older results

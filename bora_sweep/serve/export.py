@@ -17,6 +17,7 @@ from bora_sweep.config.paths import local_path
 from bora_sweep.data.chat import template_variables
 from bora_sweep.data.encode import Encoder, fill, placeholders, until_text
 from bora_sweep.data.known_documents import DOCUMENTS
+from bora_sweep.data.task_prompt import name_tokens
 from bora_sweep.data.tokens import given_tokens
 from bora_sweep.errors import InputError, plural
 from bora_sweep.model.base import dtype_of_files, empty_base, load_base, load_tokenizer, weights_dtype
@@ -165,6 +166,11 @@ def _notes(loaded: LoadedTrial, merges: Mapping[str, Merge]) -> list[str]:
         notes.append(f"trial {loaded.row['trial_id']} is the base model without training: its adapter changes nothing")
     if loaded.is_shared:
         notes.append(f"all tasks share one adapter, which is written once: {TASKS} gives each task {GLOBAL}")
+    if loaded.config.method == "task_prompt":
+        notes.append(
+            f"it was trained with the task's name before each text; put {loaded.config.search.task_prompt!r} with the "
+            "name between the start symbol and the text"
+        )
     lost = {name: merge for name, merge in merges.items() if merge.rounding_error >= LOST_BY_ROUNDING}
     if lost:
         worst = max(lost, key=lambda name: lost[name].rounding_error)
@@ -302,11 +308,12 @@ def _text_format(loaded: LoadedTrial, task: str | None, encoder: Encoder) -> Tex
     columns = placeholders(f"{data.prompt}{data.template}") - data.scored_names - {"task"}
     shown = {name: f"…{name}…" for name in columns} | {"task": task}
     starts = given_tokens(encoder, data, [{"task": task}]) if loaded.form == "text" else [encoder.prepended]
+    (name,) = name_tokens(loaded.config, encoder, (task,))
     return TextFormat(
         form=loaded.form,
         task=task,
-        depends_on_task="{task}" in f"{data.prompt}{data.template}",
-        start_tokens=starts[0],
+        depends_on_task=bool(name) or "{task}" in f"{data.prompt}{data.template}",
+        start_tokens=[*starts[0], *name],
         prompt=fill(data.prompt if data.prompt is not None else "{prompt}", {**shown, "prompt": "…"}),
         before=fill(until, {**shown, **dict.fromkeys(data.scored_names, "")}),
         after=fill(data.template[len(until) :], shown),

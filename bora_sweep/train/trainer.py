@@ -7,7 +7,7 @@ parameters of one adapter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
 from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
+from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.prior import group_names, group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
@@ -45,7 +46,7 @@ class Trainer:
         """The tasks' rows outside of a step, where a step moves those of its batch alone."""
         self.row_log = RowLog(pack.corpus.num_tasks)
         """Where checkpoints have those rows."""
-        kind = pack.protocol.hierarchy_class(pack.layout)
+        kind = self.hierarchy_class()
         if config.update == "present" and config.tau < math.inf:
             self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
             kind = partial(PresentHierarchy, bank=self.bank)
@@ -81,6 +82,10 @@ class Trainer:
             best_scores=[-math.inf] * self.num_fits,
         )
         self.best = self.parameters()
+
+    def hierarchy_class(self) -> Callable[..., Hierarchy]:
+        """What makes Theta and the tasks, with the arguments of `Hierarchy`."""
+        return self.pack.protocol.hierarchy_class(self.pack.layout)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the banks, with its moments."""

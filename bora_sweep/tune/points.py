@@ -91,7 +91,9 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         prior["group_scales"] = point.group_scales
     if config.data.has_groups:
         prior["tau_2"] = _tau_2(config, point)
-    lora = {} if point.rank is None else {"rank": point.rank}
+    lora: dict[str, Any] = {} if point.rank is None else {"rank": point.rank}
+    if point.method == "shared_wide":
+        lora = wide_lora(config)
     method = "map" if point.method in ("path", LEARNT) else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
 
@@ -102,6 +104,12 @@ def _tau_2(config: Config, point: Point) -> float:
         return point.tau_2
     is_end = point.method != "map" or point.tau in (0, math.inf)
     return math.inf if is_end or config.prior.tau_2 is None else config.prior.tau_2
+
+
+def wide_lora(config: Config) -> dict[str, Any]:
+    """Rank and alpha of `shared_wide`: alpha grows as the rank does, so that the scale of an update is the same."""
+    lora, rank = config.lora, config.search.wide_rank or config.lora.rank
+    return {"rank": rank, "alpha": None if lora.alpha is None else lora.alpha * rank / lora.rank}
 
 
 def preset_points(config: Config) -> list[Point]:
@@ -141,7 +149,9 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, LEARNT_START, method=LEARNT)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
+        case "fedsa":  # without a prior
+            return Point(number, 0.0, method=name)
         case _ if name in MERGES:
             return Point(number, math.inf, method=name, start_from=numbers["independent"])
-        case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
+        case _:  # shared_wide and task_prompt; zero_shot has no tau; that of pfedme and vi the search finds
             return Point(number, math.inf, method=name)

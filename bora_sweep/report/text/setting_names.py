@@ -19,6 +19,9 @@ _METHOD_NAMES = END_NAMES | {
     "dare": "merged: DARE",
     "pfedme": "pFedMe",
     "vi": "variational",
+    "fedsa": "FedSA: A shared, B per task",
+    "shared_wide": "one wide model for all",
+    "task_prompt": "one model for all, with the task's name before each text",
 }
 
 
