@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pyarrow import parquet
 from tiny import make_frame
 
 from bora_sweep.cli import main
 from bora_sweep.model.peft_io import GROUPS
 from bora_sweep.runs.results import trial_rows
-from bora_sweep.train.checkpoint import load_adapters
+from bora_sweep.train.checkpoint import load_adapters, save_adapters
 from bora_sweep.tune.trial_table import trial_label
 
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=1", "train.device=cpu", "train.learning_rate=0.02"]
@@ -48,6 +49,7 @@ def test_an_add_is_refused_and_nothing_is_written(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_add_to_a_trial_in_which_groups_do_not_matter_is_that_of_two_levels(
     corpus_file, model_folder, groups_file, tmp_path, capsys
 ):
@@ -90,9 +92,9 @@ def test_a_task_leaves_an_export_and_a_group_with_it_that_has_no_other(run, tmp_
 
 
 def test_text_is_generated_by_a_groups_adapter(run, capsys):
-    assert main(["generate", str(run), "--task", "_group_y", "--prompt", "a", "--max-new-tokens", "2"]) == 0
+    assert main(["generate", str(run), "w1", "--task", "_group_y", "--max-new-tokens", "2"]) == 0
     assert "_group_y" in capsys.readouterr().out
-    assert main(["generate", str(run), "--task", "_group_w", "--prompt", "a"]) == 2
+    assert main(["generate", str(run), "w1", "--task", "_group_w"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,26 @@ def test_a_wrong_file_of_groups_is_refused_in_one_message(content, says, corpus_
     assert says in told
     assert "groups.csv" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_results_from_before_there_were_groups_are_read(corpus_file, model_folder, tmp_path):
+    run = tmp_path / "run"
+    assert main(["fit", f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, f"output={run}"]) == 0
+    assert main(["report", str(run)]) == 0
+    report = (run / "report" / "report.md").read_text()
+    for table, newer in (("trials", ["tau_2", "tau_learnt"]), ("task_scores", ["group"])):
+        (path,) = (run / "results" / table).glob("*.parquet")
+        parquet.write_table(parquet.read_table(path).drop_columns(newer), path)
+    tensors, about = load_adapters(run / "trials" / "fit")
+    save_adapters(run / "trials" / "fit", tensors, {k: v for k, v in about.items() if k not in ("groups", "group_of")})
+    shutil.rmtree(run / "report")
+    assert main(["report", str(run)]) == 0
+    assert (run / "report" / "report.md").read_text() == report
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / GROUPS).exists()
+    assert main(["forget", str(run), "--task", "ann"]) == 0
+    assert load_adapters(run / "trials" / "fit")[1]["tasks"] == ["bob", "cid", "dot"]
 
 
 @pytest.mark.slow
