@@ -160,7 +160,8 @@ def main() -> None:
     head = (
         "# Three levels against two\n\n24 speakers in 4 planted groups of the embedded family "
         f"(`{' '.join(DIALS)}`), corpora with seeds {', '.join(map(str, complete))}. Test perplexity of the best of "
-        "nine fits on validation, for three levels and for two: nine values of tau, and three of tau by three of tau_2. Below: how much higher the perplexity of each method is "
+        "nine fits on validation, for three levels (three values of tau by three of tau_2) and for two (nine of tau). "
+        "Below: how much higher the perplexity of each method is "
         "than that of three levels, on the same test documents, with a paired 95% interval over documents within tasks."
     )
     TEXT.write_text(f"{head}\n\n{text}\n\n{provenance()}\n", encoding="utf-8")

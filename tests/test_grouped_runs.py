@@ -119,6 +119,11 @@ def test_a_wrong_file_of_groups_is_refused_in_one_message(content, says, corpus_
     assert not (tmp_path / "out").exists()
 
 
+def test_describe_shows_the_groups(corpus_file, groups_file, capsys):
+    assert main(["data", "describe", f"data.path={corpus_file}", f"data.groups_path={groups_file}"]) == 0
+    assert "3 groups of tasks: y (2), x (1), z (1)" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_results_from_before_there_were_groups_are_read(corpus_file, model_folder, tmp_path):
     run = tmp_path / "run"
@@ -140,20 +145,26 @@ def test_results_from_before_there_were_groups_are_read(corpus_file, model_folde
 
 
 @pytest.mark.slow
-def test_a_sweep_by_a_file_is_that_by_a_column(corpus_file, model_folder, groups_file, tmp_path, capsys):
+def test_a_fit_by_a_column_is_that_by_a_file(run, corpus_file, model_folder, tmp_path):
     frame = pd.read_parquet(corpus_file)
-    frame.assign(party=frame["task"].map(GROUP_OF)).to_parquet(tmp_path / "with_party.parquet")
-    settings = [f"model.name={model_folder}", "search.num_trials=4", "search.baselines=[shared,per_group]", *SMALL]
-    found = []
-    for name, given in (
-        ("column", [f"data.path={tmp_path / 'with_party.parquet'}", "data.group_column=party"]),
-        ("file", [f"data.path={corpus_file}", f"data.groups_path={groups_file}"]),
-    ):
-        assert main(["sweep", *settings, *given, f"output={tmp_path / name}"]) == 0
-        rows = trial_rows(tmp_path / name)
-        found.append({row["trial_id"]: (row["tau"], row["tau_2"], row["validation_perplexity"]) for row in rows})
-        assert (float("inf"), 0.0) in {(tau, tau_2) for tau, tau_2, _ in found[-1].values()}
-    assert found[0] == found[1]
+    frame.assign(party=frame["task"].map(GROUP_OF)).to_parquet(tmp_path / "parties.parquet")
+    settings = [f"data.path={tmp_path / 'parties.parquet'}", "data.group_column=party", f"model.name={model_folder}"]
+    assert main(["fit", *settings, "prior.tau=30", "prior.tau_2=20", *SMALL, f"output={tmp_path / 'run'}"]) == 0
+    one, other = (load_adapters(folder / "trials" / "fit") for folder in (run, tmp_path / "run"))
+    assert one[1]["group_of"] == other[1]["group_of"] == GROUP_OF
+    assert torch.equal(one[0]["theta_KP"], other[0]["theta_KP"])
+
+
+@pytest.mark.slow
+def test_a_sweep_has_fits_of_two_and_of_three_levels(corpus_file, model_folder, groups_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = [f"data.path={corpus_file}", f"data.groups_path={groups_file}", f"model.name={model_folder}", *SMALL]
+    sweep = ["search.num_trials=4", "search.baselines=[independent,shared,per_group]", f"output={run}"]
+    assert main(["sweep", *settings, *sweep]) == 0
+    labels = {trial_label(row) for row in trial_rows(run)}
+    assert {"tau = 0", "tau = inf", "tau = inf, tau_2 = 0"} <= labels
+    assert sum("tau_2" in label for label in labels) == 3
+    assert "three levels (τ" in (run / "report" / "report.md").read_text()
     capsys.readouterr()
-    assert main(["status", str(tmp_path / "file")]) == 0
+    assert main(["status", str(run)]) == 0
     assert "tau_2" in capsys.readouterr().out
