@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bora_sweep.run_results import Results, read_results
     from bora_sweep.serve.export import export
     from bora_sweep.steering import stop, try_tau
+    from bora_sweep.task_groups import groups
     from bora_sweep.views import describe, generate, status
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "fit",
     "forget",
     "generate",
+    "groups",
     "load_config",
     "pack",
     "read_results",
@@ -74,7 +76,8 @@ _MODULES = {
     ),
     "Comparison": "report", "InputError": "errors", "Report": "report", "Results": "run_results", "add": "api",
     "describe": "views",
-    "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views", "pack": "packing",
+    "export": "serve.export", "fit": "api", "forget": "forgetting", "generate": "views",
+    "groups": "task_groups", "pack": "packing",
     "read_results": "run_results", "status": "views", "stop": "steering", "sweep": "api", "try_tau": "steering",
 }  # fmt: skip
 

@@ -74,7 +74,7 @@ def fit(
             files have other weights.
 
     Returns:
-        The run's five tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
+        The run's tables; `trials` has one row. Nats and tokens are sums over the scored tokens of each split, and
         perplexity is exp(nats / tokens). The column `run` is the run's folder, which also has the adapters.
 
     Raises:
@@ -138,7 +138,7 @@ def sweep(
         model: The section, or the name or folder of a base.
 
     Returns:
-        The run's five tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
+        The run's tables. A trial that failed has `status` failed and the reason in `error`; it stops no other.
 
     Raises:
         InputError: A setting, the corpus or the model is wrong. Nothing was written.

@@ -22,6 +22,7 @@ from bora_sweep.commands import (
     fit,
     forget,
     generate,
+    groups,
     init,
     keys,
     pack,
@@ -38,8 +39,8 @@ from bora_sweep.errors import InputError, one_line, visible
 EVERY_KEY = "keys with their defaults (text is taken literally, null is none, [a,b] is a list):"
 COMMANDS = {
     "init": init, "plan": plan, "fit": fit, "sweep": sweep, "status": status, "stop": stop, "try": try_value,
-    "report": report, "export": export, "generate": generate, "add": add, "forget": forget, "pack": pack,
-    "keys": keys, "completion": completion,
+    "report": report, "export": export, "generate": generate, "groups": groups, "add": add, "forget": forget,
+    "pack": pack, "keys": keys, "completion": completion,
 }  # fmt: skip
 """In the order of the help."""
 WIDTH = 100

@@ -90,6 +90,7 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.train.distributed.process_group import from_rank_zero
     from bora_sweep.trials.add import run_add
     from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
+    from bora_sweep.trials.rate_test import with_chosen_rate
     from bora_sweep.trials.trial import Trial, run_trial
     from bora_sweep.tune.watchdog import StopCheck
 
@@ -99,6 +100,11 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
         config = with_measured_pass(config, prepared.corpus, model)
         from_rank_zero(lambda: create_run(config, run))
         console.print(about_pass(config))
+    if config.train.learning_rate == "auto":
+        model = model or load_base(config.model, config.data)
+        config, about_rate = with_chosen_rate(config, prepared.corpus, model)
+        from_rank_zero(lambda: create_run(config, run))
+        console.print(about_rate)
 
     def base() -> "PreTrainedModel":
         return load_base(config.model, config.data) if model is None else model

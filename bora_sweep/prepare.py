@@ -166,7 +166,10 @@ def _check_sweep(settings: Sequence[Setting], config: Config) -> None:
         )
     given = explicit_settings(settings)
     if "tau" in given.get("prior", {}):
-        raise InputError("prior.tau: a sweep chooses its own values; name some by search.taus=[…], or use fit")
+        raise InputError(
+            "prior.tau: a sweep chooses its own values; name some by search.taus=[…], let a fit find one by "
+            "search.baselines=[…,learnt], or use fit"
+        )
     if "method" in given:
         raise InputError("method: a sweep makes MAP fits and search.baselines; name it there, or use fit")
     if config.ray.address is None:

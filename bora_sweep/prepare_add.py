@@ -304,7 +304,7 @@ def _without_metrics(config: Config, corpus: "Corpus", console: Console) -> Conf
 
 def _notes(run: Folder, loaded: "LoadedTrial", corpus: "Corpus", refreshed: Sequence[str]) -> list[str]:
     """What the user should know of the trial, and of documents that are missing."""
-    notes, tau, record = [], loaded.config.prior.tau, corpus.record
+    notes, tau, record = [], loaded.config.tau, corpus.record
     if math.isinf(tau):
         notes.append(f"trial {loaded.row['trial_id']} has tau = inf: nothing is trained, Theta serves the new tasks")
     if tau == 0:
@@ -329,7 +329,7 @@ def _foundation(run: Folder, loaded: "LoadedTrial", refreshed: Sequence[str]) ->
         run=_address(run),
         trial_id=row["trial_id"],
         method=row["method"],
-        tau=loaded.config.prior.tau,
+        tau=loaded.config.tau,
         refreshed=list(refreshed),
         fingerprints=fingerprints_of_run(run, row["trial_id"]),
     )

@@ -59,13 +59,15 @@ class FitProgress:
     def on_epoch(self, state: State) -> None:
         """Print the perplexities of the epoch."""
         train, validation = state.curve[-2:]
+        learnt = "" if state.tau is None else f", tau {state.tau:,.4g}"
+        learnt += "" if state.tau_2 is None else f", tau_2 {state.tau_2:,.4g}"
         held_out = ""
         if validation["num_tokens"]:
             best = " (best)" if state.best_epoch == state.epoch else ""
             held_out = f", {math.exp(validation['nll_nats'] / validation['num_tokens']):.2f} on validation{best}"
         line = (
             f"epoch {state.epoch}: perplexity {math.exp(train['nll_nats'] / train['num_tokens']):.2f} in training"
-            f"{held_out}, {train['seconds']:.1f} s"
+            f"{held_out}{learnt}, {train['seconds']:.1f} s"
         )
         if self.notebook is None:
             self.console.print(line, highlight=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Results(results.Results):
-    """The five tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder.
+    """The tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder.
 
     results = bora_sweep.read_results("runs/mine")
     results.best["tau"], results.folder

@@ -18,7 +18,7 @@ from bora_sweep.commands.common import (
 )
 from bora_sweep.config import Setting
 
-TEXT = "Fit all tasks at one value of prior.tau; write adapters and scores."
+TEXT = "Fit all tasks at one value of prior.tau, or learn it; write adapters and scores."
 SECTIONS = [*RUN_KEYS, "init_from", "method"]
 KEYS = [*COMMON_KEYS, "prior.tau"]
 

@@ -4,7 +4,16 @@ YAML files, `key=value` and dictionaries are read by the types of the fields. Ea
 declared. Derived values are properties. A resolved configuration is plain YAML that reads back to an equal one.
 """
 
-from bora_sweep.config.config import MERGES, ONE_FOR_ALL, UNTRAINED, Config, Method, Protocol, with_values
+from bora_sweep.config.config import (
+    LEARNT_START,
+    MERGES,
+    ONE_FOR_ALL,
+    UNTRAINED,
+    Config,
+    Method,
+    Protocol,
+    with_values,
+)
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.dotted import flatten
 from bora_sweep.config.load import (
@@ -18,12 +27,13 @@ from bora_sweep.config.load import (
     settings_of,
 )
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig
-from bora_sweep.config.model import LoraConfig, ModelConfig, Parametrization, PriorConfig
+from bora_sweep.config.model import Groups, LoraConfig, ModelConfig, Parametrization, PriorConfig
 from bora_sweep.config.search import Baseline, RayConfig, SearchConfig
 from bora_sweep.config.train import Bank, GlobalUpdate, Precision, Solver, TrainConfig, Update
 
 __all__ = [
     "ACCURACY",
+    "LEARNT_START",
     "MERGES",
     "ONE_FOR_ALL",
     "PERPLEXITY",
@@ -34,6 +44,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "GlobalUpdate",
+    "Groups",
     "LoraConfig",
     "Method",
     "MetricConfig",

@@ -20,6 +20,8 @@ Method = Literal[
     "map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "fedsa", "shared_wide", "task_prompt",
     "add",
 ]  # fmt: skip
+LEARNT_START = 300.0
+"""tau with which a fit begins that learns it."""
 MERGES = ("average", "ties", "dare")
 """Methods that merge the independent adapters into one, by the function of that name in
 `bora_sweep.model.merge_tasks`."""
@@ -86,13 +88,21 @@ class Config:
         self._check_token_sums()
         self._check_shard_base()
         self._check_chunks()
+        self._check_rate()
         self._check_present()
         self._check_unseen()
+        self._check_groups()
+        self._check_learnt_tau()
         check_baselines(self)
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
             "set prior.parametrization=centered, or drop it",
+        )
+        require(
+            self.train.lr_per_tau is None or not self.search.learning_rates,
+            f"search.learning_rates={self.search.learning_rates}: train.lr_per_tau={self.train.lr_per_tau} couples the "
+            "rate to tau, and is searched itself; drop one of the two",
         )
         require(
             self.search.scheduler == "none" or self.ray.workers_per_trial == 1,
@@ -202,6 +212,31 @@ class Config:
             f"{go} with documents that are cut, or are one row each; drop it, or drop {them}",
         )
 
+    def _check_rate(self) -> None:
+        """Refuse a range test of the learning rate where its fits would not be like those of the run."""
+        train = self.train
+        refused = {
+            f"prior.parametrization={self.prior.parametrization}": (
+                self.prior.parametrization != "noncentered",
+                "one rate serves every tau in noncentered coordinates only",
+            ),
+            f"method={self.method}": (self.method not in ("map", "pfedme"), "is chosen by fits of method=map"),
+            f"init_from={self.init_from}": (
+                self.init_from is not None,
+                "is chosen by fits that start without adapters",
+            ),
+            f"train.precision={train.precision}": (
+                train.precision == "fp16",
+                "fits would share one loss scale of fp16",
+            ),
+            "train.shard_base=true": (train.shard_base, "is chosen on a base that one process holds"),
+        }
+        for setting, (is_set, reason) in refused.items():
+            require(
+                train.learning_rate != "auto" or not is_set,
+                f"train.learning_rate=auto, {setting}: {reason}; give a number",
+            )
+
     def _check_unseen(self) -> None:
         """Refuse settings under which fits that leave tasks out cannot be made, or would have seen these tasks."""
         key, workers = f"search.unseen_folds={self.search.unseen_folds}", self.ray.workers_per_trial
@@ -215,6 +250,26 @@ class Config:
         }
         for setting, (is_set, reason) in refused.items():
             require(self.search.unseen_folds is None or not is_set, f"{key}, {setting}: {reason}; drop one of the two")
+
+    def _check_learnt_tau(self) -> None:
+        """Refuse settings that need tau before the fit has found it, and task groups where only some tasks are held."""
+        train, prior = self.train, self.prior
+        needs_number = {
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"train.lr_per_tau={train.lr_per_tau}": train.lr_per_tau is not None,
+            f"train.likelihood={train.likelihood}": train.likelihood == "documents",
+            f"train.padding={train.padding}": train.padding == "scored",
+            f"train.reported={train.reported}": train.reported == "best_epochs",
+            f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0,
+            f"method={self.method}": self.method != "map",
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
+        }
+        for setting, is_set in needs_number.items():
+            require(not (self.learns_tau and is_set), f"prior.tau=learn: {setting} needs a number; drop one of the two")
+        require(
+            prior.groups != "task" or self.update == "all",
+            "prior.groups=task: a tau of each task needs all of them on the device; set train.update=all, or drop it",
+        )
 
     def _check_token_sums(self) -> None:
         """Refuse settings that need an objective which is a sum over tokens, where one of the published code is set.
@@ -231,6 +286,7 @@ class Config:
         needs_sums = {
             f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
             f"search.pack={self.search.pack}": self.search.pack != 1,
+            "train.learning_rate=auto": train.learning_rate == "auto",
             "search.mode=path": self.search.mode == "path",
             f"method={self.method}": self.method == "vi",
             f"search.baselines={self.search.baselines}": "vi" in self.search.baselines,
@@ -265,6 +321,50 @@ class Config:
         for setting, is_set in needs_all.items():
             require(not is_set, f"{chosen}: moves the tasks of a batch alone, and {setting} all; drop one of the two")
 
+    def _check_groups(self) -> None:
+        """Refuse a prior on groups where there are none, and settings and methods that know of no groups."""
+        data, prior, train, baselines = self.data, self.prior, self.train, self.search.baselines
+        if not data.has_groups:
+            require(
+                prior.tau_2 in (None, math.inf),
+                f"prior.tau_2={prior.tau_2}: ties groups of tasks, and there are none; also give data.group_column=… "
+                "or data.groups_path=…, or drop it",
+            )
+            require(
+                "per_group" not in baselines,
+                f"search.baselines={baselines}: per_group needs groups of tasks; give data.group_column=… or "
+                "data.groups_path=…, or drop it",
+            )
+            return
+        if prior.tau_2 == math.inf and "per_group" not in baselines:
+            return
+        has_no_groups = {
+            f"prior.parametrization={prior.parametrization}": prior.parametrization != "noncentered",
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"prior.groups={prior.groups}": prior.groups != "all",
+            f"train.update={self.update}": train.update == "present",
+            f"train.bank={train.bank}": train.bank != "device",
+            f"train.global_update={train.global_update}": train.global_update != "gradient",
+            f"train.likelihood={train.likelihood}": train.likelihood != "tokens",
+            f"train.independent={train.independent}": train.independent != "separate",
+            f"train.padding={train.padding}": train.padding != "ignored",
+            f"train.reported={train.reported}": train.reported != "test",
+            f"train.batches={train.batches}": train.batches == "fixed",
+            f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            f"search.mode={self.search.mode}": self.search.mode != "optuna",
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
+            f"method={self.method}": self.method in ("vi", "pfedme"),
+            f"search.baselines={baselines}": bool({"vi", "pfedme"} & set(baselines)),
+        }
+        key = "data.groups_path" if data.group_column is None else "data.group_column"
+        for setting, is_set in has_no_groups.items():
+            require(
+                not is_set,
+                f"{key}: a level of groups does not go with {setting}; drop one of the two"
+                + (", or set prior.tau_2=inf, with which groups do not matter" if prior.tau_2 is None else ""),
+            )
+
     def _check_shard_base(self) -> None:
         """Refuse a sharded base in one process, and settings that a sharded base does not support."""
         if not self.train.shard_base:
@@ -287,11 +387,22 @@ class Config:
             require(not is_set, f"train.shard_base=true: {setting} {reason}; drop one of the two")
 
     @property
+    def tau(self) -> float:
+        """`prior.tau`; where it is learnt, what the fit begins with."""
+        return LEARNT_START if self.prior.tau == "learn" else self.prior.tau
+
+    @property
+    def learns_tau(self) -> bool:
+        """Whether tau is found while the fit runs (`bora_sweep.train.methods.learn_tau`)."""
+        return self.prior.tau == "learn"
+
+    @property
     def learning_rate(self) -> float:
         """`lr_per_tau * tau` where the two are coupled (paper, section 3.5), else `train.learning_rate`."""
-        if self.train.lr_per_tau is None or self.prior.tau in (0, math.inf):
+        if self.train.lr_per_tau is None or self.tau in (0, math.inf):
+            assert self.train.learning_rate != "auto"
             return self.train.learning_rate
-        return self.train.lr_per_tau * self.prior.tau
+        return self.train.lr_per_tau * self.tau
 
     @property
     def global_update(self) -> GlobalUpdate:
@@ -311,10 +422,34 @@ class Config:
         return "data" if self.method == "vi" else self.train.parallel
 
     @property
+    def tau_2(self) -> float:
+        """`prior.tau_2`; left out: tau. inf without groups."""
+        if not self.data.has_groups:
+            return math.inf
+        return self.tau if self.prior.tau_2 is None else self.prior.tau_2
+
+    @property
+    def has_group_level(self) -> bool:
+        """Whether groups have adapters Theta_g: at tau = 0 no task knows of another, at tau_2 = inf all are Theta."""
+        return self.tau > 0 and self.tau_2 < math.inf
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is one adapter for all: tau = tau_2 = inf."""
+        return math.isinf(self.tau) and not self.has_group_level
+
+    @property
+    def is_by_group(self) -> bool:
+        """Whether each group is its own fit: at tau_2 = 0."""
+        return self.has_group_level and self.tau_2 == 0
+
+    @property
     def is_separate(self) -> bool:
-        """Whether each task is its own fit: at tau = 0 with `train.independent=separate`, or where Theta is held."""
-        is_independent = self.prior.tau == 0 and self.method != "fedsa" and self.train.independent == "separate"
-        return self.prior.tau < math.inf and (is_independent or self.method == "add")
+        """Whether a fit is several of their own: of each group at tau_2 = 0; of each task where Theta is held, and at
+        tau = 0 with `train.independent=separate`.
+        """
+        is_independent = self.tau == 0 and self.method != "fedsa" and self.train.independent == "separate"
+        return self.is_by_group or (self.tau < math.inf and (is_independent or self.method == "add"))
 
     @property
     def generates_text(self) -> bool:
@@ -323,8 +458,10 @@ class Config:
 
     @property
     def can_be_packed(self) -> bool:
-        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches."""
-        return self.method == "map" and self.prior.tau > 0 and self.train.precision != "fp16"
+        """Whether the fit may share its forward passes with others; separate fits have batches of their own, and where
+        tau is learnt a fit has scoring of its own."""
+        is_alone = self.tau == 0 or self.is_by_group or self.learns_tau
+        return self.method == "map" and not is_alone and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:

@@ -9,6 +9,7 @@ from bora_sweep.config.bounds import Bounds, Count, Positive, Tau, check_bounds
 from bora_sweep.config.paths import local_path
 from bora_sweep.errors import InputError, require
 
+Groups = Literal["all", "matrix", "layer", "task"]
 Parametrization = Literal["noncentered", "centered"]
 
 
@@ -121,9 +122,14 @@ class LoraConfig:
 class PriorConfig:
     """The prior that ties the tasks together, Eq. 5."""
 
-    tau: Tau = 100.0
-    """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. A sweep searches
-    it."""
+    tau: Tau | Literal["learn"] = 100.0
+    """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. `learn`: found on
+    validation while the fit runs, for the price of one fit. A sweep searches it, or learns it (`search.mode=learn`).
+    Where tasks are in groups, it ties a task to its group, N(theta_d; Theta_g, I/tau)."""
+    tau_2: Tau | None = None
+    """Precision of the prior N(Theta_g; Theta, I/tau_2) that ties groups of tasks together, with `data.group_column` or
+    `data.groups_path`. 0: nothing passes between groups. inf: groups do not matter. Left out: a sweep searches it, and
+    a fit takes `tau` for it, or with `tau=learn` learns it as well."""
     parametrization: Parametrization = "noncentered"
     """Coordinates of the optimiser. `noncentered`: theta_d = Theta + delta_d, where one learning rate suits every tau.
     `centered`: theta_d itself, as in the paper."""
@@ -131,22 +137,27 @@ class PriorConfig:
     """Distance between a task and Theta, which the prior multiplies by tau. `squared`: half the squared distance, Eq.
     5. `tensor_norm`: the sum of the norms of each matrix's difference, as in the published code; it can keep a matrix
     exactly at Theta."""
-    groups: Literal["all", "matrix", "layer"] = "all"
-    """Groups of parameters with a tau of their own. `all`: one tau for all. `matrix`: one for all A and one for all B.
-    `layer`: one for each layer. A sweep searches their scales beside tau."""
+    groups: Groups = "all"
+    """What has a tau of its own. `all`: one tau for all. `matrix`: one for all A and one for all B. `layer`: one for
+    each layer. `task`: one for each task. A sweep searches the scales of `matrix` and `layer` beside tau; `tau=learn`
+    learns those of any."""
     group_scales: dict[str, Positive] = field(default_factory=dict)
-    """Each group's tau divided by `tau`, by the group's name (A, B; layer_0, …). Left out: 1."""
+    """Each group's tau divided by `tau`, by the group's name (A, B; layer_0, …; a task). Left out: 1. With `tau=learn`:
+    what the fit begins with."""
 
     @property
     def group_taus(self) -> dict[str, float]:
-        """tau of each group that has a scale; empty at tau = 0 and tau = inf."""
-        return {name: self.tau * scale for name, scale in self.group_scales.items() if 0 < self.tau < math.inf}
+        """tau of each group that has a scale; empty at tau = 0 and tau = inf, and while it is learnt."""
+        tau = self.tau
+        if tau == "learn" or not 0 < tau < math.inf:
+            return {}
+        return {name: tau * scale for name, scale in self.group_scales.items()}
 
     def __post_init__(self) -> None:
         check_bounds(self, "prior")
         require(
             self.groups != "all" or not self.group_scales,
-            f"prior.group_scales={self.group_scales}: also give prior.groups=matrix or layer",
+            f"prior.group_scales={self.group_scales}: also give prior.groups=matrix, layer or task",
         )
         require(
             self.groups == "all" or self.penalty == "squared",

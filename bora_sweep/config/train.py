@@ -17,8 +17,9 @@ Bank = Literal["device", "host", "disk"]
 class TrainConfig:
     """One fit by maximum a posteriori, Eq. 6."""
 
-    learning_rate: Positive = 3e-3
-    """Learning rate of Adam. With `lr_per_tau` it holds at tau = 0 and tau = inf only."""
+    learning_rate: Positive | Literal["auto"] = 3e-3
+    """Learning rate of Adam. With `lr_per_tau` it holds at tau = 0 and tau = inf only. `auto`: chosen at the start of a
+    run by a range test on the shared fit, and written into its config.yaml. See docs/method.md."""
     lr_per_tau: Positive | None = None
     """Learning rate divided by tau: the paper couples them in centered coordinates (Table 1: 1e-5). Left out: one
     learning rate for every tau."""
@@ -65,7 +66,8 @@ class TrainConfig:
     spread over fewer batches. Left out: documents are drawn whatever their tasks."""
     batches: Literal["by_length", "fixed"] = "by_length"
     """How batches are drawn. `by_length`: anew for each epoch, with documents of similar length together. `fixed`: once
-    for all epochs, whatever the lengths, as in the published code."""
+    for all epochs, whatever the lengths, as in the published code; with `data.split=sample` from its order of documents
+    too."""
     micro_batch_size: Count | None = None
     """Most documents per forward pass; gradients accumulate over the batch. Left out: the whole batch. Results do not
     depend on it."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import InputError, plural
@@ -148,25 +149,60 @@ def sample_documents(tasks: Iterable[str], fractions: Sequence[float], seed: int
     Raises:
         InputError: A task would have no document in some split.
     """
-    train, validation, test = fractions
     rows_of: dict[str, list[int]] = {}
     for row, task in enumerate(tasks):
         rows_of.setdefault(task, []).append(row)
-    splits = ["test"] * sum(map(len, rows_of.values()))
-    for task, task_rows in rows_of.items():
-        rows = pd.Series(task_rows)
-        train_rows = rows.sample(frac=train, random_state=seed)
-        others = rows.drop(train_rows.index)
-        validation_rows = others.sample(frac=validation / (validation + test), random_state=seed)
-        if not 0 < len(validation_rows) < len(others) or train_rows.empty:
+    splits = [""] * sum(map(len, rows_of.values()))
+    for task, rows in rows_of.items():
+        places_of = _samples(len(rows), fractions, seed)
+        if not all(map(len, places_of.values())):
             raise InputError(
                 f"task {task!r}: {plural(len(rows), 'document')} are too few for a split into {', '.join(SPLITS)}. "
                 f"Leave such tasks out with data.min_documents={len(rows) + 1}"
             )
-        for split, split_rows in (("train", train_rows), ("validation", validation_rows)):
-            for row in split_rows:
-                splits[row] = split
+        for split, places in places_of.items():
+            for place in places:
+                splits[rows[place]] = split
     return splits
+
+
+def sampled_order(
+    task_N: np.ndarray, split_N: np.ndarray, split: str, fractions: Sequence[float], seed: int
+) -> np.ndarray:
+    """The documents of a split in the published code's order: one task after the other, each as its sample was drawn.
+
+    A task whose documents are not split as `sample_documents` splits them, since some were in a split before, stays in
+    the order of its documents.
+
+    Args:
+        task_N: The index of the task of each document.
+        split_N: The split of each document.
+        split: "train", "validation" or "test".
+        fractions: As of `sample_documents`.
+        seed: As of `sample_documents`.
+
+    Returns:
+        Indices of documents.
+    """
+    parts = []
+    for task in np.unique(task_N):
+        document_n = np.flatnonzero(task_N == task)
+        is_in_n = split_N[document_n] == split
+        drawn = _samples(len(document_n), fractions, seed)[split]
+        is_as_drawn = np.array_equal(np.sort(drawn), np.flatnonzero(is_in_n))
+        parts.append(document_n[drawn] if is_as_drawn else document_n[is_in_n])
+    return np.concatenate(parts)
+
+
+def _samples(count: int, fractions: Sequence[float], seed: int) -> dict[str, np.ndarray]:
+    """The places of a task's documents in each split, in the order in which they are drawn; test has the others."""
+    train, validation, test = fractions
+    place_n = pd.Series(range(count))
+    trained = place_n.sample(frac=train, random_state=seed)
+    others = place_n.drop(trained.index)
+    validated = others.sample(frac=validation / (validation + test), random_state=seed)
+    parts = trained, validated, others.drop(validated.index)
+    return {split: part.to_numpy() for split, part in zip(SPLITS, parts, strict=True)}
 
 
 def _digest(seed: int, text: str) -> bytes:

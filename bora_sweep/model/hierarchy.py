@@ -35,7 +35,7 @@ class Hierarchy(nn.Module):
         num_tasks: K.
         tau: Precision of the prior.
         parametrization: The coordinates.
-        tau_P: A precision for each coordinate, instead of one `tau` for all; 0 < tau < inf.
+        precision: tau_P of each coordinate or tau_K1 of each task, instead of one `tau` for all; 0 < tau < inf.
         global_update: How Theta moves, see `TrainConfig.global_update`.
         holds_mean: Theta stays at its initial value: tasks are fitted under a prior that other tasks have decided.
         num_local_tasks: The number of tasks in this process, if other processes have the rest; None: all K.
@@ -52,7 +52,7 @@ class Hierarchy(nn.Module):
         num_tasks: int,
         tau: float,
         parametrization: Parametrization,
-        tau_P: Tensor | None = None,
+        precision: Tensor | None = None,
         global_update: GlobalUpdate = "gradient",
         holds_mean: bool = False,
         num_local_tasks: int | None = None,
@@ -60,7 +60,10 @@ class Hierarchy(nn.Module):
     ) -> None:
         super().__init__()
         self.num_tasks, self.tau, self.centered = num_tasks, tau, parametrization == "centered"
-        self.precision = tau if tau_P is None else tau_P
+        self.precision = tau if precision is None else precision
+        self.deviation_factor: float | Tensor | None = None
+        """While set, `theta_BP` gives Theta + factor * (theta_d - Theta): what would a document's nats be, were the
+        deviations smaller? One number, or one for each coordinate."""
         self.sum_over_tasks = sum_over_tasks
         # In centered coordinates the likelihood does not depend on Theta: the tasks' mean is its whole update.
         set_to_mean = global_update == "alternating" or (global_update == "mean" and self.centered)
@@ -77,6 +80,11 @@ class Hierarchy(nn.Module):
         """Whether there are deviations and a prior on them: 0 < tau < inf."""
         return self.task_KP is not None and self.tau > 0
 
+    def precisions(self) -> list[tuple[nn.Parameter, float | Tensor]]:
+        """The banks that move, each with the precision of the prior on its rows; 0 where there is none."""
+        precision_of = [(self.mean_P, 0.0), (self.task_KP, self.precision if self.is_tied else 0.0)]
+        return [(bank, precision) for bank, precision in precision_of if bank is not None and bank.requires_grad]
+
     def hold(self, task_B: np.ndarray) -> None:
         """Called before adapters of these tasks are read by `theta_BP`: all of them are here."""
 
@@ -90,7 +98,14 @@ class Hierarchy(nn.Module):
         dtype = dtype or self.mean_P.dtype
         if self.task_KP is None:
             return self.mean_P.to(dtype)[None]
-        return GatherRows.apply(self.task_KP, None if self.centered else self.mean_P, task_B, dtype)
+        return self._scaled(GatherRows.apply(self.task_KP, None if self.centered else self.mean_P, task_B, dtype))
+
+    def _scaled(self, theta_BP: Tensor) -> Tensor:
+        """`theta_BP` with deviations as `deviation_factor` says."""
+        if self.deviation_factor is None:
+            return theta_BP
+        mean_P = self.mean_P.to(theta_BP.dtype)
+        return mean_P + self.deviation_factor * (theta_BP - mean_P)
 
     def theta_KP(self) -> Tensor:
         """The adapters of this process's tasks, detached; at tau = inf Theta for each task, without a copy."""
@@ -99,7 +114,7 @@ class Hierarchy(nn.Module):
         return (self.task_KP if self.centered else self.mean_P + self.task_KP).detach()
 
     def delta_KP(self) -> Tensor:
-        """theta_d - Theta of this process's tasks, detached; tau < inf."""
+        """theta_d - Theta of this process's tasks, what the prior pulls to 0, detached; tau < inf."""
         assert self.task_KP is not None
         return (self.task_KP - self.mean_P if self.centered else self.task_KP).detach()
 

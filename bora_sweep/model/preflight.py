@@ -12,7 +12,7 @@ from bora_sweep.model.layout import make_layout
 from bora_sweep.model.lengths import length_limits
 from bora_sweep.model.peft_check import sites_by_weight
 from bora_sweep.model.peft_io import read_adapters
-from bora_sweep.model.prior import refuse_unknown_groups
+from bora_sweep.model.prior import group_names
 from bora_sweep.model.quantization import refuse_missing_package
 from bora_sweep.model.sites import notes_on_sites
 
@@ -24,7 +24,8 @@ def check_model(config: Config, corpus: TokenizedCorpus) -> tuple[list[str], lis
     """Refuse a model, target modules or adapters that no trial could use. The model's weights are not loaded.
 
     Returns:
-        The groups of parameters with a tau of their own, and notes on the target modules.
+        The groups of parameters with a tau of their own, whose scales a sweep searches, and notes on the target
+        modules.
 
     Raises:
         InputError: The model does not fit the corpus, the adapters do not fit the model, or a group is unknown.
@@ -43,7 +44,8 @@ def check_model(config: Config, corpus: TokenizedCorpus) -> tuple[list[str], lis
         )
     if config.init_from is not None:
         read_adapters(Path(config.init_from), layout, config.lora, corpus.tasks, config.model.name)
-    return refuse_unknown_groups(config.prior, layout), notes
+    names = group_names(config.prior, layout, corpus.tasks)
+    return [] if config.prior.groups == "task" else names, notes
 
 
 def try_model(config: Config, corpus: TokenizedCorpus) -> None:

@@ -1,14 +1,15 @@
 """The prior that ties the tasks' adapters to Theta, on whole banks, and the precisions of groups of parameters.
 
-Shapes: K adapters (one per task), P parameters of one adapter, G groups of parameters.
+Shapes: K adapters (one per task), P parameters of one adapter, G groups of parameters or of tasks.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bora_sweep.config import PriorConfig
+from bora_sweep.config import Groups, PriorConfig
 from bora_sweep.errors import InputError
 from bora_sweep.model.layout import Layout
 
@@ -19,7 +20,8 @@ def log_prior(theta_KP: Tensor, mean_P: Tensor | float, tau: float | Tensor) -> 
     Args:
         theta_KP: The tasks' adapters; or their deviations from Theta, with `mean_P` 0.
         mean_P: Theta.
-        tau: The precision, one for all coordinates or one for each, tau_P; 0 <= tau < inf. At 0 the prior is flat.
+        tau: The precision, one for all, one for each coordinate, tau_P, or one for each task, tau_K1; 0 <= tau < inf.
+            At 0 the prior is flat.
 
     Returns:
         A scalar in nats.
@@ -32,35 +34,41 @@ def distance_to_global(theta_KP: Tensor, mean_P: Tensor) -> Tensor:
     return torch.linalg.vector_norm(theta_KP - mean_P, dim=-1)
 
 
-def refuse_unknown_groups(prior: PriorConfig, layout: Layout) -> list[str]:
-    """Names of the groups of parameters with their own tau; empty if all parameters share one tau.
+def group_names(prior: PriorConfig, layout: Layout, tasks: Sequence[str]) -> list[str]:
+    """Names of what has a tau of its own, of parameters or tasks; empty if there is one tau for all.
 
     Raises:
-        InputError: `prior.group_scales` names a group that has no parameters.
+        InputError: `prior.group_scales` names a group that does not exist.
     """
-    names = [] if prior.groups == "all" else layout.parameter_groups(prior.groups)[0]
+    if prior.groups == "all":
+        return []
+    names = list(tasks) if prior.groups == "task" else layout.parameter_groups(prior.groups)[0]
     if unknown := sorted(prior.group_scales.keys() - set(names)):
-        raise InputError(f"prior.group_scales={unknown}: no parameter is in such a group; there are {', '.join(names)}")
+        few = f"{', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        raise InputError(f"prior.group_scales={unknown}: no such group of prior.groups={prior.groups}; there are {few}")
     return names
 
 
-def group_precisions(prior: PriorConfig, layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """The precision of each coordinate, if groups of parameters have their own tau (`prior.groups`).
+def group_precisions(
+    tau: float, scale_G: Sequence[float], groups: Groups, layout: Layout, tasks: slice, like: Tensor
+) -> Tensor | None:
+    """The precisions where groups have a tau of their own (`prior.groups`).
 
     Args:
-        prior: tau, the kind of groups and their scales.
+        tau: Of the fit.
+        scale_G: Each group's tau divided by `tau`, in the order of `group_names`.
+        groups: What the groups are.
         layout: The parameters of an adapter.
-        device: Where the result is used.
-        dtype: Its precision.
+        tasks: Those of this process.
+        like: Has the device and precision of the result.
 
     Returns:
-        tau_P; None if all parameters share one tau, or no prior acts (tau = 0 or inf).
-
-    Raises:
-        InputError: As in `refuse_unknown_groups`.
+        tau_P of groups of parameters, tau_K1 of tasks; None if there is one tau for all, or no prior acts (tau = 0 or
+        inf).
     """
-    names = refuse_unknown_groups(prior, layout)
-    if prior.groups == "all" or prior.tau in (0, math.inf):
+    if groups == "all" or tau in (0, math.inf):
         return None
-    tau_G = prior.tau * torch.tensor([prior.group_scales.get(name, 1.0) for name in names], device=device, dtype=dtype)
-    return tau_G[layout.parameter_groups(prior.groups)[1].to(device)]
+    tau_G = tau * torch.tensor(scale_G, device=like.device, dtype=like.dtype)
+    if groups == "task":
+        return tau_G[tasks, None]
+    return tau_G[layout.parameter_groups(groups)[1].to(like.device)]

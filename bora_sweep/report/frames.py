@@ -119,6 +119,28 @@ def gain_frame(gains: list[Gain]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def pooling_frame(analysis: Analysis) -> pd.DataFrame:
+    """Figure 6: a row for all tasks, whose `task` is missing, and one for each: pooling factor, and levels on test.
+
+    The pooling factor is of perplexity, whatever measure the levels are by. Empty without fits at both ends and one
+    between.
+    """
+    summary, found, name = analysis.summary, analysis.pooling, analysis.measure.name
+    columns = ["of", "task", "train_documents", "tau", "pooling_factor", "pooling_low", "pooling_high"]
+    columns += [f"no_pooling_{name}", f"partial_pooling_{name}", "low", "high", f"complete_pooling_{name}"]
+    if found is None:
+        return pd.DataFrame(columns=columns)
+    no, partial, complete = (analysis.bootstrap.level(m) for m in found.settings)
+    tau, sizes_D = summary.settings[found.partial].tau, summary.train_documents_D
+    all_levels = no.estimate, *astuple(partial), complete.estimate
+    rows: list[tuple] = [("all", None, int(sizes_D.sum()), tau, *astuple(found.overall), *all_levels)]
+    no_D, partial_D, complete_D = (analysis.task_levels.levels(m) for m in found.settings)
+    for d, task in enumerate(summary.tasks):
+        levels = no_D[d].estimate, *astuple(partial_D[d]), complete_D[d].estimate
+        rows.append(("task", task, int(sizes_D[d]), tau, *astuple(found.tasks[d]), *levels))
+    return pd.DataFrame(rows, columns=columns)
+
+
 def task_frame(analysis: Analysis) -> pd.DataFrame:
     """Table A.1: a row for each task, most training documents first; its level on test at each setting.
 

@@ -79,12 +79,20 @@ class MeasureReport:
         return frames.gain_frame(self.analysis.task_gains)
 
     @cached_property
+    def pooling(self) -> pd.DataFrame:
+        """Figure 6: how much all tasks and each task borrow (0: on its own; 1: as all), and their levels at three τ.
+
+        Empty without finished fits at τ = 0, at τ = ∞ and between.
+        """
+        return frames.pooling_frame(self.analysis)
+
+    @cached_property
     def figures(self) -> Figures:
         """The report's figures by the names of their files; those that the results do not hold are left out.
 
         A notebook shows them all, or one of them, with `report.figures["figure_4_distance"]`.
 
-        Figures 1 to 5 by the measure that chose tau, 2 and 3 by another.
+        Figures 1 to 6 by the measure that chose tau, 2 and 3 by another.
         """
         captioned = captioned_figures if self.analysis.chose_tau else figures_of_other_measure
         return Figures(captioned(self.analysis))

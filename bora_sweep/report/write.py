@@ -6,11 +6,13 @@ from bora_sweep.errors import InputError
 from bora_sweep.report import frames
 from bora_sweep.report.added import is_added, write_added_report
 from bora_sweep.report.figures.draw import draw
+from bora_sweep.report.figures.likeness_map import draw_likeness
 from bora_sweep.report.figures.style import render
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.document import make_document
 from bora_sweep.report.paper.markdown import write_paper
 from bora_sweep.report.stats.analysis import Analysis, analyse, analyse_others
+from bora_sweep.report.stats.likeness import Likeness, likeness
 from bora_sweep.report.stats.many_tasks import in_print
 from bora_sweep.report.stats.method_comparison import Method, compare_methods
 from bora_sweep.report.stats.pool_trials import summarise
@@ -25,7 +27,9 @@ from bora_sweep.report.text.answer import (
 )
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import Table, latex_table, markdown_table, markdown_text
+from bora_sweep.report.text.likeness_section import likeness_section
 from bora_sweep.report.text.measured import suffix
+from bora_sweep.report.text.pooling import about_pooling
 from bora_sweep.report.text.provenance import provenance_table
 from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.serving_cost import serving_cost
@@ -33,6 +37,9 @@ from bora_sweep.report.text.tau_section import tau_section
 from bora_sweep.runs.inputs import read_inputs
 from bora_sweep.runs.results import read_results
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
+
+FEWEST_DRAWN = 3
+"""Tasks from which on the map of similarities is drawn."""
 
 
 def write_report(run: str | Folder | list[str | Folder], against_paper: bool = False) -> Folder:
@@ -64,13 +71,14 @@ def write_report(run: str | Folder | list[str | Folder], against_paper: bool = F
         _write_tables(folder / "tables", by_measure)
     _write_tables_of_run(folder / "tables", analysis, compared)
     origin = provenance_table(summary, read_inputs(runs[0]) if len(runs) == 1 else None)
-    document = make_document(analysis, others, made, methods, compared, results.curves, origin)
+    alike = likeness(results, summary.settings[summary.best].trials[0][1]) if len(runs) == 1 else None
+    document = make_document(analysis, others, made, methods, compared, results.curves, origin, alike)
     write_bytes(folder / "index.html", html.page(document))
     parts = [
         f"# Results of {', '.join(markdown_text(path.absolute().name) for path in runs)}",
         *_opening(analysis, made, methods),
         f"[Compared with the paper]({write_paper(folder, summary, results).name})." if against_paper else "",
-        *_sections(analysis, others, compared, folder / "figures"),
+        *_sections(analysis, others, compared, alike, folder / "figures"),
         f"## Where this comes from\n\n{markdown_table(origin, limit=300, right=False)}",
     ]
     page = folder / "report.md"
@@ -86,12 +94,15 @@ def _opening(analysis: Analysis, made: Recommendation, methods: list[Method]) ->
         answer(analysis),
         f"{where_best_tau_lies(summary)} {best_method(summary, methods)}".rstrip(),
         tasks_that_gain(analysis),
+        about_pooling(analysis),
         tasks_without_text(summary),
         notes.warnings(summary, methods, made.served.setting),
     ]
 
 
-def _sections(analysis: Analysis, others: list[Analysis], compared: pd.DataFrame, folder: Folder) -> list[str]:
+def _sections(
+    analysis: Analysis, others: list[Analysis], compared: pd.DataFrame, alike: Likeness | None, folder: Folder
+) -> list[str]:
     """The sections below the opening; their figures are written to `folder`."""
     summary = analysis.summary
     return [
@@ -101,8 +112,9 @@ def _sections(analysis: Analysis, others: list[Analysis], compared: pd.DataFrame
         sections.methods(analysis, compared),
         sections.by_verdict(analysis),
         sections.by_task(analysis),
+        likeness_section(alike, _write_map(folder, alike)),
         "## Figures",
-        *_write_figures(folder, captioned_figures(analysis), numbers=[1, 2, 3, 4, 5]),
+        *_write_figures(folder, captioned_figures(analysis), numbers=[1, 2, 3, 4, 5, 6]),
         *(
             sections.by_other_measure(other, _write_figures(folder, figures_of_other_measure(other), numbers=[2, 3]))
             for other in others
@@ -110,6 +122,15 @@ def _sections(analysis: Analysis, others: list[Analysis], compared: pd.DataFrame
         sections.trials(summary),
         sections.measured(analysis),
     ]
+
+
+def _write_map(folder: Folder, alike: Likeness | None) -> str:
+    """Write the map of similarities as PNG and SVG; returns it as Markdown, empty where there is none."""
+    if alike is None or alike.similarity_KK is None or len(alike.tasks) < FEWEST_DRAWN:
+        return ""
+    for kind, content in zip(("png", "svg"), render(draw_likeness(alike)), strict=True):
+        write_bytes(folder / f"similarity.{kind}", content)
+    return "![How alike each two tasks are, in the order of their tree](figures/similarity.png)"
 
 
 def _write_tables(folder: Folder, analysis: Analysis) -> None:
@@ -130,6 +151,8 @@ def _write_tables(folder: Folder, analysis: Analysis) -> None:
 def _write_tables_of_run(folder: Folder, analysis: Analysis, compared: pd.DataFrame) -> None:
     """The tables that there are once, by the measure that chose tau."""
     _write_csv(folder, "choice", frames.choice_frame(analysis))
+    if analysis.pooling is not None:
+        _write_csv(folder, "pooling", frames.pooling_frame(analysis))
     _write_csv(folder, "trials", analysis.summary.trials)
     if not compared.empty:
         _write_csv(folder, "methods", compared)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_config
+from bora_sweep.config import Config, Setting, explicit_settings, flatten, load_config, with_values
 from bora_sweep.errors import InputError, plural
 from bora_sweep.runs.places import (
     DOCUMENTS,
@@ -20,7 +20,14 @@ from bora_sweep.runs.places import (
 )
 from bora_sweep.runs.storage import Folder, exists, folder_at, list_files, read_bytes, read_local, write_bytes
 
-EXTENSIBLE = ("search.num_trials", "search.taus", "search.baselines", "search.ranks", "search.seeds")
+EXTENSIBLE = (
+    "search.num_trials",
+    "search.taus",
+    "search.baselines",
+    "search.ranks",
+    "search.learning_rates",
+    "search.seeds",
+)
 """Keys of which a sweep may get more when it is resumed (`bora_sweep.tune.numbering`)."""
 FREE_ON_RESUME = ("output", "ray.", "search.unseen_folds", "tracking", "train.checkpoint_minutes", *EXTENSIBLE)
 """Beginnings of the keys that may change when a run is resumed. Those of `bora_sweep.runs.places` may too, where the
@@ -94,7 +101,7 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
         again = f"bora-sweep {command_of(run)} --resume output={shlex.quote(str(run))}"
         raise InputError(f"output={run}: `{command_of(run)}` began this run, not `{command}`; resume it by {again}")
     before = config_of(run)
-    config = with_absolute_paths(load_config(settings, base=before))
+    config = _with_numbers(with_absolute_paths(load_config(settings, base=before)), before)
     values_before = flatten(before.to_dict())
     given = flatten(explicit_settings(settings))
     for key, value in sorted(flatten(config.to_dict()).items(), key=lambda item: item[0] not in given):
@@ -107,6 +114,12 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
         )
     refuse_missing(run, config, [MODEL, *DOCUMENTS, *moved])  # the others are read at the beginning alone
     return config, run
+
+
+def _with_numbers(config: Config, before: Config) -> Config:
+    """With what the run has where `auto` is asked for, which was decided when it began."""
+    asked = [name for name in ("learning_rate", "pass_tokens") if getattr(config.train, name) == "auto"]
+    return with_values(config, train={name: getattr(before.train, name) for name in asked})
 
 
 def _may_move(before: Config, key: str, value: object) -> bool:

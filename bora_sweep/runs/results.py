@@ -1,8 +1,8 @@
-"""The results of a run: five Parquet tables with one file per trial, each written atomically.
+"""The results of a run: Parquet tables with one file per trial, each written atomically.
 
-The files are `RUN/results/{trials,task_scores,curves,document_scores,predictions}/TRIAL.parquet`; only a run with
-metrics has the last. They are plain Parquet with plain types: `pd.read_parquet("RUN/results/task_scores")` reads a
-table where this package is not installed.
+The files are `RUN/results/TABLE/TRIAL.parquet`, with the tables of `SCHEMAS`; only a run with metrics has
+`predictions`, and only one that was asked for its groups has `similarity` and `groups`. They are plain Parquet with
+plain types: `pd.read_parquet("RUN/results/task_scores")` reads a table where this package is not installed.
 """
 
 import json
@@ -36,6 +36,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("protocol", pa.string()),  # ours, paper, published_code; null in older results
             ("method", pa.string()),  # map, zero_shot, fine_tuned, average, …, as `Method` has them
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
+            ("tau_2", pa.float64()),  # of groups of tasks; null where there are none, and in older results
+            ("tau_learnt", pa.bool_()),  # whether the fit found it (prior.tau=learn); null in older results
             ("learning_rate", pa.float64()),
             ("parametrization", pa.string()),
             ("solver", pa.string()),
@@ -82,6 +84,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("trial_id", pa.string()),
             ("tau", pa.float64()),
             ("task", pa.string()),
+            ("group", pa.string()),  # of the task; null where there are no groups, and in older results
             ("split", pa.string()),  # train (sizes alone), validation, test
             ("num_documents", pa.int64()),
             ("num_tokens", pa.int64()),
@@ -103,6 +106,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("split", pa.string()),  # train (over the epoch, adapters moving), validation
             ("nll_nats", pa.float64()),
             ("num_tokens", pa.int64()),
+            ("tau", pa.float64()),  # with prior.tau=learn it moves; null in older results
             ("log_prior", pa.float64()),  # Eq. 5 without its constant, see docs/results.md
             ("learning_rate", pa.float64()),
             ("seconds", pa.float64()),
@@ -131,12 +135,33 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("score", pa.float64()),  # higher is better
         ]
     ),
+    "similarity": pa.schema(
+        [
+            ("trial_id", pa.string()),  # whose Theta the gradients are taken at
+            ("task", pa.string()),
+            ("other", pa.string()),  # each pair is there once
+            ("similarity", pa.float32()),  # cosine with the noise taken off, -1 to 1
+            ("low", pa.float32()),  # 95% interval; null where a task has a single training document
+            ("high", pa.float32()),
+            ("adapter_similarity", pa.float32()),  # of the adapters' B A; null where they do not differ
+        ]
+    ),
+    "groups": pa.schema(
+        [
+            ("trial_id", pa.string()),
+            ("task", pa.string()),
+            ("group", pa.string()),  # null: no structure
+            ("place", pa.int64()),  # from left to right below the tree
+            ("silhouette", pa.float64()),  # how much liker to its own group than to the next, -1 to 1
+            ("p_value", pa.float64()),  # of "no groups", the same in all rows
+        ]
+    ),
 }
 
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The five tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
+    """The tables of one run or of several. Columns: those of `SCHEMAS`, and `run`, the run's folder."""
 
     trials: pd.DataFrame
     task_scores: pd.DataFrame
@@ -144,6 +169,10 @@ class Results:
     document_scores: pd.DataFrame
     predictions: pd.DataFrame
     """Empty without metrics."""
+    similarity: pd.DataFrame
+    """How alike each two tasks are; empty until `bora-sweep groups`."""
+    groups: pd.DataFrame
+    """The group of each task; empty until `bora-sweep groups`."""
 
     def __repr__(self) -> str:
         return f"Results({summary_text(self)})"

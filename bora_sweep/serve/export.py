@@ -24,7 +24,7 @@ from bora_sweep.model.base import dtype_of_files, empty_base, load_base, load_to
 from bora_sweep.model.full_model import Merge, write_full
 from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT
-from bora_sweep.model.peft_io import CARD, GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.model.peft_io import CARD, GLOBAL, GROUP_PREFIX, GROUPS, TASKS, folder_names, write_adapter
 from bora_sweep.runs.places import given_places
 from bora_sweep.runs.results import Results
 from bora_sweep.runs.storage import Folder, exists, folder_at, give_usual_modes, read_bytes
@@ -123,6 +123,7 @@ def write_export(
     folder_of = folder_names(list(loaded.theta_of))
     names = {task: GLOBAL if loaded.is_shared else folder_of[task] for task in begun.tasks}
     own_names = {task: name for task, name in names.items() if name != GLOBAL}
+    group_names = {group: f"{GROUP_PREFIX}{name}" for group, name in folder_names(list(loaded.theta_g)).items()}
     write = _full_model_writer(loaded, begun.encoder.tokenizer, dtype) if merge else adapter_writer(loaded)
     scores = loaded.results.task_scores
     scores_of = dict(iter(scores.loc[scores["task"].isin(own_names)].groupby("task")))  # no card searches all rows
@@ -136,14 +137,22 @@ def write_export(
                 merges[name] = merged
                 if begun.documents is not None:  # each full model is used on its own
                     (out / name / DOCUMENTS).write_bytes(begun.documents)
+        for group, name in group_names.items():
+            write(out / name, loaded.theta_g[group])
+            if merge and begun.documents is not None:
+                (out / name / DOCUMENTS).write_bytes(begun.documents)
     except BaseException:
-        for name in (GLOBAL, *own_names.values()):
+        for name in (GLOBAL, *own_names.values(), *group_names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
     give_usual_modes(out)
     if begun.documents is not None:
         (out / DOCUMENTS).write_bytes(begun.documents)
     (out / CARD).write_text(index_card(loaded, merged=merge), encoding="utf-8")
+    if group_names:
+        of_tasks = {task: loaded.group_of[task] for task in begun.tasks}
+        index = {"groups": group_names, "tasks": of_tasks}
+        (out / GROUPS).write_text(json.dumps(index, ensure_ascii=False, indent=2), encoding="utf-8")
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     if repository is not None:
         repository.upload(out)

@@ -210,7 +210,7 @@ def generate(
     """
     loaded = load_trial(run, trial, given_places(settings, "generate"))
     tasks = [task for task in tasks if task != GLOBAL or task in loaded.theta_of]
-    loaded.refuse_unknown_tasks(tasks)
+    loaded.refuse_unknown_tasks([task for task in tasks if not loaded.knows(task)])
     model, data = loaded.config.model, loaded.config.data
     sampling = sampling or Sampling()
     check_base_model(run, model, data)
@@ -225,7 +225,7 @@ def generate(
             f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; lower "
             "--max-new-tokens, or shorten the prompt"
         )
-    adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.theta_of[task]) for task in tasks)]
+    adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.adapter(task)) for task in tasks)]
     for prompt, of_task in zip(prompts, tokens_of, strict=True):
         is_chat = bool(prompt.conversation(loaded))
         ends = ChatFormat(encoder, data).end_tokens if is_chat else [encoder.end]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.process import Interrupted
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
@@ -47,13 +48,13 @@ def fit(
     check_stop: Callable[[], None] = no_op,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Fit:
-    """The MAP estimate at `config.prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
+    """The MAP estimate at `prior.tau` (`bora_sweep.model.map_objective`), with early stopping on validation.
 
     A fit whose loss stops being finite ends there and keeps its best epoch. If the device's memory runs out, the fit
     goes on with fewer documents in a forward pass, and as many in a step.
 
     Args:
-        config: What to fit; `config.prior.tau` is the precision of the prior.
+        config: What to fit; `config.tau` is the precision of the prior.
         corpus: The tokenised text.
         base: The base model; it is frozen, and left as it was.
         folder: The trial's folder. Checkpoints are written there when `CheckpointTimes` says, and if the fit is asked
@@ -89,7 +90,7 @@ def fit_pack(
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
     Args:
-        specs: The fits. They may differ by tau, learning rate, prior and solver, but not by batches, adapters or
+        specs: The fits. They may differ by tau, tau_2, learning rate, prior and solver, but not by batches, adapters or
             precision. A fit without `Config.can_be_packed` must be alone.
         corpus: The tokenised text.
         base: As for `fit`.
@@ -280,5 +281,6 @@ def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, sco
         dtype=pack.dtype,
         base_bytes=pack.base_bytes,
         std_KP=fit.std_KP(),
+        theta_GP=fit.hierarchy.theta_GP().cpu() if isinstance(fit.hierarchy, GroupedHierarchy) else None,
         reported=pack.protocol.reported(fit.state, score_test),
     )

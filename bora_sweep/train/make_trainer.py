@@ -6,6 +6,7 @@ from bora_sweep.config import Config, Method
 from bora_sweep.train.distributed.process_group import sync_errors
 from bora_sweep.train.methods.add import AddTrainer
 from bora_sweep.train.methods.fedsa import FedsaTrainer
+from bora_sweep.train.methods.learn_tau import LearnTauTrainer
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.methods.variational import VariationalTrainer
 from bora_sweep.train.methods.wide import WideTrainer
@@ -18,13 +19,15 @@ TRAINER_OF: dict[Method, type[Trainer]] = {"vi": VariationalTrainer, "fedsa": Fe
 
 
 def make_trainer(config: Config, pack: Pack) -> Trainer:
-    """The trainer of `config.method` at `config.prior.tau`.
+    """The trainer of `config.method` at `config.tau`.
 
     Raises:
         InputError: The method does not go with the prior.
     """
     if config.method in TRAINER_OF:
         return TRAINER_OF[config.method](config, pack)
+    if config.learns_tau:
+        return LearnTauTrainer(config, pack)
     separate = AddTrainer if config.method == "add" else SeparateTrainer
     return (separate if config.is_separate else Trainer)(config, pack)
 
@@ -44,5 +47,5 @@ def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:
     def make() -> list[Trainer]:
         return [make_trainer(config, pack) for config in configs]
 
-    largest = min(configs, key=lambda config: config.prior.tau)
+    largest = min(configs, key=lambda config: (config.tau, config.tau_2))
     return explain_oom(pack, largest, "at the start of a fit", lambda: sync_errors(lambda: as_torch_oom(make)))

@@ -64,7 +64,8 @@ class PresentHierarchy(Hierarchy):
 
     def theta_BP(self, task_B: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The adapter of each row's task, which must be held."""
-        return GatherRows.apply(self.task_KP, self.mean_P, self.row_K[task_B], dtype or self.mean_P.dtype)
+        rows = self.task_KP, self.mean_P, self.row_K[task_B], dtype or self.mean_P.dtype
+        return self._scaled(GatherRows.apply(*rows))
 
     def theta_KP(self) -> Tensor:
         """The adapters of this process's tasks, where the bank is."""

@@ -2,7 +2,8 @@
 
 `bora_sweep.train.step` makes its steps, on the MAP objective (`bora_sweep.model.map_objective`).
 
-Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one per task), P parameters of one adapter.
+Shapes: N documents, F fits (at tau = 0 each task, at tau_2 = 0 each group, else one), K adapters (one per task), P
+parameters of one adapter.
 """
 
 import math
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.hierarchy import Hierarchy
-from bora_sweep.model.prior import group_precisions
+from bora_sweep.model.prior import group_names, group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
 from bora_sweep.train.pack import Pack
@@ -45,15 +47,21 @@ class Trainer:
         self.row_log = RowLog(pack.corpus.num_tasks)
         """Where checkpoints have those rows."""
         kind = self.hierarchy_class()
-        if config.update == "present" and config.prior.tau < math.inf:
+        if config.update == "present" and config.tau < math.inf:
             self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
             kind = partial(PresentHierarchy, bank=self.bank)
+        if config.has_group_level:
+            groups = {"group_K": torch.as_tensor(pack.corpus.group_K), "num_groups": len(pack.corpus.groups)}
+            kind = partial(GroupedHierarchy, **groups, tau_2=config.tau_2)
+        initial_P = pack.layout.initial(base, config.train.seed, dtype).to(device)
+        self.group_names = group_names(config.prior, pack.layout, pack.corpus.tasks)
+        scale_G = [config.prior.group_scales.get(name, 1.0) for name in self.group_names]
         self.hierarchy = kind(
-            pack.layout.initial(base, config.train.seed, dtype).to(device),
+            initial_P,
             num_tasks=pack.corpus.num_tasks,
-            tau=config.prior.tau,
+            tau=config.tau,
             parametrization=config.prior.parametrization,
-            tau_P=group_precisions(config.prior, pack.layout, device, dtype),
+            precision=group_precisions(config.tau, scale_G, config.prior.groups, pack.layout, shard.tasks, initial_P),
             global_update=config.global_update,
             holds_mean=config.method == "add" and config.is_separate,
             num_local_tasks=shard.num_tasks,
@@ -93,7 +101,7 @@ class Trainer:
 
     @property
     def prior_tokens(self) -> int | Tensor:
-        """The tokens by which the prior is divided: N, or where tasks are fits of their own N_d, shape (K, 1)."""
+        """The tokens by which the prior is divided: N; of separate fits those of each task's fit, shape (K, 1)."""
         num_tokens = self.pack.protocol.objective_tokens
         return num_tokens / self.weight_K[:, None] if self.config.is_separate else num_tokens
 
@@ -111,7 +119,7 @@ class Trainer:
     @property
     def stopped_by(self) -> str | None:
         """Why the fit has ended; None while a further epoch is due."""
-        if self.config.method in UNTRAINED or (self.config.method == "add" and math.isinf(self.config.prior.tau)):
+        if self.config.method in UNTRAINED or (self.config.method == "add" and math.isinf(self.config.tau)):
             return self.config.method
         if self.state.diverged is not None:
             return "divergence"
@@ -139,6 +147,9 @@ class Trainer:
         if self.present is not None:
             tasks_of = self.pack.shard.tasks_of
             self.present.begin_step(tasks_of(sequence_B), None if following_B is None else tasks_of(following_B))
+
+    def restored(self) -> None:
+        """Called when the state of a checkpoint has been taken up."""
 
     def descend(self, nll_nats: float) -> None:
         """One optimiser step from the likelihood's gradient in the banks; none where the nats are not finite."""
@@ -247,8 +258,9 @@ class Trainer:
         return [(name, parameter) for name, parameter in named if self.bank is None or name != "task_KP"]
 
     def _diverge(self, what: str) -> None:
-        tau, rate = self.config.prior.tau, self.config.learning_rate
-        self.state.diverged = f"{what} with tau={tau:g} and learning rate {rate:g}; lower the learning rate"
+        tau, rate = self.config.tau, self.config.learning_rate
+        taus = f"tau={tau:g}" + (f", tau_2={self.config.tau_2:g}" if self.config.has_group_level else "")
+        self.state.diverged = f"{what} with {taus} and learning rate {rate:g}; lower the learning rate"
 
     def _record(self, split: str, nll_nats: float, num_tokens: int, seconds: float) -> None:
         self.state.curve.append(
@@ -258,6 +270,7 @@ class Trainer:
                 "split": split,
                 "nll_nats": nll_nats,
                 "num_tokens": num_tokens,
+                "tau": self.hierarchy.tau,
                 "log_prior": self.hierarchy.log_prior().item(),
                 "learning_rate": self.scheduler.get_last_lr()[0],
                 "seconds": seconds,

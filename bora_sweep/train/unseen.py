@@ -104,7 +104,7 @@ def score_unseen(
         Interrupted: `check_stop` raised it.
     """
     config = with_values(config, metrics=[], search={"objective": PERPLEXITY})
-    if config.prior.tau == 0:
+    if config.tau == 0:
         return UnseenScores(score_tasks(config, corpus, base, left_out, None, check_stop), 0, 0, None, 0, 0.0)
     others = some_tasks(corpus, sorted(set(range(corpus.num_tasks)) - set(left_out)))
     done = fit(config, others, base, folder, on_step=on_step, on_epoch=on_epoch, check_stop=check_stop)

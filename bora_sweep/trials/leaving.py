@@ -25,8 +25,8 @@ from bora_sweep.train.checkpoint import ADAPTERS, drop_checkpoints, load_adapter
 from bora_sweep.trials.path import UPWARD
 from bora_sweep.trials.rows import sums_over_tasks
 
-BY_TASK = ("document_scores", "predictions", "task_scores")
-"""The tables with rows of a task. `curves` has sums over all tasks alone."""
+BY_TASK = ("document_scores", "predictions", "similarity", "task_scores")
+"""The tables with rows of a task, or of two. `curves` has sums over all tasks, and `groups` was found with all."""
 SO_FAR = (
     "best_epoch", "validation_nll_nats", "validation_num_tokens", "validation_perplexity", "train_tokens",
     "train_seconds", "non_padding_fraction", "notes",
@@ -87,7 +87,8 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
         shorten_adapters(folder, leaving)
         for table in BY_TASK:
             _shorten_table(run, table, trial_id, leaving)
-        remove_table(run, "curves", trial_id)
+        for table in ("curves", "groups"):
+            remove_table(run, table, trial_id)
         _forget_other_fit(folder)
     else:
         remove(folder / ADAPTERS)
@@ -115,7 +116,8 @@ def _shorten_table(run: Folder, table: str, trial_id: str, leaving: Leaving) -> 
     rows = read_table(run, table, trial_id)
     if rows is None:
         return
-    kept = rows.loc[~rows["task"].isin([*leaving.tasks])]
+    named = [name for name in ("task", "other") if name in rows]
+    kept = rows.loc[~rows[named].isin([*leaving.tasks]).any(axis=1)]
     if kept.empty:
         remove_table(run, table, trial_id)
     elif len(kept) < len(rows):

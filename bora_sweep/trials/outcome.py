@@ -18,7 +18,7 @@ from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import drop_checkpoints, load_adapters, save_adapters
 from bora_sweep.train.checkpoint_names import names_of, task_order
 from bora_sweep.train.state import Fit, Start
-from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores
+from bora_sweep.trials.rows import about_adapters, document_scores, final_row, predictions, task_scores, with_learnt_tau
 
 
 def _check_finite(config: Config, documents: pd.DataFrame, dtype: str) -> None:
@@ -50,6 +50,7 @@ def result_of(
     Raises:
         InputError: A document has no finite score.
     """
+    config = with_learnt_tau(config, corpus, done)
     documents = document_scores(corpus, done)
     _check_finite(config, documents, done.dtype)
     scored = None if done.predictions is None else predictions(corpus, done)
@@ -84,7 +85,7 @@ def write_result(
     final, tables = result_of(config, corpus, done)
     is_mean = len(done.theta_KP) == 1  # at tau = inf: then it is no copy, which safetensors refuses
     theta_KP = done.theta_KP.clone() if is_mean else done.theta_KP
-    banks = {"mean_P": done.mean_P, "theta_KP": theta_KP, "std_KP": done.std_KP}
+    banks = {"mean_P": done.mean_P, "theta_KP": theta_KP, "theta_GP": done.theta_GP, "std_KP": done.std_KP}
     tensors = {name: bank for name, bank in banks.items() if bank is not None}
     save_adapters(folder, tensors, about_adapters(config, corpus, done))
     for name, rows in tables.items():

@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.config import UNTRAINED, Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.model.prior import distance_to_global
+from bora_sweep.model.prior import distance_to_global, group_names
 from bora_sweep.runs.results import perplexity
 from bora_sweep.train.state import Fit, State
 
@@ -82,8 +82,10 @@ def task_scores(
     if done.std_KP is not None:
         std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
     scores = corpus.table().merge(sums, how="left", on=["task", "split"])
+    group_of = corpus.group_of
     return scores.assign(
-        tau=_tau(config),
+        tau=_task_taus(config, scores["task"]),
+        group=[group_of.get(task) for task in scores["task"]],
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
@@ -106,7 +108,25 @@ def _is_trained(config: Config) -> bool:
 
 
 def _tau(config: Config) -> float:
-    return config.prior.tau if _is_trained(config) else math.nan
+    return config.tau if _is_trained(config) else math.nan
+
+
+def _task_taus(config: Config, tasks: Iterable[str]) -> float | list[float]:
+    """tau of each of these tasks, where each has its own (`prior.groups=task`)."""
+    if config.prior.groups != "task" or not config.prior.group_scales:
+        return _tau(config)
+    return [config.tau * config.prior.group_scales.get(task, 1.0) for task in tasks]
+
+
+def with_learnt_tau(config: Config, corpus: TokenizedCorpus, done: Fit) -> Config:
+    """The configuration of a fit with the tau, and the scales of groups, that it has found: those of its best epoch."""
+    if not config.learns_tau:
+        return config
+    state, groups = done.state, config.prior.groups
+    names: Sequence[str] = [] if groups == "all" else group_names(config.prior, done.layout, corpus.tasks)
+    scales = dict(zip(names, state.best_scales, strict=True))
+    prior = {"tau": state.best_tau, "group_scales": scales}
+    return with_values(config, prior=prior if state.best_tau_2 is None else {**prior, "tau_2": state.best_tau_2})
 
 
 def initial_row(config: Config) -> dict[str, Any]:
@@ -117,13 +137,15 @@ def initial_row(config: Config) -> dict[str, Any]:
         "method": config.method,
         "protocol": config.protocol,
         "tau": _tau(config),
+        "tau_2": config.tau_2 if trained and config.data.has_groups else None,
+        "tau_learnt": config.learns_tau,
         "learning_rate": config.learning_rate if trained else None,
         "parametrization": config.prior.parametrization if trained else None,
         "solver": config.solver if trained else None,
         "lora_rank": config.lora.rank,
         "lora_alpha": config.lora.resolved_alpha,
         "lora_variant": config.lora.variant,
-        "prior_groups": json.dumps(groups) if (groups := config.prior.group_taus) else None,
+        "prior_groups": _prior_groups(config),
         "search_objective": config.search.objective,
         "seed": config.train.seed,
         "epochs": 0,
@@ -134,11 +156,19 @@ def initial_row(config: Config) -> dict[str, Any]:
     }
 
 
+def _prior_groups(config: Config) -> str | None:
+    """tau of each group of parameters, as JSON; that of a task is in `task_scores`."""
+    taus = {} if config.prior.groups == "task" else config.prior.group_taus
+    return json.dumps(taus) if taus else None
+
+
 def progress_row(state: State) -> dict[str, Any]:
     """What changes in it after each epoch."""
     nll = state.validation_nats
     num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
     return {
+        **({} if state.best_tau is None else {"tau": state.best_tau}),
+        **({} if state.best_tau_2 is None else {"tau_2": state.best_tau_2}),
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "validation_nll_nats": nll if num_tokens else None,
@@ -194,6 +224,7 @@ def final_row(
     return {
         **progress_row(done.state),
         **sums_over_tasks(done.nll_nats, tasks, scored),
+        **({"prior_groups": _prior_groups(config), "config_json": config.to_json()} if done.state.best_tau else {}),
         "status": "finished",
         "stopped_by": None if done.stopped_by == config.method else done.stopped_by,
         "reported_perplexity": None if done.reported is None else done.reported.perplexity,
@@ -219,6 +250,8 @@ def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[s
     """
     return {
         "tasks": corpus.tasks,
+        "groups": corpus.groups if done.theta_GP is not None else (),
+        "group_of": corpus.group_of,
         "form": corpus.form,
         "model": config.model.name,
         "lora": asdict(config.lora),

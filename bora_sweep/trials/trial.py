@@ -211,7 +211,7 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     does not go on from its checkpoints.
     """
     earlier = read_trial_row(run, trial.trial_id)
-    if earlier is not None and _chosen(json.loads(earlier["config_json"])) != _chosen(trial.config.to_dict()):
+    if earlier is not None and not _is_same_fit(earlier, trial.config):
         drop_checkpoints(run / "trials" / trial.trial_id)
         earlier = None
     if earlier is not None and earlier["status"] == "finished":
@@ -222,13 +222,20 @@ def _open_row(run: Folder, trial: Trial) -> dict[str, Any]:
     return {**initial_row(trial.config), "trial_id": trial.trial_id, "started_from": trial.start, **attempt}
 
 
+def _is_same_fit(earlier: dict[str, Any], config: Config) -> bool:
+    """Whether a row is of this fit; one that has ended has the tau that it learnt in place of `learn`."""
+    if config.learns_tau and earlier["tau_learnt"]:
+        return True
+    return _chosen(json.loads(earlier["config_json"])) == _chosen(config.to_dict())
+
+
 def _chosen(values: dict[str, Any]) -> tuple[Any, ...]:
     """What a search chooses, of a configuration; an older release may not have written all of it."""
     return values["prior"]["tau"], values["prior"].get("group_scales"), values["train"].get("lr_per_tau")
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:
-    if not (config.search.estimate_tau and config.method == "map" and math.isinf(config.prior.tau)):
+    if not (config.search.estimate_tau and config.method == "map" and math.isinf(config.tau)):
         return {}
     found = estimate_tau(config, corpus, base, done)
     return {"tau_estimate": found.tau, "tau_low": found.low, "tau_high": found.high}

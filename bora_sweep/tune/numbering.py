@@ -13,7 +13,7 @@ from typing import Any
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder, read_bytes, write_bytes
-from bora_sweep.tune.points import Point, preset_points, trial_config, trial_id
+from bora_sweep.tune.points import LEARNT, Point, preset_points, trial_config, trial_id
 
 POINTS = "points.json"
 """In the folder of a sweep."""
@@ -140,7 +140,7 @@ def extended(before: Config, config: Config, numbering: Numbering, rows: Sequenc
         had, asked = getattr(before.search, name), getattr(config.search, name)
         if asked < had:
             raise InputError(f"search.{name}={asked}: the run has {had}, and what it has stays; give {had} or more")
-    for name in ("taus", "baselines", "ranks"):
+    for name in ("taus", "baselines", "ranks", "learning_rates"):
         had, asked = getattr(before.search, name), getattr(config.search, name)
         if missing := [value for value in had if value not in asked]:
             whole = ",".join(_text(value) for value in dict.fromkeys([*had, *asked]))
@@ -170,7 +170,7 @@ def check_numbering(run: Folder, config: Config, numbering: Numbering, rows: Ite
         number, _, seed_index = row["trial_id"].partition("-")
         point = numbering.given.get(int(number))
         is_named = numbering.trial_id(int(number), int(seed_index or 0)) == row["trial_id"]
-        if not is_named or not _is_fit_of(row, config, point):
+        if not is_named or not is_fit_of(row, config, point):
             has = "one of the values that the search chooses" if point is None else _in_words(point)
             raise InputError(
                 f"{run / POINTS}: does not number the run's trials: trial {row['trial_id']} was fitted with "
@@ -179,14 +179,20 @@ def check_numbering(run: Folder, config: Config, numbering: Numbering, rows: Ite
             )
 
 
-def _is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
+def is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
     """Whether a trial was fitted at the point that was given, or, without one, at a value of the search."""
     if point is None:
         return row["method"] == "map" and 0 < row["tau"] < math.inf
+    if point.method == LEARNT:
+        return bool(row["tau_learnt"])
     wanted, fitted = trial_config(config, point, 0), json.loads(row["config_json"])
     if (row["method"], fitted["lora"]["rank"]) != (wanted.method, wanted.lora.rank):
         return False
-    return point.needs_best_tau or fitted["prior"]["tau"] == wanted.prior.tau
+    if point.needs_best_tau:
+        return True
+    prior, rate = fitted["prior"], fitted["train"]["learning_rate"]
+    at = wanted.prior.tau, wanted.prior.tau_2, wanted.train.learning_rate
+    return (prior["tau"], prior.get("tau_2"), rate) == at
 
 
 def _in_words(point: Point) -> str:
@@ -198,9 +204,9 @@ def _in_words(point: Point) -> str:
     )
 
 
-def _content(point: Point) -> tuple[str, float, int | None]:
+def _content(point: Point) -> tuple[str, float, int | None, float | None, float | None]:
     """What makes a point that is given the same as another, whatever its number."""
-    return point.method, point.tau, point.rank
+    return point.method, point.tau, point.rank, point.learning_rate, point.tau_2
 
 
 def _text(value: float | str) -> str:

@@ -5,8 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bora_sweep.config import MERGES, Config, with_values
+from bora_sweep.config import LEARNT_START, MERGES, Config, with_values
 
+LEARNT = "learnt"
+"""`Point.method` of a fit that finds tau itself: a MAP fit with `prior.tau=learn`."""
 ENDED = ("finished", "failed")
 """Statuses in `trials` of fits that are over."""
 
@@ -19,13 +21,17 @@ class Point:
     tau: float
     lr_per_tau: float | None = None
     method: str = "map"
-    """The trial's method, or `path`."""
+    """The trial's method, or `path`, or `LEARNT`."""
     rank: int | None = None
     """None: the sweep's own rank."""
     start_from: int | None = None
     """Number of the point whose adapters the fit starts from."""
+    learning_rate: float | None = None
+    """None: the sweep's own."""
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
+    tau_2: float | None = None
+    """Of groups of tasks, where there are any; None: as configured, and inf where it is searched."""
 
     @property
     def needs_best_tau(self) -> bool:
@@ -60,8 +66,11 @@ def point_of(row: dict[str, Any]) -> Point | None:
         return None
     config = json.loads(row["config_json"])
     number = int(row["trial_id"].partition("-")[0])
-    prior, lr_per_tau = config["prior"], config["train"]["lr_per_tau"]
-    return Point(number, prior["tau"], lr_per_tau, row["method"], group_scales=prior["group_scales"])
+    prior, train = config["prior"], config["train"]
+    return Point(
+        number, prior["tau"], train["lr_per_tau"], row["method"], learning_rate=train["learning_rate"],
+        group_scales=prior["group_scales"], tau_2=prior.get("tau_2"),
+    )  # fmt: skip
 
 
 def trial_config(config: Config, point: Point, seed_index: int) -> Config:
@@ -72,17 +81,29 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         point: What the search has chosen.
         seed_index: Added to `train.seed`.
     """
-    prior: dict[str, Any] = {"tau": point.tau}
+    prior: dict[str, Any] = {"tau": "learn" if point.method == LEARNT else point.tau}
     train: dict[str, Any] = {"seed": config.train.seed + seed_index}
     if point.lr_per_tau is not None:
         train["lr_per_tau"] = point.lr_per_tau
+    if point.learning_rate is not None:
+        train["learning_rate"] = point.learning_rate
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
+    if config.data.has_groups:
+        prior["tau_2"] = _tau_2(config, point)
     lora: dict[str, Any] = {} if point.rank is None else {"rank": point.rank}
     if point.method == "shared_wide":
         lora = wide_lora(config)
-    method = "map" if point.method == "path" else point.method
+    method = "map" if point.method in ("path", LEARNT) else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
+
+
+def _tau_2(config: Config, point: Point) -> float:
+    """That of a fit of the sweep. What knows of no groups has none, and neither has `search.taus` beside a search."""
+    if point.tau_2 is not None:
+        return point.tau_2
+    is_end = point.method != "map" or point.tau in (0, math.inf)
+    return math.inf if is_end or config.prior.tau_2 is None else config.prior.tau_2
 
 
 def wide_lora(config: Config) -> dict[str, Any]:
@@ -94,7 +115,8 @@ def wide_lora(config: Config) -> dict[str, Any]:
 def preset_points(config: Config) -> list[Point]:
     """The baselines, the shared models of other ranks, then the user's own values that are not among them.
 
-    In mode `path` a path starts at each shared model.
+    Other learning rates follow, each with models of its own for tau = 0 and tau = inf. In mode `path` a path starts at
+    each shared model.
     """
     search = config.search
     names = ["independent", "shared", *(name for name in search.baselines if name not in ("independent", "shared"))]
@@ -106,7 +128,12 @@ def preset_points(config: Config) -> list[Point]:
     other_ranks = [rank for rank in dict.fromkeys(search.ranks) if rank != config.lora.rank]
     points += [Point(len(points) + i, math.inf, method=shared_method, rank=rank) for i, rank in enumerate(other_ranks)]
     taus = [tau for tau in dict.fromkeys(search.taus) if 0 < tau < math.inf]
-    return points + [Point(len(points) + i, tau) for i, tau in enumerate(taus)]
+    points += [Point(len(points) + i, tau) for i, tau in enumerate(taus)]
+    rates = [rate for rate in dict.fromkeys(search.learning_rates) if rate != config.train.learning_rate]
+    ends = [(tau, method, rate) for rate in rates for tau, method in ((0.0, "map"), (math.inf, shared_method))]
+    return points + [
+        Point(len(points) + i, tau, method=method, learning_rate=rate) for i, (tau, method, rate) in enumerate(ends)
+    ]
 
 
 def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
@@ -116,6 +143,10 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, 0.0)
         case "shared":
             return Point(number, math.inf, method=shared_method)
+        case "per_group":
+            return Point(number, math.inf, tau_2=0.0)
+        case "learnt":
+            return Point(number, LEARNT_START, method=LEARNT)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
         case "fedsa":  # without a prior

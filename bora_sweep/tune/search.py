@@ -24,7 +24,16 @@ from ray.tune.search import Searcher
 from bora_sweep.config import Config
 from bora_sweep.tune.numbering import Numbering, new_numbering
 from bora_sweep.tune.points import EarlierTrial, Point, trial_config
-from bora_sweep.tune.search_space import SCALE, is_within, params_in, search_space, spread_tau, widest_gap_tau
+from bora_sweep.tune.search_space import (
+    SCALE,
+    is_within,
+    params_in,
+    search_space,
+    searched_rates,
+    spread_tau,
+    spread_tau_2,
+    widest_gap_tau,
+)
 
 NUM_SPREAD = 5
 """At least so many of Optuna's first values are spread evenly over log tau; then its sampler chooses."""
@@ -225,7 +234,7 @@ class TauSearch(Searcher):
             if point.method == "map" and 0 < point.tau < math.inf and all(map(math.isfinite, objectives)):
                 mean_of[point.number] = sum(objectives) / len(objectives)
         best = min(mean_of, key=mean_of.__getitem__, default=None)
-        return Point(-1, self.config.prior.tau) if best is None else self._points[best]
+        return Point(-1, self.config.tau) if best is None else self._points[best]
 
     def _open_next_point(self) -> bool:
         if self._are_all_open:
@@ -259,7 +268,7 @@ class TauSearch(Searcher):
         if earlier is not None:
             self.study.enqueue_trial(self._params(earlier))
         elif self.numbering.index_of(number) < self.num_spread:
-            self.study.enqueue_trial({"tau": self._spread(number)})
+            self.study.enqueue_trial(self._first_params(number))
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
         if earlier is None and (other := self._instead_of(number, asked.params)) is not None:
@@ -270,7 +279,21 @@ class TauSearch(Searcher):
         scales = {name.removeprefix(SCALE): value for name, value in asked.params.items() if name.startswith(SCALE)}
         if scales:
             scales = {self.groups[0]: 1.0, **scales}
-        return Point(number, asked.params["tau"], asked.params.get("lr_per_tau"), group_scales=scales or None)
+        tau, lr_per_tau, rate = (asked.params.get(name) for name in ("tau", "lr_per_tau", "learning_rate"))
+        assert tau is not None
+        tau_2 = asked.params.get("tau_2")
+        return Point(
+            number, tau, lr_per_tau, learning_rate=rate, group_scales=scales or None,
+            tau_2=math.inf if tau_2 == search.tau_2_high else tau_2,
+        )  # fmt: skip
+
+    def _first_params(self, number: int) -> dict[str, float]:
+        """One of the values that are spread, of tau and, where they are searched, of the rate and of tau_2."""
+        params = {"tau": self._spread(number), **self._rate_in_turn(number)}
+        if "tau_2" in self.space:
+            index = self.numbering.index_of(number)
+            params["tau_2"] = spread_tau_2(index, self.num_spread, self.config.search)
+        return params
 
     def _spread(self, number: int) -> float:
         """One of the first values; of those after the ones that the sweep began with, in the widest gap."""
@@ -278,6 +301,13 @@ class TauSearch(Searcher):
         if index < begun_with:
             return spread_tau(index, begun_with, self.config.search)
         return widest_gap_tau([point.tau for point in self._before(number)], self.config.search)
+
+    def _rate_in_turn(self, number: int) -> dict[str, float]:
+        """Of the first values each next one has the next learning rate, where several are tried."""
+        if not self.config.search.learning_rates:
+            return {}
+        rates = searched_rates(self.config)
+        return {"learning_rate": rates[self.numbering.index_of(number) % len(rates)]}
 
     def _before(self, number: int) -> list[Point]:
         """The points with lower numbers from which Optuna learns."""
@@ -321,7 +351,9 @@ class TauSearch(Searcher):
         return params_in(
             self.space,
             tau=point.tau,
+            tau_2=point.tau_2,
             lr_per_tau=train.lr_per_tau if point.lr_per_tau is None else point.lr_per_tau,
+            learning_rate=self.config.learning_rate if point.learning_rate is None else point.learning_rate,
             group_scales=prior.group_scales if point.group_scales is None else point.group_scales,
         )
 

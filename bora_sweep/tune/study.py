@@ -129,8 +129,8 @@ class StudyMirror(tune.Callback):
         if row["method"] != "map" or row["tau"] is None or row["lora_rank"] != self.config.lora.rank:
             return None
         config = json.loads(row["config_json"])
-        lr_per_tau, group_scales = config["train"]["lr_per_tau"], config["prior"]["group_scales"]
-        params = params_in(self.space, tau=row["tau"], lr_per_tau=lr_per_tau, group_scales=group_scales)
+        rates = {name: config["train"][name] for name in ("lr_per_tau", "learning_rate")}
+        params = params_in(self.space, tau=row["tau"], **rates, group_scales=config["prior"]["group_scales"])
         return params if is_within(self.space, params) else None
 
     def _new_trial(

@@ -22,7 +22,6 @@ from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.requests import STOP_FILE, asked_to_try
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
 from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
-from bora_sweep.trials.pass_cost import about_pass
 from bora_sweep.trials.rows import initial_row
 from bora_sweep.tune.cluster import num_concurrent, process_resources, ray_cluster
 from bora_sweep.tune.inbox import Inbox
@@ -114,13 +113,12 @@ def _with_measured(
     config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float], view: SweepView
 ) -> Config:
     """With numbers where settings are `auto`: measured where trials run, and written into the run's configuration."""
-    if "auto" not in (config.search.pack, config.train.pass_tokens):
+    if "auto" not in (config.search.pack, config.train.pass_tokens, config.train.learning_rate):
         return config
     measure = ray.remote(with_measured).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    asked = config.train.pass_tokens
-    config = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
-    if asked == "auto":
-        view.console.print(about_pass(config))
+    config, notes = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
+    for note in notes:
+        view.console.print(note)
     create_run(config, run)
     return config
 

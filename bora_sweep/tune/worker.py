@@ -24,8 +24,9 @@ with gc_paused():  # imports take most of a worker's time before its first trial
     from bora_sweep.train.state import State, no_op
     from bora_sweep.trials.fingerprints import check_base_model
     from bora_sweep.trials.pack_size import choose_pack
-    from bora_sweep.trials.pass_cost import with_measured_pass
+    from bora_sweep.trials.pass_cost import about_pass, with_measured_pass
     from bora_sweep.trials.path import run_path
+    from bora_sweep.trials.rate_test import with_chosen_rate
     from bora_sweep.trials.trial import Trial, run_pack
     from bora_sweep.tune.gpu_share import limit_gpu_memory
     from bora_sweep.tune.points import Point, trial_config
@@ -147,11 +148,11 @@ def _record_error(run: Folder, trial_id: str, reason: str) -> None:
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
-def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> Config:
-    """The configuration with `train.pass_tokens` and `search.pack` as numbers, for the machine that runs this.
+def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> tuple[Config, list[str]]:
+    """The configuration with numbers where it has `auto`, for the machine that runs this, and what to say of them.
 
     Args:
-        config: The sweep's; either may be `auto`.
+        config: The sweep's; `train.pass_tokens`, `train.learning_rate` and `search.pack` may be `auto`.
         corpus: Of all tasks.
         run: Path or address of the run's folder.
         most: Fits that could run at once.
@@ -159,10 +160,16 @@ def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) 
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
     limit_gpu_memory(config)
     base = cached_base(config.model, config.data, run)
-    config = with_measured_pass(config, corpus, base)
+    notes = []
+    if config.train.pass_tokens == "auto":
+        config = with_measured_pass(config, corpus, base)
+        notes.append(about_pass(config))
+    if config.train.learning_rate == "auto":
+        config, about_rate = with_chosen_rate(config, corpus, base)
+        notes.append(about_rate)
     if config.search.pack == "auto":
         config = with_values(config, search={"pack": choose_pack(config, corpus, base, most)})
-    return config
+    return config, notes
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from bora_sweep.report.figures.data import (
     distance_data,
     improvement_data,
     level_data,
+    pooling_data,
     task_sizes_data,
     tau_curve_data,
 )
@@ -150,3 +151,54 @@ def test_the_data_is_that_of_the_analysis(analysis: Analysis):
     assert fits["tau"].tolist() == [summary.settings[m].tau for m in summary.fits]
     assert fits["level"].tolist() == analysis.scores.test_M[summary.fits].tolist()
     assert level_data(analysis).points["value"].tolist() == analysis.scores.test_DM[:, summary.best].tolist()
+
+
+def of_many(folder, count: int, own_noise: float = 0.05) -> Report:
+    sizes = {f"task{n}": 12 + 3 * n for n in range(count)}
+    return Report(write_run(folder, taus=(0.0, 1_000.0, math.inf), sizes=sizes, own_noise=own_noise))
+
+
+def test_figure_6_has_three_marks_and_the_factor_of_each_task_by_size(tmp_path):
+    report = of_many(tmp_path, 6)
+    analysis, data = report.analysis, pooling_data(report.analysis)
+    assert data is not None
+    summary, rows = analysis.summary, data.rows
+    assert rows["text"].tolist() == summary.tasks == [f"task{n}" for n in reversed(range(6))]
+    for role, m in (("independent", summary.independent), ("best", summary.best), ("shared", summary.shared)):
+        assert rows[role].tolist() == pytest.approx(analysis.scores.test_DM[:, m].tolist())
+    assert rows["factor"].tolist() == [task.estimate for task in analysis.pooling.tasks]  # type: ignore
+    (axes,) = draw(data).axes
+    for marker, role in (("s", "independent"), ("D", "best"), ("^", "shared")):
+        assert points_of(axes, marker) == rows_of(rows.assign(y=range(6)), role, "y")
+    assert [label.get_text() for label in axes.get_yticklabels()] == summary.tasks
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["pooling", *(f"{factor:.2f}".replace("-", "−") for factor in rows["factor"])]
+    frame = report.pooling
+    assert frame["of"].tolist() == ["all", *6 * ["task"]]
+    assert frame["pooling_factor"][1:].tolist() == rows["factor"].tolist()
+    assert frame["partial_pooling_perplexity"][1:].tolist() == pytest.approx(rows["best"].tolist())
+
+
+def test_figure_6_shows_many_tasks_by_groups_of_similar_size(tmp_path):
+    analysis = of_many(tmp_path, 90).analysis
+    data = pooling_data(analysis)
+    assert data is not None
+    assert data.is_grouped
+    assert len(data.rows) == 20
+    assert data.rows["tasks"].sum() == 90
+    assert data.rows["documents"].is_monotonic_decreasing
+    assert data.rows["text"][0] == f"{12 + 3 * 85} to {12 + 3 * 89} documents, 5 tasks"
+    first = analysis.scores.test_DM[:5]
+    assert data.rows["shared"][0] == pytest.approx(first[:, analysis.summary.shared].mean())
+    (axes,) = draw(data).axes
+    assert len(points_of(axes, "D")) == 20
+    assert not axes.texts
+
+
+@pytest.mark.parametrize("taus", [(0.0, 1_000.0), (1_000.0, math.inf), (0.0, math.inf)])
+def test_figure_6_needs_both_ends_and_a_fit_between(tmp_path, taus):
+    report = Report(write_run(tmp_path, taus=taus))
+    assert report.analysis.pooling is None
+    assert pooling_data(report.analysis) is None
+    assert report.pooling.empty
+    assert "figure_6_pooling" not in report.figures

@@ -357,7 +357,7 @@ def test_axes_say_what_is_measured_and_which_way_is_better(report: Report):
     for drawn in report.of("accuracy").figures.values():
         assert "accuracy" in drawn.axes[0].get_ylabel()
     assert set(report.of("accuracy").figures) == {"figure_2_tau_accuracy", "figure_3_improvement_accuracy"}
-    assert len(report.figures) == 5
+    assert len(report.figures) == 6
 
 
 def test_what_was_not_scored_is_refused(report: Report):

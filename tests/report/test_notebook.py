@@ -123,8 +123,8 @@ def test_results_without_a_finished_fit_can_be_shown(tmp_path: Path):
 def test_figures_show_themselves_and_each_other(tmp_path: Path):
     figures = Report(write_run(tmp_path)).figures
     html = figures._repr_html_()
-    assert len(pictures(html)) == len(figures) == 5
-    assert html.count("<figcaption>") == 5
+    assert len(pictures(html)) == len(figures) == 6
+    assert html.count("<figcaption>") == 6
     assert "tables/" not in html
     for figure in figures.values():
         assert figure._repr_png_() == figure._repr_png_()  # type: ignore[reportAttributeAccessIssue]

@@ -19,7 +19,14 @@ from made_up_runs import HOSTILE, METRICS, SIZES, SMALL, write_run, write_trial
 
 from bora_sweep.cli import main
 from bora_sweep.report import Report, write_report
-from bora_sweep.report.figures.data import BySize, distance_data, improvement_data, level_data, tau_curve_data
+from bora_sweep.report.figures.data import (
+    BySize,
+    distance_data,
+    improvement_data,
+    level_data,
+    pooling_data,
+    tau_curve_data,
+)
 from bora_sweep.report.html import page as html
 from bora_sweep.report.html.axes import count_axis, even_ticks, log_ticks, percent_axis, value_axis
 from bora_sweep.report.html.charts import significant
@@ -155,6 +162,25 @@ def test_the_page_has_the_points_and_lines_of_figures_3_to_5(document: dict[str,
         for part, values in series["line"].items():
             assert values == near(lines[part].tolist()[::3])
     assert shown["has_intervals"] == bool(data.points["low"].notna().any())
+
+
+def test_the_page_has_the_rows_of_figure_6(document: dict[str, Any], report: Report):
+    data, shown = pooling_data(report.analysis), document["charts"]["pooling"]
+    assert data is not None
+    names = document["tables"]["tasks"]["texts"]["task"]
+    assert [names[d] for d in shown["tasks"]] == data.rows["text"].tolist()
+    for part, values in shown["rows"].items():
+        assert values == near(data.rows[part].tolist())
+    assert shown["factors"] is None  # these documents' nats differ by the same between fits
+
+
+def test_the_page_has_each_tasks_pooling_factor(tmp_path: Path):
+    report = Report(write_run(tmp_path, own_noise=0.05))
+    document = embedded(write_report(str(tmp_path)).with_name("index.html").read_text())
+    factors = [task.estimate for task in report.analysis.pooling.tasks]  # type: ignore
+    assert [number(value) for value in document["tables"]["tasks"]["values"]["pooling"]] == near(factors)
+    assert document["charts"]["pooling"]["factors"] == document["tables"]["tasks"]["texts"]["pooling"]
+    assert "How much tasks borrow." in json.dumps(document["words"]["verdicts"])
 
 
 def test_the_page_has_the_data_of_figure_2(document: dict[str, Any], report: Report):
@@ -307,7 +333,7 @@ def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
     assert "[" in answer
     heading = opened.page.locator("h1").inner_text().replace("\xa0", " ")
     assert heading.startswith("So far (7 of 8 trials finished): serve each task's own adapter (τ = 1,000): 3.9% ")
-    assert opened.page.locator(".chart svg").count() == 7
+    assert opened.page.locator(".chart svg").count() == 8
     assert opened.page.locator("#trial-table tbody tr").count() == 8
     assert "RuntimeError: <b>out</b> of memory" in (opened.page.locator("#trial-table").text_content() or "")
     assert "tau: 1000.0  # differs between trials" in opened.page.locator("#config").inner_text()
@@ -315,7 +341,7 @@ def test_the_answer_comes_first_and_everything_is_drawn(opened: Opened):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chart", ["#chart-each", "#chart-sizes", "#chart-gains", "#chart-distance"])
+@pytest.mark.parametrize("chart", ["#chart-each", "#chart-sizes", "#chart-gains", "#chart-distance", "#chart-pooling"])
 def test_hovering_reads_a_task_and_a_click_keeps_it(opened: Opened, chart: str):
     page, tip = opened.page, opened.page.locator("#tip")
     assert not tip.is_visible()
@@ -325,7 +351,7 @@ def test_hovering_reads_a_task_and_a_click_keeps_it(opened: Opened, chart: str):
     assert f"training documents: {SIZES[name]}" in tip.inner_text()
     page.mouse.click(*found)
     assert page.locator("#kept button").first.inner_text().startswith(name)
-    assert page.locator("#task-table [aria-pressed=true]").inner_text() == name
+    assert page.locator("#task-table [aria-pressed=true]").text_content() == name  # far from the chart, not laid out
     assert name in page.locator("#chart-each").inner_text()
     page.mouse.move(1, 1)
     assert not tip.is_visible()

@@ -123,6 +123,20 @@ def test_a_best_learning_rate_at_the_edge_of_those_tried_is_told(
     assert ("of those tried" in notes) == (said is not None)
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "said"),
+    [(1e-2, 3e-3, "highest"), (1e-3, 3e-3, "lowest"), (3e-3, 3e-3, None)],
+)
+def test_a_searched_rate_at_the_edge_of_those_tried_at_all_tau_is_told(
+    tmp_path: Path, own: float, others: float, said: str | None
+):
+    for tau in (0.0, 100.0, 1_000.0, 10_000.0, math.inf):
+        write_trial(tmp_path, tau, learning_rate=own if tau == 1_000.0 else others)
+    notes = notes_of(tmp_path)
+    assert (f"The best fit has the {said} learning rate tried, {own:.3g}" in notes) == (said is not None)
+    assert ("search.learning_rates" in notes) == (said is not None)
+
+
 @pytest.mark.parametrize(("own", "said"), [(1e-6, "lowest"), (1e-5, None), (1e-4, "highest")])
 def test_a_coupled_rate_at_the_edge_of_those_tried_is_told(tmp_path: Path, own: float, said: str | None):
     config: dict[float, Any] = {0.0: 1e-6, 100.0: 1e-4, 1_000.0: own, 10_000.0: 2e-5, math.inf: 3e-5}

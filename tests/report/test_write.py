@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from bora_sweep.report import write_report
 from bora_sweep.report.text.formats import perplexity_text
 
-CSV = ("table_1", "table_a1", "improvements", "trends", "curve", "choice", "trials")
+CSV = ("table_1", "table_a1", "improvements", "trends", "curve", "choice", "pooling", "trials")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_every_file_is_there_and_whole(run: Path, page: str):
     assert {f"tables/{name}.csv" for name in CSV} <= names
     assert {"tables/table_1.tex", "tables/table_2.tex", "tables/table_a1.tex", "report.md"} <= names
     shown = [name for name in names if name.endswith(".png")]
-    assert len(shown) == 5
+    assert len(shown) == 6
     for name in shown:
         assert f"]({name})" in page
         assert (report / name).read_bytes().startswith(b"\x89PNG")

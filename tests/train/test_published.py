@@ -1,22 +1,22 @@
 """`protocol=published_code` against its algorithm written anew, and each of its options against a loop.
 
-The other side is PEFT's `set_adapter`, a loop over tasks, and torch's own AdamW; nothing of it is ours.
+The other side is `published_loop`: PEFT's `set_adapter`, a loop over tasks, pandas and torch's own AdamW.
 """
 
 import math
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from published_loop import PublishedLoop, published_splits
 from tiny import make_base, make_corpus, make_frame, make_tokenizer
 from torch.nn import functional as F
 
 from bora_sweep.config import DataConfig, load_config
-from bora_sweep.data.batches import collate, longest_of
+from bora_sweep.data.batches import collate, fixed_batches, longest_of
 from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.split import sample_documents
 from bora_sweep.data.tokens import tokenize, tokenize_for
@@ -28,13 +28,13 @@ from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score, score_documents
 from bora_sweep.train.fit import fit, run_epoch, validate
 from bora_sweep.train.make_trainer import make_trainer
-from bora_sweep.train.methods.published import RowwiseAdam, ScoredSplit
+from bora_sweep.train.methods.published import RowwiseAdam, ScoredSplit, published_order
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
 from bora_sweep.trials.trial import Trial, run_trial
 
-TASKS = ["ann", "bob", "cid"]
-SIZES = {"ann": 16, "bob": 24, "cid": 4}  # so few of cid that batches of 6 lack it
+TASKS = ["ann", "bob", "cid", "dee"]
+SIZES = {"ann": 16, "bob": 24, "cid": 4, "dee": 9}  # so few of cid that batches of 6 lack it
 SETTINGS = [
     "lora.rank=2", "lora.alpha=4", "lora.target_modules=[q_proj,v_proj]", "train.device=cpu", "train.batch_size=6",
     "train.max_epochs=3", "train.lr_per_tau=1e-4", "train.learning_rate=3e-3", "model.max_tokens=16",
@@ -45,110 +45,28 @@ def published(*settings: str):
     return load_config(["protocol=published_code", *SETTINGS, *settings])
 
 
-def split_frame() -> pd.DataFrame:
-    frame = make_frame(SIZES, longest=14)
-    place = frame.groupby("task").cumcount()
-    frame["split"] = np.select([place % 4 < 2, place % 4 == 2], ["train", "validation"], "test")
-    return frame.assign(document_id=[str(i) for i in range(len(frame))], floor_nll_nats=np.nan)
+def mixed_frame() -> pd.DataFrame:
+    """Documents of all tasks, one among the other, as in a file by time."""
+    return make_frame(SIZES, longest=14).sample(frac=1, random_state=3).reset_index(drop=True)
+
+
+def published_fit(folder: Path, *settings: str):
+    """The settings, and the corpus read from a file of `mixed_frame` and split by them."""
+    mixed_frame().to_parquet(folder / "speeches.parquet")
+    config = published(f"data.path={folder / 'speeches.parquet'}", "data.min_documents=4", *settings)
+    return config, tokenize_for(config, load_corpus(config.data), make_tokenizer())
 
 
 def trainer_of(config, corpus, base):
     return make_trainer(config, Pack(config, corpus, base, make_accelerator(config)))
 
 
-class PublishedLoop:
-    """The published code's training and validation, in float64, over a PEFT model with an adapter for each task."""
-
-    def __init__(self, frame: pd.DataFrame, tau: float, rate: float, max_tokens: int, max_text: int, trainer) -> None:
-        self.tau, self.sizes = tau, frame.query("split == 'train'")["task"].value_counts().to_dict()
-        tokenizer = make_tokenizer()
-        self.end = tokenizer.eos_token_id
-
-        def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        self.rows = {split: [] for split in ("train", "validation")}
-        for row in frame.query("split != 'test'").to_dict("records"):
-            prompt, text = encode(f" [task] {row['task']}"), encode(f" [text] {row['text']}")[:max_text]
-            tokens = (prompt + text + [self.end])[:max_tokens]
-            labels = ([-100] * len(prompt) + text + [self.end])[:max_tokens]
-            self.rows[row["split"]].append((row["task"], tokens, labels))
-        lora = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        self.model: Any = get_peft_model(make_base(), lora, adapter_name="base_adapter", autocast_adapter_dtype=False)
-        for task in TASKS:
-            self.model.add_adapter(task, lora, autocast_adapter_dtype=False)
-        self.model.to(torch.float64).eval()
-        for adapter, theta_P in zip(["base_adapter", *TASKS], self.of(trainer), strict=True):
-            for bank, values in zip(self.banks(adapter), self.cut(theta_P), strict=True):
-                bank.data.copy_(values.view_as(bank))
-        self.model.base_model.set_adapter(["base_adapter", *TASKS])
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0)
-
-    @staticmethod
-    def of(trainer) -> list[torch.Tensor]:
-        """Theta, then each task's."""
-        return [trainer.hierarchy.mean_P.detach(), *trainer.hierarchy.theta_KP()]
-
-    def banks(self, adapter: str) -> list[torch.nn.Parameter]:
-        return [bank for name, bank in self.model.named_parameters() if f".{adapter}." in name]
-
-    def cut(self, theta_P: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return theta_P.split([bank.numel() for bank in self.banks("base_adapter")])
-
-    def theta(self, adapter: str) -> torch.Tensor:
-        return torch.cat([bank.detach().flatten() for bank in self.banks(adapter)])
-
-    def batches(self, split: str) -> list[list]:
-        order = np.random.default_rng(42).permutation(len(self.rows[split]))
-        return [[self.rows[split][n] for n in order[i : i + 6]] for i in range(0, len(order), 6)]
-
-    def task_losses(self, batch: list) -> dict[str, torch.Tensor]:
-        width = max(len(tokens) for _, tokens, _ in batch)
-        losses = {}
-        for task in TASKS:
-            own = [(tokens, labels) for name, tokens, labels in batch if name == task]
-            if not own:
-                continue
-            tokens = torch.tensor([row + [self.end] * (width - len(row)) for row, _ in own])
-            labels = torch.tensor([row + [self.end] * (width - len(row)) for _, row in own])
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in own])
-            self.model.base_model.set_adapter(task)
-            logits = self.model(input_ids=tokens, attention_mask=mask).logits
-            losses[task] = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        self.model.base_model.set_adapter(["base_adapter", *TASKS])
-        return losses
-
-    def train(self, batch: list) -> float:
-        loss: Any = sum(self.sizes[task] * value for task, value in self.task_losses(batch).items())
-        if self.tau > 0:
-            for task in TASKS:
-                for bank, base in zip(self.banks(task), self.banks("base_adapter"), strict=True):
-                    loss = loss + self.tau * torch.norm(base - bank)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float, dict[str, float]]:
-        """Log-likelihood that selects, overall perplexity, and each task's."""
-        logs: dict[str, list[tuple[float, int]]] = {}
-        for batch in self.batches("validation"):
-            losses = {task: loss.item() for task, loss in self.task_losses(batch).items()}
-            mean = sum(losses.values()) / len(losses)
-            for name, value in {**losses, "loglik": -mean, "perplexity": math.exp(mean)}.items():
-                logs.setdefault(name, []).append((value, len(batch)))
-        means = {name: np.average([v for v, _ in found], weights=[n for _, n in found]) for name, found in logs.items()}
-        return means["loglik"], means["perplexity"], {task: math.exp(means[task]) for task in TASKS}
-
-
 @pytest.mark.parametrize("tau", [0.0, 30.0])
-def test_it_equals_the_published_algorithm_step_by_step(tau):
+def test_it_equals_the_published_algorithm_step_by_step(tmp_path, tau):
     """Twenty steps over several epochs, with documents that are cut, padded and absent, and what each epoch reports."""
-    config, frame, base = published(f"prior.tau={tau}", "model.max_text_tokens=11"), split_frame(), make_base()
-    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame.assign(content=None), ()), make_tokenizer())
-    trainer = trainer_of(config, corpus, base)
-    loop = PublishedLoop(frame, tau, config.learning_rate, 16, 11, trainer)
+    config, corpus = published_fit(tmp_path, f"prior.tau={tau}", "model.max_text_tokens=11")
+    trainer = trainer_of(config, corpus, make_base())
+    loop = PublishedLoop(mixed_frame(), tau, config.learning_rate, 16, 11, trainer)
     ours: list[float] = []
     backward = trainer.pack.accelerator.backward
 
@@ -163,7 +81,7 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
         batches = trainer.batches(trainer.state.epoch + 1)
         theirs = loop.batches("train")
         assert len(batches) == len(theirs)
-        assert any({corpus.documents["task"][n] for n in batch} != {0, 1, 2} for batch in batches)
+        assert any({corpus.documents["task"][n] for n in batch} != {0, 1, 2, 3} for batch in batches)
         for document_B, batch in zip(batches, theirs, strict=True):
             ours.append(-trainer.hierarchy.log_prior().item())
             step(trainer.pack, [trainer], document_B, len(batches))
@@ -186,15 +104,62 @@ def test_it_equals_the_published_algorithm_step_by_step(tau):
     trainer.pack.close()
 
 
-def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding():
+@pytest.mark.parametrize("tau", [0.0, 30.0])
+def test_a_fit_of_two_epochs_reports_what_the_published_code_does_from_the_same_file(tmp_path, tau):
+    """No order of ours in it: what is read, split, batched, padded and reported by each side on its own."""
+    settings = f"prior.tau={tau}", "train.max_epochs=2", "train.lr_per_tau=1e-4", "train.initial_noise=0.3"
+    config, corpus = published_fit(tmp_path, *settings)
+    reported = fit(config, corpus, make_base()).reported
+    assert reported is not None
+    start = trainer_of(config, corpus, make_base())
+    start.pack.close()
+    loop = PublishedLoop(mixed_frame(), tau, config.learning_rate, 16, 118, start)
+    overall, by_task = [], []
+    for _ in range(2):
+        for batch in loop.batches("train"):
+            loop.train(batch)
+        _, perplexity, of_task = loop.validate()
+        overall.append(perplexity)
+        by_task.append([of_task[task] for task in TASKS])
+    assert reported.perplexity == pytest.approx(min(overall), rel=0, abs=1e-9)
+    assert reported.perplexity_K == pytest.approx(np.min(by_task, axis=0), rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_order_of_documents_is_that_of_datasets_shuffle(tmp_path, split):
+    datasets = pytest.importorskip("datasets")
+    config, corpus = published_fit(tmp_path, "prior.tau=30")
+    rows = published_splits(mixed_frame())[split].reset_index(drop=True)
+    shuffled = datasets.Dataset.from_pandas(rows).shuffle(seed=42)
+    batches = fixed_batches(published_order(corpus, split, config.data), 6, 42)
+    texts = mixed_frame()["text"]
+    ids = corpus.documents["document_id"][np.concatenate(batches)]
+    by_id = load_corpus(config.data).documents.set_index("document_id")["text"]
+    assert by_id[ids].tolist() == shuffled["text"][:]
+    assert len(set(texts)) == len(texts)
+
+
+def test_documents_that_were_in_a_split_before_stay_in_the_order_of_their_source(tmp_path):
+    config, corpus = published_fit(tmp_path, "prior.tau=30")
+    documents = corpus.documents.copy()
+    of_ann = np.flatnonzero(documents["task"] == 0)
+    documents.loc[of_ann, "split"] = ["train"] * 10 + ["validation"] * 3 + ["test"] * 3
+    drawn = published_order(corpus, "train", config.data)
+    found = published_order(replace(corpus, documents=documents), "train", config.data)
+    assert found[:10].tolist() == of_ann[:10].tolist()
+    assert found[10:].tolist() == drawn[8:].tolist() != sorted(drawn[8:])
+    by_text = replace(config.data, split="by_text")
+    assert published_order(corpus, "train", by_text).tolist() == corpus.sequences("train").tolist()
+
+
+def test_what_is_reported_is_a_loops_and_test_stays_free_of_padding(tmp_path):
     """A whole fit: the lowest of each task over the epochs, and test as always."""
-    config, frame, base = published("prior.tau=30", "train.lr_per_tau=3e-3"), split_frame(), make_base()
-    corpus = tokenize_for(config, Corpus("made", tuple(TASKS), frame.assign(content=None), ()), make_tokenizer())
+    (config, corpus), base = published_fit(tmp_path, "prior.tau=30", "train.lr_per_tau=3e-3"), make_base()
     done = fit(config, corpus, base)
     assert done.reported is not None
     assert done.reported.split == "validation"
     trainer = trainer_of(config, corpus, base)
-    lowest = np.full(3, math.inf)
+    lowest = np.full(len(TASKS), math.inf)
     for _ in range(done.state.epoch):
         run_epoch(trainer.pack, [trainer])
         nll_N = score_documents(
@@ -291,7 +256,7 @@ def test_padding_is_scored_to_the_longest_of_the_batch_where_asked_and_only_ther
     config = load_config([*SETTINGS[:5], "lora.alpha=null", "train.padding=scored", "train.micro_batch_size=2"])
     corpus, base = make_corpus(), make_base(family)
     trainer = trainer_of(config, corpus, base)
-    split = ScoredSplit(corpus, "validation", config.train)
+    split = ScoredSplit(corpus, "validation", config)
     padded_N = score_documents(
         trainer.pack, [trainer], "validation", make_batches=trainer.pack.protocol.validation_batches
     )[0]

@@ -17,11 +17,12 @@ from bora_sweep.tune.numbering import (
     Numbering,
     check_numbering,
     extended,
+    is_fit_of,
     new_numbering,
     read_numbering,
     write_numbering,
 )
-from bora_sweep.tune.points import EarlierTrial, Point, trial_config
+from bora_sweep.tune.points import LEARNT, EarlierTrial, Point, trial_config
 from bora_sweep.tune.search import TauSearch
 
 Done = list[tuple[str, Point, float]]
@@ -358,3 +359,20 @@ def test_the_trials_of_a_sweep_and_of_a_path_are_of_its_numbering(tmp_path):
         rows = rows_of(search, bowl)
         within = [{**row, "trial_id": f"{row['trial_id']}.01", "tau": 5.0} for row in rows]
         check_numbering(tmp_path, search.config, search.numbering, rows + within)
+
+
+def test_a_fit_that_learns_tau_is_one_point_whatever_it_found():
+    config = make_config("search.num_trials=0", "search.baselines=[independent,shared,learnt]")
+    numbering = new_numbering(config)
+    (point,) = [point for point in numbering.given.values() if point.method == LEARNT]
+    fitted = trial_config(config, point, 0)
+    assert (fitted.prior.tau, fitted.method) == ("learn", "map")
+    row = {"method": "map", "tau": 77.0, "tau_learnt": True, "config_json": fitted.to_json()}
+    assert is_fit_of(row, config, point)
+    assert not is_fit_of({**row, "tau_learnt": None}, config, point)
+    search, done = TauSearch(config, {}, numbering=numbering), []
+    while (fit := search.suggest(f"t{len(done)}")) != search.FINISHED:
+        assert isinstance(fit, dict)
+        done += [(f["trial_id"], f["point"]["method"]) for f in fit["fits"]]
+        search.on_trial_complete(f"t{len(done) - 1}", {f"objectives/{f['trial_id']}": 1.0 for f in fit["fits"]})
+    assert [method for _, method in done] == ["map", "map", LEARNT]

@@ -9,9 +9,10 @@ from ray.tune.utils import flatten_dict
 from tiny import make_corpus
 
 from bora_sweep.config import Config, load_config
+from bora_sweep.errors import InputError
 from bora_sweep.train.state import no_op
 from bora_sweep.tune import worker
-from bora_sweep.tune.numbering import new_numbering
+from bora_sweep.tune.numbering import extended, new_numbering
 from bora_sweep.tune.points import EarlierTrial, Point, preset_points, trial_config
 from bora_sweep.tune.search import TauSearch
 from bora_sweep.tune.watchdog import StopCheck
@@ -61,6 +62,56 @@ def run_concurrently(
 
 def bowl(point: Point, seed_index: int = 0) -> float:
     return (math.log10(point.tau) - 2.2) ** 2 + 0.01 * seed_index if 0 < point.tau < math.inf else 9.0
+
+
+def valley(point: Point, seed_index: int = 0) -> float:
+    """Lowest at tau = 10^2.2 and a rate of 1e-2."""
+    return bowl(point, seed_index) + (math.log10(point.learning_rate or 3e-3) + 2) ** 2
+
+
+RATES = "search.learning_rates=[0.001,0.01]"
+
+
+def test_learning_rates_are_searched_beside_tau_and_the_baselines_fitted_at_each():
+    config = make_config(RATES, "search.num_trials=16", "search.taus=[50]")
+    done = run(TauSearch(config, {}), valley)
+    points = [point for _, point, _ in done]
+    ends = [(p.tau, trial_config(config, p, 0).learning_rate) for p in points if p.tau in (0, math.inf)]
+    assert {(tau, rate) for tau in (0, math.inf) for rate in (1e-3, 3e-3, 1e-2)} <= set(ends)
+    chosen = [p for p in points if 0 < p.tau < math.inf and p.tau != 50]
+    assert len(chosen) == 16
+    assert {p.learning_rate for p in chosen[:3]} == {1e-3, 3e-3, 1e-2}
+    assert sum(p.learning_rate == 1e-2 for p in chosen[8:]) > 4  # the search prefers the best rate
+    best = min(chosen, key=valley)
+    assert best.learning_rate == 1e-2
+
+
+def test_a_search_of_learning_rates_resumes_as_the_same_search():
+    config = make_config(RATES, "search.num_trials=10")
+    whole = run(TauSearch(config, {}), valley)
+    earlier = {trial_id: EarlierTrial(point, True, value) for trial_id, point, value in whole[:9]}
+    rest = run(TauSearch(config, earlier), valley)
+    assert rest == whole[9:]
+
+
+def test_further_learning_rates_are_added_and_none_is_taken_away():
+    before, more = make_config(RATES), make_config("search.learning_rates=[0.001,0.01,0.03]")
+    numbering = new_numbering(before)
+    added = extended(before, more, numbering, [])
+    new = [point for number, point in added.given.items() if number not in numbering.given]
+    assert [(p.tau, p.learning_rate) for p in new] == [(0.0, 0.03), (math.inf, 0.03)]
+    assert {number: added.given[number] for number in numbering.given} == numbering.given
+    with pytest.raises(InputError, match=r"search\.learning_rates"):
+        extended(more, before, added, [])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["search.learning_rates=[0]"], [RATES, "train.lr_per_tau=1e-5", "prior.parametrization=centered"]],
+)
+def test_rates_that_cannot_be_searched_are_refused(settings):
+    with pytest.raises(InputError, match=r"search\.learning_rates"):
+        make_config(*settings)
 
 
 def test_baselines_come_first_then_listed_values_then_the_search():

@@ -166,7 +166,7 @@ def test_a_diverged_trial_keeps_its_best_epoch_and_the_sweep_goes_on(sources, tm
 
 @pytest.mark.usefixtures("ray_here")
 def test_baselines_are_trials_of_the_sweep_and_start_from_the_trial_that_they_need(sources, tmp_path):
-    names = ["zero_shot", "independent", "shared", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+    names = ["zero_shot", "independent", "shared", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
     more = [f"search.baselines=[{','.join(names)}]", "search.ranks=[2,4]", "search.estimate_tau=true"]
     code, output = here("sweep", *sources, *more, "ray.max_concurrent=1", f"output={tmp_path / 'run'}")
     assert code == 0, output
@@ -178,7 +178,9 @@ def test_baselines_are_trials_of_the_sweep_and_start_from_the_trial_that_they_ne
     assert by_method["fine_tuned"]["started_from"] == shared["trial_id"]
     assert {by_method[name]["started_from"] for name in ("average", "ties", "dare")} == {independent["trial_id"]}
     assert by_method["fine_tuned"]["validation_nll_nats"] <= shared["validation_nll_nats"] + 1e-3
-    between = [row for row in rows.values() if row["method"] == "map" and 0 < row["tau"] < math.inf]
+    (learnt,) = (row for row in rows.values() if row["tau_learnt"])
+    assert learnt["method"] == "map"
+    between = [row for row in rows.values() if row["method"] == "map" and 0 < row["tau"] < math.inf and row != learnt]
     best = min(between, key=lambda row: row["validation_perplexity"])
     assert by_method["pfedme"]["tau"] == by_method["vi"]["tau"] == best["tau"]
     assert sorted(row["lora_rank"] for row in rows.values() if row["tau"] == math.inf) == [2, 4]

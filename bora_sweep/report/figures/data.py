@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.errors import plural
+from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import END_NAMES, gains_against
@@ -26,6 +27,7 @@ from bora_sweep.report.text.measured import better, plain_label
 ROLES = {"independent": "square", "shared": "triangle-up", "best": "diamond"}
 """The marks of tau = 0, of tau = inf and of the best fit; their colors are the palette's by the same names."""
 _LINE_POINTS = 100
+_GROUPS = 20  # rows of Figure 6 where tasks are too many for a row each
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,30 @@ class BySize:
         return f"Tasks, each with {plural(int(self.points['documents'].iloc[0]), 'training document')}"
 
 
-FigureData = TaskSizes | TauCurve | BySize
+@dataclass(frozen=True)
+class Poolings:
+    """Figure 6: no, partial and complete pooling side by side, a row for each task or group of tasks."""
+
+    rows: pd.DataFrame
+    """Most training documents first. `text`: the task, or which tasks of similar size the row is the mean of;
+    `documents` (mean), `tasks` (how many), the levels on test `independent`, `best` with its interval `low`, `high`,
+    and `shared`; `factor`: the pooling factor, NaN where it is not known and for a group."""
+    tau: float
+    """Of partial pooling."""
+    x: Quantity
+
+    @property
+    def is_grouped(self) -> bool:
+        """A row is the mean of several tasks."""
+        return self.rows["tasks"].to_numpy().max() > 1
+
+    @property
+    def has_factors(self) -> bool:
+        """The pooling factor of some row is known."""
+        return not np.isnan(self.rows["factor"].to_numpy(float)).all()
+
+
+FigureData = TaskSizes | TauCurve | BySize | Poolings
 
 
 def task_sizes_data(summary: Summary) -> TaskSizes:
@@ -241,6 +266,38 @@ def level_data(analysis: Analysis) -> BySize:
     level_D, trend = analysis.scores.test_DM[:, m], analysis.trends.get(measure.name)
     data = _single_series(analysis, level_quantity(analysis), analysis.tested_D, level_D, low_D, high_D, trend=trend)
     return replace(data, lines=data.lines.assign(**data.lines[["value", "low", "high"]].clip(*measure.limits)))
+
+
+def pooling_data(analysis: Analysis) -> Poolings | None:
+    """Figure 6: levels on test under the fits at both ends and the best between; None without these three.
+
+    More than `MOST_NAMES` tasks are told by groups of similar size, of about as many tasks each.
+    """
+    summary, found = analysis.summary, analysis.pooling
+    if found is None:
+        return None
+    groups = np.array_split(analysis.tested, len(analysis.tested))
+    if len(analysis.tested) > MOST_NAMES:
+        groups = np.array_split(analysis.tested, _GROUPS)
+    rows = []
+    for group in groups:
+        tasks = group.tolist()
+        no, partial, complete = (analysis.macro(m, tasks) for m in found.settings)
+        sizes = summary.train_documents_D[tasks]
+        text = summary.tasks[tasks[0]] if len(tasks) == 1 else _sizes_text(sizes)
+        factor = found.tasks[tasks[0]].estimate if len(tasks) == 1 else math.nan
+        levels = (no.estimate, partial.estimate, partial.low, partial.high, complete.estimate)
+        rows.append((text, float(sizes.mean()), len(tasks), *levels, factor))
+    columns = ["text", "documents", "tasks", "independent", "best", "low", "high", "shared", "factor"]
+    rows = pd.DataFrame(rows, columns=columns)
+    return Poolings(rows, summary.settings[found.partial].tau, level_quantity(analysis))
+
+
+def _sizes_text(sizes: np.ndarray) -> str:
+    """`41 to 60 documents, 12 tasks`."""
+    low, high = sizes.min(), sizes.max()
+    documents = plural(int(high), "document") if low == high else f"{low:,.0f} to {plural(int(high), 'document')}"
+    return f"{documents}, {plural(len(sizes), 'task')}"
 
 
 def _single_series(

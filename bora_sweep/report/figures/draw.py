@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from bora_sweep.report.figures import by_size, run_curves, task_sizes, tau_curve
-from bora_sweep.report.figures.data import BySize, FigureData, TaskSizes
+from bora_sweep.report.figures import by_size, pooling, run_curves, task_sizes, tau_curve
+from bora_sweep.report.figures.data import BySize, FigureData, Poolings, TaskSizes
 from bora_sweep.report.figures.run_curves import RunCurves
 from bora_sweep.report.figures.style import plain_style
 
@@ -15,4 +15,6 @@ def draw(data: FigureData | RunCurves) -> Figure:
         return run_curves.draw(data)
     if isinstance(data, TaskSizes):
         return task_sizes.draw(data)
+    if isinstance(data, Poolings):
+        return pooling.draw(data)
     return by_size.draw(data) if isinstance(data, BySize) else tau_curve.draw(data)

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from bora_sweep.report.figures.data import ROLES, BySize, TauCurve
+from bora_sweep.report.figures.data import ROLES, BySize, Poolings, TauCurve
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.stats.gains import END_NAMES
+from bora_sweep.report.text.formats import tau_text
 
 Entry = tuple[str, str, str]
 """A key of `PALETTE`, the mark, and the text."""
@@ -56,6 +57,18 @@ def by_size_legend(data: BySize) -> list[Entry]:
     if has_intervals(data):
         entries.append((bar, "bar", "95% interval"))
     return entries if data.lines.empty else [*entries, (line, "line", "trend with its 95% band")]
+
+
+def pooling_legend(data: Poolings) -> list[Entry]:
+    """Of Figure 6."""
+    names = {
+        "independent": "no pooling (τ = 0)",
+        "best": f"partial pooling (τ = {tau_text(data.tau)})",
+        "shared": "complete pooling (τ = ∞)",
+    }
+    entries = [(role, ROLES[role], text) for role, text in names.items()]
+    has_bars = not np.isnan(data.rows["low"].to_numpy(float)).all()
+    return [*entries, ("best", "bar", "its 95% interval")] if has_bars else entries
 
 
 def has_intervals(data: BySize) -> bool:

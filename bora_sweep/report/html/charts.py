@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.report.figures import legends
-from bora_sweep.report.figures.data import ROLES, BySize, TaskSizes, TauCurve, change_quantity
-from bora_sweep.report.figures.legends import by_size_legend, has_intervals
+from bora_sweep.report.figures.data import ROLES, BySize, Poolings, TaskSizes, TauCurve, change_quantity
+from bora_sweep.report.figures.legends import by_size_legend, has_intervals, pooling_legend
 from bora_sweep.report.figures.tau_axis import TauAxis
 from bora_sweep.report.html.axes import count_axis, document_axis, places_axis, quantity_axis, tau_axis, value_axis
 from bora_sweep.report.html.trials import Columns, learning_curves, spread
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.likeness import Likeness
 from bora_sweep.report.stats.many_tasks import drawn_tasks
 from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
-from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text
+from bora_sweep.report.text.formats import difference_text, level_interval_text, level_text, tau_text, visible
 from bora_sweep.report.text.measured import chosen_by, plain_label
+from bora_sweep.report.text.pooling import factor_text
 
 MOST_TAUS, MOST_POINTS = 24, 60_000
 """Values of tau at which the page has each task's perplexity, and of all tasks together: fewer values where tasks are
@@ -179,6 +181,23 @@ def size_chart(
     }
 
 
+def pooling_chart(data: Poolings, analysis: Analysis) -> Chart:
+    """Figure 6; a row is a task of the table of tasks, or a group of tasks, which is not read by itself."""
+    rows, levels = data.rows, [data.rows[name] for name in (*ROLES, "low", "high")]
+    what = "groups of tasks" if data.is_grouped else "each task"
+    return {
+        "axis": quantity_axis(data.x, *levels),
+        "rows": {name: rows[name].to_numpy() for name in (*ROLES, "low", "high")},
+        "names": rows["text"].tolist() if data.is_grouped else None,
+        "tasks": None if data.is_grouped else analysis.tested,
+        "factors": [factor_text(factor) for factor in rows["factor"]] if data.has_factors else None,
+        "marks": ROLES,
+        "legend": pooling_legend(data),
+        "label": f"{data.x.title} of {what}, most training documents first, without, with partial and with complete "
+        f"pooling.{'' if data.is_grouped else ' ' + _KEYS.format(one='task')}",
+    }
+
+
 def learning_chart(curves: pd.DataFrame, trials: Columns, summary: Summary) -> Chart | None:
     """Validation perplexity of every trial by epoch; None before a trial has a curve."""
     shown = learning_curves(curves, trials)
@@ -242,3 +261,16 @@ def learning_legend(chart: Chart | None, tau: list[legends.Entry]) -> list[legen
     if drawn["train"] & set().union(*marked.values()):
         entries.append(("task", "line-dotted", "on the training split"))
     return entries
+
+
+def likeness_chart(alike: Likeness | None) -> Chart | None:
+    """The map of similarities, rows and columns in the order of the tree; None of very many tasks, or of none."""
+    if alike is None or alike.similarity_KK is None:
+        return None
+    return {
+        "tasks": [visible(task) for task in alike.tasks],
+        "groups": [name or "" for name in alike.group],
+        "similarity": np.round(alike.similarity_KK, 2).tolist(),
+        "texts": [[f"{value:.2f}".replace("-", "−") for value in row] for row in alike.similarity_KK],
+        "label": f"How alike each two of {len(alike.tasks)} tasks are, in the order of their tree.",
+    }

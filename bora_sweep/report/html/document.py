@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bora_sweep.report.figures.data import BySize, TaskSizes, TauCurve
+from bora_sweep.report.figures.data import BySize, Poolings, TaskSizes, TauCurve
 from bora_sweep.report.figures.legends import Entry
 from bora_sweep.report.figures.style import MOST_NAMES
 from bora_sweep.report.html import charts, tables
@@ -25,6 +25,7 @@ from bora_sweep.report.html.trials import (
 )
 from bora_sweep.report.html.words import words
 from bora_sweep.report.stats.analysis import Analysis
+from bora_sweep.report.stats.likeness import Likeness
 from bora_sweep.report.stats.method_comparison import Method
 from bora_sweep.report.stats.recommendation import Recommendation
 from bora_sweep.report.stats.summary import TRAIN
@@ -38,7 +39,9 @@ from bora_sweep.report.text.answer import (
 )
 from bora_sweep.report.text.captions import CaptionedFigure, captioned_figures, figures_of_other_measure
 from bora_sweep.report.text.formats import Table, level_text, markdown_text, number_text, tau_text, visible
+from bora_sweep.report.text.likeness_section import about_likeness, group_table, likeness_sentence
 from bora_sweep.report.text.measured import chosen_by, label, plain_label, suffix
+from bora_sweep.report.text.pooling import about_pooling
 from bora_sweep.report.text.recommendation import recommendation
 from bora_sweep.report.text.serving_cost import about_cost, cost_table
 from bora_sweep.report.text.tau_section import tau_section
@@ -55,6 +58,7 @@ def make_document(
     compared: pd.DataFrame,
     curves: pd.DataFrame,
     origin: Table,
+    alike: Likeness | None = None,
 ) -> dict[str, Any]:
     """The document, of plain values and arrays.
 
@@ -66,6 +70,7 @@ def make_document(
         compared: `method_frame` of them; empty where there is nothing to compare.
         curves: The table `curves`.
         origin: `provenance_table`.
+        alike: Who is like whom; None where that was not asked.
     """
     summary = analysis.summary
     trials, settings = trial_columns(summary), configuration(summary)
@@ -80,6 +85,12 @@ def make_document(
         "settings": f"The whole configuration of trial {markdown_text(settings['trial'])}, of the best fit; keys that "
         "differ between trials are marked.",
     }
+    if alike is not None:
+        markdown |= {
+            "alike": likeness_sentence(alike),
+            "alike_about": about_likeness(alike).rpartition(" The pairs")[0],
+        }
+    drawn["alike"] = charts.likeness_chart(alike)
     markdown |= {f"figure_{n}": figure.caption for n, figure in enumerate(figures, start=1)}
     return {
         "runs": [visible(run.rstrip("/").rpartition("/")[2] or run) for run in dict.fromkeys(summary.trials["run"])],
@@ -97,6 +108,7 @@ def make_document(
             "versions": tables.version_table(settings["versions"]).to_json(),
             "cost": tables.of_words("What each way to serve costs", cost_table(analysis, made)).to_json(),
             "origin": tables.of_words("Where this comes from", origin, kind="text").to_json(),
+            "groups": _group_table(alike),
         },
         "filters": tables.task_filters(analysis.task_gains),
         "charts": drawn,
@@ -107,9 +119,15 @@ def make_document(
     }
 
 
+def _group_table(alike: Likeness | None) -> dict[str, Any] | None:
+    if alike is None or not alike.found:
+        return None
+    return tables.of_words("Groups of tasks", group_table(alike), kind="text").to_json()
+
+
 def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[str, Any], list[Entry]]:
-    """Figures 1 to 5, None where the results do not hold one; and the legend of Figure 2."""
-    sizes, tau, gains, distance, level = (figure.data for figure in figures)
+    """Figures 1 to 6, None where the results do not hold one; and the legend of Figure 2."""
+    sizes, tau, gains, distance, level, pooled = (figure.data for figure in figures)
     assert isinstance(sizes, TaskSizes)
     assert isinstance(tau, TauCurve)
     assert isinstance(level, BySize)
@@ -121,6 +139,7 @@ def _charts(figures: list[CaptionedFigure], analysis: Analysis) -> tuple[dict[st
         "level": charts.size_chart(level, columns, [], analysis),
         "gains": _gain_chart(gains, analysis) if isinstance(gains, BySize) else None,
         "distance": None,
+        "pooling": charts.pooling_chart(pooled, analysis) if isinstance(pooled, Poolings) else None,
     }
     if isinstance(distance, BySize):
         tip = [[f"{distance.y.title[:1].lower()}{distance.y.title[1:]}: ", {"of": "distance"}]]
@@ -231,7 +250,7 @@ def _markdown(
         "choosing": tau_section(analysis),
         "table_1": sections.overall(analysis),
         "methods": sections.methods(analysis, compared),
-        "verdicts": tasks_that_gain(analysis),
+        "verdicts": f"{tasks_that_gain(analysis)}\n\n{about_pooling(analysis)}".strip(),
         "tasks": f"{sections.about_verdicts(analysis) if analysis.task_gains else ''} "
         "[Each τ](tables/table_a1.csv), [gains](tables/improvements.csv).",
         "learning": "Perplexity on validation after each epoch, 0 being the model before training; dotted, on the "

@@ -13,7 +13,17 @@ from bora_sweep.report.figures.style import PALETTE
 from bora_sweep.report.html.document import to_json
 from bora_sweep.report.text.formats import plain
 
-_SCRIPTS = ("elements.js", "charts.js", "tau.js", "by_size.js", "learning.js", "tables.js", "scroll.js", "page.js")
+_SCRIPTS = (
+    "elements.js",
+    "charts.js",
+    "tau.js",
+    "by_size.js",
+    "learning.js",
+    "tables.js",
+    "alike.js",
+    "scroll.js",
+    "page.js",
+)
 
 
 def page(document: dict[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ from bora_sweep.report.text.formats import (
     visible,
 )
 from bora_sweep.report.text.measured import plain_label, suffix
+from bora_sweep.report.text.pooling import factor_text
 
 _SHORT = 26
 """Letters of a task's name for which a chart has room."""
@@ -104,6 +105,10 @@ def task_table(analysis: Analysis, others: list[Analysis], names_are_few: bool) 
         columns.append(Column("best_low", "", None, [level.low for level in levels], "hidden"))
         columns.append(Column("best_high", "", None, [level.high for level in levels], "hidden"))
     columns += _all_gain_columns(analysis)
+    factors = [] if analysis.pooling is None else [task.estimate for task in analysis.pooling.tasks]
+    if not np.isnan(factors).all():
+        hint = {"hint": "Pooling factor: 0, the task is on its own; 1, it is as all"}
+        columns.append(numbers("pooling", "Pooling", factors, factor_text, more=hint))
     m = summary.best_between
     if m is not None and not np.isnan(summary.distance_DM[:, m]).all():
         title = f"Distance at τ = {tau_text(summary.settings[m].tau)}"

@@ -4,6 +4,7 @@ D tasks in the order of `Summary.tasks`, M settings in the order of `Summary.set
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from bora_sweep.report.stats.bootstrap import Bootstrap, paired_bootstrap, task_
 from bora_sweep.report.stats.gains import Gain, gains_against, overall_gains, task_gains
 from bora_sweep.report.stats.interval import Contrast, Interval, t_quantile
 from bora_sweep.report.stats.measure import Measure
+from bora_sweep.report.stats.pooling import Pooling, measure_pooling
 from bora_sweep.report.stats.smooth_curve import SmoothCurve
 from bora_sweep.report.stats.summary import Scores, Summary
 from bora_sweep.report.stats.tau_choice import TauChoice, choose_tau, smooth_test_curve
@@ -75,13 +77,22 @@ class Analysis:
         """Their indices."""
         return np.flatnonzero(self.tested_D).tolist()
 
-    def macro(self, m: int) -> Interval:
+    @cached_property
+    def pooling(self) -> Pooling | None:
+        """How much tasks borrow, by perplexity; None without fits at both ends and between."""
+        return measure_pooling(self.summary)
+
+    def macro(self, m: int, tasks: Sequence[int] | None = None) -> Interval:
         """Mean of the tasks' test levels, over the tasks with test documents.
 
         Tasks have different documents, so the variances of their levels add. Degrees of freedom are combined by
         Satterthwaite (1946).
+
+        Args:
+            m: The setting.
+            tasks: Some of the tasks with test documents; None: all of them.
         """
-        levels, at = self.task_levels, (self.tested, m)
+        levels, at = self.task_levels, (self.tested if tasks is None else tasks, m)
         with np.errstate(over="ignore", invalid="ignore"):
             level_D = self.measure.level(levels.estimate[at])
             error_D = self.measure.level_error(levels.estimate[at], levels.standard_error[at])

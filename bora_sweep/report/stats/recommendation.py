@@ -151,7 +151,7 @@ def options(summary: Summary) -> list[Option]:
 def _is_single(setting: Setting) -> bool:
     """One adapter serves all tasks."""
     return setting.method in ONE_FOR_ALL or (
-        setting.method == "map" and setting.tau == math.inf and setting.structure.prior_groups is None
+        setting.method == "map" and setting.tau == math.inf and setting.structure[2:] == (None, None)
     )
 
 

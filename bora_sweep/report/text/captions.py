@@ -1,4 +1,4 @@
-"""Figures 1 to 5 of the report, with their file names, alternative texts and captions."""
+"""Figures 1 to 6 of the report, with their file names, alternative texts and captions."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from bora_sweep.report.figures.data import (
     distance_data,
     improvement_data,
     level_data,
+    pooling_data,
     references,
     references_in_view,
     task_sizes_data,
@@ -41,13 +42,14 @@ class CaptionedFigure:
 
 
 def captioned_figures(analysis: Analysis) -> list[CaptionedFigure]:
-    """Figures 1 to 5, in order."""
+    """Figures 1 to 6, in order."""
     return [
         _task_sizes(analysis.summary),
         _tau_curve(analysis),
         _improvement(analysis),
         _distance(analysis),
         _level_by_size(analysis),
+        _pooling(analysis),
     ]
 
 
@@ -229,4 +231,27 @@ def _level_by_size(analysis: Analysis) -> CaptionedFigure:
         data,
         f"Scatter plot of each task's test {name} under {best} against its number of training documents.",
         f"Test {name}{better(analysis)} of each task under {best}, {_along(data)}.{bars}{trend}{_drawn_text(analysis)}",
+    )
+
+
+def _pooling(analysis: Analysis) -> CaptionedFigure:
+    name, data = label(analysis.measure), pooling_data(analysis)
+    alt = f"Rows of tasks by size, with test {name} of no, partial and complete pooling in each."
+    if data is None:
+        return CaptionedFigure("figure_6_pooling", None, alt, "Needs finished fits at τ = 0, at τ = ∞ and between.")
+    is_best = analysis.summary.best_between == analysis.summary.best
+    middle = "the best fit" if is_best else "the best fit between the ends"
+    rows, factors = "each task, most training documents first", ""
+    if data.is_grouped:
+        groups = plural(len(data.rows), "group")
+        rows = f"tasks by size, in {groups}, the largest tasks first; each mark is the mean of a group's tasks"
+    elif data.has_factors:
+        factors = "At the right, the task's pooling factor: 0, it is on its own; 1, it is as all. "
+    return CaptionedFigure(
+        "figure_6_pooling",
+        data,
+        alt,
+        f"Test {name}{better(analysis)} of {rows}: without pooling (τ = 0, squares), with partial pooling (τ = "
+        f"{tau_text(data.tau)}, {middle}, diamonds with 95% intervals), and with complete pooling (τ = ∞, triangles). "
+        f"{factors}[As numbers](tables/pooling.csv).",
     )

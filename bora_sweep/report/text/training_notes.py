@@ -129,10 +129,28 @@ def _rate_at_edge(summary: Summary) -> str:
     rates = _values(summary, best.candidate_trials, lambda row: row["learning_rate"])
     edge = _edge(best.learning_rate, rates)
     if not edge:
-        return ""
+        return _searched_rate_at_edge(summary)
     return (
         f"At τ = {tau_text(best.tau)} the learning rate {best.learning_rate:.3g} is the {edge} of those tried "
         f"({_list(rates)}). A {_beyond(edge)} one may be better (train.learning_rate)."
+    )
+
+
+def _searched_rate_at_edge(summary: Summary) -> str:
+    """search.learning_rates were tried over all tau, and that of the best fit is the lowest or the highest."""
+    best, fits = summary.settings[summary.best], [key for m in summary.fits for key in summary.settings[m].trials]
+    if len(_values(summary, best.candidate_trials, lambda row: row["learning_rate"])) > 1:
+        return ""
+    if _values(summary, fits, _lr_per_tau):
+        return ""  # rates go with tau
+    fits = [key for m in summary.fits for key in summary.settings[m].candidate_trials]
+    rates = _values(summary, fits, lambda row: row["learning_rate"])
+    edge = _edge(best.learning_rate, rates)
+    if not edge:
+        return ""
+    return (
+        f"The best fit has the {edge} learning rate tried, {best.learning_rate:.3g} of {_list(rates)}. A "
+        f"{_beyond(edge)} one may be better (search.learning_rates)."
     )
 
 

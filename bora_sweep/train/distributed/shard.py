@@ -38,7 +38,7 @@ class Shard:
     """
 
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
-        self.by_task = process_group.count() > 1 and config.parallel == "tasks" and config.prior.tau < math.inf
+        self.by_task = process_group.count() > 1 and config.parallel == "tasks" and config.tau < math.inf
         self.task_C, self.length_C = corpus.task_C, corpus.num_tokens_C
         self.blocks = [slice(0, corpus.num_tasks)]
         if self.by_task:

@@ -31,7 +31,7 @@ class SharedPartsHierarchy(Hierarchy):
     """
 
     def __init__(self, initial_P: Tensor, *, is_shared_P: Tensor, **arguments: Any) -> None:
-        super().__init__(initial_P, **arguments | {"tau": 0.0, "tau_P": None, "parametrization": "noncentered"})
+        super().__init__(initial_P, **arguments | {"tau": 0.0, "precision": None, "parametrization": "noncentered"})
         self.mean_P.requires_grad_(True)
         self.is_shared_P = is_shared_P.to(initial_P.device)
 

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bora_sweep.config import Config, TrainConfig
+from bora_sweep.config import Config, DataConfig
 from bora_sweep.data.batches import TaskBatch, collate, fixed_batches, longest_of
+from bora_sweep.data.split import sampled_order
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
 from bora_sweep.model.hierarchy import Hierarchy
@@ -48,12 +49,13 @@ class PublishedCode(Protocol):
     def __init__(self, config: Config, corpus: TokenizedCorpus) -> None:
         super().__init__(config, corpus)
         self.penalty = config.prior.penalty
-        self.validation = ScoredSplit(corpus, "validation", config.train)
+        self.config = config
+        self.validation = ScoredSplit(corpus, "validation", config)
         self.num_validation_tokens = int(self.validation.scored_N.sum())
         self.is_separate = config.is_separate
         if config.train.likelihood == "documents":
             self.objective_tokens = 1
-        if config.prior.tau == 0 and config.train.independent == "joint":
+        if config.tau == 0 and config.train.independent == "joint":
             self.optimizer = RowwiseAdam
 
     def hierarchy_class(self, layout: Layout) -> Callable[..., Hierarchy]:
@@ -86,8 +88,13 @@ class PublishedCode(Protocol):
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """With `train.batches=fixed` the same in each epoch, whatever the documents' lengths."""
         if self.train.batches == "fixed":
-            return fixed_batches(self.corpus, "train", self.train.batch_size, self.train.seed)
+            return self._fixed_batches
         return super().training_batches(epoch)
+
+    @cached_property
+    def _fixed_batches(self) -> list[np.ndarray]:
+        sequence_C = published_order(self.corpus, "train", self.config.data)
+        return fixed_batches(sequence_C, self.train.batch_size, self.train.seed)
 
     def forward_batches(
         self, sequence_B: np.ndarray, rows: int, pass_tokens: int | None, limits: Sequence[int]
@@ -136,8 +143,28 @@ class PublishedCode(Protocol):
             return Reported("validation", state.reported_perplexity, np.exp(nats_K)) if len(nats_K) else None
         if self.train.padding == "ignored":
             return None
-        test = ScoredSplit(self.corpus, "test", self.train)
+        test = ScoredSplit(self.corpus, "test", self.config)
         return test.sums(score_test(lambda corpus, _, rows, __: filled_batches(corpus, test.batches, rows)))
+
+
+def published_order(corpus: TokenizedCorpus, split: str, data: DataConfig) -> np.ndarray:
+    """The sequences of a split as the published code has them before it shuffles: tasks in order, each as it was drawn.
+
+    With another `data.split` than `sample` nothing was drawn in an order: each task's are as in the source.
+
+    Args:
+        corpus: The tokenised text.
+        split: "train", "validation" or "test".
+        data: How the documents were split.
+    """
+    sequence_C = corpus.sequences(split)
+    if data.split != "sample":
+        return sequence_C
+    task_N, split_N = corpus.documents["task"].to_numpy(), corpus.documents["split"].to_numpy()
+    place_N = np.empty(len(split_N), dtype=np.int64)
+    document_n = sampled_order(task_N, split_N, split, data.fractions, data.seed)
+    place_N[document_n] = np.arange(len(document_n))
+    return sequence_C[np.argsort(place_N[corpus.document_of(sequence_C)], kind="stable")]
 
 
 def filled_batches(corpus: TokenizedCorpus, batches: Sequence[np.ndarray], rows: int) -> Iterator[TaskBatch]:
@@ -197,10 +224,11 @@ class EpochNumbers:
 class ScoredSplit:
     """A split in fixed batches, and how many positions of each document are scored there."""
 
-    def __init__(self, corpus: TokenizedCorpus, split: str, train: TrainConfig) -> None:
+    def __init__(self, corpus: TokenizedCorpus, split: str, config: Config) -> None:
         self.corpus, self.name = corpus, split
-        self.batches = fixed_batches(corpus, split, train.batch_size, train.seed)
-        self.scores_padding = train.padding == "scored"
+        sequence_C = published_order(corpus, split, config.data)
+        self.batches = fixed_batches(sequence_C, config.train.batch_size, config.train.seed)
+        self.scores_padding = config.train.padding == "scored"
 
     @cached_property
     def scored_N(self) -> np.ndarray:

@@ -27,9 +27,9 @@ class VariationalTrainer(Trainer):
     """
 
     def __init__(self, config: Config, pack: Pack) -> None:
-        if not 0 < config.prior.tau < math.inf or config.prior.parametrization != "noncentered":
+        if not 0 < config.tau < math.inf or config.prior.parametrization != "noncentered":
             raise InputError(
-                f"prior.tau={config.prior.tau:g}, prior.parametrization={config.prior.parametrization}: a posterior "
+                f"prior.tau={config.tau:g}, prior.parametrization={config.prior.parametrization}: a posterior "
                 "over deviations needs 0 < tau < inf and noncentered coordinates"
             )
         super().__init__(with_values(config, train={"max_grad_norm": None, "solver": "proximal"}), pack)

@@ -1,4 +1,4 @@
-// Tasks by their size: Figures 1, 3, 4 and 5.
+// Tasks by their size: Figures 1, 3, 4, 5 and 6.
 
 const TASKS = DATA.tables.tasks;
 const NAMES = TASKS.texts.task;
@@ -105,6 +105,51 @@ async function drawSizes(host, { axis, label, drawn }) {
     marks: (d) => [rows[d]],
     order: rows.map((_, d) => d),
     lines: (d) => tipOf("tasks", d),
+    label,
+  });
+}
+
+/** Figure 6: no, partial and complete pooling in a row for each task, or for each group of tasks of similar size. */
+async function drawPooling(host, { axis, rows: columns, names, tasks: of, factors, marks, label }) {
+  const values = rowsOf(columns).map((row, n) => ({ ...row, n, text: names?.[n] ?? isolated(SHORT[of[n]]),
+    factor: factors?.[n], left: Math.min(...Object.keys(marks).map((role) => row[role])),
+    right: Math.max(...Object.keys(marks).map((role) => row[role])) }));
+  const places = { name: "y", type: "band", domain: values.map(({ n }) => n), range: "height", paddingOuter: 0.1 };
+  const middle = { scale: "y", field: "n", band: 0.5 };
+  const range = (from, to, style) => mark("rule", "all", { y: middle, x: field("x", from), x2: field("x", to),
+    ...fixed(style) });
+  const row = (data, fill) => mark("rect", data, { y: field("y", "n"), height: { scale: "y", band: 1 }, x: { value: 0 },
+    x2: { signal: "width" }, ...fixed({ fill, fillOpacity: 0.14 }) });
+  const taskAxis = { scale: "y", orient: "left", grid: false, labelLimit: 190, labelColor: "var(--ink)",
+    encode: { labels: { update: { text: { scale: "name", field: "value" } } } } };
+  const view = await draw(host, {
+    height: 46 + 21 * values.length,
+    data: [{ name: "all", values }],
+    scales: [places, { name: "name", type: "ordinal", domain: places.domain, range: values.map(({ text }) => text) }],
+    axes: [axisOf("x", axis, { grid: true, domain: false }), { scales: [], axis: taskAxis }],
+    marks: [
+      row("kept", "var(--pick)"), row("focus", "var(--ink)"),
+      range("left", "right", { stroke: "var(--grid)", strokeWidth: 3 }),
+      range("low", "high", { stroke: "var(--best)", strokeWidth: 1.4, strokeOpacity: 0.55 }),
+      ...Object.entries(marks).map(([role, shape]) => mark("symbol", "all", { x: field("x", role), y: middle,
+        ...fixed({ shape, size: 66, fill: colorOf(role), fillOpacity: 0.9 }) })),
+      ...(factors ? [mark("text", "all", { y: middle, x: { signal: "width", offset: 10 }, text: { field: "factor" },
+        ...fixed({ baseline: "middle", font: FONT, fontSize: 11.5, fill: "var(--soft)" }) })] : []),
+    ],
+  });
+  if (!of) {
+    host.setAttribute("role", "img");
+    host.setAttribute("aria-label", label);
+    return;
+  }
+  const place = new Map(of.map((d, n) => [d, n]));
+  const height = (d) => view.scale("y")(place.get(d)) + view.scale("y").bandwidth() / 2;
+  readable(host, view, tasks, {
+    nearest: (_, py) => of[closest(of.map((d) => Math.abs(height(d) - py)), 12)] ?? null,
+    place: (d) => [view.scale("x")(values[place.get(d)].best), height(d)],
+    marks: (d) => (place.has(d) ? [values[place.get(d)]] : []),
+    order: of,
+    lines: (d) => tipOf("tasks", d, factors ? [["pooling factor ", { of: "pooling" }]] : []),
     label,
   });
 }

@@ -2,7 +2,8 @@
 
 const WORDS = { "tau-caption": "figure_2", choosing: "choosing", "taus-caption": "table_1", "methods-caption": "methods",
   verdicts: "verdicts", "task-caption": "tasks", "learning-caption": "learning", "sizes-caption": "figure_1",
-  "gains-caption": "figure_3", "distance-caption": "figure_4", "level-caption": "figure_5", cost: "cost", "cost-to-serve": "cost_to_serve",
+  "gains-caption": "figure_3", "distance-caption": "figure_4", "level-caption": "figure_5",
+  "pooling-caption": "figure_6", cost: "cost", "cost-to-serve": "cost_to_serve",
   "trial-caption": "trials", "settings-caption": "settings", measured: "measured" };
 
 /** What is bold in the first paragraph into the element of this id, the rest below it. */
@@ -26,6 +27,7 @@ function drawWords() {
 
 function drawTables() {
   const { taus, methods, splits, versions } = DATA.tables;
+  drawAlike();
   searchTasks(drawTable(at("task-table"), TASKS, tasks));
   drawKept();
   drawTable(at("taus-table"), taus);
@@ -73,7 +75,7 @@ function followScheme() {
 
 const CHARTS = {
   overall: drawOverall, each: drawEach, learning: drawLearning, sizes: drawSizes, gains: drawBySize,
-  distance: drawBySize, level: drawBySize,
+  distance: drawBySize, level: drawBySize, pooling: drawPooling,
 };
 
 /** A measure that did not choose tau: its answer, table, and Figures 2 and 3. Returns what draws its charts. */
@@ -152,7 +154,7 @@ async function main() {
   drawWords();
   drawLegend(at("tau-legend"), DATA.legends.tau);
   drawLegend(at("chart-learning"), DATA.legends.learning);
-  for (const name of ["gains", "distance", "level"]) drawLegend(at(`chart-${name}`), DATA.charts[name]?.legend);
+  for (const name of ["gains", "distance", "level", "pooling"]) drawLegend(at(`chart-${name}`), DATA.charts[name]?.legend);
   drawTables();
   const others = addMeasures();
   hintAll();

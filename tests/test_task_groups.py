@@ -1,0 +1,94 @@
+"""`bora-sweep groups`: a run's similarities and groups, from its files to its report."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import WORDS, make_base, make_tokenizer
+
+import bora_sweep
+from bora_sweep.cli import main
+from bora_sweep.errors import InputError
+from bora_sweep.report import write_report
+from bora_sweep.task_groups import TaskGroups
+
+TASKS = 8
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A fit of tasks that speak with one half of the words or with the other."""
+    folder = tmp_path_factory.mktemp("groups")
+    make_base("opt").save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    rng, rows = np.random.default_rng(0), []
+    for number in range(TASKS):
+        words = WORDS[:8] if number % 2 else WORDS[20:28]
+        rows += [(f"task {number}", " ".join(rng.choice(words, 12))) for _ in range(30)]
+    pd.DataFrame(rows, columns=["task", "text"]).to_parquet(folder / "data.parquet")
+    bora_sweep.fit(
+        f"data.path={folder / 'data.parquet'}", f"model.name={folder / 'base'}", "model.max_tokens=24", "lora.rank=2",
+        "prior.tau=10", "train.max_epochs=1", "train.device=cpu", output=str(folder / "run"),
+    )  # fmt: skip
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def found(run) -> TaskGroups:
+    return bora_sweep.groups(run)
+
+
+def test_tasks_with_the_same_words_are_alike(run, found):
+    pairs = found.similarity
+    assert len(pairs) == TASKS * (TASKS - 1) // 2
+    same = pairs["task"].str[-1].astype(int) % 2 == pairs["other"].str[-1].astype(int) % 2
+    assert pairs.loc[same, "similarity"].mean() > pairs.loc[~same, "similarity"].mean() + 0.8
+    assert (pairs["low"] <= pairs["similarity"]).all()
+    assert pairs["adapter_similarity"].between(-1, 1).all()
+    results = bora_sweep.read_results(run)
+    pd.testing.assert_frame_equal(
+        results.similarity[["task", "other", "similarity"]], pairs[["task", "other", "similarity"]], check_dtype=False,
+        atol=1e-6,
+    )  # fmt: skip
+    assert results.groups["task"].tolist() == found.groups["task"].tolist()
+
+
+def test_the_report_and_the_page_show_what_was_found(run, found):
+    report = write_report(run)
+    text = report.read_text()
+    assert "## Who is like whom" in text
+    assert (report.parent / "figures" / "similarity.png").exists()
+    assert ("**No structure**" in text) == (not found.found)
+    assert (report.parent / "groups.csv").exists() == found.found
+    assert '"alike":' in (report.parent / "index.html").read_text()
+
+
+def test_the_command_says_what_it_found(run, capsys, tmp_path):
+    assert main(["groups", str(run), str(tmp_path / "out.csv")]) == 0
+    told = capsys.readouterr().out
+    assert "no structure" in told or "data.groups_path=" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"trial": "none"}, "no such finished trial"),
+        ({"out": "nowhere/out.csv"}, "nowhere"),
+        ({"settings": ["prior.tau=3"]}, "prior.tau"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(run, arguments, says):
+    with pytest.raises(InputError, match=says):
+        bora_sweep.groups(run, **arguments)
+
+
+def test_documents_that_have_changed_are_refused(run):
+    path = run.parent / "data.parquet"
+    before = path.read_bytes()
+    frame = pd.read_parquet(path)
+    frame.loc[0, "text"] = "w1 w2 w3"
+    frame.to_parquet(path)
+    try:
+        with pytest.raises(InputError, match="task 0"):
+            bora_sweep.groups(run)
+    finally:
+        path.write_bytes(before)
