@@ -78,9 +78,9 @@ def test_scales_keep_their_mean_and_are_drawn_to_each_other():
 
 @pytest.mark.parametrize(
     ("num_batches", "question", "steps"),
-    [(9, 3, 8), (4, 1, 4), (1, 9, 1), (1600, 4, 200), (35, 12.25, 25), (35, 99, 35), (100, 1, 12)],
+    [(9, 3, 8), (4, 1, 4), (1, 9, 1), (1600, 4, 200), (35, 12.25, 16), (35, 99, 35), (100, 1, 12)],
 )
-def test_questions_are_once_an_epoch_or_more_and_cost_at_most_half_of_training(num_batches, question, steps):
+def test_questions_are_once_an_epoch_or_more_and_cost_less_than_training(num_batches, question, steps):
     found = learn_tau.interval(num_batches, question)
     assert found == steps
     assert found == num_batches or question / found <= learn_tau.SCORING

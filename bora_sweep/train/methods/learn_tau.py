@@ -40,7 +40,7 @@ PULL = 0.1
 """What a scale loses of its log at each question: the hyperprior that draws the groups to each other."""
 MIN_STEPS, QUESTIONS_PER_EPOCH = 8, 8
 """At least so many steps between two questions, in epochs that have them; at most so many questions in an epoch."""
-SCORING = 0.5
+SCORING = 0.8
 """Most work of the questions beside that of training: they score a document twice, without a backward pass. But one
 question an epoch is asked in any case."""
 DOCUMENTS = 256
