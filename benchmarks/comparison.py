@@ -63,7 +63,7 @@ BUDGETS = {
     "smollm2": Budget(
         [
             "data.max_tasks=6",
-            "data.max_documents=24",
+            "data.max_documents=12",
             "data.train_fraction=0.34",
             "data.validation_fraction=0.16",
             "data.test_fraction=0.5",
@@ -71,10 +71,10 @@ BUDGETS = {
             "lora.rank=8",
             "train.batch_size=8",
             "train.learning_rate=1e-3",
-            "train.max_epochs=6",
+            "train.max_epochs=4",
             "train.patience=2",
         ],
-        (100, 1000, 10000),
+        (1000, 10000),
     ),
 }
 
