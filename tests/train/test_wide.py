@@ -62,8 +62,7 @@ def test_it_is_the_shared_fit_of_its_rank():
 def test_the_trial_notes_where_a_higher_rank_would_add_nothing():
     corpus, base = make_corpus(), make_base()
     bound = largest_useful_rank(find_sites(base, load_config(SETTINGS).lora))
-    notes = {
-        rank: fit(wide_config(f"search.wide_rank={rank}"), corpus, base).state.notes for rank in (bound - 1, bound)
-    }
+    configs = {rank: wide_config(f"search.wide_rank={rank}") for rank in (bound - 1, bound)}
+    notes = {rank: fit(config, corpus, base).state.notes for rank, config in configs.items()}
     assert notes[bound - 1] == []
     assert f"rank {bound} is full at each adapted module" in notes[bound][0]
