@@ -76,6 +76,16 @@ def test_scales_keep_their_mean_and_are_drawn_to_each_other():
     assert np.log(scale_G) == pytest.approx(limit * np.array([1, -1, 0, 0, 0, 0]), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("num_batches", "question", "steps"),
+    [(9, 3, 8), (4, 1, 4), (1, 9, 1), (1600, 4, 200), (35, 12.25, 25), (35, 99, 35), (100, 1, 12)],
+)
+def test_questions_are_once_an_epoch_or_more_and_cost_at_most_half_of_training(num_batches, question, steps):
+    found = learn_tau.interval(num_batches, question)
+    assert found == steps
+    assert found == num_batches or question / found <= learn_tau.SCORING
+
+
 @pytest.mark.parametrize(("true_tau", "noise"), [(4.0, 1.0), (0.5, 3.0), (30.0, 0.5)])
 def test_in_the_conjugate_model_deviations_come_to_a_ninth_above_those_that_predict_best(true_tau, noise):
     """delta_d ~ N(0, 1/tau), n observations of variance s^2 each: the posterior mean is n / (n + tau s^2) times their

@@ -40,6 +40,9 @@ PULL = 0.1
 """What a scale loses of its log at each question: the hyperprior that draws the groups to each other."""
 MIN_STEPS, QUESTIONS_PER_EPOCH = 8, 8
 """At least so many steps between two questions, in epochs that have them; at most so many questions in an epoch."""
+SCORING = 0.5
+"""Most work of the questions beside that of training: they score a document twice, without a backward pass. But one
+question an epoch is asked in any case."""
 DOCUMENTS = 256
 """Most validation documents of a question, spread evenly; tasks with a tau of their own are asked about all of them."""
 LOWEST, HIGHEST = 1e-6, 1e12
@@ -59,13 +62,14 @@ class LearnTauTrainer(Trainer):
         self.state.scales = self.state.best_scales = [scale_of.get(name, 1.0) for name in self.group_names]
         if isinstance(self.hierarchy, GroupedHierarchy) and config.prior.tau_2 is None:
             self.state.tau_2 = self.state.best_tau_2 = config.tau_2
-        num_batches = num_training_batches(pack.corpus, config.train.batch_size, config.train.tasks_per_batch)
-        self.interval = max(min(num_batches, MIN_STEPS), num_batches // QUESTIONS_PER_EPOCH)
-        """Steps between two questions."""
         asked_N = pack.corpus.split("validation")
         if config.prior.groups != "task" and len(asked_N) > DOCUMENTS:
             asked_N = asked_N[np.linspace(0, len(asked_N) - 1, DOCUMENTS).round().astype(int)]
         self.asked_N = asked_N
+        train = config.train
+        num_batches = num_training_batches(pack.corpus, train.batch_size, train.tasks_per_batch)
+        self.interval = interval(num_batches, len(asked_N) / train.batch_size)
+        """Steps between two questions."""
         self.num_asked_tokens = int(pack.corpus.documents["num_tokens"].to_numpy()[asked_N].sum())
         sequence_C = pack.corpus.sequences("validation")
         self.sequences = sequence_C[np.isin(pack.corpus.document_of(sequence_C), asked_N)]
@@ -153,6 +157,18 @@ class LearnTauTrainer(Trainer):
                     group["prior_precision"] = hierarchy.tau_2 / self.prior_tokens
                 elif bank is not hierarchy.mean_P:  # the tasks' rows, which `train.update=present` exchanges
                     group["prior_precision"] = hierarchy.precision / self.prior_tokens
+
+
+def interval(num_batches: int, question: float) -> int:
+    """Steps between two questions.
+
+    Args:
+        num_batches: Of an epoch.
+        question: The work of one in steps: its documents over those of a batch, as two passes forward take as long as
+            one forward and one backward.
+    """
+    asked_for = max(MIN_STEPS, num_batches // QUESTIONS_PER_EPOCH, math.ceil(question / SCORING))
+    return min(num_batches, asked_for)
 
 
 @contextmanager
