@@ -63,18 +63,18 @@ BUDGETS = {
     "smollm2": Budget(
         [
             "data.max_tasks=6",
-            "data.max_documents=24",
+            "data.max_documents=12",
             "data.train_fraction=0.34",
             "data.validation_fraction=0.16",
             "data.test_fraction=0.5",
             "model.max_tokens=32",
             "lora.rank=8",
-            "train.batch_size=8",
+            "train.batch_size=2",
             "train.learning_rate=1e-3",
-            "train.max_epochs=6",
+            "train.max_epochs=4",
             "train.patience=2",
         ],
-        (100, 1000, 10000),
+        (1000, 10000),
     ),
 }
 
@@ -158,9 +158,9 @@ class Work:
         began = time.perf_counter()
         done = fit(config, corpus, self.base, start=start)
         state, nats = done.state, done.nll_nats
-        tau = config.prior.tau
+        tau = config.tau if state.best_tau is None else state.best_tau  # where it was learnt
         return {
-            "tau": f"{tau:g}" if isinstance(tau, float) else str(tau),
+            "tau": f"{tau:.3g}" if config.learns_tau else f"{tau:g}",
             "rank": config.lora.rank,
             "validation": perplexity(float(nats["validation"].sum()), corpus.num_tokens("validation")),
             "test": perplexity(float(nats["test"].sum()), corpus.num_tokens("test")),

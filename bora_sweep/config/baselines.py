@@ -55,6 +55,7 @@ def _check_task_prompt(config: "Config") -> None:
         f"data.template={data.template!r}": ("task" in check_template(data.template, "data.template"), "names it too"),
         f"model.long_documents={model.long_documents}": (model.long_documents == "chunk", "reads texts in pieces"),
         f"metrics={config.metrics}": (bool(config.metrics), "scores answers without it"),
+        f"train.padding={config.train.padding}": (config.train.padding == "scored", "scores padding of other lengths"),
     }
     for setting, (is_set, reason) in reasons.items():
         require(

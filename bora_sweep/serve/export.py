@@ -166,6 +166,8 @@ def _notes(loaded: LoadedTrial, merges: Mapping[str, Merge]) -> list[str]:
         notes.append(f"trial {loaded.row['trial_id']} is the base model without training: its adapter changes nothing")
     if loaded.is_shared:
         notes.append(f"all tasks share one adapter, which is written once: {TASKS} gives each task {GLOBAL}")
+    if loaded.config.method == "fedsa":
+        notes.append(f"{GLOBAL} has the A of all tasks and B = 0, so that it is the base model")
     if loaded.config.method == "task_prompt":
         notes.append(
             f"it was trained with the task's name before each text; put {loaded.config.search.task_prompt!r} with the "

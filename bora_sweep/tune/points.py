@@ -107,9 +107,9 @@ def _tau_2(config: Config, point: Point) -> float:
 
 
 def wide_lora(config: Config) -> dict[str, Any]:
-    """Rank and alpha of `shared_wide`: alpha grows as the rank does, so that the scale of an update is the same."""
+    """Rank and alpha of `shared_wide`: alpha grows with the rank, so that `LoraConfig.scale` is the same."""
     lora, rank = config.lora, config.search.wide_rank or config.lora.rank
-    return {"rank": rank, "alpha": None if lora.alpha is None else lora.alpha * rank / lora.rank}
+    return {"rank": rank, "alpha": lora.scale * (math.sqrt(rank) if lora.variant == "rslora" else rank)}
 
 
 def preset_points(config: Config) -> list[Point]:
