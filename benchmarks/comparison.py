@@ -160,7 +160,7 @@ class Work:
         state, nats = done.state, done.nll_nats
         tau = config.tau if state.best_tau is None else state.best_tau  # where it was learnt
         return {
-            "tau": f"{tau:.3g}" if config.learns_tau else f"{tau:g}",
+            "tau": f"{float(f'{tau:.3g}'):g}" if config.learns_tau else f"{tau:g}",
             "rank": config.lora.rank,
             "validation": perplexity(float(nats["validation"].sum()), corpus.num_tokens("validation")),
             "test": perplexity(float(nats["test"].sum()), corpus.num_tokens("test")),
