@@ -69,7 +69,9 @@ def run(settings: Sequence[str]) -> None:
             cells[f"{corpus_name}: {name}"] = {"fits": found, "made": origin()}
             print(corpus_name, name, found if name != "sweep" else best_of(found), flush=True)
             STORE.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
-    text = "\n\n".join(["# tau learnt within one fit", *tables(cells), provenance(last(cells))])
+    commits = ", ".join(dict.fromkeys(entry["made"]["commit"] for entry in cells.values()))
+    made = [provenance(list(cells.values())[-1]["made"]), f"Fits were made at commits {commits}."]
+    text = "\n\n".join(["# tau learnt within one fit", *tables(cells), *made])
     (RESULTS / "learnt_tau.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
@@ -107,11 +109,6 @@ def best_of(fits: dict[str, dict[str, float]]) -> dict[str, float]:
     return min(fits.values(), key=lambda found: found["validation"])
 
 
-def last(cells: dict[str, Any]) -> dict[str, str]:
-    """Where the last cell comes from."""
-    return max((entry["made"] for entry in cells.values()), key=lambda made: made["date"])
-
-
 def work(found: dict[str, float]) -> float:
     """Training tokens, and half of the tokens that were only scored: a frozen base has no gradient of its weights, so
     that a training token takes a forward pass and as much again."""
@@ -120,7 +117,7 @@ def work(found: dict[str, float]) -> float:
 
 def tables(cells: dict[str, Any]) -> Iterator[str]:
     """Markdown: the learnt fit against the sweep, and its variants."""
-    names = dict.fromkeys(key.rpartition(": ")[0] for key in cells)
+    names = sorted({key.rpartition(": ")[0] for key in cells}, key=lambda name: (name == "given", name))
     of = {key: entry["fits"] for key, entry in cells.items()}
     complete = [name for name in names if f"{name}: sweep" in of and f"{name}: learnt" in of]
     rows, above, works = [], [], []

@@ -105,7 +105,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     require(tasks is None or tasks >= 1, f"--tasks {tasks}: need at least 1")
     require(config.model.name is not None, "model.name is not set: name the base model, such as facebook/opt-350m")
     processes = config.ray.workers_per_trial
-    num_tasks, tokens, largest = _sizes_of_corpus(config)
+    num_tasks, num_groups, tokens, largest = _sizes_of_corpus(config)
     num_tasks = all_tasks = tasks or num_tasks
     by_task = config.parallel == "tasks" and not math.isinf(config.tau)
     if by_task:
@@ -113,7 +113,7 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     base = empty_base(config.model, config.data).to(_dtype(config))  # type: ignore[arg-type]
     refuse_mismatch(base, largest, tokens)
     layout = make_layout(base, config.lora)
-    memory = FitMemory(config, base, layout, tokens)
+    memory = FitMemory(config, base, layout, tokens, num_groups=num_groups)
     # A batch may have documents of one process's tasks alone.
     batch = config.train.batch_size if by_task else -(-config.train.batch_size // processes)
     rows = min(batch, config.train.micro_batch_size or batch)
@@ -140,10 +140,10 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     )
 
 
-def _sizes_of_corpus(config: Config) -> tuple[int, int, int]:
-    """Tasks, tokens of the longest document, and the largest token; without a corpus the settings' own."""
+def _sizes_of_corpus(config: Config) -> tuple[int, int, int, int]:
+    """Tasks, groups, tokens of the longest document, and the largest token; without a corpus the settings' own."""
     if config.data.kind == "synthetic":
-        return TASKS, config.model.max_tokens, 0
+        return TASKS, config.data.synthetic.num_groups, config.model.max_tokens, 0
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.known_documents import record_folders
     from bora_sweep.data.tokens import tokenize_for
@@ -151,7 +151,7 @@ def _sizes_of_corpus(config: Config) -> tuple[int, int, int]:
 
     corpus = load_corpus(config.data, record_folders(config))
     tokenized = tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
-    return tokenized.num_tasks, tokenized.longest, tokenized.largest_token
+    return tokenized.num_tasks, len(tokenized.groups), tokenized.longest, tokenized.largest_token
 
 
 def _dtype(config: Config) -> torch.dtype:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import Config, Setting, explicit_settings
+from bora_sweep.config import Config, Setting, explicit_settings, with_values
 from bora_sweep.errors import InputError, plural
 from bora_sweep.process import gc_paused
 from bora_sweep.runs.folder import new_run, reopen_run
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bora_sweep.tune.numbering import Numbering
 
 FIT_METHODS = ("map", "vi", "zero_shot", "pfedme")
-"""Methods that a single fit can have. The others start from the adapters of another trial of a sweep."""
+"""Methods that a single fit can have. The others are baselines of a sweep, whose trials or tasks say how."""
 USED_BY_A_FIT = {"search": {"estimate_tau", "unseen_folds"}, "ray": {"workers_per_trial"}}
 """Keys that a fit uses, of the sections that are otherwise a sweep's."""
 
@@ -96,7 +96,8 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
-    groups = check_base(config, tokenized, console, load=True, is_sweep=True)
+    config = _with_wide_rank(config, tokenized, console)
+    groups = check_base(config, _longest_corpus(config, tokenized), console, load=True, is_sweep=True)
     fingerprints = _fingerprints(config, run, corpus, tokenized, console, before=before, resume=resume)
     return PreparedRun(
         config=config, run=run, corpus=tokenized, groups=groups, record=record, fingerprints=fingerprints,
@@ -147,8 +148,7 @@ def _check_fit(settings: Sequence[Setting], config: Config, console: Console) ->
         raise InputError("method=add: new tasks are added to a run; use bora-sweep add RUN FILE")
     if config.method not in FIT_METHODS:
         raise InputError(
-            f"method={config.method}: starts from the adapters of another trial; use sweep, with "
-            f"search.baselines=[…,{config.method}]"
+            f"method={config.method}: is a baseline of a sweep; use sweep, with search.baselines=[…,{config.method}]"
         )
     if config.search.unseen_folds is not None and config.method != "map":
         raise InputError(
@@ -176,6 +176,40 @@ def _check_sweep(settings: Sequence[Setting], config: Config) -> None:
         from bora_sweep.tune.ray_folder import check_ray_folder
 
         check_ray_folder()
+
+
+def _with_wide_rank(config: Config, corpus: "TokenizedCorpus", console: Console) -> Config:
+    """The configuration with `search.wide_rank` as a number, where `shared_wide` is fitted."""
+    search, rank = config.search, config.lora.rank
+    if "shared_wide" not in search.baselines or search.wide_rank is not None:
+        return config
+    from bora_sweep.model.base import empty_base
+    from bora_sweep.model.sites import find_sites
+    from bora_sweep.model.wide_rank import wide_rank
+
+    wanted = rank * len(corpus.tasks)
+    wide = wide_rank(rank, len(corpus.tasks), find_sites(empty_base(config.model, config.data), config.lora))
+    if wide < wanted:
+        print_notes(
+            [
+                f"shared_wide: {wide} is the highest rank that adds anything at these modules; with as many parameters "
+                f"as the adapters of {plural(len(corpus.tasks), 'task')} together it would have rank {wanted}"
+            ],
+            console,
+        )
+    return with_values(config, search={"wide_rank": wide})
+
+
+def _longest_corpus(config: Config, corpus: "TokenizedCorpus") -> "TokenizedCorpus":
+    """That of the fit with the longest sequences: of `task_prompt`, where it is fitted."""
+    if "task_prompt" not in config.search.baselines:
+        return corpus
+    from bora_sweep.data.encode import Encoder
+    from bora_sweep.data.task_prompt import with_task_names
+    from bora_sweep.model.base import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(config.model, config.data))
+    return with_task_names(with_values(config, method="task_prompt"), corpus, encoder)
 
 
 def _check_unseen(config: Config, corpus: "TokenizedCorpus") -> None:

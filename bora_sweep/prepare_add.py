@@ -157,6 +157,12 @@ def _check_trial(run: Folder, loaded: "LoadedTrial") -> None:
             f"--trial {trial_id}: method={method} has no prior of its own that new tasks could be fitted under; name a "
             f"trial of {run} with method=map"
         )
+    if loaded.config.has_group_level:
+        raise InputError(
+            f"--trial {trial_id}: its tasks are tied to groups (prior.tau_2={loaded.config.tau_2:g}), and an add ties "
+            f"new tasks to Theta alone, which is another model; name a trial of {run} with tau_2 = inf, or fit anew "
+            "with the new documents"
+        )
     published = _published(loaded.config)
     if published is not None:
         raise InputError(
@@ -190,6 +196,7 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
         config = replace(config, model=replace(config.model, name=base_name(config.model, data)))
     is_file = data.kind in ("file", "hub")
     kept = {name: getattr(data, name) if is_file else default for name, default in COLUMNS.items()}
+    kept["group_column"] = None  # a trial that is added to has no level of groups
     kept |= {name: getattr(data, name) for name in (
         "min_characters", "max_characters", "train_fraction", "validation_fraction", "test_fraction", "keep_together",
         "seed", "prompt", "template", "truncate", "loss_on", "chat_template", "template_kwargs",
@@ -198,7 +205,7 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
     return replace(
         config,
         data=DataConfig(**kept, hold_out_from=data.hold_out_from if is_second else HOLD_OUT_FROM),
-        prior=replace(config.prior, parametrization="noncentered"),
+        prior=replace(config.prior, parametrization="noncentered", tau_2=None),
         train=replace(
             train,
             learning_rate=config.learning_rate,
@@ -236,6 +243,12 @@ def _check_settings(run: Folder, settings: Sequence[Setting], config: Config, de
             raise InputError(f"{key}={value}: {run} has decided it ({before.get(key)}); drop it")
     if published := _published(config):
         raise InputError(f"{published}: has another objective than the fits of {run}; drop it")
+    if config.data.has_groups:
+        name = "group_column" if config.data.groups_path is None else "groups_path"
+        raise InputError(
+            f"data.{name}={getattr(config.data, name)}: an add ties new tasks to Theta alone, and knows of no groups; "
+            "drop it"
+        )
     if config.data.path is None:
         raise InputError("add: name the file of the new documents after the run: add RUN FILE")
     if config.train.precision == "fp16":
@@ -304,7 +317,7 @@ def _without_metrics(config: Config, corpus: "Corpus", console: Console) -> Conf
 
 def _notes(run: Folder, loaded: "LoadedTrial", corpus: "Corpus", refreshed: Sequence[str]) -> list[str]:
     """What the user should know of the trial, and of documents that are missing."""
-    notes, tau, record = [], loaded.config.prior.tau, corpus.record
+    notes, tau, record = [], loaded.config.tau, corpus.record
     if math.isinf(tau):
         notes.append(f"trial {loaded.row['trial_id']} has tau = inf: nothing is trained, Theta serves the new tasks")
     if tau == 0:
@@ -329,7 +342,7 @@ def _foundation(run: Folder, loaded: "LoadedTrial", refreshed: Sequence[str]) ->
         run=_address(run),
         trial_id=row["trial_id"],
         method=row["method"],
-        tau=loaded.config.prior.tau,
+        tau=loaded.config.tau,
         refreshed=list(refreshed),
         fingerprints=fingerprints_of_run(run, row["trial_id"]),
     )

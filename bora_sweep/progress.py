@@ -60,6 +60,7 @@ class FitProgress:
         """Print the perplexities of the epoch."""
         train, validation = state.curve[-2:]
         learnt = "" if state.tau is None else f", tau {state.tau:,.4g}"
+        learnt += "" if state.tau_2 is None else f", tau_2 {state.tau_2:,.4g}"
         held_out = ""
         if validation["num_tokens"]:
             best = " (best)" if state.best_epoch == state.epoch else ""

@@ -59,7 +59,8 @@ complete --command bora-sweep --no-files --keep-order --arguments '(__bora_sweep
 """,
 }
 FILES = (
-    "data.path", "data.validation_path", "data.test_path", "data.split_from", "data.chat_template", "model.name",
+    "data.path", "data.validation_path", "data.test_path", "data.groups_path",
+    "data.split_from", "data.chat_template", "model.name",
     "init_from", "output",
 )  # fmt: skip
 """Keys whose values are files or folders."""

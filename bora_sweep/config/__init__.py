@@ -4,7 +4,16 @@ YAML files, `key=value` and dictionaries are read by the types of the fields. Ea
 declared. Derived values are properties. A resolved configuration is plain YAML that reads back to an equal one.
 """
 
-from bora_sweep.config.config import LEARNT_START, MERGES, UNTRAINED, Config, Method, Protocol, with_values
+from bora_sweep.config.config import (
+    LEARNT_START,
+    MERGES,
+    ONE_FOR_ALL,
+    UNTRAINED,
+    Config,
+    Method,
+    Protocol,
+    with_values,
+)
 from bora_sweep.config.data import DataConfig, SyntheticConfig
 from bora_sweep.config.dotted import flatten
 from bora_sweep.config.load import (
@@ -26,6 +35,7 @@ __all__ = [
     "ACCURACY",
     "LEARNT_START",
     "MERGES",
+    "ONE_FOR_ALL",
     "PERPLEXITY",
     "PROTOCOLS",
     "UNTRAINED",

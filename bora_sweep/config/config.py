@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bora_sweep.config.baselines import check_baselines
 from bora_sweep.config.data import DataConfig
 from bora_sweep.config.metric import ACCURACY, PERPLEXITY, MetricConfig, check_metric_names
 from bora_sweep.config.model import LoraConfig, ModelConfig, PriorConfig
@@ -15,12 +16,17 @@ from bora_sweep.config.search import RayConfig, SearchConfig
 from bora_sweep.config.train import GlobalUpdate, Solver, TrainConfig, Update
 from bora_sweep.errors import require
 
-Method = Literal["map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "add"]
+Method = Literal[
+    "map", "zero_shot", "fine_tuned", "average", "ties", "dare", "pfedme", "vi", "fedsa", "shared_wide", "task_prompt",
+    "add",
+]  # fmt: skip
 LEARNT_START = 300.0
 """tau with which a fit begins that learns it."""
 MERGES = ("average", "ties", "dare")
 """Methods that merge the independent adapters into one, by the function of that name in
 `bora_sweep.model.merge_tasks`."""
+ONE_FOR_ALL = (*MERGES, "shared_wide", "task_prompt")
+"""Methods that end with one adapter for all tasks."""
 UNTRAINED = ("zero_shot", *MERGES)
 """Methods that train nothing: they are scored as they are."""
 Protocol = Literal["ours", "paper", "published_code"]
@@ -85,7 +91,9 @@ class Config:
         self._check_rate()
         self._check_present()
         self._check_unseen()
+        self._check_groups()
         self._check_learnt_tau()
+        check_baselines(self)
         require(
             self.train.lr_per_tau is None or self.prior.parametrization == "centered",
             f"train.lr_per_tau={self.train.lr_per_tau}: couples learning rate and tau in centered coordinates only; "
@@ -252,6 +260,7 @@ class Config:
             f"train.likelihood={train.likelihood}": train.likelihood == "documents",
             f"train.padding={train.padding}": train.padding == "scored",
             f"train.reported={train.reported}": train.reported == "best_epochs",
+            f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0,
             f"method={self.method}": self.method != "map",
             f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
         }
@@ -305,12 +314,56 @@ class Config:
             f"train.reported={train.reported}": train.reported != "test",
             f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
             f"train.precision={train.precision}": train.precision == "fp16",
-            f"method={self.method}": self.method in ("vi", "pfedme"),
-            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme"} & set(self.search.baselines)),
+            f"method={self.method}": self.method in ("vi", "pfedme", "fedsa"),
+            f"search.baselines={self.search.baselines}": bool({"vi", "pfedme", "fedsa"} & set(self.search.baselines)),
         }
         chosen = f"train.update={train.update}" if train.update else f"train.bank={train.bank}"
         for setting, is_set in needs_all.items():
             require(not is_set, f"{chosen}: moves the tasks of a batch alone, and {setting} all; drop one of the two")
+
+    def _check_groups(self) -> None:
+        """Refuse a prior on groups where there are none, and settings and methods that know of no groups."""
+        data, prior, train, baselines = self.data, self.prior, self.train, self.search.baselines
+        if not data.has_groups:
+            require(
+                prior.tau_2 in (None, math.inf),
+                f"prior.tau_2={prior.tau_2}: ties groups of tasks, and there are none; also give data.group_column=… "
+                "or data.groups_path=…, or drop it",
+            )
+            require(
+                "per_group" not in baselines,
+                f"search.baselines={baselines}: per_group needs groups of tasks; give data.group_column=… or "
+                "data.groups_path=…, or drop it",
+            )
+            return
+        if prior.tau_2 == math.inf and "per_group" not in baselines:
+            return
+        has_no_groups = {
+            f"prior.parametrization={prior.parametrization}": prior.parametrization != "noncentered",
+            f"prior.penalty={prior.penalty}": prior.penalty != "squared",
+            f"prior.groups={prior.groups}": prior.groups != "all",
+            f"train.update={self.update}": train.update == "present",
+            f"train.bank={train.bank}": train.bank != "device",
+            f"train.global_update={train.global_update}": train.global_update != "gradient",
+            f"train.likelihood={train.likelihood}": train.likelihood != "tokens",
+            f"train.independent={train.independent}": train.independent != "separate",
+            f"train.padding={train.padding}": train.padding != "ignored",
+            f"train.reported={train.reported}": train.reported != "test",
+            f"train.batches={train.batches}": train.batches == "fixed",
+            f"train.initial_noise={train.initial_noise}": train.initial_noise > 0,
+            f"ray.workers_per_trial={self.ray.workers_per_trial}": self.ray.workers_per_trial > 1,
+            f"search.mode={self.search.mode}": self.search.mode != "optuna",
+            f"search.unseen_folds={self.search.unseen_folds}": self.search.unseen_folds is not None,
+            f"method={self.method}": self.method in ("vi", "pfedme"),
+            f"search.baselines={baselines}": bool({"vi", "pfedme"} & set(baselines)),
+        }
+        key = "data.groups_path" if data.group_column is None else "data.group_column"
+        for setting, is_set in has_no_groups.items():
+            require(
+                not is_set,
+                f"{key}: a level of groups does not go with {setting}; drop one of the two"
+                + (", or set prior.tau_2=inf, with which groups do not matter" if prior.tau_2 is None else ""),
+            )
 
     def _check_shard_base(self) -> None:
         """Refuse a sharded base in one process, and settings that a sharded base does not support."""
@@ -369,10 +422,34 @@ class Config:
         return "data" if self.method == "vi" else self.train.parallel
 
     @property
+    def tau_2(self) -> float:
+        """`prior.tau_2`; left out: tau. inf without groups."""
+        if not self.data.has_groups:
+            return math.inf
+        return self.tau if self.prior.tau_2 is None else self.prior.tau_2
+
+    @property
+    def has_group_level(self) -> bool:
+        """Whether groups have adapters Theta_g: at tau = 0 no task knows of another, at tau_2 = inf all are Theta."""
+        return self.tau > 0 and self.tau_2 < math.inf
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is one adapter for all: tau = tau_2 = inf."""
+        return math.isinf(self.tau) and not self.has_group_level
+
+    @property
+    def is_by_group(self) -> bool:
+        """Whether each group is its own fit: at tau_2 = 0."""
+        return self.has_group_level and self.tau_2 == 0
+
+    @property
     def is_separate(self) -> bool:
-        """Whether each task is its own fit: at tau = 0 with `train.independent=separate`, or where Theta is held."""
-        is_independent = self.tau == 0 and self.train.independent == "separate"
-        return self.tau < math.inf and (is_independent or self.method == "add")
+        """Whether a fit is several of their own: of each group at tau_2 = 0; of each task where Theta is held, and at
+        tau = 0 with `train.independent=separate`.
+        """
+        is_independent = self.tau == 0 and self.method != "fedsa" and self.train.independent == "separate"
+        return self.is_by_group or (self.tau < math.inf and (is_independent or self.method == "add"))
 
     @property
     def generates_text(self) -> bool:
@@ -381,9 +458,10 @@ class Config:
 
     @property
     def can_be_packed(self) -> bool:
-        """Whether the fit may share its forward passes with others; at tau = 0 each task has its own batches, and where
-        tau is learnt, scoring of its own."""
-        return self.method == "map" and self.tau > 0 and not self.learns_tau and self.train.precision != "fp16"
+        """Whether the fit may share its forward passes with others; separate fits have batches of their own, and where
+        tau is learnt a fit has scoring of its own."""
+        is_alone = self.tau == 0 or self.is_by_group or self.learns_tau
+        return self.method == "map" and not is_alone and self.train.precision != "fp16"
 
     @property
     def solver(self) -> Solver:

@@ -14,11 +14,14 @@ Source = Literal["synthetic", "file", "hub", "talk_of_norway"]
 Selection = Literal["all", "paper", "published_code"]
 COLUMNS = {
     "text_column": None, "prompt_column": None, "completion_column": None, "messages_column": None,
-    "task_column": "task", "id_column": None, "time_column": None, "split_column": None, "choices_column": None,
+    "task_column": "task", "group_column": None, "id_column": None, "time_column": None, "split_column": None,
+    "choices_column": None,
 }  # fmt: skip
 """Keys that name the columns of a source, with their defaults."""
 TEXT, COMPLETION = "text", "completion"
 """Names of the columns with what is scored, where no key says otherwise."""
+GROUP = "group"
+"""The column of the embedded corpus with the group of a speaker."""
 SMALL = 6
 """Documents below which `data.small_tasks=leave_out` leaves a task out."""
 
@@ -93,6 +96,13 @@ class DataConfig:
     distinct completions of the training split, if they are at most 64."""
     task_column: str = "task"
     """Column with the name of a document's task."""
+    group_column: str | None = None
+    """Column with the group of a document's task, such as the party of a speaker: a level between the tasks and all of
+    them, see `prior.tau_2`. Every task is in one group. `group` in the embedded corpus. Left out: there are no
+    groups."""
+    groups_path: str | None = None
+    """A .csv, .parquet or .jsonl file with columns `task` and `group`, for data without such a column. It has every
+    task of the data. Left out: as `group_column` says."""
     id_column: str | None = None
     """Column with the name of a document. Left out: its row in the source, counted from 0."""
     time_column: str | None = None
@@ -167,7 +177,7 @@ class DataConfig:
             object.__setattr__(self, "path", local_path(self.path, "data.path"))
         if self.split_from is not None:
             object.__setattr__(self, "split_from", expand_home(self.split_from, "data.split_from"))
-        for name in ("validation_path", "test_path"):
+        for name in ("validation_path", "test_path", "groups_path"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, local_path(value, f"data.{name}"))
         require(
@@ -187,6 +197,11 @@ class DataConfig:
             object.__setattr__(self, "chat_template", _read_template(self.chat_template))
         self._check_templates()
         self._check_splits()
+        require(
+            self.group_column is None or self.groups_path is None,
+            f"data.group_column={self.group_column}, data.groups_path={self.groups_path}: both say which task is in "
+            "which group; drop one",
+        )
         require(
             self.split == "by_text" or 0 <= self.seed < 2**32,
             f"data.seed={self.seed}: data.split=sample needs a value from 0 to 2^32 - 1",
@@ -255,6 +270,8 @@ class DataConfig:
         """
         unused: dict[str, Any] = {} if self.kind == "hub" else {"hub_config": None, "hub_split": "train"}
         unused |= COLUMNS if self.kind == "synthetic" else {"synthetic": SyntheticConfig()}
+        if self.kind == "synthetic" and self.synthetic.num_groups > 1 and self.group_column == GROUP:
+            del unused["group_column"]
         for name, default in unused.items():
             value = getattr(self, name)
             require(
@@ -262,6 +279,11 @@ class DataConfig:
                 f"data.{name}={value}: data.source={self.kind}, the source here, does not use it; also give "
                 "data.path=… or data.source=…, or drop it",
             )
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether tasks are in groups."""
+        return self.group_column is not None or self.groups_path is not None
 
     @property
     def fractions(self) -> tuple[float, float, float]:

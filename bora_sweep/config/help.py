@@ -121,12 +121,13 @@ def find_keys(word: str) -> list[Key]:
 
 
 def show_default(value: Any) -> str:
-    """A default as the command line takes it."""
+    """A default as the command line takes it, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return text.replace("\n", "\\n")
 
 
 def _nearest(word: str) -> str:

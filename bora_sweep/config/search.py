@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from bora_sweep.config.bounds import Bounds, Count, NotNegative, Number, Positive, Several, Tau, check_bounds
+from bora_sweep.config.template import check_template
 from bora_sweep.errors import require
 
 Baseline = Literal[
-    "zero_shot", "independent", "shared", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"
-]
+    "zero_shot", "independent", "shared", "per_group", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme",
+    "vi", "fedsa", "shared_wide", "task_prompt",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,10 @@ class SearchConfig:
     """Lower end of the search over tau, on a log scale."""
     tau_high: Positive = 1e5
     """Upper end of the search over tau, on a log scale."""
+    tau_2_low: Positive = 1.0
+    """Lower end of the search over `prior.tau_2`, which is searched where tasks are in groups and it is left out."""
+    tau_2_high: Positive = 1e5
+    """Upper end of the search over `prior.tau_2`."""
     lr_per_tau_low: Positive = 1e-6
     """Lower end of the search over `train.lr_per_tau`, which is searched if it is set and coordinates are centered."""
     lr_per_tau_high: Positive = 1e-4
@@ -46,10 +52,17 @@ class SearchConfig:
     best. Early stopping stays on perplexity, but for `metric.early_stopping`."""
     baselines: list[Baseline] = field(default_factory=lambda: ["zero_shot", "independent", "shared"])
     """Trials beside the search. `zero_shot`: the base model as it is. `independent`: tau = 0. `shared`: tau = inf.
-    `learnt`: a fit that finds tau itself (`prior.tau=learn`); with `num_trials=0` it takes the place of the search.
-    `fine_tuned`: shared, then each task on its own without a prior. `average`, `ties`, `dare`: the independent adapters
-    merged into one. `pfedme`: the objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a
-    posterior of the tasks at the best tau."""
+    `per_group`: one adapter for each group of tasks, which know nothing of each other. `learnt`: a fit that finds tau
+    itself (`prior.tau=learn`); with `num_trials=0` it takes the place of the search. `fine_tuned`: shared, then each
+    task on its own without a prior. `average`, `ties`, `dare`: the independent adapters merged into one. `pfedme`: the
+    objective at the best tau, solved in turns for the tasks and for Theta. `vi`: a posterior of the tasks at the best
+    tau. `fedsa`: A shared, and a B for each task, without a prior. `shared_wide`: one adapter for all, of rank
+    `wide_rank`. `task_prompt`: one adapter for all, with `task_prompt` before each text."""
+    wide_rank: Count | None = None
+    """Rank of the baseline `shared_wide`. Left out: the number of tasks times `lora.rank`, so that it has as many
+    parameters as the adapters of all tasks together, but no more than an adapted module's matrix can have."""
+    task_prompt: str = "{task}:\n"
+    """With the baseline `task_prompt`: what is given before each text and not scored. `{task}` is the task's name."""
     estimate_tau: bool = False
     """Also estimate tau from the gradients of the shared model, for the report. This takes about three epochs. It keeps
     four gradients of each training document of a task in memory, up to 4 GiB of them (1 GiB on a CPU). A task with b
@@ -79,6 +92,7 @@ class SearchConfig:
         check_bounds(self, "search")
         for low, high in (
             ("tau_low", "tau_high"),
+            ("tau_2_low", "tau_2_high"),
             ("lr_per_tau_low", "lr_per_tau_high"),
             ("group_scale_low", "group_scale_high"),
         ):
@@ -87,6 +101,11 @@ class SearchConfig:
         require(
             {"independent", "shared"} <= set(self.baselines),
             f"search.baselines={self.baselines}: every sweep is compared with independent and shared; add both",
+        )
+        names = check_template(self.task_prompt, "search.task_prompt")
+        require(
+            set(names) == {"task"},
+            f"search.task_prompt={self.task_prompt!r}: need {{task}} and no other name in braces, such as '{{task}}: '",
         )
         folds = self.unseen_folds
         require(

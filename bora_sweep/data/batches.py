@@ -154,33 +154,34 @@ def fixed_batches(sequence_C: np.ndarray, batch_size: int, seed: int) -> list[np
 
 
 def separate_batches(
-    corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int, tasks: np.ndarray
+    corpus: TokenizedCorpus, batch_size: int, seed: int, epoch: int, fits: np.ndarray, fit_K: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """One epoch over the training split of `tasks`, for separate fits: no task's batches depend on another's texts.
+    """One epoch over the training split of separate fits: no fit's batches depend on another's texts.
 
-    Each task's sequences are shuffled by (seed, epoch, task) and spread evenly over as many batches as
-    `training_batches` makes of the whole split. Some batches are empty where few tasks are left. Within
-    `SORTED_BATCHES` batches the shorter sequences of a task come first; then the batches are shuffled. So texts of
-    similar length share a batch.
+    Each fit's sequences are shuffled by (seed, epoch, fit) and spread evenly over as many batches as `training_batches`
+    makes of the whole split. Some batches are empty where few fits are left. Within `SORTED_BATCHES` batches the
+    shorter sequences of a fit come first; then the batches are shuffled. So texts of similar length share a batch.
 
     Args:
         corpus: The tokenised text.
-        batch_size: Sequences of a batch on average, if all tasks are left.
-        seed: With epoch and task it decides the order.
+        batch_size: Sequences of a batch on average, if all fits are left.
+        seed: With epoch and fit it decides the order.
         epoch: Counted from 1.
-        tasks: Indices of the tasks that are still fitted.
+        fits: Indices of those that go on.
+        fit_K: The fit of each task; None: each task is one.
 
     Returns:
         The sequences of each batch.
     """
     sequence_C, length_C = corpus.sequences("train"), np.diff(corpus.offsets)
-    by_task = sequence_C[np.argsort(corpus.task_C[sequence_C], kind="stable")]
-    first, beyond = (np.searchsorted(corpus.task_C[by_task], tasks, side) for side in ("left", "right"))
+    fit_C = corpus.task_C if fit_K is None else fit_K[corpus.task_C]
+    by_fit = sequence_C[np.argsort(fit_C[sequence_C], kind="stable")]
+    first, beyond = (np.searchsorted(fit_C[by_fit], fits, side) for side in ("left", "right"))
     num_batches = -(-len(sequence_C) // batch_size)
     batches: list[list[int]] = [[] for _ in range(num_batches)]
-    for task, start, end in zip(tasks, first, beyond, strict=True):
-        rng = np.random.default_rng([seed, epoch, task])
-        shuffled = rng.permutation(by_task[start:end])
+    for fit, start, end in zip(fits, first, beyond, strict=True):
+        rng = np.random.default_rng([seed, epoch, fit])
+        shuffled = rng.permutation(by_fit[start:end])
         batch_of = ((np.arange(len(shuffled)) + rng.random()) * num_batches / len(shuffled)).astype(int) % num_batches
         by_length = shuffled[np.lexsort((length_C[shuffled], batch_of // SORTED_BATCHES))]
         for n, batch in zip(by_length.tolist(), batch_of, strict=True):

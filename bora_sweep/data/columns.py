@@ -22,7 +22,7 @@ TOOLS = "tools"
 """The column with the tools that a conversation may call, where it has one."""
 NESTED = ("data.prompt_column", "data.completion_column", "data.messages_column", "data.choices_column", TOOLS)
 """Columns whose values may be lists."""
-NAMES = ("data.task_column", "data.id_column")
+NAMES = ("data.task_column", "data.group_column", "data.id_column")
 """Columns whose values are names: text or whole numbers."""
 
 
@@ -58,7 +58,7 @@ def choose_columns(source: object, existing: Sequence[str], config: DataConfig) 
     """
     shape = _shape(source, existing, config)
     names = {f"data.{key}": getattr(config, key) or usual for key, usual in SHAPES[shape].items()}
-    for key in ("task_column", "id_column", "time_column", "split_column", "choices_column"):
+    for key in ("task_column", "group_column", "id_column", "time_column", "split_column", "choices_column"):
         if (name := getattr(config, key)) is not None:
             names[f"data.{key}"] = name
     if shape == "messages":

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from bora_sweep.config import DataConfig
+from bora_sweep.config.data import GROUP
 from bora_sweep.data.choose import choose, leave_out_tasks
 from bora_sweep.data.columns import Columns, choose_columns
 from bora_sweep.data.documents import documents_of, prompt_of
+from bora_sweep.data.groups import groups_of
 from bora_sweep.data.known_documents import known_splits, make_record, read_documents, split_from, with_fingerprints
 from bora_sweep.data.read import read_file, read_folder, read_hub
 from bora_sweep.data.split import SPLITS, sample_documents, split_documents
@@ -41,6 +43,8 @@ class Corpus:
     unknown). Ordered by task, then as in the source."""
     notes: tuple[str, ...]
     """What was left out or cut, and how much of it."""
+    groups: tuple[str, ...] = ()
+    """The group of each task, in the order of `tasks`; empty where there are no groups."""
     record: pd.DataFrame = field(default_factory=pd.DataFrame)
     """What the run's file of documents holds (`bora_sweep.data.known_documents`)."""
 
@@ -66,8 +70,8 @@ def load_corpus(
 
     Raises:
         InputError: The source cannot be read, a row is malformed, a value is missing, fewer than two tasks are left, a
-            task has too few documents, two tasks have the same folder name, a key belongs to another source, or a
-            folder has no record of documents.
+            task has too few documents, two tasks have the same folder name, a task has no group or several, a key
+            belongs to another source, or a folder has no record of documents.
     """
     config.refuse_unused_keys()
     known_from = split_from(config) if known_from is None else known_from
@@ -88,6 +92,8 @@ def load_corpus(
         because = "; ".join(notes) or one
         raise InputError(f"{config.path or name}: need at least {plural(fewest, 'task')}, got {len(tasks)}: {because}")
     refuse_shared_folders(config.path, tasks)
+    groups, more_notes = groups_of(documents, tasks, config)
+    notes += more_notes
     pairs = zip(documents["text"], documents["content"], strict=True)
     documents["prompt"] = [prompt_of(text, content, config) for text, content in pairs]
     kept = None if known is None else known_splits(documents, known)
@@ -106,7 +112,8 @@ def load_corpus(
     notes += _note_on_small(documents, tasks)
     by_task = np.argsort(pd.Categorical(documents["task"], categories=tasks).codes, kind="stable")
     documents = documents.iloc[by_task].reset_index(drop=True)
-    return Corpus(name, tuple(tasks), documents[COLUMNS], tuple(notes), make_record(documents, known))
+    record = make_record(documents, known)
+    return Corpus(name, tuple(tasks), documents[COLUMNS], tuple(notes), groups=groups, record=record)
 
 
 def _drawn_splits(
@@ -212,7 +219,8 @@ def _and_more(names: Sequence[str]) -> str:
 def _read_source(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:
     """The corpus's name, all its documents with their times, and notes."""
     if config.kind in ("synthetic", "talk_of_norway"):
-        choose_columns(f"data.source={config.kind}", ("task", "text"), config)  # refuses templates with other columns
+        existing = ("task", "text", *([GROUP] if config.kind == "synthetic" and config.has_groups else []))
+        choose_columns(f"data.source={config.kind}", existing, config)  # refuses templates with other columns
         plain = {"content": None, "split": None}
         if config.kind == "talk_of_norway":
             documents, notes = talk_of_norway.documents(config)

@@ -1,5 +1,7 @@
 """Describe a corpus in the terminal: its tasks and splits, and what may be wrong with it."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 from rich import box
@@ -35,7 +37,16 @@ def describe(corpus: Corpus, num_tokens: pd.DataFrame | None = None) -> list[Ren
     bullets = Table.grid(padding=(0, 1))
     for note in corpus_notes(corpus):
         bullets.add_row("•", Text(note), style="yellow")
-    return [title, _table(sizes(corpus, num_tokens)), bullets]
+    groups = [_groups(corpus)] if corpus.groups else []
+    return [title, _table(sizes(corpus, num_tokens)), *groups, bullets]
+
+
+def _groups(corpus: Corpus) -> Text:
+    """The groups with the number of their tasks, the largest first."""
+    counted = Counter(corpus.groups).most_common()
+    shown = [f"{group} ({count:,})" for group, count in counted[:_MOST_ROWS]]
+    more = f", and {len(counted) - _MOST_ROWS:,} more" if len(counted) > _MOST_ROWS else ""
+    return Text(f"{plural(len(counted), 'group')} of tasks: {', '.join(shown)}{more}")
 
 
 def corpus_notes(corpus: Corpus) -> list[str]:

@@ -34,10 +34,11 @@ def documents_of(source: object, table: pa.Table, columns: Columns, config: Data
         config: What is scored of a conversation.
 
     Returns:
-        Columns task, text (what is learnt, in plain words), content, document_id, floor_nll_nats (NaN), time and split
-        (None where it is to be drawn), in the order of the rows. `content` is what the text alone does not say, None or
-        a dictionary that JSON can hold: `prompt` and the columns that templates name; or of a conversation `messages`,
-        `num_given` (those of the prompt, None without) and `tools`. With `data.choices_column` it has `choices`.
+        Columns task, text (what is learnt, in plain words), content, document_id, floor_nll_nats (NaN), time, split
+        (None where it is to be drawn) and, with `data.group_column`, group, in the order of the rows. `content` is what
+        the text alone does not say, None or a dictionary that JSON can hold: `prompt` and the columns that templates
+        name; or of a conversation `messages`, `num_given` (those of the prompt, None without) and `tools`. With
+        `data.choices_column` it has `choices`.
 
     Raises:
         InputError: A value is missing or has the wrong type, or an id occurs twice.
@@ -65,6 +66,8 @@ def documents_of(source: object, table: pa.Table, columns: Columns, config: Data
                 f"{source}: rows {first} and {second} (counted from 0) both have {ids[second]!r} in column "
                 f"{config.id_column!r}; data.id_column needs a column without repeats, or drop it to use row numbers"
             )
+    if "data.group_column" in columns.of:
+        documents["group"] = reader.strings("data.group_column", is_name=True)
     if "data.time_column" in columns.of:
         documents["time"] = reader.times()
     if "data.split_column" in columns.of:

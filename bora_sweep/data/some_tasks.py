@@ -33,7 +33,7 @@ def some_tasks(corpus: TokenizedCorpus, tasks: Sequence[int], splits: Sequence[s
     is_kept_token = np.repeat(is_kept_C, length_C)
     place_of_task, place_of_document = np.full(corpus.num_tasks, -1), np.cumsum(is_kept_N) - 1
     place_of_task[kept] = np.arange(len(kept))
-    chunks = corpus.chunks
+    chunks, group_K = corpus.chunks, corpus.group_K
     return replace(
         corpus,
         tasks=tuple(corpus.tasks[task] for task in kept),
@@ -42,5 +42,6 @@ def some_tasks(corpus: TokenizedCorpus, tasks: Sequence[int], splits: Sequence[s
         scored=corpus.scored[is_kept_token],
         offsets=np.concatenate([[0], np.cumsum(length_C[is_kept_C])]),
         references=None,
+        group_K=None if group_K is None else group_K[kept],
         chunks=None if chunks is None else Chunks(place_of_document[document_C[is_kept_C]], chunks.shift_C[is_kept_C]),
     )

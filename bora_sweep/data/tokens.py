@@ -71,6 +71,10 @@ class TokenizedCorpus:
     """The answers that metrics compare with; None without metrics."""
     chunks: Chunks | None = None
     """Of which document each sequence is a part; None: sequence n is document n."""
+    groups: tuple[str, ...] = ()
+    """Names of the groups of tasks, by name; empty where there are none."""
+    group_K: np.ndarray | None = None
+    """The group of each task, a place in `groups`; None where there are none."""
     cut_token_fraction: float = 0.0
     """Share of all tokens that cutting lost, and leaving out documents whose prompt is too long."""
 
@@ -78,6 +82,13 @@ class TokenizedCorpus:
     def num_tasks(self) -> int:
         """D, the number of tasks."""
         return len(self.tasks)
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """The name of each task's group; empty where there are none."""
+        return (
+            {} if self.group_K is None else {t: self.groups[g] for t, g in zip(self.tasks, self.group_K, strict=True)}
+        )
 
     @property
     def largest_token(self) -> int:
@@ -204,7 +215,7 @@ def tokenize(
     tokens = np.concatenate([np.array(piece.tokens, dtype=np.int32) for piece in pieces_C])
     num_whole = sum(len(document.tokens) for document in whole_N)
     lost = 0.0 if overlap is not None else 1 - len(tokens) / num_whole
-    unknown = tokenizer.unk_token_id
+    unknown, groups = tokenizer.unk_token_id, sorted(set(corpus.groups))
     num_unknown = 0 if unknown in (None, encoder.start[0], encoder.end) else int((tokens == unknown).sum())
     return TokenizedCorpus(
         name=corpus.name,
@@ -216,6 +227,8 @@ def tokenize(
         padding=encoder.end,
         form=corpus.form,
         chunks=None if overlap is None else _chunks([pieces for _, pieces in kept]),
+        groups=tuple(groups),
+        group_K=np.array([groups.index(group) for group in corpus.groups]) if groups else None,
         cut_token_fraction=lost,
         notes=(
             *(ChatFormat(encoder, data).notes if corpus.form == "conversation" else []),

@@ -80,6 +80,11 @@ class Hierarchy(nn.Module):
         """Whether there are deviations and a prior on them: 0 < tau < inf."""
         return self.task_KP is not None and self.tau > 0
 
+    def precisions(self) -> list[tuple[nn.Parameter, float | Tensor]]:
+        """The banks that move, each with the precision of the prior on its rows; 0 where there is none."""
+        precision_of = [(self.mean_P, 0.0), (self.task_KP, self.precision if self.is_tied else 0.0)]
+        return [(bank, precision) for bank, precision in precision_of if bank is not None and bank.requires_grad]
+
     def hold(self, task_B: np.ndarray) -> None:
         """Called before adapters of these tasks are read by `theta_BP`: all of them are here."""
 
@@ -109,7 +114,7 @@ class Hierarchy(nn.Module):
         return (self.task_KP if self.centered else self.mean_P + self.task_KP).detach()
 
     def delta_KP(self) -> Tensor:
-        """theta_d - Theta of this process's tasks, detached; tau < inf."""
+        """theta_d - Theta of this process's tasks, what the prior pulls to 0, detached; tau < inf."""
         assert self.task_KP is not None
         return (self.task_KP - self.mean_P if self.centered else self.task_KP).detach()
 

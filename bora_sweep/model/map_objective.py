@@ -1,6 +1,6 @@
 """The objective of a MAP fit.
 
-Shapes: K adapters (one per task), P parameters of one adapter.
+Shapes: K adapters (one per task), G groups, P parameters of one adapter.
 """
 
 from torch import Tensor
@@ -28,3 +28,31 @@ def map_objective(
         A scalar, in nats per scored token.
     """
     return (nll - log_prior(theta_KP, mean_P, tau)) / num_tokens
+
+
+def three_level_objective(
+    nll: Tensor,
+    theta_KP: Tensor,
+    theta_GP: Tensor,
+    mean_P: Tensor | float,
+    group_K: Tensor,
+    taus: tuple[float, float],
+    num_tokens: int,
+) -> Tensor:
+    """J of tasks in groups: theta_d ~ N(Theta_g, I/tau), Theta_g ~ N(Theta, I/tau_2); else as `map_objective`.
+
+    Args:
+        nll: As for `map_objective`.
+        theta_KP: The tasks' adapters.
+        theta_GP: The groups' adapters, Theta_g.
+        mean_P: Theta.
+        group_K: The group of each task.
+        taus: tau and tau_2, 0 <= both < inf.
+        num_tokens: N.
+
+    Returns:
+        A scalar, in nats per scored token.
+    """
+    tau, tau_2 = taus
+    of_tasks, of_groups = log_prior(theta_KP, theta_GP[group_K], tau), log_prior(theta_GP, mean_P, tau_2)
+    return (nll - of_tasks - of_groups) / num_tokens

@@ -26,6 +26,8 @@ from bora_sweep.model.peft_config import ADAPTER_CONFIG, peft_config, peft_key, 
 from bora_sweep.runs.storage import Folder
 
 GLOBAL, TASKS = "_global", "tasks.json"
+GROUP_PREFIX, GROUPS = "_group_", "groups.json"
+"""Before the name of a group; and, in an export, the file with the folder of each group and the group of each task."""
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 BANK = "adapters.safetensors"

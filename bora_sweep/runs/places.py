@@ -14,7 +14,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.runs.storage import Folder
 
 MODEL = "model.name"
-DOCUMENTS = ("data.path", "data.validation_path", "data.test_path")
+DOCUMENTS = ("data.path", "data.validation_path", "data.test_path", "data.groups_path")
 """Keys that say where the documents are."""
 PLACES = (MODEL, *DOCUMENTS, "data.split_from", "init_from")
 """Keys that may change on a resume."""

@@ -34,8 +34,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("trial_id", pa.string()),
             ("status", pa.string()),  # running, finished, interrupted, failed
             ("protocol", pa.string()),  # ours, paper, published_code; null in older results
-            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, ties, dare, pfedme, vi, add
+            ("method", pa.string()),  # map, zero_shot, fine_tuned, average, …, as `Method` has them
             ("tau", pa.float64()),  # null where there is no prior: zero_shot, merges
+            ("tau_2", pa.float64()),  # of groups of tasks; null where there are none, and in older results
             ("tau_learnt", pa.bool_()),  # whether the fit found it (prior.tau=learn); null in older results
             ("learning_rate", pa.float64()),
             ("parametrization", pa.string()),
@@ -83,6 +84,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("trial_id", pa.string()),
             ("tau", pa.float64()),
             ("task", pa.string()),
+            ("group", pa.string()),  # of the task; null where there are no groups, and in older results
             ("split", pa.string()),  # train (sizes alone), validation, test
             ("num_documents", pa.int64()),
             ("num_tokens", pa.int64()),

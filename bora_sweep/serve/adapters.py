@@ -16,7 +16,7 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.base import empty_base, load_base, load_tokenizer
 from bora_sweep.model.peft_check import sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT, peft_config, peft_key
-from bora_sweep.model.peft_io import GLOBAL, named_parts
+from bora_sweep.model.peft_io import named_parts
 from bora_sweep.model.placement import placed
 from bora_sweep.runs.places import given_places
 from bora_sweep.runs.storage import Folder
@@ -50,7 +50,7 @@ class RunAdapters:
         """The base with a task's adapter active; the same object for every task, which the call switches.
 
         Args:
-            task: Its name; `_global` is Theta.
+            task: Its name; `_global` is Theta, `_group_NAME` the adapter of a group.
             trial: As in `load_trial`.
 
         Raises:
@@ -58,10 +58,10 @@ class RunAdapters:
                 not the run's.
         """
         loaded = self._load(trial)
-        loaded.refuse_unknown_tasks([] if task == GLOBAL else [task], "task")
+        loaded.refuse_unknown_tasks([] if loaded.knows(task) else [task], "task")
         key = loaded.row["trial_id"], task
         if key not in self._name_of:
-            self._add(key, loaded, loaded.mean_P if task == GLOBAL else loaded.theta_of[task])
+            self._add(key, loaded, loaded.adapter(task))
         assert self._model is not None
         self._model.set_adapter(self._name_of[key])
         return self._model.eval().requires_grad_(False)

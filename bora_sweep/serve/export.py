@@ -17,13 +17,14 @@ from bora_sweep.config.paths import local_path
 from bora_sweep.data.chat import template_variables
 from bora_sweep.data.encode import Encoder, fill, placeholders, until_text
 from bora_sweep.data.known_documents import DOCUMENTS
+from bora_sweep.data.task_prompt import name_tokens
 from bora_sweep.data.tokens import given_tokens
 from bora_sweep.errors import InputError, plural
 from bora_sweep.model.base import dtype_of_files, empty_base, load_base, load_tokenizer, weights_dtype
 from bora_sweep.model.full_model import Merge, write_full
 from bora_sweep.model.peft_check import check_like, check_peft_folder, sites_by_weight
 from bora_sweep.model.peft_config import IN_PEFT
-from bora_sweep.model.peft_io import CARD, GLOBAL, TASKS, folder_names, write_adapter
+from bora_sweep.model.peft_io import CARD, GLOBAL, GROUP_PREFIX, GROUPS, TASKS, folder_names, write_adapter
 from bora_sweep.runs.places import given_places
 from bora_sweep.runs.results import Results
 from bora_sweep.runs.storage import Folder, exists, folder_at, give_usual_modes, read_bytes
@@ -122,6 +123,7 @@ def write_export(
     folder_of = folder_names(list(loaded.theta_of))
     names = {task: GLOBAL if loaded.is_shared else folder_of[task] for task in begun.tasks}
     own_names = {task: name for task, name in names.items() if name != GLOBAL}
+    group_names = {group: f"{GROUP_PREFIX}{name}" for group, name in folder_names(list(loaded.theta_g)).items()}
     write = _full_model_writer(loaded, begun.encoder.tokenizer, dtype) if merge else adapter_writer(loaded)
     scores = loaded.results.task_scores
     scores_of = dict(iter(scores.loc[scores["task"].isin(own_names)].groupby("task")))  # no card searches all rows
@@ -135,14 +137,22 @@ def write_export(
                 merges[name] = merged
                 if begun.documents is not None:  # each full model is used on its own
                     (out / name / DOCUMENTS).write_bytes(begun.documents)
+        for group, name in group_names.items():
+            write(out / name, loaded.theta_g[group])
+            if merge and begun.documents is not None:
+                (out / name / DOCUMENTS).write_bytes(begun.documents)
     except BaseException:
-        for name in (GLOBAL, *own_names.values()):
+        for name in (GLOBAL, *own_names.values(), *group_names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
         raise
     give_usual_modes(out)
     if begun.documents is not None:
         (out / DOCUMENTS).write_bytes(begun.documents)
     (out / CARD).write_text(index_card(loaded, merged=merge), encoding="utf-8")
+    if group_names:
+        of_tasks = {task: loaded.group_of[task] for task in begun.tasks}
+        index = {"groups": group_names, "tasks": of_tasks}
+        (out / GROUPS).write_text(json.dumps(index, ensure_ascii=False, indent=2), encoding="utf-8")
     (out / TASKS).write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
     if repository is not None:
         repository.upload(out)
@@ -156,6 +166,13 @@ def _notes(loaded: LoadedTrial, merges: Mapping[str, Merge]) -> list[str]:
         notes.append(f"trial {loaded.row['trial_id']} is the base model without training: its adapter changes nothing")
     if loaded.is_shared:
         notes.append(f"all tasks share one adapter, which is written once: {TASKS} gives each task {GLOBAL}")
+    if loaded.config.method == "fedsa":
+        notes.append(f"{GLOBAL} has the A of all tasks and B = 0, so that it is the base model")
+    if loaded.config.method == "task_prompt":
+        notes.append(
+            f"it was trained with the task's name before each text; put {loaded.config.search.task_prompt!r} with the "
+            "name between the start symbol and the text"
+        )
     lost = {name: merge for name, merge in merges.items() if merge.rounding_error >= LOST_BY_ROUNDING}
     if lost:
         worst = max(lost, key=lambda name: lost[name].rounding_error)
@@ -293,11 +310,12 @@ def _text_format(loaded: LoadedTrial, task: str | None, encoder: Encoder) -> Tex
     columns = placeholders(f"{data.prompt}{data.template}") - data.scored_names - {"task"}
     shown = {name: f"…{name}…" for name in columns} | {"task": task}
     starts = given_tokens(encoder, data, [{"task": task}]) if loaded.form == "text" else [encoder.prepended]
+    (name,) = name_tokens(loaded.config, encoder, (task,))
     return TextFormat(
         form=loaded.form,
         task=task,
-        depends_on_task="{task}" in f"{data.prompt}{data.template}",
-        start_tokens=starts[0],
+        depends_on_task=bool(name) or "{task}" in f"{data.prompt}{data.template}",
+        start_tokens=[*starts[0], *name],
         prompt=fill(data.prompt if data.prompt is not None else "{prompt}", {**shown, "prompt": "…"}),
         before=fill(until, {**shown, **dict.fromkeys(data.scored_names, "")}),
         after=fill(data.template[len(until) :], shown),

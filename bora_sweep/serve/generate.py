@@ -18,6 +18,7 @@ from bora_sweep.data.chat import ChatFormat
 from bora_sweep.data.conversation import ASSISTANT, Message, messages_of
 from bora_sweep.data.decode import continuation
 from bora_sweep.data.encode import Encoder, placeholders, until_text
+from bora_sweep.data.task_prompt import name_tokens
 from bora_sweep.data.tokens import given_tokens, placeholder_values
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.adapted import AdaptedModel
@@ -91,6 +92,8 @@ class Prompt:
         if messages := self.conversation(loaded):
             return ChatFormat(encoder, data).prompt_tokens(messages)
         asked = placeholders(f"{data.prompt or ''}{until_text(data.template, data.scored_names)}") - data.scored_names
+        if loaded.config.method == "task_prompt":
+            asked |= {"task"}
         if "task" in asked and task is None:
             raise InputError(
                 "--task _global: the run's prompts name the task; also give --task NAME, whose prompt is taken"
@@ -112,8 +115,9 @@ class Prompt:
             columns["prompt"] = self.text
         values = placeholder_values(data, task or "", "" if is_prompt else self.text, columns)
         (given,) = given_tokens(encoder, data, [values])
+        (name,) = name_tokens(loaded.config, encoder, (task or "",))
         (body,) = encoder.encode(until_text(data.template, data.scored_names), [values])
-        return [*given, *body]
+        return [*given, *name, *body]
 
 
 def prompts_of(
@@ -206,7 +210,7 @@ def generate(
     """
     loaded = load_trial(run, trial, given_places(settings, "generate"))
     tasks = [task for task in tasks if task != GLOBAL or task in loaded.theta_of]
-    loaded.refuse_unknown_tasks(tasks)
+    loaded.refuse_unknown_tasks([task for task in tasks if not loaded.knows(task)])
     model, data = loaded.config.model, loaded.config.data
     sampling = sampling or Sampling()
     check_base_model(run, model, data)
@@ -221,7 +225,7 @@ def generate(
             f"--max-new-tokens {sampling.max_new_tokens}: the prompt has {longest} tokens and {problem}; lower "
             "--max-new-tokens, or shorten the prompt"
         )
-    adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.theta_of[task]) for task in tasks)]
+    adapters = [(BASE_NAME, None), (GLOBAL, loaded.mean_P), *((task, loaded.adapter(task)) for task in tasks)]
     for prompt, of_task in zip(prompts, tokens_of, strict=True):
         is_chat = bool(prompt.conversation(loaded))
         ends = ChatFormat(encoder, data).end_tokens if is_chat else [encoder.end]

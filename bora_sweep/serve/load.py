@@ -18,6 +18,7 @@ from bora_sweep.data.corpus import Form
 from bora_sweep.errors import InputError, one_line
 from bora_sweep.model.layout import Layout, layout_of_sites
 from bora_sweep.model.lora import Site
+from bora_sweep.model.peft_io import GLOBAL, GROUP_PREFIX
 from bora_sweep.runs.folder import ADD, config_of
 from bora_sweep.runs.places import MODEL, at_places_of, refuse_missing, with_places
 from bora_sweep.runs.results import Results, objective, read_results
@@ -44,6 +45,10 @@ class LoadedTrial:
     """Theta."""
     theta_of: dict[str, Tensor]
     """Each task's adapter, theta_P."""
+    group_of: dict[str, str]
+    """The group of each task; empty where there are none."""
+    theta_g: dict[str, Tensor]
+    """Each group's adapter; empty where groups have none."""
     form: Form
     """What its documents are: running text, prompts with completions, or conversations."""
     results: Results
@@ -53,6 +58,20 @@ class LoadedTrial:
     def is_shared(self) -> bool:
         """Whether all tasks have one adapter, Theta, as at tau = inf."""
         return all(torch.equal(theta_P, self.mean_P) for theta_P in self.theta_of.values())
+
+    def knows(self, name: str) -> bool:
+        """Whether `name` is a task, `_global`, or `_group_NAME` of a group that has an adapter."""
+        return name in self.theta_of or name == GLOBAL or name in self._theta_of_group
+
+    def adapter(self, name: str) -> Tensor:
+        """The adapter of a name that it `knows`; of several by that name the task's."""
+        if name in self.theta_of:
+            return self.theta_of[name]
+        return self.mean_P if name == GLOBAL else self._theta_of_group[name]
+
+    @cached_property
+    def _theta_of_group(self) -> dict[str, Tensor]:
+        return {f"{GROUP_PREFIX}{group}": theta_P for group, theta_P in self.theta_g.items()}
 
     def refuse_unknown_tasks(self, tasks: Sequence[str], option: str = "--task") -> None:
         """Refuse names that are no tasks of the run; `option` is what gave them, for the message.
@@ -99,6 +118,8 @@ def load_trial(run: Folder, trial: str = "best", places: Mapping[str, str] = NOW
             layout=layout,
             mean_P=tensors["mean_P"],
             theta_of=theta_of,
+            group_of=description.get("group_of", {}),  # older trials have no groups
+            theta_g=dict(zip(description.get("groups", ()), tensors.get("theta_GP", ()), strict=True)),
             form=description.get("form", "text"),  # older trials have running text
             results=results,
         )

@@ -249,7 +249,12 @@ def _how_scored(exported: ExportedFolder) -> list[str]:
     quantization = config.model.quantization
     packed = "" if quantization is None else f" (the base's linear layers: {quantization})"
     mixed = "" if config.train.precision == "no" else f" and passes in {config.train.precision}"
+    named = []
+    if config.method == "task_prompt":
+        before = markdown_text(repr(config.search.task_prompt))
+        named = [f"`start` ends with the task's name, as in {before}: write it before each text, which is not scored."]
     return [
+        *named,
         f"{scored}; at most {config.model.max_tokens} tokens {of}, "
         f"with weights in {config.model.dtype}{packed}{mixed}.",
         *([_how_merged(exported)] if exported.is_full and packed else []),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
 from bora_sweep.errors import InputError
-from bora_sweep.model.peft_io import BANK, CARD, GLOBAL, TASKS, read_folder_names
+from bora_sweep.model.peft_io import BANK, CARD, GLOBAL, GROUP_PREFIX, GROUPS, TASKS, read_folder_names
 from bora_sweep.runs.storage import Folder, exists, read_bytes, remove_folder, write_bytes
 from bora_sweep.serve.bank import clear_rows, read_bank_rows
 from bora_sweep.serve.model_card import card_without_sums
@@ -47,10 +47,35 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
     notes = _shorten_card(out / GLOBAL / CARD, tasks)
     for name in {*names.values()} - {GLOBAL, *kept.values()}:  # tasks may share a folder
         remove_folder(out / name)
+    if exists(out / GROUPS):
+        _shorten_groups(out, tasks)
     write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
     if exists(out / DOCUMENTS):
         _shorten_record(out, tasks)
     return notes
+
+
+def _shorten_groups(out: Folder, tasks: Sequence[str]) -> None:
+    """Take tasks out of `groups.json`, and remove the adapters of groups that only they were in.
+
+    Raises:
+        InputError: It names something else than folders of groups within, since it may come from anywhere.
+    """
+    index = json.loads(read_bytes(out / GROUPS))
+    before = index["tasks"]
+    for name in index["groups"].values():
+        if not name.startswith(GROUP_PREFIX) or "/" in name or "\\" in name:
+            raise InputError(f"{out / GROUPS}: gives {name!r}; need the plain name of a folder, {GROUP_PREFIX}…")
+    kept = {task: group for task, group in before.items() if task not in tasks}
+    folders = {}
+    for group, name in index["groups"].items():
+        if group in before.values() and group not in kept.values():
+            remove_folder(out / name)
+            continue
+        folders[group] = name
+        if exists(out / name / DOCUMENTS):
+            _shorten_record(out / name, tasks)
+    write_bytes(out / GROUPS, json.dumps({"groups": folders, "tasks": kept}, ensure_ascii=False, indent=2).encode())
 
 
 def _shorten_bank(out: Folder, tasks: Sequence[str]) -> list[str]:

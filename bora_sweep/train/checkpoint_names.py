@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors: rows by task, columns by module, moments by bank.
+"""The names of a checkpoint's tensors: rows by task or by group, columns by module, moments by bank.
 
 Shapes: K adapters (one per task), P parameters of one adapter.
 """
@@ -13,6 +13,8 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.layout import Layout
 
 MOMENT = "optimizer."
+GROUPS = "group_GP"
+"""In the names of tensors with a row for each group."""
 
 
 def names_of(layout: Layout, tasks: Sequence[str]) -> dict[str, Any]:
@@ -74,3 +76,27 @@ def restore_moments(optimizer: Optimizer, banks: Mapping[str, nn.Parameter], ten
     for key in (key for key in tensors if key.startswith(MOMENT)):
         bank, name = key.removeprefix(MOMENT).split(".")
         optimizer.state[banks[bank]][name].copy_(tensors[key])
+
+
+def by_task(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with a row for each task."""
+    return [name for name, tensor in tensors.items() if tensor.dim() == 2 and GROUPS not in name.split(".")]
+
+
+def check_groups(written: Mapping[str, str], groups: Mapping[str, str], source: str) -> None:
+    """Refuse a file whose tasks were in other groups.
+
+    Args:
+        written: The group of each task, from the file.
+        groups: The group of each task now.
+        source: The file, for the message.
+
+    Raises:
+        InputError: A task is in another group.
+    """
+    moved = sorted(task for task in groups if written.get(task) != groups[task])
+    if moved:
+        raise InputError(
+            f"{source}: task {moved[0]!r} was in group {written.get(moved[0])!r} and is in {groups[moved[0]]!r}; put "
+            "back the groups that it was fitted with, or begin a run of its own"
+        )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import Config
 from bora_sweep.data.tokens import TokenizedCorpus
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.process import Interrupted
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import save_checkpoint
@@ -89,7 +90,7 @@ def fit_pack(
     """Fits that share their forward passes, each as `fit` would make it but for rounding.
 
     Args:
-        specs: The fits. They may differ by tau, learning rate, prior and solver, but not by batches, adapters or
+        specs: The fits. They may differ by tau, tau_2, learning rate, prior and solver, but not by batches, adapters or
             precision. A fit without `Config.can_be_packed` must be alone.
         corpus: The tokenised text.
         base: As for `fit`.
@@ -280,5 +281,6 @@ def finish(pack: Pack, fit: Trainer, check_stop: Callable[[], None] = no_op, sco
         dtype=pack.dtype,
         base_bytes=pack.base_bytes,
         std_KP=fit.std_KP(),
+        theta_GP=fit.hierarchy.theta_GP().cpu() if isinstance(fit.hierarchy, GroupedHierarchy) else None,
         reported=pack.protocol.reported(fit.state, score_test),
     )

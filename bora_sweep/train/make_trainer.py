@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 
-from bora_sweep.config import Config
+from bora_sweep.config import Config, Method
 from bora_sweep.train.distributed.process_group import sync_errors
 from bora_sweep.train.methods.add import AddTrainer
+from bora_sweep.train.methods.fedsa import FedsaTrainer
 from bora_sweep.train.methods.learn_tau import LearnTauTrainer
 from bora_sweep.train.methods.separate import SeparateTrainer
 from bora_sweep.train.methods.variational import VariationalTrainer
+from bora_sweep.train.methods.wide import WideTrainer
 from bora_sweep.train.out_of_memory import as_torch_oom, explain_oom
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.trainer import Trainer
+
+TRAINER_OF: dict[Method, type[Trainer]] = {"vi": VariationalTrainer, "fedsa": FedsaTrainer, "shared_wide": WideTrainer}
+"""Trainers of methods that have one of their own at any tau."""
 
 
 def make_trainer(config: Config, pack: Pack) -> Trainer:
@@ -19,8 +24,8 @@ def make_trainer(config: Config, pack: Pack) -> Trainer:
     Raises:
         InputError: The method does not go with the prior.
     """
-    if config.method == "vi":
-        return VariationalTrainer(config, pack)
+    if config.method in TRAINER_OF:
+        return TRAINER_OF[config.method](config, pack)
     if config.learns_tau:
         return LearnTauTrainer(config, pack)
     separate = AddTrainer if config.method == "add" else SeparateTrainer
@@ -42,5 +47,5 @@ def make_trainers(configs: Sequence[Config], pack: Pack) -> list[Trainer]:
     def make() -> list[Trainer]:
         return [make_trainer(config, pack) for config in configs]
 
-    largest = min(configs, key=lambda config: config.tau)
+    largest = min(configs, key=lambda config: (config.tau, config.tau_2))
     return explain_oom(pack, largest, "at the start of a fit", lambda: sync_errors(lambda: as_torch_oom(make)))

@@ -3,7 +3,7 @@
 What a forward and a backward pass hold is counted: the real code runs on tensors without numbers (`LiveBytes`), so that
 any family of models can be counted. What the banks, the loss and the optimiser hold follows from their sizes.
 
-Shapes: D tasks, S fits of a pack, B rows of a fit in a forward pass, T tokens, P parameters of one adapter.
+Shapes: D tasks, G groups, S fits of a pack, B rows of a fit in a forward pass, T tokens, P parameters of one adapter.
 """
 
 import math
@@ -11,12 +11,14 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from bora_sweep.config import Config
 from bora_sweep.errors import InputError, one_line
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout
 from bora_sweep.model.linear_cross_entropy import CHUNK_ELSEWHERE
@@ -43,7 +45,7 @@ class StepMemory:
     base: int
     """The frozen weights."""
     banks: int
-    """Theta and the D deviations, and two Adam moments of each that moves."""
+    """Theta, the D deviations and those of groups, and two Adam moments of each that moves."""
     gather: int
     """While rows are gathered from the bank, or their gradients are added into the bank's gradient."""
     forward: int
@@ -72,6 +74,7 @@ class FitMemory:
         chunk: Positions whose logits are in memory at a time.
         block: Numbers of the bank that the optimiser updates at a time.
         copies: Temporary copies of a block in the optimiser's step.
+        num_groups: G, where tasks are in groups.
 
     Raises:
         InputError: The memory of the method, or of mixed precision, is not reckoned.
@@ -79,7 +82,7 @@ class FitMemory:
 
     def __init__(
         self, config: Config, base: PreTrainedModel, layout: Layout, tokens: int, *, chunk: int = CHUNK_ELSEWHERE,
-        block: int = BLOCK_ELSEWHERE, copies: int = COPIES_ELSEWHERE,
+        block: int = BLOCK_ELSEWHERE, copies: int = COPIES_ELSEWHERE, num_groups: int = 0,
     ) -> None:  # fmt: skip
         if config.method not in METHODS:
             raise InputError(f"method={config.method}: memory is reckoned for {' and '.join(METHODS)} alone; drop it")
@@ -89,7 +92,7 @@ class FitMemory:
                 "model.dtype=bfloat16, which is faster too"
             )
         self.config, self.base, self.layout, self.tokens = config, base, layout, tokens
-        self.chunk, self.block, self.copies = chunk, block, copies
+        self.chunk, self.block, self.copies, self.num_groups = chunk, block, copies, num_groups
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         """Of the banks, their gradients and Adam's moments."""
         self._passes, self._gather = lru_cache(self._count_passes), lru_cache(self._count_gather)
@@ -114,7 +117,7 @@ class FitMemory:
         moving, resting = self._numbers(held, fits)
         gradient = moving * self.dtype.itemsize
         accumulated = gradient if passes > 1 or self.config.is_separate else 0
-        counted = self._passes(math.isinf(self.config.tau) and fits == 1)
+        counted = self._passes(self.config.is_shared and fits == 1)
         train, score = rows * fits, 2 * rows * fits
         loss = self._loss(counted, train, scores=True)
         forward = max(counted.forward(train) + self._dense, counted.held(train) + loss)
@@ -174,6 +177,8 @@ class FitMemory:
         (example,) = self._hierarchies(1, 1)
         theta = fits * self.layout.num_parameters
         bank = 0 if example.task_KP is None else num_tasks * theta
+        if isinstance(example, GroupedHierarchy):
+            bank += self.num_groups * theta
         return (bank + theta, 0) if example.mean_P.requires_grad else (bank, theta)
 
     def _update_copies(self, moving: int) -> int:
@@ -198,19 +203,19 @@ class FitMemory:
         return vectors * width * size + chunk * vocabulary * (self.dtype.itemsize + copy)
 
     def _hierarchies(self, num_tasks: int, fits: int) -> list[Hierarchy]:
-        """Theta and D tasks of each fit, without numbers."""
+        """Theta, G groups and D tasks of each fit, without numbers."""
+        config = self.config
+        common: dict[str, Any] = {
+            "num_tasks": num_tasks, "tau": config.tau, "parametrization": config.prior.parametrization,
+            "global_update": config.global_update,
+        }  # fmt: skip
         with LiveBytes():
             initial_P = torch.empty(self.layout.num_parameters, dtype=self.dtype)
-            return [
-                Hierarchy(
-                    initial_P,
-                    num_tasks=num_tasks,
-                    tau=self.config.tau,
-                    parametrization=self.config.prior.parametrization,
-                    global_update=self.config.global_update,
-                )
-                for _ in range(fits)
-            ]
+            if not config.has_group_level:
+                return [Hierarchy(initial_P, **common) for _ in range(fits)]
+            group_K, num_groups = torch.arange(num_tasks) % self.num_groups, self.num_groups
+            common |= {"group_K": group_K, "num_groups": num_groups, "tau_2": config.tau_2}
+            return [GroupedHierarchy(initial_P, **common) for _ in range(fits)]
 
     def _count_gather(self, num_tasks: int, rows: int, fits: int, accumulated: bool) -> int:
         """Peak bytes while rows are gathered from the banks, or their gradients added into the banks' gradients.

@@ -137,15 +137,18 @@ def make_optimizer(
         hierarchy: Theta and the tasks.
         lr: The learning rate.
         solver: Where the prior acts.
-        num_tokens: N, by which the objective is divided; of separate fits N_d of each task, shape (K, 1).
+        num_tokens: N, by which the objective is divided; of separate fits N_d of each task, or that of its group,
+            shape (K, 1).
         rate: A factor on the learning rate, one or rate_P.
         kind: The optimiser's class.
     """
-    precision = hierarchy.precision / num_tokens if solver == "proximal" and hierarchy.is_tied else 0.0
     groups = [
-        {"params": [bank], "prior_precision": precision if bank is hierarchy.task_KP else 0.0, "rate": rate}
-        for bank in (hierarchy.mean_P, hierarchy.task_KP)
-        if bank is not None and bank.requires_grad
+        {
+            "params": [bank],
+            "prior_precision": precision / num_tokens if solver == "proximal" and _any(precision) else 0.0,
+            "rate": rate,
+        }
+        for bank, precision in hierarchy.precisions()
     ]
     return kind(groups, lr=lr)
 
@@ -166,7 +169,7 @@ def map_step(
         optimizer: From `make_optimizer`, as it is or wrapped by Accelerate.
         solver: As given to `make_optimizer`.
         num_tokens: As given to `make_optimizer`.
-        max_norm: Bound on the norm of each task's gradient, and of Theta's.
+        max_norm: Bound on the norm of each task's gradient, of each group's, and of Theta's.
         global_update: With `mean`, Theta is put at the tasks' mean after the step.
     """
     if solver == "adamw":
@@ -201,10 +204,13 @@ def learning_rate_factors(config: Config, layout: Layout) -> Tensor:
 def task_weights(config: Config, corpus: TokenizedCorpus) -> np.ndarray:
     """The weight of each task's nats in the objective, shape K.
 
-    Where each task is a fit of its own, its objective is per token of its own text.
+    Where each task is a fit of its own, its objective is per token of its own text; where each group is, of its text.
     """
     documents = corpus.documents.iloc[corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], minlength=corpus.num_tasks)
+    if config.is_by_group:
+        assert corpus.group_K is not None
+        return tokens_K.sum() / np.bincount(corpus.group_K, tokens_K)[corpus.group_K]
     if config.is_separate:
         return tokens_K.sum() / tokens_K
     if config.train.task_weights == "tasks":

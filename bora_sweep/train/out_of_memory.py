@@ -53,15 +53,17 @@ def explain_oom(pack: Pack, config: Config, when: str, work: Callable[[], T]) ->
 
 def _message(pack: Pack, config: Config, when: str, error: torch.OutOfMemoryError) -> str:
     num_tasks = 0 if math.isinf(config.tau) else pack.shard.num_tasks
+    num_groups = len(pack.corpus.groups) if config.has_group_level else 0
     size = pack.layout.num_parameters
     dtype = torch.promote_types(pack.base.dtype, torch.float32)
-    gigabytes = COPIES * (num_tasks + 1) * size * dtype.itemsize / 1e9
+    gigabytes = COPIES * (num_tasks + num_groups + 1) * size * dtype.itemsize / 1e9
     whose = f"Theta and {plural(num_tasks, 'task')}" if num_tasks else "Theta"
+    whose += f" and {plural(num_groups, 'group')}" if num_groups else ""
     mends = [f"lower lora.rank={config.lora.rank}", "name fewer lora.target_modules", "use more memory"]
     if config.search.pack != 1:
         mends.insert(0, f"lower search.pack={config.search.pack}")
     if num_tasks:
-        if config.update == "all":
+        if config.update == "all" and not num_groups:
             mends.append("set train.bank=host")
         mends.append(f"raise ray.workers_per_trial={config.ray.workers_per_trial} with train.parallel=tasks")
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 from bora_sweep.model.peft_io import read_adapters
 from bora_sweep.runs.storage import Folder
 from bora_sweep.train.checkpoint import ROWS, load_checkpoint, num_recorded_ooms, read_rows
-from bora_sweep.train.checkpoint_names import moments, names_of, restore_moments, task_order
+from bora_sweep.train.checkpoint_names import by_task, check_groups, moments, names_of, restore_moments, task_order
 from bora_sweep.train.distributed.process_group import from_rank_zero
 from bora_sweep.train.row_bank import BEST, BEST_TASKS, DELTA, MOMENTS, STEPS, TASKS, RowBank
 from bora_sweep.train.state import Start, State
@@ -94,6 +94,7 @@ def progress_of(fit: Trainer) -> dict[str, Any]:
     scaler = fit.pack.accelerator.scaler
     return {
         **names_of(fit.pack.layout, fit.pack.corpus.tasks),
+        "groups": fit.pack.corpus.group_of,
         "state": asdict(fit.state),
         "dtype": fit.pack.dtype,
         "scheduler": fit.scheduler.state_dict(),
@@ -103,11 +104,13 @@ def progress_of(fit: Trainer) -> dict[str, Any]:
 
 def _restore(fit: Trainer, tensors: dict[str, Tensor], progress: dict[str, Any], folder: Folder | None) -> None:
     order = task_order(progress, fit.pack.layout, fit.pack.corpus.tasks, "the fit's checkpoint")
+    if fit.config.has_group_level:
+        check_groups(progress["groups"], fit.pack.corpus.group_of, "the fit's checkpoint")
     fit.state = State(**progress["state"])
     fit.restored()
     if order != sorted(order):
-        tensors = {name: tensor[order] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
-        fit.state.reorder(order)
+        tensors = tensors | {name: tensors[name][order] for name in by_task(tensors)}
+        fit.state.reorder(order, by_group=fit.config.is_by_group)
     if (before := progress.get("dtype", fit.pack.dtype)) != fit.pack.dtype:
         fit.state.notes.append(f"began with a base in {before} and went on with one in {fit.pack.dtype}")
     tensors = {name: fit.pack.shard.shard(tensor) if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}

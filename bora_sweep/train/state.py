@@ -40,11 +40,12 @@ class State:
     num_tokens: int = 0
     seconds: float = 0.0
     best_epochs: list[int] = field(default_factory=list)
-    """The best epoch of the fit; at tau = 0 of each task."""
+    """The best epoch of the fit; at tau = 0 of each task, at tau_2 = 0 of each group."""
     best_nll_nats: list[float] = field(default_factory=list)
     """The validation nats of those epochs."""
     pooled: list[bool] = field(default_factory=list)
-    """At tau = 0: whether a task has no validation documents, and its `best_nll_nats` are those of all tasks."""
+    """At tau = 0 and tau_2 = 0: whether a task, or a group, has no validation documents, and its `best_nll_nats` are
+    those of all."""
     map_nats: list[list[float]] = field(default_factory=list)
     """With `method=add`: the objective of each task without validation documents at each epoch, from the start on."""
     best_scores: list[float] = field(default_factory=list)
@@ -65,9 +66,12 @@ class State:
     tau: float | None = None
     """Where tau is learnt: as it is now, and each group's divided by it."""
     scales: list[float] = field(default_factory=list)
+    tau_2: float | None = None
+    """With a level of groups: tau_2, where it is learnt beside tau."""
     best_tau: float | None = None
     """The same at the best epoch."""
     best_scales: list[float] = field(default_factory=list)
+    best_tau_2: float | None = None
     asked_tokens: int = 0
     """Where tau is learnt: scored tokens of validation that passed through the model for it."""
     micro_batch_size: int | None = None
@@ -112,9 +116,15 @@ class State:
         self.epoch, self.train_seconds = self.epoch + 1, self.train_seconds + self.seconds
         self.batch, self.nats, self.num_tokens, self.seconds = 0, 0.0, 0, 0.0
 
-    def reorder(self, order: Sequence[int]) -> None:
-        """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`."""
-        for name in ("best_epochs", "best_nll_nats", "best_scores", "pooled", "reported_nats"):
+    def reorder(self, order: Sequence[int], *, by_group: bool = False) -> None:
+        """Reorder the per-task lists of a checkpoint: task k takes entry `order[k]`.
+
+        Args:
+            order: Of the tasks.
+            by_group: Whether its fits are groups, whose order is that of their names.
+        """
+        of_fits = () if by_group else ("best_epochs", "best_nll_nats", "best_scores", "pooled")
+        for name in (*of_fits, "reported_nats"):
             values = getattr(self, name)
             if len(values) == len(order):
                 setattr(self, name, [values[row] for row in order])
@@ -174,7 +184,7 @@ class Fit:
     mean_P: Tensor
     """Theta."""
     theta_KP: Tensor
-    """theta_1..K; at tau = inf all are Theta. With several processes, rank 0 alone has all K."""
+    """theta_1..K; at tau = tau_2 = inf all are Theta. With several processes, rank 0 alone has all K."""
     layout: Layout
     peak_memory_bytes: int
     device: str
@@ -186,6 +196,8 @@ class Fit:
     """The numbers that the protocol reports, where they are not those of `nll_nats`."""
     predictions: pd.DataFrame | None = None
     """What `bora_sweep.train.metrics.scorer.Scorer.score` returns; None without metrics."""
+    theta_GP: Tensor | None = None
+    """Theta_g of each group, where there are any."""
     base_bytes: int | None = None
     """Of the base's weights in memory, on all devices together."""
 

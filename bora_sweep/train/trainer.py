@@ -2,11 +2,12 @@
 
 `bora_sweep.train.step` makes its steps, on the MAP objective (`bora_sweep.model.map_objective`).
 
-Shapes: N documents, F fits (at tau = 0 each task, else one), K adapters (one per task), P parameters of one adapter.
+Shapes: N documents, F fits (at tau = 0 each task, at tau_2 = 0 each group, else one), K adapters (one per task), P
+parameters of one adapter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bora_sweep.config import UNTRAINED, Config
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
+from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.prior import group_names, group_precisions
 from bora_sweep.train.optim import learning_rate_factors, make_optimizer, make_scheduler, map_step, task_weights
 from bora_sweep.train.out_of_memory import explain_oom
@@ -43,10 +46,13 @@ class Trainer:
         """The tasks' rows outside of a step, where a step moves those of its batch alone."""
         self.row_log = RowLog(pack.corpus.num_tasks)
         """Where checkpoints have those rows."""
-        kind = pack.protocol.hierarchy_class(pack.layout)
+        kind = self.hierarchy_class()
         if config.update == "present" and config.tau < math.inf:
             self.bank = RowBank(shard.num_tasks, pack.layout.num_parameters, config.train.bank, device, dtype)
             kind = partial(PresentHierarchy, bank=self.bank)
+        if config.has_group_level:
+            groups = {"group_K": torch.as_tensor(pack.corpus.group_K), "num_groups": len(pack.corpus.groups)}
+            kind = partial(GroupedHierarchy, **groups, tau_2=config.tau_2)
         initial_P = pack.layout.initial(base, config.train.seed, dtype).to(device)
         self.group_names = group_names(config.prior, pack.layout, pack.corpus.tasks)
         scale_G = [config.prior.group_scales.get(name, 1.0) for name in self.group_names]
@@ -77,6 +83,10 @@ class Trainer:
         )
         self.best = self.parameters()
 
+    def hierarchy_class(self) -> Callable[..., Hierarchy]:
+        """What makes Theta and the tasks, with the arguments of `Hierarchy`."""
+        return self.pack.protocol.hierarchy_class(self.pack.layout)
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the banks, with its moments."""
         mean_P = self.hierarchy.mean_P
@@ -91,7 +101,7 @@ class Trainer:
 
     @property
     def prior_tokens(self) -> int | Tensor:
-        """The tokens by which the prior is divided: N, or where tasks are fits of their own N_d, shape (K, 1)."""
+        """The tokens by which the prior is divided: N; of separate fits those of each task's fit, shape (K, 1)."""
         num_tokens = self.pack.protocol.objective_tokens
         return num_tokens / self.weight_K[:, None] if self.config.is_separate else num_tokens
 
@@ -249,7 +259,8 @@ class Trainer:
 
     def _diverge(self, what: str) -> None:
         tau, rate = self.config.tau, self.config.learning_rate
-        self.state.diverged = f"{what} with tau={tau:g} and learning rate {rate:g}; lower the learning rate"
+        taus = f"tau={tau:g}" + (f", tau_2={self.config.tau_2:g}" if self.config.has_group_level else "")
+        self.state.diverged = f"{what} with {taus} and learning rate {rate:g}; lower the learning rate"
 
     def _record(self, split: str, nll_nats: float, num_tokens: int, seconds: float) -> None:
         self.state.curve.append(

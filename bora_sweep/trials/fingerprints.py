@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Fingerprints:
     """Of the files of the base model and its tokenizer, by name."""
     adapters: dict[str, str] | None
     """Of the files of `init_from`. None: unknown since a task has left the run, which may have left them too."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The group of each task; empty where there are none."""
 
     def without(self, tasks: Collection[str]) -> "Fingerprints":
         """Those of the run without some tasks. What is of all tasks together becomes unknown: their text is needed."""
@@ -55,6 +57,7 @@ class Fingerprints:
             tokens=None,
             model=self.model,
             adapters=None if self.adapters else self.adapters,
+            groups={task: group for task, group in self.groups.items() if task not in tasks},
         )
 
     def filled_in(self, now: "Fingerprints") -> "Fingerprints":
@@ -89,6 +92,7 @@ def fingerprints_of(config: Config, corpus: Corpus, tokenized: TokenizedCorpus) 
         tokens=_tokens(tokenized),
         model=model_fingerprint(config.model, config.data),
         adapters={} if start is None else _files(start, ADAPTER_FILES),
+        groups=tokenized.group_of,
     )
 
 
@@ -124,6 +128,7 @@ def read_fingerprints(run: Folder) -> Fingerprints | None:
             None if tokens is None else str(tokens),
             dict(stored["model"]),
             None if adapters is None else dict(adapters),
+            dict(stored.get("groups", {})),
         )
     except FileNotFoundError:
         return None
@@ -147,6 +152,7 @@ def check_unchanged(run: Folder, config: Config, before: Fingerprints, now: Fing
         InputError: An input has changed; the message says which.
     """
     changes = [f"data: {change}" for change in _changed_tasks(before.tasks, now.tasks)]
+    changes += _changed_groups(before.groups, now.groups)
     changes += _changed_model(before.model, now.model, config.model)
     if now.adapters and before.adapters is not None:  # without them, a fit that has a checkpoint can still resume
         changes += [f"init_from={config.init_from}: {c}" for c in _changed_files(before.adapters, now.adapters)]
@@ -287,6 +293,14 @@ def _changed_tasks(before: dict[str, tuple[int, str]], now: dict[str, tuple[int,
     if not changes and list(before) != list(now):
         changes = ["the tasks are in another order"]
     return _first(changes)
+
+
+def _changed_groups(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    return _first([
+        f"data: task {task!r} was in group {group!r} and is in {now.get(task)!r}"
+        for task, group in before.items()
+        if task in now and now[task] != group
+    ])  # fmt: skip
 
 
 def _changed_model(before: dict[str, str], now: dict[str, str], model: ModelConfig) -> list[str]:

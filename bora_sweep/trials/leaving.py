@@ -101,15 +101,21 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
 
 
 def shorten_adapters(folder: Folder, leaving: Leaving) -> None:
-    """Remove the tasks' rows, and their names."""
+    """Remove the tasks' rows and names, and groups that have no task left: such a Theta_g was fitted to those alone."""
     if not exists(folder / ADAPTERS):
         return
     tensors, about = load_adapters(folder)
     kept = [row for row, task in enumerate(about["tasks"]) if task not in leaving.tasks]
     if len(kept) == len(about["tasks"]):
         return
-    shorter = {name: tensor[kept] if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
-    save_adapters(folder, shorter, {**about, "tasks": [about["tasks"][row] for row in kept]})
+    group_of = {task: group for task, group in about.get("group_of", {}).items() if task not in leaving.tasks}
+    groups = [row for row, group in enumerate(about.get("groups", ())) if group in group_of.values()]
+    rows_of = {"theta_KP": kept, "std_KP": kept, "theta_GP": groups}
+    shorter = {name: tensor[rows_of[name]] if name in rows_of else tensor for name, tensor in tensors.items()}
+    names = {"tasks": [about["tasks"][row] for row in kept]}
+    if group_of:
+        names |= {"group_of": group_of, "groups": [about["groups"][row] for row in groups]}
+    save_adapters(folder, shorter, {**about, **names})
 
 
 def _shorten_table(run: Folder, table: str, trial_id: str, leaving: Leaving) -> None:

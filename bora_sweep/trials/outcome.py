@@ -85,7 +85,7 @@ def write_result(
     final, tables = result_of(config, corpus, done)
     is_mean = len(done.theta_KP) == 1  # at tau = inf: then it is no copy, which safetensors refuses
     theta_KP = done.theta_KP.clone() if is_mean else done.theta_KP
-    banks = {"mean_P": done.mean_P, "theta_KP": theta_KP, "std_KP": done.std_KP}
+    banks = {"mean_P": done.mean_P, "theta_KP": theta_KP, "theta_GP": done.theta_GP, "std_KP": done.std_KP}
     tensors = {name: bank for name, bank in banks.items() if bank is not None}
     save_adapters(folder, tensors, about_adapters(config, corpus, done))
     for name, rows in tables.items():

@@ -82,8 +82,10 @@ def task_scores(
     if done.std_KP is not None:
         std_of = dict(zip(corpus.tasks, done.std_KP.square().mean(-1).sqrt().tolist(), strict=True))
     scores = corpus.table().merge(sums, how="left", on=["task", "split"])
+    group_of = corpus.group_of
     return scores.assign(
         tau=_task_taus(config, scores["task"]),
+        group=[group_of.get(task) for task in scores["task"]],
         perplexity=[perplexity(nll, n) for nll, n in zip(scores["nll_nats"], scores["num_tokens"], strict=True)],
         distance_to_global=[distance_of[task] for task in scores["task"]] if _is_trained(config) else None,
         posterior_std=None if std_of is None else [std_of[task] for task in scores["task"]],
@@ -123,7 +125,8 @@ def with_learnt_tau(config: Config, corpus: TokenizedCorpus, done: Fit) -> Confi
     state, groups = done.state, config.prior.groups
     names: Sequence[str] = [] if groups == "all" else group_names(config.prior, done.layout, corpus.tasks)
     scales = dict(zip(names, state.best_scales, strict=True))
-    return with_values(config, prior={"tau": state.best_tau, "group_scales": scales})
+    prior = {"tau": state.best_tau, "group_scales": scales}
+    return with_values(config, prior=prior if state.best_tau_2 is None else {**prior, "tau_2": state.best_tau_2})
 
 
 def initial_row(config: Config) -> dict[str, Any]:
@@ -134,6 +137,7 @@ def initial_row(config: Config) -> dict[str, Any]:
         "method": config.method,
         "protocol": config.protocol,
         "tau": _tau(config),
+        "tau_2": config.tau_2 if trained and config.data.has_groups else None,
         "tau_learnt": config.learns_tau,
         "learning_rate": config.learning_rate if trained else None,
         "parametrization": config.prior.parametrization if trained else None,
@@ -164,6 +168,7 @@ def progress_row(state: State) -> dict[str, Any]:
     num_tokens = next((row["num_tokens"] for row in state.curve if row["split"] == "validation"), 0)
     return {
         **({} if state.best_tau is None else {"tau": state.best_tau}),
+        **({} if state.best_tau_2 is None else {"tau_2": state.best_tau_2}),
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "validation_nll_nats": nll if num_tokens else None,
@@ -245,6 +250,8 @@ def about_adapters(config: Config, corpus: TokenizedCorpus, done: Fit) -> dict[s
     """
     return {
         "tasks": corpus.tasks,
+        "groups": corpus.groups if done.theta_GP is not None else (),
+        "group_of": corpus.group_of,
         "form": corpus.form,
         "model": config.model.name,
         "lora": asdict(config.lora),

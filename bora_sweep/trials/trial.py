@@ -13,6 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora_sweep.config import Config, DataConfig, ModelConfig
+from bora_sweep.data.encode import Encoder
+from bora_sweep.data.task_prompt import with_task_names
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import one_line
 from bora_sweep.model.base import load_tokenizer
@@ -96,6 +98,7 @@ def run_pack(
     if not running:
         return rows
     try:
+        corpus = _corpus_of(running[0].trial.config, corpus)
         base = load_base()
         specs = [trial.fit_spec(base, corpus.tasks) for trial in running]
         tokenizer = tokenizer_of(running[0].trial.config)
@@ -121,6 +124,13 @@ def tokenizer_of(config: Config) -> PreTrainedTokenizerBase | None:
         InputError: It cannot be loaded.
     """
     return _cached_tokenizer(config.model, config.data) if config.generates_text else None
+
+
+def _corpus_of(config: Config, corpus: TokenizedCorpus) -> TokenizedCorpus:
+    """What the fit reads: the run's corpus, with `method=task_prompt` with each task's name before its texts."""
+    if config.method != "task_prompt":
+        return corpus
+    return with_task_names(config, corpus, Encoder(_cached_tokenizer(config.model, config.data)))
 
 
 @lru_cache(maxsize=1)

@@ -190,8 +190,9 @@ def is_fit_of(row: dict[str, Any], config: Config, point: Point | None) -> bool:
         return False
     if point.needs_best_tau:
         return True
-    tau, rate = fitted["prior"]["tau"], fitted["train"]["learning_rate"]
-    return (tau, rate) == (wanted.prior.tau, wanted.train.learning_rate)
+    prior, rate = fitted["prior"], fitted["train"]["learning_rate"]
+    at = wanted.prior.tau, wanted.prior.tau_2, wanted.train.learning_rate
+    return (prior["tau"], prior.get("tau_2"), rate) == at
 
 
 def _in_words(point: Point) -> str:
@@ -203,9 +204,9 @@ def _in_words(point: Point) -> str:
     )
 
 
-def _content(point: Point) -> tuple[str, float, int | None, float | None]:
+def _content(point: Point) -> tuple[str, float, int | None, float | None, float | None]:
     """What makes a point that is given the same as another, whatever its number."""
-    return point.method, point.tau, point.rank, point.learning_rate
+    return point.method, point.tau, point.rank, point.learning_rate, point.tau_2
 
 
 def _text(value: float | str) -> str:

@@ -30,6 +30,8 @@ class Point:
     """None: the sweep's own."""
     group_scales: dict[str, float] | None = None
     """`prior.group_scales`, where they are searched."""
+    tau_2: float | None = None
+    """Of groups of tasks, where there are any; None: as configured, and inf where it is searched."""
 
     @property
     def needs_best_tau(self) -> bool:
@@ -67,7 +69,7 @@ def point_of(row: dict[str, Any]) -> Point | None:
     prior, train = config["prior"], config["train"]
     return Point(
         number, prior["tau"], train["lr_per_tau"], row["method"], learning_rate=train["learning_rate"],
-        group_scales=prior["group_scales"],
+        group_scales=prior["group_scales"], tau_2=prior.get("tau_2"),
     )  # fmt: skip
 
 
@@ -87,9 +89,27 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
         train["learning_rate"] = point.learning_rate
     if point.group_scales is not None:
         prior["group_scales"] = point.group_scales
-    lora = {} if point.rank is None else {"rank": point.rank}
+    if config.data.has_groups:
+        prior["tau_2"] = _tau_2(config, point)
+    lora: dict[str, Any] = {} if point.rank is None else {"rank": point.rank}
+    if point.method == "shared_wide":
+        lora = wide_lora(config)
     method = "map" if point.method in ("path", LEARNT) else point.method
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
+
+
+def _tau_2(config: Config, point: Point) -> float:
+    """That of a fit of the sweep. What knows of no groups has none, and neither has `search.taus` beside a search."""
+    if point.tau_2 is not None:
+        return point.tau_2
+    is_end = point.method != "map" or point.tau in (0, math.inf)
+    return math.inf if is_end or config.prior.tau_2 is None else config.prior.tau_2
+
+
+def wide_lora(config: Config) -> dict[str, Any]:
+    """Rank and alpha of `shared_wide`: alpha grows with the rank, so that `LoraConfig.scale` is the same."""
+    lora, rank = config.lora, config.search.wide_rank or config.lora.rank
+    return {"rank": rank, "alpha": lora.scale * (math.sqrt(rank) if lora.variant == "rslora" else rank)}
 
 
 def preset_points(config: Config) -> list[Point]:
@@ -123,11 +143,15 @@ def _baseline(name: str, numbers: dict[str, int], shared_method: str) -> Point:
             return Point(number, 0.0)
         case "shared":
             return Point(number, math.inf, method=shared_method)
+        case "per_group":
+            return Point(number, math.inf, tau_2=0.0)
         case "learnt":
             return Point(number, LEARNT_START, method=LEARNT)
         case "fine_tuned":
             return Point(number, 0.0, method=name, start_from=numbers["shared"])
+        case "fedsa":  # without a prior
+            return Point(number, 0.0, method=name)
         case _ if name in MERGES:
             return Point(number, math.inf, method=name, start_from=numbers["independent"])
-        case _:  # zero_shot has no tau; that of pfedme and vi is known when the search has ended
+        case _:  # shared_wide and task_prompt; zero_shot has no tau; that of pfedme and vi the search finds
             return Point(number, math.inf, method=name)

@@ -31,6 +31,7 @@ from bora_sweep.tune.search_space import (
     search_space,
     searched_rates,
     spread_tau,
+    spread_tau_2,
     widest_gap_tau,
 )
 
@@ -267,7 +268,7 @@ class TauSearch(Searcher):
         if earlier is not None:
             self.study.enqueue_trial(self._params(earlier))
         elif self.numbering.index_of(number) < self.num_spread:
-            self.study.enqueue_trial({"tau": self._spread(number), **self._rate_in_turn(number)})
+            self.study.enqueue_trial(self._first_params(number))
         self.study.sampler = _sampler(search.sampler, seed=self.config.train.seed + number)
         asked = self.study.ask(dict(self.space))
         if earlier is None and (other := self._instead_of(number, asked.params)) is not None:
@@ -280,7 +281,19 @@ class TauSearch(Searcher):
             scales = {self.groups[0]: 1.0, **scales}
         tau, lr_per_tau, rate = (asked.params.get(name) for name in ("tau", "lr_per_tau", "learning_rate"))
         assert tau is not None
-        return Point(number, tau, lr_per_tau, learning_rate=rate, group_scales=scales or None)
+        tau_2 = asked.params.get("tau_2")
+        return Point(
+            number, tau, lr_per_tau, learning_rate=rate, group_scales=scales or None,
+            tau_2=math.inf if tau_2 == search.tau_2_high else tau_2,
+        )  # fmt: skip
+
+    def _first_params(self, number: int) -> dict[str, float]:
+        """One of the values that are spread, of tau and, where they are searched, of the rate and of tau_2."""
+        params = {"tau": self._spread(number), **self._rate_in_turn(number)}
+        if "tau_2" in self.space:
+            index = self.numbering.index_of(number)
+            params["tau_2"] = spread_tau_2(index, self.num_spread, self.config.search)
+        return params
 
     def _spread(self, number: int) -> float:
         """One of the first values; of those after the ones that the sweep began with, in the widest gap."""
@@ -338,6 +351,7 @@ class TauSearch(Searcher):
         return params_in(
             self.space,
             tau=point.tau,
+            tau_2=point.tau_2,
             lr_per_tau=train.lr_per_tau if point.lr_per_tau is None else point.lr_per_tau,
             learning_rate=self.config.learning_rate if point.learning_rate is None else point.learning_rate,
             group_scales=prior.group_scales if point.group_scales is None else point.group_scales,

@@ -24,11 +24,13 @@ def searched_rates(config: Config) -> list[float]:
 
 
 def search_space(config: Config, groups: Sequence[str]) -> Space:
-    """log tau; log lr_per_tau where the learning rate is coupled to tau; the rate where several are tried; the log of
-    each group's share of tau.
+    """log tau; log tau_2 of groups of tasks; log lr_per_tau where the learning rate is coupled to tau; the rate where
+    several are tried; the log of each share of tau of groups of parameters.
     """
     search = config.search
     space: Space = {"tau": FloatDistribution(search.tau_low, search.tau_high, log=True)}
+    if searches_tau_2(config):
+        space["tau_2"] = FloatDistribution(search.tau_2_low, search.tau_2_high, log=True)
     if config.train.lr_per_tau is not None:
         space["lr_per_tau"] = FloatDistribution(search.lr_per_tau_low, search.lr_per_tau_high, log=True)
     if search.learning_rates:
@@ -38,8 +40,13 @@ def search_space(config: Config, groups: Sequence[str]) -> Space:
     return space
 
 
+def searches_tau_2(config: Config) -> bool:
+    """Whether tau_2 is searched: tasks are in groups, and the user has not fixed it."""
+    return config.data.has_groups and config.prior.tau_2 is None
+
+
 def params_in(
-    space: Space, *, tau: float, lr_per_tau: float | None, learning_rate: float | None,
+    space: Space, *, tau: float, tau_2: float | None, lr_per_tau: float | None, learning_rate: float | None,
     group_scales: Mapping[str, float] | None,
 ) -> dict[str, float]:  # fmt: skip
     """The values of a fit along the dimensions of `space`; a group that has no scale has 1.
@@ -47,12 +54,16 @@ def params_in(
     Args:
         space: Names of the dimensions, with their distributions.
         tau: Of the fit.
+        tau_2: Of the fit, where it is searched; the upper end of the search stands for inf, None.
         lr_per_tau: Of the fit, where it is searched.
         learning_rate: The same.
         group_scales: By group, relative to the first group.
     """
     values = {"tau": tau, "lr_per_tau": lr_per_tau, "learning_rate": learning_rate}
     values |= {SCALE + name: scale for name, scale in (group_scales or {}).items()}
+    if isinstance(searched := space.get("tau_2"), FloatDistribution):
+        high = searched.high
+        values["tau_2"] = high if tau_2 is None else min(tau_2, high)
     return {name: values.get(name, 1.0) for name in space}
 
 
@@ -75,8 +86,22 @@ def spread_tau(index: int, count: int, search: SearchConfig) -> float:
         count: Number of parts.
         search: Has the bounds of tau.
     """
-    low, high = math.log(search.tau_low), math.log(search.tau_high)
-    return math.exp(low + (high - low) * (index + 0.5) / count)
+    return _part(index, count, search.tau_low, search.tau_high)
+
+
+def spread_tau_2(index: int, count: int, search: SearchConfig) -> float:
+    """As `spread_tau`, but of every second value, from the first on, the upper end: the two-level model.
+
+    So the report can say whether groups help.
+    """
+    high = search.tau_2_high
+    return high if index % 2 == 0 else _part(index // 2, max(1, count // 2), search.tau_2_low, high)
+
+
+def _part(index: int, count: int, low: float, high: float) -> float:
+    """The middle of the index-th of `count` equal parts, on a log scale."""
+    first, last = math.log(low), math.log(high)
+    return math.exp(first + (last - first) * (index + 0.5) / count)
 
 
 def widest_gap_tau(taus: Sequence[float], search: SearchConfig) -> float:

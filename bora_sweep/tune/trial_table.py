@@ -126,9 +126,12 @@ def _shown(rows: list[Row]) -> list[Row]:
 
 
 def trial_label(row: Row) -> str:
-    """What is fitted: the method where it is not MAP, and tau."""
+    """What is fitted: the method where it is not MAP, tau, and tau_2 where there is a level of groups."""
     method = (row["method"] or "").replace("_", "-")
     tau = "" if row["tau"] is None or math.isnan(row["tau"]) else f"tau = {row['tau']:,.4g}"
+    tau_2 = row.get("tau_2")  # results of older releases do not have it
+    if row["tau"] and tau_2 is not None and tau_2 < math.inf:  # false of nan, too
+        tau += f", tau_2 = {tau_2:,.4g}"
     return tau if method == "map" else ", ".join(part for part in (method, tau) if part)
 
 

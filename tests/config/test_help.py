@@ -50,7 +50,7 @@ def test_the_help_of_a_command_shows_ten_keys_of_its_sections(command, capsys):
 
 def test_keys_are_found_by_section_by_name_and_by_a_word_in_their_text():
     assert [key.name for key in find_keys("prior")] == [
-        "prior.tau", "prior.parametrization", "prior.penalty", "prior.groups", "prior.group_scales"
+        "prior.tau", "prior.tau_2", "prior.parametrization", "prior.penalty", "prior.groups", "prior.group_scales"
     ]  # fmt: skip
     assert [key.name for key in find_keys("train.max_epochs")] == ["train.max_epochs"]
     assert [key.name for key in find_keys("metrics")] == ["metrics"]

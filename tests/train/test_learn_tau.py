@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from bora_sweep.config import LEARNT_START, Config, load_config, with_values
 from bora_sweep.data.corpus import Corpus
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize
 from bora_sweep.errors import InputError
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.prior import log_prior
 from bora_sweep.process import Interrupted
 from bora_sweep.runs.results import read_results
 from bora_sweep.train.device import make_accelerator
 from bora_sweep.train.evaluate import score_documents
-from bora_sweep.train.fit import fit
+from bora_sweep.train.fit import fit, run_epoch
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.methods import learn_tau
 from bora_sweep.train.methods.learn_tau import (
@@ -72,6 +74,16 @@ def test_scales_keep_their_mean_and_are_drawn_to_each_other():
         scale_G = moved_scales(scale_G, z_G)
     limit = GAIN * (1 - learn_tau.PULL) / learn_tau.PULL
     assert np.log(scale_G) == pytest.approx(limit * np.array([1, -1, 0, 0, 0, 0]), rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "question", "steps"),
+    [(9, 3, 8), (4, 1, 4), (1, 9, 1), (1600, 4, 200), (35, 12.25, 16), (35, 99, 35), (100, 1, 12)],
+)
+def test_questions_are_once_an_epoch_or_more_and_cost_less_than_training(num_batches, question, steps):
+    found = learn_tau.interval(num_batches, question)
+    assert found == steps
+    assert found == num_batches or question / found <= learn_tau.SCORING
 
 
 @pytest.mark.parametrize(("true_tau", "noise"), [(4.0, 1.0), (0.5, 3.0), (30.0, 0.5)])
@@ -147,6 +159,70 @@ def test_the_step_has_the_tau_that_was_learnt(corpus, base, groups, solver):
         used = torch.as_tensor(group["prior_precision"], dtype=torch.float64) * trainer.prior_tokens
         wanted = tau_KP if solver == "proximal" else torch.zeros_like(tau_KP)
         torch.testing.assert_close(used.expand_as(tau_KP), wanted, rtol=1e-12, atol=0)
+
+
+def test_rows_that_a_step_exchanges_have_the_tau_that_was_learnt(corpus, base):
+    config = config_of("train.update=present")
+    with Pack(config, corpus, base, make_accelerator(config)) as pack:
+        trainer = make_trainer(config, pack)
+        assert isinstance(trainer, LearnTauTrainer)
+        run_epoch(pack, [trainer])
+        run_epoch(pack, [trainer])
+        assert trainer.state.tau not in (None, LEARNT_START)
+        used = {id(g["params"][0]): g["prior_precision"] for g in trainer.optimizer.param_groups}
+        assert used.pop(id(trainer.hierarchy.mean_P)) == 0
+        assert list(used.values()) == [trainer.state.tau / trainer.prior_tokens]
+
+
+@pytest.fixture(scope="module")
+def grouped(corpus) -> TokenizedCorpus:
+    return replace(corpus, groups=("x", "y"), group_K=np.array([0, 1, 0]))
+
+
+GROUPS = ("data.group_column=group", "data.path=made.csv")
+
+
+def test_with_a_level_of_groups_both_precisions_are_learnt(grouped, base, tmp_path):
+    row = run_trial(Trial("fit", config_of(*GROUPS)), grouped, lambda: base, tmp_path)
+    assert row["tau_learnt"]
+    assert len({row["tau"], row["tau_2"], LEARNT_START}) == 3
+    assert json.loads(row["config_json"])["prior"]["tau_2"] == row["tau_2"]
+
+
+def test_a_tau_2_that_is_given_is_held(grouped, base):
+    done = fit(config_of(*GROUPS, "prior.tau_2=7"), grouped, base)
+    assert done.state.best_tau_2 is None
+    assert done.state.best_tau != LEARNT_START
+
+
+def test_groups_nearer_to_the_whole_are_what_documents_are_scored_with(grouped, base):
+    config = config_of(*GROUPS)
+    with Pack(config, grouped, base, make_accelerator(config)) as pack:
+        trainer = make_trainer(config, pack)
+        assert isinstance(trainer, LearnTauTrainer)
+        hierarchy = trainer.hierarchy
+        assert isinstance(hierarchy, GroupedHierarchy)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for bank in hierarchy.parameters():
+                bank.add_(0.2 * torch.randn_like(bank))
+        factors = {}
+        for name, factor in (("task_KP", "deviation_factor"), ("group_GP", "group_factor")):
+            setattr(hierarchy, factor, 0.8)
+            scaled_N = score_documents(pack, [trainer], "validation")[0]
+            setattr(hierarchy, factor, None)
+            bank = dict(hierarchy.named_parameters())[name]
+            with torch.no_grad():
+                bank.mul_(0.8)
+            factors[name] = scaled_N
+            np.testing.assert_allclose(scaled_N, score_documents(pack, [trainer], "validation")[0], rtol=1e-12)
+            with torch.no_grad():
+                bank.div_(0.8)
+        assert np.abs(factors["task_KP"] - factors["group_GP"]).max() > 1e-3
+        trainer._ask()
+        used = {id(g["params"][0]): g["prior_precision"] for g in trainer.optimizer.param_groups}
+        assert used[id(hierarchy.task_KP)] == trainer.state.tau / trainer.prior_tokens
+        assert used[id(hierarchy.group_GP)] == trainer.state.tau_2 / trainer.prior_tokens
 
 
 def test_a_tau_of_each_task_that_is_the_same_is_one_tau(corpus, base):

@@ -13,9 +13,16 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from sweeps import SMALL, finish, here, listening, numbers, start, wait_for
+from tiny import make_tokenizer
 
 from bora_sweep.cli import main
+from bora_sweep.data.corpus import load_corpus
+from bora_sweep.data.encode import Encoder
+from bora_sweep.data.task_prompt import with_task_names
+from bora_sweep.data.tokens import tokenize
 from bora_sweep.runs.results import read_results, trial_rows
+from bora_sweep.serve.generate import Prompt
+from bora_sweep.serve.load import load_trial
 
 pytestmark = pytest.mark.ray
 
@@ -167,6 +174,7 @@ def test_a_diverged_trial_keeps_its_best_epoch_and_the_sweep_goes_on(sources, tm
 @pytest.mark.usefixtures("ray_here")
 def test_baselines_are_trials_of_the_sweep_and_start_from_the_trial_that_they_need(sources, tmp_path):
     names = ["zero_shot", "independent", "shared", "learnt", "fine_tuned", "average", "ties", "dare", "pfedme", "vi"]
+    names += ["fedsa", "shared_wide", "task_prompt"]
     more = [f"search.baselines=[{','.join(names)}]", "search.ranks=[2,4]", "search.estimate_tau=true"]
     code, output = here("sweep", *sources, *more, "ray.max_concurrent=1", f"output={tmp_path / 'run'}")
     assert code == 0, output
@@ -183,12 +191,37 @@ def test_baselines_are_trials_of_the_sweep_and_start_from_the_trial_that_they_ne
     between = [row for row in rows.values() if row["method"] == "map" and 0 < row["tau"] < math.inf and row != learnt]
     best = min(between, key=lambda row: row["validation_perplexity"])
     assert by_method["pfedme"]["tau"] == by_method["vi"]["tau"] == best["tau"]
-    assert sorted(row["lora_rank"] for row in rows.values() if row["tau"] == math.inf) == [2, 4]
+    shared_ranks = [row["lora_rank"] for row in rows.values() if row["method"] == "map" and row["tau"] == math.inf]
+    assert sorted(shared_ranks) == [2, 4]
+    assert by_method["shared_wide"]["lora_rank"] == by_method["shared_wide"]["lora_alpha"] == 4 * 2
+    assert {by_method[name]["started_from"] for name in ("fedsa", "shared_wide", "task_prompt")} == {None}
     assert shared["tau_low"] <= shared["tau_estimate"] <= shared["tau_high"]
-    scores = read_results(tmp_path / "run").task_scores
+    results = read_results(tmp_path / "run")
+    tokens = results.document_scores.pivot_table(
+        index=["split", "document_id"], columns="trial_id", values="num_tokens"
+    )
+    assert tokens.nunique(axis=1).eq(1).all()  # also with the task's name before each text
+    scores = results.task_scores
     assert scores.query("trial_id == @by_method['vi']['trial_id']")["posterior_std"].gt(0).all()
     report = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert all(word in report for word in ("TIES", "DARE", "pFedMe"))
+    assert all(word in report for word in ("TIES", "DARE", "pFedMe", "FedSA: A shared", "one wide model for all"))
+    assert "one model for all, with the task's name before each text" in report
+    code, output = here("export", tmp_path / "run", tmp_path / "out", "--trial", by_method["fedsa"]["trial_id"])
+    assert "_global has the A of all tasks and B = 0" in " ".join(output.split())
+    check_prompts(tmp_path / "run", by_method["task_prompt"]["trial_id"])
+
+
+def check_prompts(run: Path, trial_id: str) -> None:
+    """What `generate` gives a fit with names before its texts is how the sequences began that it was trained on."""
+    loaded, tokenizer = load_trial(run, trial_id), make_tokenizer()
+    corpus = load_corpus(loaded.config.data)
+    plain = tokenize(corpus, tokenizer, loaded.config.model.max_tokens)
+    named = with_task_names(loaded.config, plain, Encoder(tokenizer))
+    for n, (task, text) in enumerate(zip(corpus.documents["task"], corpus.documents["text"], strict=True)):
+        sequence = named.tokens[named.offsets[n] : named.offsets[n + 1] - 1].tolist()
+        given = Prompt(text).tokens(Encoder(tokenizer), loaded, task)
+        assert given == sequence
+        assert len(given) > len(text.split()) + 1
 
 
 @pytest.mark.slow

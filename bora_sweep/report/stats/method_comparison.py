@@ -53,9 +53,11 @@ def compare_methods(summary: Summary) -> list[Method]:
 
 
 def kind_of(setting: Setting) -> str:
-    """`independent`, `shared` or `bora` for MAP fits, else the column `method` of `trials`."""
+    """`independent`, `shared`, `per_group`, `three_levels` or `bora` for MAP fits, else `method` of `trials`."""
     if setting.method != "map":
         return setting.method
+    if setting.structure.tau_2 is not None:
+        return "per_group" if math.isinf(setting.tau) and setting.structure.tau_2 == 0 else "three_levels"
     ends = {0.0: "independent", math.inf: "shared"} if setting.structure.prior_groups is None else {}
     return ends.get(setting.tau, "bora")
 

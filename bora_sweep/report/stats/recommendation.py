@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from bora_sweep.config import MERGES
+from bora_sweep.config import ONE_FOR_ALL
 from bora_sweep.report.stats.analysis import Analysis
 from bora_sweep.report.stats.gains import Gain, gains_against, gains_of
 from bora_sweep.report.stats.interval import Contrast, Interval
@@ -150,8 +150,8 @@ def options(summary: Summary) -> list[Option]:
 
 def _is_single(setting: Setting) -> bool:
     """One adapter serves all tasks."""
-    return setting.method in MERGES or (
-        setting.method == "map" and setting.tau == math.inf and setting.structure.prior_groups is None
+    return setting.method in ONE_FOR_ALL or (
+        setting.method == "map" and setting.tau == math.inf and setting.structure[2:] == (None, None)
     )
 
 

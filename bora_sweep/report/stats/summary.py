@@ -27,6 +27,8 @@ class Structure(NamedTuple):
     lora_rank: int | None
     lora_variant: str | None
     prior_groups: str | None
+    tau_2: float | None = None
+    """Of groups of tasks; None where there is no such level: also at tau_2 = inf and at tau = 0."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ class Summary:
 
 def structure_of(row: dict[Any, Any]) -> Structure:
     """The structure of a row of `trials`."""
-    rank, variant, groups = (
+    rank, variant, groups, tau_2 = (
         None if pd.isna(row[name]) or row["method"] == "zero_shot" else row[name] for name in Structure._fields
     )
-    return Structure(None if rank is None else int(rank), variant, groups)
+    has_level = tau_2 is not None and tau_2 < math.inf and row["tau"] > 0
+    return Structure(None if rank is None else int(rank), variant, groups, tau_2 if has_level else None)

@@ -15,6 +15,7 @@ from bora_sweep.report.stats.summary import Summary
 from bora_sweep.report.text import tables
 from bora_sweep.report.text.answer import answer, tasks_that_gain
 from bora_sweep.report.text.formats import Table, markdown_table, shorten
+from bora_sweep.report.text.group_level import whether_groups_help
 from bora_sweep.report.text.measured import better, chosen_by, coverage, label, suffix, title
 
 MOST_ROWS = 41
@@ -94,11 +95,13 @@ def methods(analysis: Analysis, compared: pd.DataFrame) -> str:
     if compared.empty:
         return ""
     table = tables.method_table(analysis, compared)
+    help_of_groups = whether_groups_help(analysis)
     name, best = label(analysis.measure), analysis.measure.best_word
     return "\n\n".join(
         [
             "## Methods compared",
             markdown_table(table, limit=160),
+            *([help_of_groups] if help_of_groups else []),
             f"Rows are in order of test {name}, which chose nothing: each row is the method's fit with the {best} "
             f"validation {name}, and bold is the {best} of all. "
             f"*{table.columns[4]}*: how far the row's test {name} is above (+) that of this fit. Brackets hold 95% "

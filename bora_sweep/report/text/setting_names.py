@@ -11,12 +11,17 @@ from bora_sweep.report.text.formats import tau_text
 _METHOD_NAMES = END_NAMES | {
     "zero_shot": "zero-shot",
     "bora": "BoRA",
+    "three_levels": "BoRA in three levels",
+    "per_group": "one model per group",
     "fine_tuned": "shared, then fine-tuned per task",
     "average": "merged: average",
     "ties": "merged: TIES",
     "dare": "merged: DARE",
     "pfedme": "pFedMe",
     "vi": "variational",
+    "fedsa": "FedSA: A shared, B per task",
+    "shared_wide": "one wide model for all",
+    "task_prompt": "one model for all, with the task's name before each text",
 }
 
 
@@ -24,7 +29,7 @@ def method_name(summary: Summary, method: Method) -> str:
     """`BoRA, τ = 100`, `merged: TIES`, `one model for all (τ = ∞), rank 32, best of 2, 8, 32`."""
     structure = summary.settings[method.setting].structure
     parts = [_METHOD_NAMES.get(method.kind, method.kind)]
-    if method.kind in ("bora", "pfedme", "vi"):
+    if method.kind in ("bora", "three_levels", "pfedme", "vi"):
         parts.append(f"τ = {taus_text(summary.settings[method.setting].tau, structure)}")
     usual = summary.structure
     ranks = sorted({rank for m in method.candidates if (rank := summary.settings[m].structure.lora_rank) is not None})
@@ -49,7 +54,9 @@ def setting_name(method: str, tau: float, structure: Structure, usual: Structure
 
 
 def taus_text(tau: float, structure: Structure) -> str:
-    """The value of tau, or `10 (attention), 100 (mlp)` where groups have their own; empty where there is no prior."""
+    """The value of tau, with that of tau_2, or `10 (attention), 100 (mlp)`; empty where there is no prior."""
+    if structure.tau_2 is not None:
+        return f"{tau_text(tau)}, τ₂ = {tau_text(structure.tau_2)}"
     if structure.prior_groups is None:
         return "" if math.isnan(tau) else tau_text(tau)
     taus = json.loads(structure.prior_groups)
