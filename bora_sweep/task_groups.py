@@ -25,7 +25,7 @@ from bora_sweep.runs.results import write_table
 from bora_sweep.runs.storage import Folder, exists, folder_at, write_bytes
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.similarity.adapters import deviation_cosines, product_gram
-from bora_sweep.similarity.clusters import FEWEST_TASKS, Clusters, find_clusters
+from bora_sweep.similarity.clusters import FEWEST_TASKS, LEVEL, Clusters, find_clusters
 from bora_sweep.similarity.cosines import Cosines, cosines
 from bora_sweep.train.methods.task_gradients import fold_sums
 from bora_sweep.trials.fingerprints import check_base_model, check_documents
@@ -64,7 +64,10 @@ class TaskGroups:
         if not self.found:
             if number < FEWEST_TASKS:
                 return f"no structure: {number} tasks are too few to tell groups from chance"
-            return f"no structure: tasks differ, but not in groups (p = {p_value:.3f} that they have none)"
+            return (
+                f"no structure: tasks differ, but not in groups (p = {p_value:.3f} that they have none; groups are "
+                f"proposed up to {LEVEL})"
+            )
         return (
             f"{number} tasks fall into {self.groups['group'].nunique()} groups (p = {p_value:.3f} that they have none)"
         )

@@ -28,6 +28,7 @@ def warnings(summary: Summary, methods: list[Method], served: int) -> str:
         stopped_by_user(summary, methods, served),
         overfitted(summary, methods, served),
         at_edges(summary),
+        _learnt(summary),
         _unfinished(summary),
         _cut(summary),
         _compares_with_its_like(summary),
@@ -121,6 +122,21 @@ def _compares_with_its_like(summary: Summary) -> str:
         overlap = "a quarter of them" if model.get("chunk_overlap") is None else f"{model['chunk_overlap']} tokens"
         parts.append(f"documents longer than {model['max_tokens']} tokens are read as chunks that share {overlap}")
     return f"Compare with runs of the same kind alone: {', and '.join(parts)}." if parts else ""
+
+
+def _learnt(summary: Summary) -> str:
+    """Fits that found tau themselves: no other fit has that value to compare with."""
+    trials = summary.trials
+    found = trials.loc[(trials["status"] == "finished") & trials["tau_learnt"].fillna(False).astype(bool)]
+    if found.empty:
+        return ""
+    taus = ", ".join(
+        f"{tau_text(tau)} (trial {markdown_text(name)})" for name, tau in found[["trial_id", "tau"]].values
+    )
+    return (
+        f"`prior.tau=learn` found τ on the validation documents while it fitted: {taus}, the value at the best epoch. "
+        "Perplexity is flat around it: another seed may give half or twice as much."
+    )
 
 
 def _tuned(summary: Summary) -> str:
