@@ -128,9 +128,13 @@ class StudyMirror(tune.Callback):
         """The trial's place in the search space; None where it has none."""
         if row["method"] != "map" or row["tau"] is None or row["lora_rank"] != self.config.lora.rank:
             return None
+        if row["tau_learnt"]:  # by the fit, not by the search
+            return None
         config = json.loads(row["config_json"])
         rates = {name: config["train"][name] for name in ("lr_per_tau", "learning_rate")}
-        params = params_in(self.space, tau=row["tau"], **rates, group_scales=config["prior"]["group_scales"])
+        prior = config["prior"]
+        taus = {"tau": row["tau"], "tau_2": prior.get("tau_2")}
+        params = params_in(self.space, **taus, **rates, group_scales=prior["group_scales"])
         return params if is_within(self.space, params) else None
 
     def _new_trial(
