@@ -128,7 +128,7 @@ class StudyMirror(tune.Callback):
         """The trial's place in the search space; None where it has none."""
         if row["method"] != "map" or row["tau"] is None or row["lora_rank"] != self.config.lora.rank:
             return None
-        if row["tau_learnt"]:  # by the fit, not by the search
+        if row.get("tau_learnt"):  # by the fit, not by the search
             return None
         config = json.loads(row["config_json"])
         rates = {name: config["train"][name] for name in ("lr_per_tau", "learning_rate")}
