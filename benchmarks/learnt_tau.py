@@ -12,6 +12,7 @@ learning rate, and with a tau for each task, each matrix and each layer. Finishe
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def run(settings: Sequence[str]) -> None:
             found = {}
             for place, done in fit_pack(specs, corpus, base):
                 found[str(values[place])] = cell(done, corpus, specs[place].config)
-            cells[f"{corpus_name}: {name}"] = {"fits": found, "made": origin()}
+            made = origin()
+            made["command"] = re.sub(r"(data\.path|model\.name)=\S+", r"\1=…", made["command"])
+            cells[f"{corpus_name}: {name}"] = {"fits": found, "made": made}
             print(corpus_name, name, found if name != "sweep" else best_of(found), flush=True)
             STORE.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     commits = ", ".join(dict.fromkeys(entry["made"]["commit"] for entry in cells.values()))
