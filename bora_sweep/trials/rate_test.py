@@ -90,7 +90,8 @@ def choose_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) 
     train = config.train
     rows = max(1, (train.micro_batch_size or train.batch_size) // len(FIRST))
     own = {"schedule": "constant", "warmup_steps": 0, "compile": False, "micro_batch_size": rows}
-    shared = with_values(config, prior={"tau": math.inf}, method="map", train={**own, "learning_rate": rate_of(0)})
+    one_for_all = {"tau": math.inf, "tau_2": math.inf if config.data.has_groups else None}
+    shared = with_values(config, prior=one_for_all, method="map", train={**own, "learning_rate": rate_of(0)})
     with Pack(shared, corpus, base, make_accelerator(shared)) as pack:
         fits = _Fits(shared, pack)
         most = min(max(PASSES * fits.num_batches, FEWEST), MOST)
