@@ -64,5 +64,5 @@ def _show_groups(found: "TaskGroups") -> None:
         )
         sure = members["silhouette"].mean()
         out.print(escape(f"• {name} ({plural(len(names), 'task')}, silhouette {sure:.2f}): {shown}"))
-    if float(found.groups["silhouette"].min()) <= 0:
+    if (found.groups["silhouette"].to_numpy() <= 0).any():
         out.print("?: a task that is about as like to another group")
