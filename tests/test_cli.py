@@ -82,7 +82,7 @@ def test_no_secret_of_the_environment_is_in_a_run_or_on_the_screen(
         (["data.path={corpus}", "model.name={model}", "lora.target_modules=[nope]"], "nope"),
         (["prior.tau=-1"], "prior.tau=-1"),
         (["prior.tau=nan"], "prior.tau=nan"),
-        (["prior.group_scales={{A: 2}}"], "prior.groups=matrix or layer"),
+        (["prior.group_scales={{A: 2}}"], "prior.groups=matrix, layer or task"),
         (["data.path={corpus}", "model.name={model}", "prior.groups=matrix", "prior.group_scales={{C: 2}}"], "A, B"),
         (["data.path={corpus}", "model.name={model}", "method=average"], "search.baselines"),
         (["search.mode=path", "search.taus=[3]"], "a path chooses its own values"),

@@ -44,14 +44,14 @@ RUN = "runs/2026-01-01T00-00-00-sweep"
         (["data", ""], ["describe "]),
         (["sweep", "--res"], ["--resume "]),
         (["sweep", "train.max_e"], ["train.max_epochs="]),
-        (["fit", "speeches.parquet", "prior.tau"], ["prior.tau="]),
+        (["fit", "speeches.parquet", "prior.pen"], ["prior.penalty="]),
         (
             ["sweep", "lora.variant="],
             [f"lora.variant={each} " for each in ("lora", "rslora", "lora_plus", "dora", "mora")],
         ),
         (["sweep", "lora.variant=do"], ["lora.variant=dora "]),
         (["sweep", "train.compile="], ["train.compile=true ", "train.compile=false "]),
-        (["sweep", "search.baselines=[shared,t"], ["search.baselines=[shared,ties"]),
+        (["sweep", "search.baselines=[shared,ti"], ["search.baselines=[shared,ties"]),
         (["sweep", "search.baselines=[indep"], ["search.baselines=[independent"]),
         (["sweep", "data.path=spee"], ["data.path=speeches.parquet "]),
         (["sweep", "data.path=./spee"], ["data.path=./speeches.parquet "]),
@@ -126,7 +126,7 @@ printf '%s|' "${COMPREPLY[@]}"
         ("bora-sweep sweep lora.variant=", "lora |rslora |lora_plus |dora |mora |"),
         ("bora-sweep sweep a.yaml data.path=speec", "speeches.parquet |"),
         ("bora-sweep export runs/20", f"{RUN} |"),
-        ("bora-sweep fit prior.tau", "prior.tau=|"),
+        ("bora-sweep fit prior.pen", "prior.penalty=|"),
     ],
 )
 def test_bash(line, replies, folder):

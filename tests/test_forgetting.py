@@ -456,7 +456,7 @@ def test_a_run_in_an_object_store_is_shortened_as_on_disk(store, tmp_path, monke
     for table in SCHEMAS:
         a, b = (getattr(results, table).drop(columns="run") for results in (one, other))
         pd.testing.assert_frame_equal(a, b)
-        assert table in ("trials", "curves") or set(a["task"]) == {"ada", "cy", "dee", "eve"}
+        assert table in ("trials", "curves", "similarity", "groups") or set(a["task"]) == {"ada", "cy", "dee", "eve"}
         assert [file.name for file in storage.list_files(places[1] / "report", "*")] == ["a"]
     assert not storage.exists(places[1] / FORGETTING)
 

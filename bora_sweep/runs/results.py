@@ -106,7 +106,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("split", pa.string()),  # train (over the epoch, adapters moving), validation
             ("nll_nats", pa.float64()),
             ("num_tokens", pa.int64()),
-            ("tau", pa.float64()),  # with prior.tau=learn it moves; null in older results
+            ("learnt_tau", pa.float64()),  # with prior.tau=learn, which moves it; else null
             ("log_prior", pa.float64()),  # Eq. 5 without its constant, see docs/results.md
             ("learning_rate", pa.float64()),
             ("seconds", pa.float64()),

@@ -270,7 +270,7 @@ class Trainer:
                 "split": split,
                 "nll_nats": nll_nats,
                 "num_tokens": num_tokens,
-                "tau": self.hierarchy.tau,
+                "learnt_tau": self.state.tau,
                 "log_prior": self.hierarchy.log_prior().item(),
                 "learning_rate": self.scheduler.get_last_lr()[0],
                 "seconds": seconds,

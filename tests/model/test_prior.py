@@ -73,7 +73,7 @@ def test_limits_are_exact(kind):
 def test_the_closed_form_gradient_equals_that_of_the_density(kind, has_tau_P):
     tau_P = torch.rand(6, dtype=torch.float64) + 0.1 if has_tau_P else None
     hierarchy, twin = (
-        Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, tau_P=tau_P)
+        Hierarchy(torch.zeros(6, dtype=torch.float64), num_tasks=3, tau=2.5, parametrization=kind, precision=tau_P)
         for _ in range(2)
     )
     mean_P, theta_KP, task_B = draw(6), draw(3, 6), torch.tensor([0, 1, 2, 2])

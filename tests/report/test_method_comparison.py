@@ -82,7 +82,7 @@ def test_costs_are_those_of_all_that_a_fit_was_made_from_and_of_its_search(run: 
 
 def test_the_curve_over_tau_is_of_one_structure(run: Path):
     summary = summarise(read_results(run))
-    assert summary.structure == (8, "lora", None)
+    assert summary.structure == (8, "lora", None, None)
     assert [summary.settings[m].tau for m in summary.fits] == [0, 100, 1_000, 10_000, math.inf]
     assert summary.best_tau == 1_000
     assert len(table_after(write_report(run).read_text(), "## Table 1")) == 1 + 1 + 5 + 1  # zero-shot, fits, floor

@@ -252,7 +252,7 @@ def test_an_interrupted_fit_resumes_with_the_numbers_it_would_have_had(corpus, b
     assert torch.equal(resumed.theta_KP, whole.theta_KP)
     assert resumed.state.best_tau == whole.state.best_tau
     assert resumed.state.best_scales == whole.state.best_scales
-    assert [row["tau"] for row in resumed.state.curve] == [row["tau"] for row in whole.state.curve]
+    assert [row["learnt_tau"] for row in resumed.state.curve] == [row["learnt_tau"] for row in whole.state.curve]
 
 
 @pytest.mark.parametrize("groups", ["all", "matrix", "task"])
@@ -263,7 +263,7 @@ def test_a_trial_says_which_tau_it_found(corpus, base, tmp_path, groups):
     assert row["tau_learnt"]
     assert 0 < row["tau"] < math.inf
     assert row["tau"] != LEARNT_START
-    at_best = results.curves.query("split == 'validation' and epoch == @row['best_epoch']")["tau"].item()
+    at_best = results.curves.query("split == 'validation' and epoch == @row['best_epoch']")["learnt_tau"].item()
     assert row["tau"] == at_best
     fitted = json.loads(row["config_json"])["prior"]
     assert fitted["tau"] == row["tau"]
