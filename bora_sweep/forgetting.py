@@ -7,7 +7,7 @@ done. Each step can be repeated, so that the same command finishes what was cut 
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,8 @@ def _forget_in_run(run: Folder, names: tuple[str, ...], places: dict[str, str]) 
             shorten_adapters(run / START, leaving)
             source = read_source(run)
             write_source(run, replace(source, refreshed=[task for task in source.refreshed if task not in asked.own]))
-        config = None if config is None else with_values(config, data=data)
+        if config is not None:
+            config = with_values(config, data=data, prior=leaving.prior_without(asdict(config.prior)))
         notes = _notes(run, config, rows)
         _remove_what_sums_up(run)
     if record is not None:

@@ -44,7 +44,8 @@ LEAVES = "zorro 'of' \"the\"/hills\nañd"
 """The task that leaves. Its documents' ids begin with `gone-`, and each of its prompts has the word zebra."""
 SMALL = ["model.max_tokens=24", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
 TREATIES = {"000": {"prior": {"tau": 0.0}}, "001": {"prior": {"tau": math.inf}}, "002": {"prior": {"tau": 30.0}},
-            "003": {"method": "vi"}, "004": {"method": "zero_shot"}}  # fmt: skip
+            "003": {"method": "vi"}, "004": {"method": "zero_shot"},
+            "007": {"prior": {"tau": "learn", "groups": "task"}}}  # fmt: skip
 
 
 def make_questions(sizes: dict[str, int]) -> pd.DataFrame:
@@ -205,7 +206,7 @@ def test_what_stays_is_as_it_was_and_sums_are_over_it(run):
     costs = ["train_tokens", "train_seconds", "epochs", "best_epoch", "peak_memory_bytes", "started_at", "tau"]
     finished = rows["status"] == "finished"
     pd.testing.assert_frame_equal(rows.loc[finished, costs], rows_before.loc[finished, costs])
-    assert rows.loc[[*TREATIES], "notes"].fillna("").tolist() == [NOTE] * 4 + [""]
+    assert rows.loc[[*TREATIES], "notes"].fillna("").tolist() == [NOTE] * 4 + ["", NOTE]
     assert rows.loc["006", "error"] == UNNAMED
     assert rows_before.loc["005", "validation_num_tokens"] > 0
     assert rows.loc["005", ["status", "epochs"]].tolist() == ["interrupted", 0]

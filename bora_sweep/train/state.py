@@ -64,13 +64,13 @@ class State:
     diverged: str | None = None
     """Where the loss stopped being finite."""
     tau: float | None = None
-    """Where tau is learnt: as it is now, and each group's divided by it."""
-    scales: list[float] = field(default_factory=list)
+    """Where tau is learnt: as it is now, and that of each group by its name, divided by it."""
+    scales: dict[str, float] = field(default_factory=dict)
     tau_2: float | None = None
     """With a level of groups: tau_2, where it is learnt beside tau."""
     best_tau: float | None = None
     """The same at the best epoch."""
-    best_scales: list[float] = field(default_factory=list)
+    best_scales: dict[str, float] = field(default_factory=dict)
     best_tau_2: float | None = None
     asked_tokens: int = 0
     """Where tau is learnt: scored tokens of validation that passed through the model for it."""

@@ -46,6 +46,13 @@ class Leaving:
     data: Mapping[str, Any] = field(default_factory=dict)
     """Changes of section `data` of the configuration, without which a resume would look for them."""
 
+    def prior_without(self, prior: Mapping[str, Any]) -> dict[str, Any]:
+        """Section `prior` of a configuration without the tasks' own tau (`prior.groups=task`)."""
+        if prior.get("groups") != "task":
+            return dict(prior)
+        scales = {task: scale for task, scale in prior["group_scales"].items() if task not in self.tasks}
+        return {**prior, "group_scales": scales}
+
     def may_be_named_in(self, text: str) -> bool:
         """Whether a message may name one of the tasks, or a document of theirs. A message that was cut off may."""
         if text.endswith("…"):
@@ -154,11 +161,12 @@ def _messages(row: dict[str, Any], leaving: Leaving) -> dict[str, Any]:
 
 
 def _config_without(text: str | None, leaving: Leaving) -> str | None:
-    """The configuration in a row, with `data` changed; as JSON, since an older release may have written it."""
+    """The configuration in a row without the tasks; as JSON, since an older release may have written it."""
     if text is None:
         return None
     config = json.loads(text)
-    return json.dumps({**config, "data": {**config["data"], **leaving.data}}, ensure_ascii=False)
+    changed = {"data": {**config["data"], **leaving.data}, "prior": leaving.prior_without(config["prior"])}
+    return json.dumps({**config, **changed}, ensure_ascii=False)
 
 
 def _sums(run: Folder, row: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def result_of(
     Raises:
         InputError: A document has no finite score.
     """
-    config = with_learnt_tau(config, corpus, done)
+    config = with_learnt_tau(config, done.state)
     documents = document_scores(corpus, done)
     _check_finite(config, documents, done.dtype)
     scored = None if done.predictions is None else predictions(corpus, done)

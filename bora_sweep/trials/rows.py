@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ import pandas as pd
 
 from bora_sweep.config import UNTRAINED, Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
-from bora_sweep.model.prior import distance_to_global, group_names
+from bora_sweep.model.prior import distance_to_global
 from bora_sweep.runs.results import perplexity
 from bora_sweep.train.state import Fit, State
 
@@ -118,14 +118,11 @@ def _task_taus(config: Config, tasks: Iterable[str]) -> float | list[float]:
     return [config.tau * config.prior.group_scales.get(task, 1.0) for task in tasks]
 
 
-def with_learnt_tau(config: Config, corpus: TokenizedCorpus, done: Fit) -> Config:
+def with_learnt_tau(config: Config, state: State) -> Config:
     """The configuration of a fit with the tau, and the scales of groups, that it has found: those of its best epoch."""
     if not config.learns_tau:
         return config
-    state, groups = done.state, config.prior.groups
-    names: Sequence[str] = [] if groups == "all" else group_names(config.prior, done.layout, corpus.tasks)
-    scales = dict(zip(names, state.best_scales, strict=True))
-    prior = {"tau": state.best_tau, "group_scales": scales}
+    prior = {"tau": state.best_tau, "group_scales": state.best_scales}
     return with_values(config, prior=prior if state.best_tau_2 is None else {**prior, "tau_2": state.best_tau_2})
 
 

@@ -231,7 +231,9 @@ def _is_same_fit(earlier: dict[str, Any], config: Config) -> bool:
 
 def _chosen(values: dict[str, Any]) -> tuple[Any, ...]:
     """What a search chooses, of a configuration; an older release may not have written all of it."""
-    return values["prior"]["tau"], values["prior"].get("group_scales"), values["train"].get("lr_per_tau")
+    prior, train = values["prior"], values["train"]
+    rates = train.get("learning_rate"), train.get("lr_per_tau")
+    return prior["tau"], prior.get("tau_2"), prior.get("group_scales"), *rates
 
 
 def _estimated_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, done: Fit) -> dict[str, float]:

@@ -43,6 +43,19 @@ def trained(config: Config, folder) -> Trainer:
     return trainer
 
 
+def test_a_tau_of_each_task_that_was_learnt_goes_with_the_task(tmp_path):
+    config = make_config("prior.tau=learn", "prior.groups=task")
+    before = trained(config, tmp_path)
+    after = trainer_of(config, ORDER, tmp_path)
+    assert len(set(before.state.scales.values())) == len(SIZES)
+    assert after.state.scales == before.state.scales
+    rows = [list(SIZES).index(task) for task in ORDER]
+    was, now = before.hierarchy.precision, after.hierarchy.precision
+    assert isinstance(was, torch.Tensor)
+    assert isinstance(now, torch.Tensor)
+    torch.testing.assert_close(now, was[rows], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("settings", [["prior.tau=10"], ["prior.tau=0"], ["prior.tau=inf"], ["method=vi"]])
 def test_a_checkpoint_gives_each_task_its_own_rows_in_whatever_order_the_tasks_are(settings, tmp_path):
     config = make_config(*settings)

@@ -146,8 +146,12 @@ def test_the_step_has_the_tau_that_was_learnt(corpus, base, groups, solver):
         trainer.hierarchy.set_adapters_(trainer.hierarchy.mean_P.detach(), theta_KP)
         trainer._ask()
         assert trainer.state.tau not in (None, LEARNT_START)
-        names, scales = trainer.group_names, trainer.state.scales
-        assert len(names) == len(scales) == {"all": 0, "matrix": 2, "layer": 2, "task": 3}[groups]
+        scales = [trainer.state.scales[name] for name in trainer.group_names]
+        assert (
+            len(trainer.group_names)
+            == len(trainer.state.scales)
+            == {"all": 0, "matrix": 2, "layer": 2, "task": 3}[groups]
+        )
         tau_KP = torch.full_like(theta_KP, trainer.state.tau)
         if groups == "task":
             tau_KP *= torch.tensor(scales, dtype=torch.float64)[:, None]

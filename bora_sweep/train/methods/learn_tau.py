@@ -59,7 +59,7 @@ class LearnTauTrainer(Trainer):
         super().__init__(config, pack)
         scale_of = config.prior.group_scales
         self.state.tau = self.state.best_tau = config.tau
-        self.state.scales = self.state.best_scales = [scale_of.get(name, 1.0) for name in self.group_names]
+        self.state.scales = self.state.best_scales = {name: scale_of.get(name, 1.0) for name in self.group_names}
         if isinstance(self.hierarchy, GroupedHierarchy) and config.prior.tau_2 is None:
             self.state.tau_2 = self.state.best_tau_2 = config.tau_2
         asked_N = pack.corpus.split("validation")
@@ -84,7 +84,7 @@ class LearnTauTrainer(Trainer):
         """Keep the parameters, and tau."""
         super().keep(better_F)
         state = self.state
-        state.best_tau, state.best_tau_2, state.best_scales = state.tau, state.tau_2, list(state.scales)
+        state.best_tau, state.best_tau_2, state.best_scales = state.tau, state.tau_2, dict(state.scales)
 
     def restored(self) -> None:
         """Go on with the tau of the checkpoint."""
@@ -99,8 +99,13 @@ class LearnTauTrainer(Trainer):
         if self.state.tau_2 is not None:
             self.state.tau_2 = moved_tau(self.state.tau_2, standard_errors(now_N - self._nats_of_smaller_groups()))
         if self.group_names:
-            self.state.scales = moved_scales(self.state.scales, self._gains_of_groups(now_N, gain_N))
+            moved_G = moved_scales(self._scale_G(), self._gains_of_groups(now_N, gain_N))
+            self.state.scales = dict(zip(self.group_names, moved_G, strict=True))
         self._set_tau()
+
+    def _scale_G(self) -> list[float]:
+        """The scales in the order of the groups now: a checkpoint may have the tasks in another one."""
+        return [self.state.scales[name] for name in self.group_names]
 
     def _gains_of_groups(self, now_N: np.ndarray, gain_N: np.ndarray) -> np.ndarray:
         """z_G: what smaller deviations of each group gain, in standard errors.
@@ -146,7 +151,7 @@ class LearnTauTrainer(Trainer):
         tau, tau_2, hierarchy = self.state.tau, self.state.tau_2, self.hierarchy
         assert tau is not None
         groups, tasks = self.config.prior.groups, self.pack.shard.tasks
-        precision = group_precisions(tau, self.state.scales, groups, self.pack.layout, tasks, hierarchy.mean_P)
+        precision = group_precisions(tau, self._scale_G(), groups, self.pack.layout, tasks, hierarchy.mean_P)
         hierarchy.tau, hierarchy.precision = tau, tau if precision is None else precision
         if isinstance(hierarchy, GroupedHierarchy) and tau_2 is not None:
             hierarchy.tau_2 = tau_2
