@@ -45,12 +45,16 @@ def _join(rank: int, work: Callable[[int, Path], dict], folder: Path) -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
+ROUNDED = ("nll_nats", "log_prior", "learnt_tau")
+"""Numbers of a curve that the order of sums decides in their last digits."""
+
+
 def found(done: Fit) -> dict:
     """What must not depend on how many processes made a fit."""
     curve = [{k: v for k, v in row.items() if k != "seconds"} for row in done.state.curve]
     return {
-        "curve": [{k: v for k, v in row.items() if k not in ("nll_nats", "log_prior")} for row in curve],
-        "nats": np.array([(row["nll_nats"], row["log_prior"]) for row in curve]),
+        "curve": [{k: v for k, v in row.items() if k not in ROUNDED} for row in curve],
+        "nats": np.array([[row[name] or 0.0 for name in ROUNDED] for row in curve]),
         "best_epochs": done.state.best_epochs,
         "stopped_by": done.stopped_by,
         "scores": np.concatenate(list(done.nll_nats.values())),

@@ -32,13 +32,14 @@ FITS = {
     "pfedme": ["prior.tau=10", "method=pfedme", "prior.groups=matrix", "prior.group_scales={B: 3}"],
     "vi": ["prior.tau=10", "method=vi"],
     "fedsa": ["prior.tau=0", "method=fedsa"],
+    "learnt": ["prior.tau=learn", "prior.groups=task"],
     "present": ["prior.tau=10", "train.bank=host", "train.tasks_per_batch=2"],
     "present tau 0": ["prior.tau=0", "train.update=present"],
 }
 METRICS = ["prior.tau=10", "metrics=[accuracy,rouge_l]", "metric.max_new_tokens=5"]
 SIZES = {"a": 16, "b": 10, "c": 4, "d": 8}
-DATA_PARALLEL = ("tau 0", "tau 10", "mean", "pfedme", "fedsa", "present")
-RESUMED = ("tau 10", "tau 0", "present")
+DATA_PARALLEL = ("tau 0", "tau 10", "mean", "pfedme", "fedsa", "learnt", "present")
+RESUMED = ("tau 10", "tau 0", "learnt", "present")
 """Fits that are also made without shards of tasks. The other methods have no code of their own there."""
 CASES = [("tasks", name) for name in FITS] + [("data", name) for name in DATA_PARALLEL]
 CUT = 7  # steps after which a fit is cut off: within its second epoch
