@@ -69,9 +69,9 @@ def test_a_fit_of_it_has_one_adapter_and_scores_what_the_shared_fit_scores():
     assert {split: len(nats) for split, nats in done.nll_nats.items()} == {
         split: len(nats) for split, nats in shared.nll_nats.items()
     }
-    assert not torch.equal(done.mean_P, shared.mean_P)
     first = [next(row for row in each.state.curve if row["split"] == "train") for each in (done, shared)]
     assert first[0]["num_tokens"] == first[1]["num_tokens"]
+    assert abs(first[0]["nll_nats"] - first[1]["nll_nats"]) > 1e-3  # the name is read, whichever epoch is best
 
 
 def test_other_fits_read_the_corpus_as_it_is():
