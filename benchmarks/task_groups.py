@@ -2,11 +2,11 @@
 
     python benchmarks/task_groups.py
 
-Embedded corpora of 24 tasks, by gradients at a shared fit of one epoch. With 4 planted groups at three strengths, eleven
-seeds of the corpus each (seeds 1 to 5 were in use while the method was made): the adjusted Rand index (Hubert & Arabie
-1985) of the groups found, 0 where none are. Without groups 20 corpora, each of its own seed, at similarities from 0.1
-to 0.9. One process of one thread. What is finished is kept in `benchmarks/results/task_groups.json`, so that a second
-run goes on; the tables go to `task_groups.md`.
+Embedded corpora of 24 tasks, by gradients at a shared fit of one epoch. With 4 planted groups at three strengths, 11
+corpora each (seeds 1 to 5 were in use while the method was made): the adjusted Rand index (Hubert & Arabie 1985) of the
+groups found, 0 where none are. Without groups 20 corpora, each of its own seed, at similarities from 0.1 to 0.9. One
+process of one thread. What is finished is kept in `benchmarks/results/task_groups.json`, so that a second run goes on;
+the tables go to `task_groups.md`.
 """
 
 import json

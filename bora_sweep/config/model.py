@@ -124,7 +124,7 @@ class PriorConfig:
 
     tau: Tau | Literal["learn"] = 100.0
     """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. `learn`: found on
-    validation while the fit runs, for the price of one fit. A sweep searches it, or learns it (`search.mode=learn`).
+    validation while the fit runs, for the price of one fit. A sweep searches it, and may have a fit that learns it (`search.baselines=[…,learnt]`).
     Where tasks are in groups, it ties a task to its group, N(theta_d; Theta_g, I/tau)."""
     tau_2: Tau | None = None
     """Precision of the prior N(Theta_g; Theta, I/tau_2) that ties groups of tasks together, with `data.group_column` or

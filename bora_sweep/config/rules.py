@@ -1,6 +1,7 @@
 """The rules that tie sections together: settings that do not go with each other, each with what to do about it."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from bora_sweep.config.baselines import check_baselines
@@ -32,6 +33,12 @@ def check_rules(config: "Config") -> None:
     check_baselines(config)
     _check_rates(config)
     _check_processes(config)
+
+
+def _refuse(settings: Mapping[str, bool], message: Callable[[str], str]) -> None:
+    """Refuse the first of these settings that is set; `message` says why it cannot be."""
+    for setting, is_set in settings.items():
+        require(not is_set, message(setting))
 
 
 def _check_solver(config: "Config") -> None:
@@ -146,8 +153,8 @@ def _check_penalty(config: "Config") -> None:
         f"search.baselines={config.search.baselines}": bool({"vi", "pfedme"} & set(config.search.baselines)),
         "search.estimate_tau=true": config.search.estimate_tau,
     }
-    for setting, is_set in needs_squared.items():
-        require(not is_set, f"prior.penalty={config.prior.penalty}: {setting} needs the squared distance; drop it")
+    key = f"prior.penalty={config.prior.penalty}"
+    _refuse(needs_squared, lambda setting: f"{key}: {setting} needs the squared distance; drop it")
 
 
 def _check_chunks(config: "Config") -> None:
@@ -222,11 +229,12 @@ def _check_learnt_tau(config: "Config") -> None:
         f"train.padding={train.padding}": train.padding == "scored",
         f"train.reported={train.reported}": train.reported == "best_epochs",
         f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0,
-        f"method={config.method}": config.method != "map",
+        f"method={config.method}": config.learns_tau and config.method != "map",
         f"search.unseen_folds={config.search.unseen_folds}": config.search.unseen_folds is not None,
     }
-    for setting, is_set in needs_number.items():
-        require(not (config.learns_tau and is_set), f"prior.tau=learn: {setting} needs a number; drop one of the two")
+    if config.learns_tau or "learnt" in config.search.baselines:
+        key = "prior.tau=learn" if config.learns_tau else f"search.baselines={config.search.baselines}"
+        _refuse(needs_number, lambda setting: f"{key}: {setting} needs a tau that is a number; drop one of the two")
     require(
         prior.groups != "task" or config.update == "all",
         "prior.groups=task: a tau of each task needs all of them on the device; set train.update=all, or drop it",
@@ -256,9 +264,9 @@ def _check_token_sums(config: "Config") -> None:
         f"search.unseen_folds={config.search.unseen_folds}": config.search.unseen_folds is not None,
     }
     first = next((setting for setting, is_set in published.items() if is_set), None)
-    for setting, is_set in needs_sums.items():
-        message = f"{first}: works for separate fits of one process only; drop it, or drop {setting}"
-        require(first is None or not is_set, message)
+    if first is not None:
+        only = f"{first}: works for separate fits of one process only; drop it, or drop"
+        _refuse(needs_sums, lambda setting: f"{only} {setting}")
 
 
 def _check_present(config: "Config") -> None:
@@ -281,8 +289,8 @@ def _check_present(config: "Config") -> None:
         f"search.baselines={config.search.baselines}": bool({"vi", "pfedme", "fedsa"} & set(config.search.baselines)),
     }
     chosen = f"train.update={train.update}" if train.update else f"train.bank={train.bank}"
-    for setting, is_set in needs_all.items():
-        require(not is_set, f"{chosen}: moves the tasks of a batch alone, and {setting} all; drop one of the two")
+    alone = f"{chosen}: moves the tasks of a batch alone, and"
+    _refuse(needs_all, lambda setting: f"{alone} {setting} all; drop one of the two")
 
 
 def _check_groups(config: "Config") -> None:
@@ -322,12 +330,9 @@ def _check_groups(config: "Config") -> None:
         f"search.baselines={baselines}": bool({"vi", "pfedme"} & set(baselines)),
     }
     key = "data.groups_path" if data.group_column is None else "data.group_column"
-    for setting, is_set in has_no_groups.items():
-        require(
-            not is_set,
-            f"{key}: a level of groups does not go with {setting}; drop one of the two"
-            + (", or set prior.tau_2=inf, with which groups do not matter" if prior.tau_2 is None else ""),
-        )
+    or_two_levels = ", or set prior.tau_2=inf, with which groups do not matter" if prior.tau_2 is None else ""
+    drop = f"drop one of the two{or_two_levels}"
+    _refuse(has_no_groups, lambda setting: f"{key}: a level of groups does not go with {setting}; {drop}")
 
 
 def _check_shard_base(config: "Config") -> None:

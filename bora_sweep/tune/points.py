@@ -98,10 +98,15 @@ def trial_config(config: Config, point: Point, seed_index: int) -> Config:
     return with_values(config, prior=prior, train=train, lora=lora, method=method)
 
 
-def _tau_2(config: Config, point: Point) -> float:
-    """That of a fit of the sweep. What knows of no groups has none, and neither has `search.taus` beside a search."""
+def _tau_2(config: Config, point: Point) -> float | None:
+    """That of a fit of the sweep; None: it is learnt.
+
+    What knows of no groups has none, and neither has `search.taus` beside a search.
+    """
     if point.tau_2 is not None:
         return point.tau_2
+    if point.method == LEARNT:
+        return config.prior.tau_2
     is_end = point.method != "map" or point.tau in (0, math.inf)
     return math.inf if is_end or config.prior.tau_2 is None else config.prior.tau_2
 

@@ -32,6 +32,7 @@ from bora_sweep.train.methods.learn_tau import (
 )
 from bora_sweep.train.pack import Pack
 from bora_sweep.trials.trial import Trial, run_trial
+from bora_sweep.tune.points import LEARNT, preset_points, trial_config
 
 
 def config_of(*settings: str) -> Config:
@@ -308,6 +309,25 @@ def test_alike_tasks_get_a_larger_tau_than_unlike_ones():
 def test_settings_that_need_a_number_are_refused(setting):
     with pytest.raises(InputError, match=r"prior\.tau"):
         load_config(["prior.tau=learn", setting])
+
+
+@pytest.mark.parametrize("setting", ["prior.penalty=tensor_norm", "search.unseen_folds=2", "train.padding=scored"])
+def test_a_baseline_that_learns_tau_is_refused_before_the_sweep_begins(setting):
+    with pytest.raises(InputError, match=r"search\.baselines=.*needs a tau that is a number"):
+        load_config(["search.baselines=[independent,shared,learnt]", setting])
+
+
+def test_the_other_trials_of_a_sweep_with_that_baseline_are_as_they_were():
+    config = load_config(["search.baselines=[zero_shot,independent,shared,learnt]"])
+    methods = [trial_config(config, point, 0).method for point in preset_points(config)]
+    assert methods == ["zero_shot", "map", "map", "map"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], None), (["prior.tau_2=7"], 7.0)])
+def test_that_baseline_learns_tau_2_unless_it_is_given(given, expected):
+    config = load_config([*GROUPS, "search.baselines=[independent,shared,learnt]", *given])
+    (learnt,) = [point for point in preset_points(config) if point.method == LEARNT]
+    assert trial_config(config, learnt, 0).prior.tau_2 == expected
 
 
 def test_a_tau_of_each_task_needs_all_tasks_on_the_device():
