@@ -124,8 +124,9 @@ class PriorConfig:
 
     tau: Tau | Literal["learn"] = 100.0
     """Precision of the prior N(theta_d; Theta, I/tau). 0: one model per task. inf: one model for all. `learn`: found on
-    validation while the fit runs, for the price of one fit. A sweep searches it, and may have a fit that learns it (`search.baselines=[…,learnt]`).
-    Where tasks are in groups, it ties a task to its group, N(theta_d; Theta_g, I/tau)."""
+    validation while the fit runs, for the price of one fit. A sweep searches it, and has such a fit beside the search
+    with `learnt` in `search.baselines`. Where tasks are in groups, it ties a task to its group, N(theta_d; Theta_g,
+    I/tau)."""
     tau_2: Tau | None = None
     """Precision of the prior N(Theta_g; Theta, I/tau_2) that ties groups of tasks together, with `data.group_column` or
     `data.groups_path`. 0: nothing passes between groups. inf: groups do not matter. Left out: a sweep searches it, and
