@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: sweep test test-all test-cluster check docs build audit bench clean help
+.PHONY: sweep test test-all test-cluster check lint docs build audit bench clean help
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -22,7 +22,9 @@ test-all: test ## the tests, then the slow ones: browser, compiler, killed proce
 test-cluster: .venv/installed-dev ## a cluster of namespaces on this machine, and a sweep on it; needs root, sshd and rsync
 	$(BIN)/python -m pytest tests/tune/test_cluster_lab.py -m cluster -rs $(ARGS)
 
-check: test ## the tests, the linter and the type checker
+check: lint test ## the linter, the type checker and the tests
+
+lint: .venv/installed-dev ## the linter and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -117,7 +117,7 @@ def write(adapted: AdaptedModel, theta_NP: Tensor, generator: torch.Generator) -
 
 def make_world(base: PreTrainedModel, config: Config, seed: int) -> World:
     """Adapters from the prior, and text from each."""
-    generator, tau = torch.Generator().manual_seed(seed), config.prior.tau
+    generator, tau = torch.Generator().manual_seed(seed), config.tau
     layout = make_layout(base, config.lora)
     mean_P, adapted = layout.initial(base, config.train.seed), AdaptedModel(base, layout)
     sizes_K = [size for size in SIZES for _ in range(TASKS_OF_A_SIZE)]

@@ -48,7 +48,7 @@ def run(settings: list[str]) -> None:
             documents=part_of(work.corpus, work.tests()).documents,
             curves={cell: Curve.load(work.folder / cell.name) for cell in both if cell.kind not in FITS},
             fits={cell: read(work.folder / cell.name) for cell in both if cell.kind in FITS},
-            tau=work.config.prior.tau,
+            tau=work.config.tau,
             plan=work.plan,
         ),
         about(work),
@@ -58,7 +58,7 @@ def run(settings: list[str]) -> None:
 def about(work: Work) -> str:
     """The corpus, its run and the held-out tasks, in words."""
     config, tests = work.config, work.tests()
-    fitted = f"A run of {len(work.run)} tasks at tau = {config.prior.tau:g}, rank {config.lora.rank}"
+    fitted = f"A run of {len(work.run)} tasks at tau = {config.tau:g}, rank {config.lora.rank}"
     rate = f"learning rate {config.train.learning_rate:g}, {config.model.max_tokens} tokens"
     return (
         f"{fitted}, {rate}; {len(work.new)} tasks ({', '.join(work.new)}) with {len(tests)} test documents come later."

@@ -184,7 +184,7 @@ class Work:
     def compute(self, cell: Cell) -> None:
         """Compute a cell and keep it."""
         path = self.folder / cell.name
-        tau = self.config.prior.tau * cell.factor
+        tau = self.config.tau * cell.factor
         if cell.kind in FITS:
             new = self.new if cell.only is None else [self.new[cell.only]]
             trained = [(n, task, "train") for task in new for n in self.pool(task)[: cell.count]]

@@ -120,7 +120,7 @@ def _objective(pack: Pack, fit: Trainer) -> np.ndarray:
     documents = pack.corpus.documents.iloc[pack.corpus.split("train")]
     tokens_K = np.bincount(documents["task"], documents["num_tokens"], pack.corpus.num_tasks)
     distance_K = fit.hierarchy.delta_KP().square().sum(1).cpu().numpy()
-    return (_sums(pack, fit, "train") + fit.config.prior.tau / 2 * distance_K) / tokens_K
+    return (_sums(pack, fit, "train") + fit.config.tau / 2 * distance_K) / tokens_K
 
 
 def _scores(pack: Pack, fit: Trainer, split: str) -> np.ndarray:

@@ -45,7 +45,7 @@ def newton(config: Config, whole: Fit, around: Curvature, task: int) -> Tensor:
     the prior's pull, which it balances at the MAP.
     """
     others = [other for other in range(len(around.nll_K)) if other != task]
-    tau, fisher_KP = config.prior.tau, around.fisher_KP.clamp(min=0)
+    tau, fisher_KP = config.tau, around.fisher_KP.clamp(min=0)
     if math.isinf(tau):
         pull_P, curvature_P = -around.score_KP[task], fisher_KP[others].sum(0)
     else:
@@ -57,7 +57,7 @@ def newton(config: Config, whole: Fit, around: Curvature, task: int) -> Tensor:
 def mean_of_others(config: Config, whole: Fit, task: int) -> Tensor:
     """The mean of the other tasks' adapters; at tau = inf they are all Theta."""
     others = [other for other in range(len(whole.theta_KP)) if other != task]
-    return whole.mean_P if math.isinf(config.prior.tau) else whole.theta_KP[others].mean(0)
+    return whole.mean_P if math.isinf(config.tau) else whole.theta_KP[others].mean(0)
 
 
 def nats_K(scores: dict[str, dict[str, float]], tasks: tuple[str, ...]) -> np.ndarray:
@@ -106,7 +106,7 @@ def at_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> di
     gap = float(truth - before)
     errors = {f"{name}: error, % of the gap": per_token[name] - truth for name in INSTEAD}
     return {
-        "τ": f"{config.prior.tau:g}",
+        "τ": f"{config.tau:g}",
         **{name: math.exp(value) for name, value in levels.items()},
         "gap, nats per token": gap,
         **{name: 100 * float(error) / gap for name, error in errors.items()},

@@ -15,6 +15,7 @@ from bora_sweep.data.batches import collate
 from bora_sweep.data.some_tasks import some_tasks
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.errors import InputError
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.likelihood import nll_nats
 from bora_sweep.model.map_objective import three_level_objective
 from bora_sweep.process import Interrupted
@@ -53,6 +54,11 @@ def as_tasks(corpus: TokenizedCorpus) -> TokenizedCorpus:
     return replace(corpus, tasks=corpus.groups, documents=documents, groups=(), group_K=None)
 
 
+def grouped(fit: Trainer) -> GroupedHierarchy:
+    assert isinstance(fit.hierarchy, GroupedHierarchy)
+    return fit.hierarchy
+
+
 def curve(done: Fit) -> list[tuple]:
     return [(r["epoch"], r["split"], r["nll_nats"], r["log_prior"]) for r in done.state.curve]
 
@@ -74,7 +80,7 @@ def test_the_gradient_of_a_step_is_that_of_the_objective(micro_batch_size):
     alone = ["train.batch_size=64", "train.max_grad_norm=null", "train.solver=adamw"]
     config = make_config(*alone, *taus(tau, tau_2), f"train.micro_batch_size={micro_batch_size}")
     fit, group_K, gradients = trainer_of(config, make_grouped()), torch.from_numpy(GROUP_K), {}
-    hierarchy = fit.hierarchy
+    hierarchy = grouped(fit)
     with torch.no_grad():
         for bank in hierarchy.parameters():
             bank.add_(0.1 * torch.randn_like(bank))
@@ -159,7 +165,7 @@ def test_at_tau_2_0_each_group_is_a_two_level_fit_of_its_own():
         tasks = np.flatnonzero(g == GROUP_K)
         own = replace(some_tasks(corpus, tasks.tolist()), groups=(), group_K=None)
         alone = run(make_config(*whole, "prior.tau=3", groups=False), own).hierarchy
-        torch.testing.assert_close(together.hierarchy.theta_GP()[g], alone.mean_P.detach(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(grouped(together).theta_GP()[g], alone.mean_P.detach(), rtol=0, atol=1e-9)
         torch.testing.assert_close(together.hierarchy.theta_KP()[tasks], alone.theta_KP(), rtol=0, atol=1e-9)
         assert (alone.theta_KP() - alone.mean_P).abs().max() > 1e-3
 
@@ -234,7 +240,7 @@ def test_the_best_epoch_has_its_own_groups():
 def test_a_start_sets_each_group_to_its_map_given_the_tasks(pair):
     trainer = trainer_of(make_config(*taus(*pair)), make_grouped())
     trainer.pack.close()
-    hierarchy, generator = trainer.hierarchy, torch.Generator().manual_seed(3)
+    hierarchy, generator = grouped(trainer), torch.Generator().manual_seed(3)
     mean_P = torch.randn(hierarchy.mean_P.shape, generator=generator, dtype=torch.float64)
     theta_KP = torch.randn(4, len(mean_P), generator=generator, dtype=torch.float64)
     start_or_resume(trainer, start=Start(mean_P, theta_KP))
@@ -262,8 +268,8 @@ def test_tasks_in_another_order_or_in_other_groups_on_a_resume(tmp_path):
     turned = replace(corpus, tasks=tuple(corpus.tasks[k] for k in order), documents=documents, group_K=GROUP_K[order])
     after = trainer_of(config, turned)
     start_or_resume(after, tmp_path)
-    assert before.hierarchy.theta_GP().abs().max() > 0
-    assert torch.equal(before.hierarchy.theta_GP(), after.hierarchy.theta_GP())
+    assert grouped(before).theta_GP().abs().max() > 0
+    assert torch.equal(grouped(before).theta_GP(), grouped(after).theta_GP())
     assert torch.equal(before.hierarchy.theta_KP()[order], after.hierarchy.theta_KP())
     moved = trainer_of(config, replace(corpus, group_K=np.array([0, 1, 1, 1])))
     with pytest.raises(InputError, match="task 'c' was in group 'x' and is in 'y'"):
