@@ -38,7 +38,7 @@ PAIRS = {
     "few_speakers": (Pair(9, 2, (1e3, 1e4)), Pair(36, 8)),
     "smollm2": (Pair(16, 3, (1e3,)),),
 }
-SEEDS = {"few_speakers": (0,), "smollm2": (0,)}
+SEEDS = {"few_speakers": (0, 1), "smollm2": (0, 1)}
 HEADER = ["corpus", "seed", "tau", "adapters at", "rank", "parameters", "rate", "validation", "test", "epochs"]
 
 
