@@ -11,7 +11,9 @@ from pyarrow import parquet
 from tiny import make_frame
 
 from bora_sweep.cli import main
+from bora_sweep.first_run import trained_fits
 from bora_sweep.model.peft_io import GROUPS
+from bora_sweep.runs.folder import config_of
 from bora_sweep.runs.results import trial_rows
 from bora_sweep.train.checkpoint import load_adapters, save_adapters
 from bora_sweep.tune.trial_table import trial_label
@@ -159,11 +161,16 @@ def test_a_fit_by_a_column_is_that_by_a_file(run, corpus_file, model_folder, tmp
 def test_a_sweep_has_fits_of_two_and_of_three_levels(corpus_file, model_folder, groups_file, tmp_path, capsys):
     run = tmp_path / "run"
     settings = [f"data.path={corpus_file}", f"data.groups_path={groups_file}", f"model.name={model_folder}", *SMALL]
-    sweep = ["search.num_trials=4", "search.baselines=[independent,shared,per_group]", f"output={run}"]
+    sweep = ["search.num_trials=4", "search.baselines=[independent,shared,per_group,learnt]", f"output={run}"]
     assert main(["sweep", *settings, *sweep]) == 0
-    labels = {trial_label(row) for row in trial_rows(run)}
+    rows = trial_rows(run)
+    assert len(rows) == trained_fits(config_of(run), len(GROUP_OF)) == 8
+    assert {row["status"] for row in rows} == {"finished"}
+    assert [row["tau_learnt"] for row in rows].count(True) == 1
+    assert len({row["train_tokens"] for row in rows}) == 1  # of an epoch, also where each group is its own fit
+    labels = {trial_label(row) for row in rows}
     assert {"tau = 0", "tau = inf", "tau = inf, tau_2 = 0"} <= labels
-    assert sum("tau_2" in label for label in labels) == 3
+    assert sum("tau_2" in label for label in labels) == 4
     assert "three levels (τ" in (run / "report" / "report.md").read_text()
     capsys.readouterr()
     assert main(["status", str(run)]) == 0
