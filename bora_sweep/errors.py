@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sized
 
 SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 """Environment variables whose values are secrets."""
@@ -39,6 +40,11 @@ def redact(text: str) -> str:
         if len(value) >= SHORTEST_SECRET and SECRET_NAMES.search(name):
             text = text.replace(value, "***")
     return URL_QUERY_SECRET.sub(r"\1=***", URL_PASSWORD.sub("***", text))
+
+
+def and_more(names: Sized, what: str = "task") -> str:
+    """What follows the first of several names in a message: " (and 2 tasks more)"; nothing for one."""
+    return f" (and {plural(len(names) - 1, what)} more)" if len(names) > 1 else ""
 
 
 def plural(number: int, noun: str) -> str:

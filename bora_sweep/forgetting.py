@@ -130,7 +130,7 @@ def _forget_in_run(run: Folder, names: tuple[str, ...], places: dict[str, str]) 
         for row in rows:
             take_out(run, row, leaving)
         if exists(run / SOURCE):
-            shorten_adapters(run / START, leaving)
+            shorten_adapters(run / START, leaving, holds_groups=True)
             source = read_source(run)
             write_source(run, replace(source, refreshed=[task for task in source.refreshed if task not in asked.own]))
         if config is not None:

@@ -22,9 +22,18 @@ from bora_sweep.config import (
     TrainConfig,
     explicit_settings,
     flatten,
+    with_values,
 )
 from bora_sweep.config.data import COLUMNS
-from bora_sweep.errors import InputError, plural
+from bora_sweep.errors import InputError, and_more, plural
+from bora_sweep.groups_to_add import (
+    check_groups,
+    group_notes,
+    groups_to_add,
+    known_groups,
+    own_precisions,
+    tau_2_and_scales,
+)
 from bora_sweep.prepare import PreparedRun, check_base, check_run_tracker, print_notes
 from bora_sweep.process import gc_paused
 from bora_sweep.runs.folder import ADD, new_run, reopen_run
@@ -82,8 +91,9 @@ def prepare_add(
     source = folder_at(run)
     loaded = load_trial(source, trial, _base_elsewhere(settings))
     _check_trial(source, loaded)
-    defaults = config_to_add(loaded)
     _refuse_moves(settings)
+    check_groups(source, loaded, settings)
+    defaults = config_to_add(loaded, settings)
     config, folder = new_run([defaults, *settings], ADD)
     _check_settings(source, settings, config, defaults)
     check_run_tracker(config, folder)
@@ -95,10 +105,11 @@ def prepare_add(
             "of that kind"
         )
     config = _without_metrics(config, corpus, console)
+    config = with_values(config, prior=own_precisions(source, loaded, tokenized, refreshed))
     check_base(config, tokenized, console)
     fingerprints = fingerprints_of(config, corpus, tokenized)
     check_base_model(source, config.model, config.data, fingerprints.model)
-    print_notes(_notes(source, loaded, corpus, refreshed), console)
+    print_notes([*_notes(source, loaded, corpus, refreshed), *group_notes(source, loaded, tokenized)], console)
     return PreparedRun(
         config=config, run=folder, corpus=tokenized, groups=[], record=corpus.record, fingerprints=fingerprints,
         resumed=False, foundation=_foundation(source, loaded, refreshed),
@@ -157,12 +168,6 @@ def _check_trial(run: Folder, loaded: "LoadedTrial") -> None:
             f"--trial {trial_id}: method={method} has no prior of its own that new tasks could be fitted under; name a "
             f"trial of {run} with method=map"
         )
-    if loaded.config.has_group_level:
-        raise InputError(
-            f"--trial {trial_id}: its tasks are tied to groups (prior.tau_2={loaded.config.tau_2:g}), and an add ties "
-            f"new tasks to Theta alone, which is another model; name a trial of {run} with tau_2 = inf, or fit anew "
-            "with the new documents"
-        )
     published = _published(loaded.config)
     if published is not None:
         raise InputError(
@@ -181,13 +186,17 @@ def _published(config: Config) -> str | None:
     return next((f"train.{name}={value}" for name, value in values.items() if value != getattr(default, name)), None)
 
 
-def config_to_add(loaded: "LoadedTrial") -> Config:
+def config_to_add(loaded: "LoadedTrial", settings: Sequence[Setting] = ()) -> Config:
     """The configuration of an `add` to a trial, before the user's settings.
 
     The model, the adapters and the prior are the trial's, and so are the columns, templates and metrics. Coordinates
-    are noncentered: with Theta held the posterior is the same. What the run chose of its own documents is left out.
-    Epochs are counted anew, as one is no pass over the documents here. Gradients are not clipped: the prior is not, and
-    where the two balance would no longer be the MAP.
+    are noncentered: with Theta held the posterior is the same. What the run chose of its own documents is left out, and
+    so is a tau that its tasks have of their own. Epochs are counted anew, as one is no pass over the documents here.
+    Gradients are not clipped: the prior is not, and where the two balance would no longer be the MAP.
+
+    Args:
+        loaded: The trial.
+        settings: The user's; where they say which group a task is in, what the trial says of it is left out.
     """
     with gc_paused():
         from bora_sweep.model.base import base_name
@@ -196,7 +205,7 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
         config = replace(config, model=replace(config.model, name=base_name(config.model, data)))
     is_file = data.kind in ("file", "hub")
     kept = {name: getattr(data, name) if is_file else default for name, default in COLUMNS.items()}
-    kept["group_column"] = None  # a trial that is added to has no level of groups
+    kept |= groups_to_add(loaded, settings)
     kept |= {name: getattr(data, name) for name in (
         "min_characters", "max_characters", "train_fraction", "validation_fraction", "test_fraction", "keep_together",
         "seed", "prompt", "template", "truncate", "loss_on", "chat_template", "template_kwargs",
@@ -205,7 +214,7 @@ def config_to_add(loaded: "LoadedTrial") -> Config:
     return replace(
         config,
         data=DataConfig(**kept, hold_out_from=data.hold_out_from if is_second else HOLD_OUT_FROM),
-        prior=replace(config.prior, parametrization="noncentered", tau_2=None),
+        prior=replace(config.prior, parametrization="noncentered", **tau_2_and_scales(config)),
         train=replace(
             train,
             learning_rate=config.learning_rate,
@@ -243,12 +252,6 @@ def _check_settings(run: Folder, settings: Sequence[Setting], config: Config, de
             raise InputError(f"{key}={value}: {run} has decided it ({before.get(key)}); drop it")
     if published := _published(config):
         raise InputError(f"{published}: has another objective than the fits of {run}; drop it")
-    if config.data.has_groups:
-        name = "group_column" if config.data.groups_path is None else "groups_path"
-        raise InputError(
-            f"data.{name}={getattr(config.data, name)}: an add ties new tasks to Theta alone, and knows of no groups; "
-            "drop it"
-        )
     if config.data.path is None:
         raise InputError("add: name the file of the new documents after the run: add RUN FILE")
     if config.train.precision == "fp16":
@@ -292,19 +295,15 @@ def _check_tasks(run: Folder, loaded: "LoadedTrial", corpus: "Corpus", *, refres
     elsewhere = [task for task in corpus.tasks if task in trained and task not in loaded.theta_of]
     if elsewhere:
         raise InputError(
-            f"task {elsewhere[0]!r}{_and_more(elsewhere)}: has an adapter in a run that {run} stands on; fit it anew "
+            f"task {elsewhere[0]!r}{and_more(elsewhere)}: has an adapter in a run that {run} stands on; fit it anew "
             "by an add to that run with --refresh, or leave it out of the file"
         )
     if known and not refresh:
         raise InputError(
-            f"task {known[0]!r}{_and_more(known)}: has an adapter in {run} already; --refresh fits it anew, from "
+            f"task {known[0]!r}{and_more(known)}: has an adapter in {run} already; --refresh fits it anew, from "
             "there and by the documents of the file alone; or leave it out of the file"
         )
     return known
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" (and {plural(len(names) - 1, 'task')} more)" if len(names) > 1 else ""
 
 
 def _without_metrics(config: Config, corpus: "Corpus", console: Console) -> Config:
@@ -348,7 +347,8 @@ def _foundation(run: Folder, loaded: "LoadedTrial", refreshed: Sequence[str]) ->
     )
     about = {"lora": asdict(loaded.lora), "sites": [asdict(site) for site in loaded.layout.sites], "form": loaded.form}
     theta_of = {task: loaded.theta_of[task] for task in refreshed}
-    return Foundation(source, loaded.mean_P, theta_of, {**about, "model": loaded.config.model.name})
+    theta_g = known_groups(loaded) if loaded.config.has_group_level else {}
+    return Foundation(source, loaded.mean_P, theta_of, theta_g, {**about, "model": loaded.config.model.name})
 
 
 def _address(run: Folder) -> str:

@@ -293,3 +293,30 @@ def test_a_task_leaves_an_add_and_no_refit_is_needed(added, tmp_path, capsys):
     tensors, about = load_adapters(tmp_path / "copy" / "trials" / "add")
     assert about["tasks"] == kept
     assert torch.equal(tensors["theta_KP"], load_adapters(added / "trials" / "add")[0]["theta_KP"][1:])
+
+
+def test_a_tau_that_the_tasks_of_the_run_have_of_their_own_is_not_that_of_new_tasks(
+    corpus_file, model_folder, new_file, run, tmp_path
+):
+    """New tasks get tau; one that is fitted anew keeps its own."""
+    where = [f"data.path={corpus_file}", f"model.name={model_folder}", "prior.groups=task"]
+    (task, *_) = load_adapters(run / "trials" / "fit")[1]["tasks"]
+    scales = f"prior.group_scales.{task}=0.25"
+    assert main(["fit", *where, scales, *SMALL, f"output={tmp_path / 'fit'}"]) == 0
+    frame = pd.read_parquet(corpus_file)
+    both = pd.concat([pd.read_parquet(new_file), frame[frame["task"] == task]])
+    both.to_parquet(tmp_path / "both.parquet")
+    add = ["add", str(tmp_path / "fit"), str(tmp_path / "both.parquet"), "--refresh", *QUICK]
+    assert main([*add, f"output={tmp_path / 'out'}"]) == 0
+    scores = read_results(tmp_path / "out").task_scores.query("trial_id == 'add'")
+    tau_of = dict(zip(scores["task"], scores["tau"], strict=True))
+    assert tau_of == {task: 25.0} | dict.fromkeys(NEW, 100.0)
+
+
+def test_the_rate_of_an_add_is_a_number(run, new_file, tmp_path, capsys):
+    """`auto` fits one model for all; an add begins at Theta, at the rate of its run."""
+    assert main(["add", str(run), str(new_file), "train.learning_rate=auto", f"output={tmp_path / 'out'}"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "train.learning_rate=auto, method=add" in message
+    assert "give a number" in message
+    assert not (tmp_path / "out").exists()

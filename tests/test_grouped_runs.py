@@ -44,13 +44,6 @@ def test_a_trial_is_labelled_with_both_taus(run):
     assert trial_label(row) == "tau = 30, tau_2 = 20"
 
 
-def test_an_add_is_refused_and_nothing_is_written(run, tmp_path, capsys):
-    make_frame({"eve": 8}).to_parquet(tmp_path / "new.parquet")
-    assert main(["add", str(run), str(tmp_path / "new.parquet"), f"output={tmp_path / 'out'}"]) == 2
-    assert "tied to groups (prior.tau_2=20)" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.slow
 def test_an_add_to_a_trial_in_which_groups_do_not_matter_is_that_of_two_levels(
     corpus_file, model_folder, groups_file, tmp_path, capsys
@@ -67,7 +60,7 @@ def test_an_add_to_a_trial_in_which_groups_do_not_matter_is_that_of_two_levels(
     assert torch.equal(*found)
     capsys.readouterr()
     assert main([*add, f"data.groups_path={groups_file}", f"output={tmp_path / 'out'}"]) == 2
-    assert "knows of no groups; drop it" in " ".join(capsys.readouterr().err.split())
+    assert "ties its tasks to Theta alone, and knows of no groups; drop it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_task_leaves_and_a_group_with_it_that_has_no_other(run, tmp_path):

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bora_sweep"
 LAYER = {
     "errors": 0, "process": 0, "cards": 1, "config": 1, "console": 1, "kernels": 1, "machine": 2, "runs": 2,
     "similarity": 2, "data": 3, "report": 3, "model": 4, "train": 5, "trials": 6, "progress": 6, "tune": 7, "serve": 7,
-    "run_results": 8, "prepare": 8, "plan": 8, "first_run": 8, "launch": 9, "in_memory": 9, "prepare_add": 9,
-    "forgetting": 10, "packing": 10, "steering": 10, "task_groups": 10, "views": 10, "api": 11, "commands": 11,
-    "cli": 12,
+    "run_results": 8, "groups_to_add": 8, "prepare": 8, "plan": 8, "first_run": 8, "launch": 9, "in_memory": 9,
+    "prepare_add": 9, "forgetting": 10, "packing": 10, "steering": 10, "task_groups": 10, "views": 10, "api": 11,
+    "commands": 11, "cli": 12,
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"tune"},

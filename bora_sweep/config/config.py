@@ -133,8 +133,8 @@ class Config:
 
     @property
     def is_by_group(self) -> bool:
-        """Whether each group is its own fit: at tau_2 = 0."""
-        return self.has_group_level and self.tau_2 == 0
+        """Whether each group is its own fit: at tau_2 = 0, where groups are fitted."""
+        return self.has_group_level and self.tau_2 == 0 and self.method != "add"
 
     @property
     def is_separate(self) -> bool:

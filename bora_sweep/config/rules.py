@@ -313,7 +313,7 @@ def _check_groups(config: "Config") -> None:
     has_no_groups = {
         f"prior.parametrization={prior.parametrization}": prior.parametrization != "noncentered",
         f"prior.penalty={prior.penalty}": prior.penalty != "squared",
-        f"prior.groups={prior.groups}": prior.groups != "all",
+        f"prior.groups={prior.groups}": prior.groups != "all" and config.method != "add",
         f"train.update={config.update}": train.update == "present",
         f"train.bank={train.bank}": train.bank != "device",
         f"train.global_update={train.global_update}": train.global_update != "gradient",

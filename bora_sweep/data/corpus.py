@@ -21,7 +21,7 @@ from bora_sweep.data.split import SPLITS, sample_documents, split_documents
 from bora_sweep.data.table import check_columns
 from bora_sweep.data.talk_of_norway import corpus as talk_of_norway
 from bora_sweep.data.task_folders import refuse_shared_folders
-from bora_sweep.errors import InputError, plural
+from bora_sweep.errors import InputError, and_more, plural
 from bora_sweep.runs.storage import Folder
 
 Form = Literal["text", "prompt", "conversation"]
@@ -167,7 +167,7 @@ def _given_splits(documents: pd.DataFrame, config: DataConfig, *, separate: bool
     without = sorted(set(documents["task"]) - set(documents["task"].to_numpy()[splits == "train"]))
     if without:
         raise InputError(
-            f"{source}: task {without[0]!r} has no document to train on{_and_more(without)}; leave it out, or give it "
+            f"{source}: task {without[0]!r} has no document to train on{and_more(without)}; leave it out, or give it "
             "one"
         )
     return splits.tolist()
@@ -210,10 +210,6 @@ def _note_on_small(documents: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     small = len(set(tasks) - set(documents.loc[documents["split"] == "test", "task"]))
     without = f"{plural(small, 'task')} without a test document of {'its' if small == 1 else 'their'} own"
     return [f"{without}: trained on, with an adapter and no test score"] if small else []
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" (and {plural(len(names) - 1, 'task')} more)" if len(names) > 1 else ""
 
 
 def _read_source(config: DataConfig) -> tuple[str, pd.DataFrame, list[str]]:

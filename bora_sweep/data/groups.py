@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from bora_sweep.config import DataConfig
 from bora_sweep.data.read import read_file
-from bora_sweep.errors import InputError, plural
+from bora_sweep.errors import InputError, and_more, plural
 from bora_sweep.runs.storage import Folder, exists, list_files, read_bytes, write_bytes
 
 _COLUMNS = ("task", "group")
@@ -79,10 +79,9 @@ def groups_of(documents: pd.DataFrame, tasks: Sequence[str], config: DataConfig)
         pairs = _read_groups(Path(config.groups_path))
     group_of = _one_group_each(pairs, source, key)
     if missing := [task for task in tasks if task not in group_of]:
-        more = f" (and {plural(len(missing) - 1, 'task')} more)" if len(missing) > 1 else ""
         raise InputError(
-            f"data.groups_path={source}: has no row of task {missing[0]!r}{more}; add one with its group, or leave the "
-            "task out by data.exclude_tasks"
+            f"data.groups_path={source}: has no row of task {missing[0]!r}{and_more(missing)}; add one with its "
+            "group, or leave the task out by data.exclude_tasks"
         )
     groups = tuple(group_of[task] for task in tasks)
     alone = sum(groups.count(group) == 1 for group in set(groups))

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from bora_sweep.data.corpus import Corpus
-from bora_sweep.errors import InputError, percentage, plural
+from bora_sweep.errors import InputError, and_more, percentage, plural
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ def refuse_untrained(corpus: Corpus, is_kept: np.ndarray, max_tokens: int) -> No
     trained = set(kept.loc[kept["split"] == "train", "task"])
     untrained = set(documents.loc[documents["split"] == "train", "task"]) - trained
     if lost := [task for task in corpus.tasks if task in untrained]:
-        more = f" (and {plural(len(lost) - 1, 'task')} more)" if len(lost) > 1 else ""
         raise InputError(
-            f"model.max_tokens={max_tokens}: the prompts of all training documents of task {lost[0]!r}{more} are "
-            f"longer, so that nothing is left to learn; {mend}"
+            f"model.max_tokens={max_tokens}: the prompts of all training documents of task {lost[0]!r}{and_more(lost)} "
+            f"are longer, so that nothing is left to learn; {mend}"
         )
     for split in sorted(set(documents["split"]) - set(kept["split"])):
         raise InputError(f"model.max_tokens={max_tokens}: the prompts of all {split} documents are longer; {mend}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bora_sweep.errors import InputError, plural
+from bora_sweep.errors import InputError, and_more, plural
 
 SPLITS = ("train", "validation", "test")
 
@@ -213,10 +213,9 @@ def _refuse(tasks: list[str], wanted: dict[str, list[int]], distinct: Counter[st
     if not tasks:
         return
     task = min(tasks)
-    others = f" (and {plural(len(tasks) - 1, 'task')} more)" if len(tasks) > 1 else ""
     enough = max(sum(wanted[name]) for name in tasks) + 1
     raise InputError(
-        f"task {task!r}{others}: {plural(sum(wanted[task]), 'document')} with "
+        f"task {task!r}{and_more(tasks)}: {plural(sum(wanted[task]), 'document')} with "
         f"{plural(distinct[task], 'distinct text')} are too few for a split into {', '.join(SPLITS)}: equal texts, or "
         f"prompts, share a split, across tasks too{also}. Leave such tasks out with data.min_documents={enough}, "
         "remove what is repeated, or where prompts say nothing of their own set data.keep_together=document"

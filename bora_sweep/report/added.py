@@ -1,6 +1,7 @@
 """The report of an `add`: for each new task its documents, and what its own adapter gives beside Theta.
 
-There is no search of tau here, so that it is a text of its own, without figures and without a page.
+Where tasks are in groups, it stands beside Theta_g of its group too, and gains on that. There is no search of tau here,
+so that it is a text of its own, without figures and without a page.
 
 Shapes: N test documents, D tasks.
 """
@@ -27,7 +28,7 @@ from bora_sweep.report.text.formats import (
     significant_text,
     tau_text,
 )
-from bora_sweep.runs.folder import ADD, GLOBAL, config_of
+from bora_sweep.runs.folder import ADD, GLOBAL, GROUP, config_of
 from bora_sweep.runs.results import Results, read_results
 from bora_sweep.runs.source import Source, read_source
 from bora_sweep.runs.storage import Folder, folder_at, write_bytes
@@ -82,12 +83,15 @@ def write_added_report(run: Folder) -> Folder:
 def task_frame(results: Results) -> pd.DataFrame:
     """A row for each task, most training documents first.
 
-    Columns: task; documents and tokens of the splits; test perplexity under Theta and under the task's own adapter;
-    difference, the change from the first to the second as a fraction, with the bounds of its 95% interval, paired by
-    documents; distance_to_global. NaN without test documents.
+    Columns: task, and its group where there are any; documents and tokens of the splits; test perplexity under Theta,
+    under Theta_g and under the task's own adapter; difference, the change to the last from the one before it as a
+    fraction, with the bounds of its 95% interval, paired by documents; distance_to_global. NaN without test documents.
     """
     scores = results.task_scores
     own = scores[scores["trial_id"] == ADD]
+    under = {GLOBAL: "global_test_perplexity", GROUP: "group_test_perplexity", ADD: "test_perplexity"}
+    if _before(results) == GLOBAL:
+        del under[GROUP]
     documents, tokens = (
         own.pivot_table(index="task", columns="split", values=f"num_{what}", aggfunc="sum", sort=False).reindex(
             columns=["train", "validation", "test"]
@@ -95,7 +99,9 @@ def task_frame(results: Results) -> pd.DataFrame:
         for what in ("documents", "tokens")
     )
     frame = documents.fillna(0).astype(int).add_suffix("_documents").assign(train_tokens=tokens["train"].astype(int))
-    for trial_id, name in ((GLOBAL, "global_test_perplexity"), (ADD, "test_perplexity")):
+    if GROUP in under:
+        frame.insert(0, "group", own.groupby("task")["group"].first())
+    for trial_id, name in under.items():
         frame[name] = _of_tasks(scores, trial_id, "test", "perplexity")
     intervals, none = _intervals(results), Interval(math.nan, math.nan, math.nan)
     for column, end in (("difference", "estimate"), ("low", "low"), ("high", "high")):
@@ -104,8 +110,13 @@ def task_frame(results: Results) -> pd.DataFrame:
     return frame.sort_values("train_documents", ascending=False, kind="stable").reset_index()
 
 
+def _before(results: Results) -> str:
+    """The trial of what serves a new task before it is fitted: Theta_g of its group, else Theta."""
+    return GROUP if GROUP in set(results.trials["trial_id"]) else GLOBAL
+
+
 def _intervals(results: Results) -> dict[str, Interval]:
-    """The difference between its own adapter and Theta of each task with test documents."""
+    """The difference between its own adapter and what serves it before, of each task with test documents."""
     aligned = _aligned(results)
     if aligned is None:
         return {}
@@ -114,8 +125,9 @@ def _intervals(results: Results) -> dict[str, Interval]:
 
 
 def _aligned(results: Results) -> DocumentScores | None:
-    """The test documents under Theta (setting 0) and under own adapters (1); None without any."""
-    scores = results.document_scores[results.document_scores["split"] == "test"]
+    """The test documents under what serves before (setting 0) and under own adapters (1); None without any."""
+    scores = results.document_scores
+    scores = scores.loc[(scores["split"] == "test") & scores["trial_id"].isin([_before(results), ADD])]
     if scores.empty:
         return None
     return align_documents(scores.assign(setting=(scores["trial_id"] == ADD).astype(int)), [0, 1])
@@ -131,25 +143,36 @@ def _answer(results: Results, tasks: pd.DataFrame) -> str:
         )
     overall = paired_bootstrap(aligned)
     before, after = (perplexity_text(overall.level(m).estimate) for m in (0, 1))
+    under = "Θ as it is" if _before(results) == GLOBAL else "the Θ_g of their groups as they are"
     tested = _total(tasks["test_documents"] > 0)
     beside = f" {plural(len(tasks) - tested, 'task')} had no document to test on." if tested < len(tasks) else ""
     return (
         f"**{added} added, trained on {documents}: test perplexity {after} with an adapter of their own, {before} "
-        f"under Θ as it is: {percent_text(overall.difference(1, 0))}.** Brackets hold the 95% interval of a bootstrap, "
+        f"under {under}: {percent_text(overall.difference(1, 0))}.** Brackets hold the 95% interval of a bootstrap, "
         f"paired by documents, over the {tests} to test on of {plural(tested, 'task')}.{beside}"
     )
 
 
 def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
     config = config_of(run)
-    held = "there is no prior, and each task is an independent fit" if source.tau == 0 else "Θ and τ are held"
+    has_groups = config.has_group_level
+    held = "Θ, Θ_g, τ and τ₂ are held" if has_groups else "Θ and τ are held"
+    if source.tau == 0:
+        held = "there is no prior, and each task is an independent fit"
     if math.isinf(source.tau):
-        held = "nothing is trained, and Θ serves the new tasks"
+        held = f"nothing is trained, and {'Θ_g' if has_groups else 'Θ'} serves the new tasks"
     alone = _total(tasks["validation_documents"] == 0)
+    taus = f"τ = {tau_text(source.tau)}{f', τ₂ = {tau_text(config.tau_2)}' if has_groups else ''}"
     lines = [
-        f"Stands on trial {markdown_text(source.trial_id)} of `{source.run}`: {source.method}, τ = "
-        f"{tau_text(source.tau)}; {held}. Nothing of that run has changed.",
+        f"Stands on trial {markdown_text(source.trial_id)} of `{source.run}`: {source.method}, {taus}; {held}. Nothing "
+        "of that run has changed.",
     ]
+    unknown = tasks.loc[tasks["task"].isin([*config.prior.group_scales])]
+    if has_groups and not unknown.empty:
+        lines.append(
+            f"{plural(len(unknown), 'task')} of {plural(unknown['group'].nunique(), 'group')} which the run has not: "
+            "tied to Θ, with the precision 1 / (1/τ + 1/τ₂)."
+        )
     if not math.isinf(source.tau):
         if alone:
             lines.append(
@@ -170,14 +193,19 @@ def _about(run: Folder, source: Source, row: Any, tasks: pd.DataFrame) -> str:
 def _tasks(tasks: pd.DataFrame) -> str:
     """The table; with many tasks, those that gain most and least."""
     order = tasks.sort_values("difference", kind="stable") if len(tasks) > MOST_ROWS else tasks
+    has_groups = "group" in tasks
     columns = ["task", "documents", "tokens", "test documents", "under Θ", "own adapter", "difference", "‖θ − Θ‖"]
+    if has_groups:
+        columns[5:5], columns[1:1] = ["under Θ_g"], ["group"]
     rows = [
         [
             row["task"],
+            *([row["group"]] if has_groups else []),
             number_text(row["train_documents"]),
             number_text(row["train_tokens"]),
             number_text(row["test_documents"]),
             perplexity_text(row["global_test_perplexity"]),
+            *([perplexity_text(row["group_test_perplexity"])] if has_groups else []),
             perplexity_text(row["test_perplexity"]),
             _difference_text(Interval(row["difference"], row["low"], row["high"])),
             significant_text(row["distance_to_global"]),
@@ -185,7 +213,9 @@ def _tasks(tasks: pd.DataFrame) -> str:
         for row in order.to_dict("records")
     ]
     table = markdown_table(shorten(Table(columns, rows), MOST_ROWS))
-    caption = "Documents and tokens that were trained on; test perplexity under Θ and under the task's own adapter."
+    under, last = ("Θ, under Θ_g of the task's group", ", with the difference to Θ_g") if has_groups else ("Θ", "")
+    caption = "Documents and tokens that were trained on; test perplexity under "
+    caption += f"{under} and under the task's own adapter{last}."
     if len(tasks) > MOST_ROWS:
         caption += " The tasks that gain most and those that gain least; all are in `tables/tasks.csv`."
     return f"{table}\n\n{caption}"
@@ -260,6 +290,7 @@ def evidence_frame(source: Source) -> pd.DataFrame | None:
     except InputError:
         return None
     is_shared = (results.trials["method"] == "map") & (results.trials["tau"] == math.inf)
+    is_shared &= ~(results.trials["tau_2"] < math.inf)
     shared = results.trials.loc[is_shared & (results.trials["status"] == "finished"), "trial_id"].tolist()
     if source.method == ADD or not shared or source.trial_id in shared:
         return None

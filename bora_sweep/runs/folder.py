@@ -40,8 +40,9 @@ PACKED = "packed.json"
 """In a run's folder that a pack was made of (`bora_sweep.packing`): what was left out of it, as JSON."""
 FORGETTING = "forgetting.json"
 """In a run's folder while tasks are taken out of it (`bora_sweep.forgetting`): what is under way, as JSON."""
-GLOBAL, ADD = "global", "add"
-"""The trials of a run that `add` began: the new tasks under Theta as it is, then with adapters of their own."""
+GLOBAL, GROUP, ADD = "global", "group", "add"
+"""The trials of a run that `add` began: the new tasks under Theta as it is; where they are in groups, each under the
+Theta_g of its group; then with adapters of their own."""
 RUNS = Path("runs")
 """Folder of the runs whose `output` is left out."""
 

@@ -6,7 +6,7 @@ Names from the data are escaped: they never act as markup.
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from bora_sweep.errors import plural
 from bora_sweep.model.full_model import Merge
 from bora_sweep.model.peft_config import IN_PEFT
 from bora_sweep.report.text.formats import Table, markdown_table, markdown_text, perplexity_text, tau_text
-from bora_sweep.runs.folder import ADD
+from bora_sweep.runs.folder import ADD, GLOBAL, GROUP
 from bora_sweep.runs.results import Results, objective, perplexity
 from bora_sweep.serve.index_card import hub_front
 from bora_sweep.serve.snippet import snippet
@@ -28,6 +28,8 @@ LARGE_ROUNDING_ERROR = 0.01  # a card mentions larger ones
 LEFT = "Tasks have left this export since it was written, and with them sizes and perplexities over all tasks."
 """What a card says then."""
 LIMITS = {0.0: "one model per task", math.inf: "one model for all"}
+UNDER = {GLOBAL: "Θ as it is", GROUP: "its group's Θ_g as it is"}
+"""What new tasks are scored under before they are fitted, by the trial of a run of `add`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +147,12 @@ def _introduction(exported: ExportedFolder) -> str:
             "name of it, whose first axis is over tasks; `tasks.json` has each task's row. `_global/` is Θ, an adapter "
             "of PEFT's for a task that the fit has not seen."
         )
+    tied = "a common one, Θ, by the prior θ ∼ N(Θ, I/τ)"
+    if exported.config.has_group_level:
+        tied = "that of its group, Θ_g, and these to a common one, Θ, by the prior θ ∼ N(Θ_g, I/τ), Θ_g ∼ N(Θ, I/τ₂)"
     return (
-        "Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to a common one, Θ, by the "
-        f"prior θ ∼ N(Θ, I/τ) (BoRA, Eide & Frigessi 2025). {which}"
+        f"Fitted by bora_sweep for many related tasks at once: each task's adapter θ is tied to {tied} (BoRA, Eide & "
+        f"Frigessi 2025). {which}"
     )
 
 
@@ -159,6 +164,7 @@ def _facts(exported: ExportedFolder, results: Results) -> Table:
         ["Data", exported.corpus],
         ["Method", row["method"]],
         ["τ", _tau(row)],
+        *([["τ₂", tau_text(exported.config.tau_2)]] if exported.config.has_group_level else []),
         ["Adapter", f"{row['lora_variant']}, rank {row['lora_rank']}, alpha {row['lora_alpha']:g}"],
     ]
     for split, purpose in (("train", "train on"), ("validation", "validate"), ("test", "test")):
@@ -174,28 +180,36 @@ def _perplexity_table(exported: ExportedFolder, results: Results) -> Table:
         exported.row,
         "this adapter" if exported.task is not None or exported.is_shared else "each task's own adapter",
     )
-    limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and row["tau"] in LIMITS else ""
+    limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and _is_limit(row) else ""
     rows = [[f"{name} (τ = {_tau(row)}{limit})", *_perplexities(exported, results, row["trial_id"])]]
-    limits = {math.inf: "Θ as it is"} if row["method"] == ADD else LIMITS
-    for tau, name in limits.items():
-        trial_id = _limit_trial(results.trials, row, tau)
+    trials = results.trials.to_dict("records")
+    if row["method"] == ADD:
+        others = {f"{UNDER[fit['trial_id']]} (τ = ∞)": fit["trial_id"] for fit in trials if fit["trial_id"] in UNDER}
+    else:
+        others = {f"{name} (τ = {tau_text(tau)})": _limit_trial(trials, row, tau) for tau, name in LIMITS.items()}
+    for name, trial_id in others.items():
         if trial_id not in (None, row["trial_id"]):
-            rows.append([f"{name} (τ = {tau_text(tau)})", *_perplexities(exported, results, trial_id)])
+            rows.append([name, *_perplexities(exported, results, trial_id)])
     return Table(["model", "validation", "test"], rows)
+
+
+def _is_limit(row: dict[Any, Any]) -> bool:
+    """Whether a row of `trials` is one model per task, or one for all; at tau = inf groups may have one each."""
+    return row["tau"] == 0 or (row["tau"] == math.inf and not row["tau_2"] < math.inf)
 
 
 def _tau(row: dict[str, Any]) -> str:
     return "none" if math.isnan(row["tau"]) else tau_text(row["tau"])
 
 
-def _limit_trial(trials: pd.DataFrame, row: dict[str, Any], tau: float) -> str | None:
-    """The ID of the finished fit of MAP, or of `add`, at `tau` with the same adapters and seed.
+def _limit_trial(trials: Sequence[dict[Any, Any]], row: dict[str, Any], tau: float) -> str | None:
+    """The ID of the finished fit of MAP at this limit of tau with the same adapters and seed.
 
     Of several it is the best on validation.
     """
-    wanted = {"status": "finished", "method": ADD if row["method"] == ADD else "map", "tau": tau}
+    wanted = {"status": "finished", "method": "map", "tau": tau}
     wanted |= {name: row[name] for name in ("lora_rank", "lora_variant", "seed")}
-    fits = [fit for fit in trials.to_dict("records") if all(fit[name] == value for name, value in wanted.items())]
+    fits = [fit for fit in trials if _is_limit(fit) and all(fit[name] == value for name, value in wanted.items())]
     return min(fits, key=objective)["trial_id"] if fits else None
 
 
@@ -220,8 +234,9 @@ def _caption(exported: ExportedFolder) -> str:
         )
     if exported.row["method"] == ADD:
         over = "all tasks'" if exported.task is None else "this task's"
+        held = "Θ, Θ_g and τ" if exported.config.has_group_level else "Θ and τ"
         return (
-            f"Over {over} documents. Θ and τ are those of an earlier fit, of other tasks. Validation chose the epoch "
+            f"Over {over} documents. {held} are those of an earlier fit, of other tasks. Validation chose the epoch "
             "where documents were held out for it; test was only scored."
         )
     scored = (

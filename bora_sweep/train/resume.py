@@ -49,7 +49,7 @@ def start_or_resume(fit: Trainer, folder: Folder | None = None, start: Start | N
         source = Path(fit.config.init_from)
         start = Start(*read_adapters(source, fit.pack.layout, fit.config.lora, fit.pack.corpus.tasks))
     if start is not None:
-        fit.begin_at(start.mean_P, fit.pack.shard.shard(start.theta_KP))
+        fit.begin_at(start.mean_P, fit.pack.shard.shard(start.theta_KP), start.theta_GP)
     return start is None or start.is_candidate
 
 

@@ -145,6 +145,8 @@ class Start:
     theta_KP: Tensor
     is_candidate: bool = True
     """Whether the fit may end where it begins, should no epoch be better on validation."""
+    theta_GP: Tensor | None = None
+    """Theta_g of each group of the corpus; None: the MAP given the tasks' adapters."""
 
 
 def no_op(*_: object) -> None:

@@ -229,9 +229,9 @@ class Trainer:
         if self.bank is not None:
             self.bank.keep_best()
 
-    def begin_at(self, mean_P: Tensor, theta_KP: Tensor) -> None:
-        """Begin at this Theta and these adapters of this process's tasks, which are the best ones so far."""
-        self.hierarchy.set_adapters_(mean_P, theta_KP)
+    def begin_at(self, mean_P: Tensor, theta_KP: Tensor, theta_GP: Tensor | None = None) -> None:
+        """Begin at this Theta and these adapters of this process's tasks and groups, which are the best ones so far."""
+        self.hierarchy.set_adapters_(mean_P, theta_KP, *(() if theta_GP is None else (theta_GP,)))
         self.best = self.parameters()
         if self.bank is not None:
             self.bank.keep_best()

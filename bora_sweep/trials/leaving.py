@@ -91,7 +91,7 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
     for folds in list_files(folder, "unseen-*"):  # fits that left tasks out, and what those scored
         remove_folder(folds)
     if is_finished:
-        shorten_adapters(folder, leaving)
+        shorten_adapters(folder, leaving, holds_groups=row["method"] == "add")
         for table in BY_TASK:
             _shorten_table(run, table, trial_id, leaving)
         for table in ("curves", "groups"):
@@ -107,8 +107,14 @@ def take_out(run: Folder, row: dict[str, Any], leaving: Leaving) -> None:
         write_table(run, "trials", trial_id, [changed])
 
 
-def shorten_adapters(folder: Folder, leaving: Leaving) -> None:
-    """Remove the tasks' rows and names, and groups that have no task left: such a Theta_g was fitted to those alone."""
+def shorten_adapters(folder: Folder, leaving: Leaving, *, holds_groups: bool = False) -> None:
+    """Remove the tasks' rows and names, and groups that have no task left: such a Theta_g was fitted to those alone.
+
+    Args:
+        folder: Of the adapters.
+        leaving: The tasks.
+        holds_groups: Whether Theta_g is that of another run, as in a run of `add`, so that every group stays.
+    """
     if not exists(folder / ADAPTERS):
         return
     tensors, about = load_adapters(folder)
@@ -116,12 +122,13 @@ def shorten_adapters(folder: Folder, leaving: Leaving) -> None:
     if len(kept) == len(about["tasks"]):
         return
     group_of = {task: group for task, group in about.get("group_of", {}).items() if task not in leaving.tasks}
-    groups = [row for row, group in enumerate(about.get("groups", ())) if group in group_of.values()]
+    named = about.get("groups", ())
+    groups = [row for row, group in enumerate(named) if holds_groups or group in group_of.values()]
     rows_of = {"theta_KP": kept, "std_KP": kept, "theta_GP": groups}
     shorter = {name: tensor[rows_of[name]] if name in rows_of else tensor for name, tensor in tensors.items()}
     names = {"tasks": [about["tasks"][row] for row in kept]}
-    if group_of:
-        names |= {"group_of": group_of, "groups": [about["groups"][row] for row in groups]}
+    if "group_of" in about:
+        names |= {"group_of": group_of, "groups": [named[row] for row in groups]}
     save_adapters(folder, shorter, {**about, **names})
 
 

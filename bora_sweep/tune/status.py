@@ -73,8 +73,10 @@ class RunStatus:
     @property
     def total(self) -> int | None:
         """Fits of the whole run; None where that is not known."""
-        if self.command in (FIT, ADD):
-            return {FIT: 1, ADD: 2}[self.command]
+        if self.command == FIT:
+            return 1
+        if self.command == ADD:  # under Theta, where there are groups under Theta_g, and the fit
+            return 2 if self.config is None or not self.config.has_group_level else 3
         return None if self.config is None or self.numbering is None else self.numbering.num_fits(self.config)
 
     @property

@@ -70,7 +70,8 @@ class SeparateTrainer(Trainer):
             self.bank.keep_best(np.flatnonzero(is_better_K))
             return
         now = self.parameters()
-        for name, is_better in (("task_KP", is_better_K), ("group_GP", better_F)):
+        moved = {"task_KP": is_better_K} | ({"group_GP": better_F} if self.config.is_by_group else {})
+        for name, is_better in moved.items():
             if name in now:
                 rows = torch.from_numpy(is_better)
                 self.best[name][rows] = now[name][rows]
