@@ -20,6 +20,7 @@ from bora_sweep.data.known_documents import DOCUMENTS, record_folders
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import load_base, load_tokenizer
+from bora_sweep.model.layout import Part
 from bora_sweep.runs.folder import ADD, command_of, refuse_half_forgotten
 from bora_sweep.runs.places import given_places
 from bora_sweep.runs.results import refuse_no_run, write_table
@@ -143,16 +144,18 @@ def adapter_cosines(loaded: LoadedTrial, tasks: Sequence[str]) -> np.ndarray:
     unknown_KK = np.full((len(tasks), len(tasks)), np.nan)
     if loaded.is_shared or loaded.lora.variant != "lora":
         return unknown_KK
-    K = len(tasks) + 1
-    theta_KP = torch.stack([*(loaded.theta_of[task] for task in tasks), loaded.mean_P]).numpy()
-    gram_KK, offset = np.zeros((K, K)), 0
-    part_of: dict[str, dict[str, np.ndarray]] = {}
+    adapters = [*(loaded.theta_of[task] for task in tasks), loaded.mean_P]
+    offset, place_of = 0, dict[str, dict[str, tuple[slice, Part]]]()
     for part, size in zip(loaded.layout.parts, loaded.layout.sizes, strict=True):
-        flat_KP = theta_KP[:, offset : offset + size]
-        part_of.setdefault(part.site.name, {})[part.kind] = flat_KP.reshape(K, *part.shape)
+        place_of.setdefault(part.site.name, {})[part.kind] = slice(offset, offset + size), part
         offset += size
-    for parts in part_of.values():
-        gram_KK += product_gram(parts["A"], parts["B"])
+    gram_KK = np.zeros((len(adapters), len(adapters)))
+    for places in place_of.values():  # a site at a time: of thousands of tasks all sites are gigabytes
+        A_KRI, B_KOR = (
+            torch.stack([theta_P[where].view(part.shape) for theta_P in adapters]).numpy()
+            for where, part in (places["A"], places["B"])
+        )
+        gram_KK += product_gram(A_KRI, B_KOR)
     return deviation_cosines(gram_KK)
 
 
