@@ -29,6 +29,7 @@ COMMON = [
     "data.max_documents=40",
     "lora.rank=8",
     "lora.alpha=8",
+    "lora.target_modules=null",
     "model.max_tokens=48",
     "train.batch_size=16",
     "train.max_epochs=25",

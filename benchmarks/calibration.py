@@ -48,7 +48,7 @@ NUM_DRAWS = 39
 LEVELS = (0.5, 0.9)
 """Order statistics r and S + 1 - r of S draws hold a further draw at a rate of 1 - 2 r / (S + 1): these exactly."""
 START, VOCABULARY = 1, 32
-SETTINGS = ["method=vi", "lora.rank=2", "train.device=cpu"]
+SETTINGS = ["method=vi", "lora.rank=2", "lora.target_modules=null", "train.device=cpu"]
 KNOWN = ["train.learning_rate=1e-12", "train.max_epochs=190", "train.patience=190"]
 """Theta stands still at its true value, and the fit goes on until IVON has settled: 1,520 steps."""
 

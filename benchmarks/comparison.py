@@ -3,10 +3,11 @@
     python benchmarks/comparison.py speakers data.path=speakers.parquet model.name=opt-en-1m
     python benchmarks/comparison.py smollm2 data.path=speakers.parquet model.name=SmolLM2-135M
 
-All fits have the same rank, learning rate, most epochs and patience. BoRA is fitted at a grid of tau, of which each
-seed takes the best on validation; pFedMe takes the same tau. Fits run one after another on one thread. A finished cell
-is kept in `benchmarks/results/comparison.json`, so that a second start goes on where the first was cut off, and a cell
-that was cut off begins anew. Written to `benchmarks/results/comparison.md` after each cell.
+All fits have adapters on q and v (PEFT's default), and the same rank, learning rate, most epochs and patience. BoRA is
+fitted at a grid of tau, of which each seed takes the best on validation; pFedMe takes the same tau. Fits run one after
+another on one thread. A finished cell is kept in `benchmarks/results/comparison.json`, so that a second start goes on
+where the first was cut off, and a cell that was cut off begins anew. Written to `benchmarks/results/comparison.md`
+after each cell.
 """
 
 import argparse
@@ -89,7 +90,8 @@ class Work:
 
     def __init__(self, name: str, settings: Sequence[str]) -> None:
         self.name, self.taus = name, BUDGETS[name].taus
-        self.settings = [*BUDGETS[name].settings, "train.device=cpu", "model.dtype=float32", *settings]
+        common = ["lora.target_modules=null", "train.device=cpu", "model.dtype=float32"]
+        self.settings = [*BUDGETS[name].settings, *common, *settings]
         config = load_config(self.settings)
         tokenizer = load_tokenizer(config.model, config.data)
         self.base: PreTrainedModel = load_base(config.model, config.data)

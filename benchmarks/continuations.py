@@ -31,7 +31,10 @@ WORLD = replace(LANGUAGES, shift=0.0, seed=1)
 CANDIDATES = 4
 FRACTIONS = {"world": (0.05, 0.27, 0.68), "others": (0.15, 0.25, 0.6)}
 """By kind of the wrong answers: shares of training, validation and test."""
-SETTINGS = ["metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10"]
+SETTINGS = [
+    "metrics=[accuracy]", "metric.normalize=true", "data.choices_column=choices", "search.num_trials=10",
+    "lora.target_modules=null",
+]  # fmt: skip
 OBJECTIVES = ("accuracy", "perplexity")
 
 

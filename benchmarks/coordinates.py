@@ -30,6 +30,7 @@ COMMON = [
     "data.seed=2",  # a test split as hard for the base model as the whole corpus, 337 both (at seed 0: 321)
     "model.max_tokens=64",
     "lora.rank=8",
+    "lora.target_modules=null",
     "train.learning_rate=3e-3",
     "train.max_epochs=25",
     "train.device=cpu",

@@ -6,7 +6,8 @@
 Without settings: the embedded corpus at five similarities, three corpora each; with the settings of a corpus and a
 model: these. A sweep is a pack of twelve values of tau from 3 to 10,000 (of a given corpus from 30 to 100,000), and
 tau = inf; the best is chosen on validation. A fit that learns tau is made with three seeds, at half and twice the
-learning rate, and with a tau for each task, each matrix and each layer. Finished fits are kept in
+learning rate, and with a tau for each task, each matrix and each layer. The sweep of a given corpus is made with three
+seeds too, each beside the learnt fit of its seed. Finished fits are kept in
 `benchmarks/results/learnt_tau.json`, and a second run goes on. The table is in `learnt_tau.md`.
 """
 
@@ -46,7 +47,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a tau of each task": {"prior": {"groups": "task"}},
     "a tau of each matrix": {"prior": {"groups": "matrix"}},
     "a tau of each layer": {"prior": {"groups": "layer"}},
+    "sweep, seed 1": {"train": {"seed": 1}},
+    "sweep, seed 2": {"train": {"seed": 2}},
 }
+PAIRS = {"sweep": "learnt", "sweep, seed 1": "seed 1", "sweep, seed 2": "seed 2"}
+"""The fit that learns tau beside each sweep, with the same seed."""
 STORE = RESULTS / "learnt_tau.json"
 
 
@@ -62,7 +67,7 @@ def run(settings: Sequence[str]) -> None:
         corpus = tokenize(load_corpus(config.data), load_tokenizer(config.model, config.data), config.model.max_tokens)
         base = load_base(config.model, config.data)
         for name in missing:
-            values = [*taus, math.inf] if name == "sweep" else ["learn"]
+            values = [*taus, math.inf] if name in PAIRS else ["learn"]
             specs = [FitSpec(varied(config, tau, VARIANTS.get(name, {}))) for tau in values]
             found = {}
             for place, done in fit_pack(specs, corpus, base):
@@ -70,7 +75,7 @@ def run(settings: Sequence[str]) -> None:
             made = origin()
             made["command"] = re.sub(r"(data\.path|model\.name)=\S+", r"\1=…", made["command"])
             cells[f"{corpus_name}: {name}"] = {"fits": found, "made": made}
-            print(corpus_name, name, found if name != "sweep" else best_of(found), flush=True)
+            print(corpus_name, name, found if name not in PAIRS else best_of(found), flush=True)
             STORE.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     commits = ", ".join(dict.fromkeys(entry["made"]["commit"] for entry in cells.values()))
     made = [provenance(list(cells.values())[-1]["made"]), f"Fits were made at commits {commits}."]
@@ -82,12 +87,14 @@ def run(settings: Sequence[str]) -> None:
 def corpora(settings: Sequence[str]) -> Iterator[tuple[str, list[str], list[str], list[float]]]:
     """Name, settings, the variants to fit, and the values of the sweep, of each corpus."""
     if settings:
-        yield "given", list(settings), ["learnt", "seed 1", "seed 2", "half the rate", "twice the rate"], GIVEN_SWEEP
+        names = ["learnt", "seed 1", "seed 2", "half the rate", "twice the rate", "sweep, seed 1", "sweep, seed 2"]
+        yield "given", list(settings), names, GIVEN_SWEEP
         return
     for corpus in CORPORA:
         for similarity in SIMILARITIES:
             synthetic = [f"data.synthetic.similarity={similarity}", f"data.synthetic.seed={corpus}"]
-            names = list(VARIANTS) if corpus == 0 and similarity in STEADY else ["learnt"]
+            names = [name for name in VARIANTS if name not in PAIRS or name == "learnt"]
+            names = names if corpus == 0 and similarity in STEADY else ["learnt"]
             yield f"similarity {similarity}, corpus {corpus}", [EMBEDDED, *synthetic], names, SWEEP
 
 
@@ -123,26 +130,34 @@ def tables(cells: dict[str, Any]) -> Iterator[str]:
     names = sorted({key.rpartition(": ")[0] for key in cells}, key=lambda name: (name == "given", name))
     of = {key: entry["fits"] for key, entry in cells.items()}
     complete = [name for name in names if f"{name}: sweep" in of and f"{name}: learnt" in of]
-    rows, above, works = [], [], []
-    for name in complete:
-        sweep, learnt = of[f"{name}: sweep"], of[f"{name}: learnt"]["learn"]
-        best, shared = best_of(sweep), sweep["inf"]
-        above.append(100 * (learnt["test"] / best["test"] - 1))
-        works.append(work(learnt) / shared["tokens"])
-        rows.append([name, f"{best['tau']:,.0f}", f"{best['test']:.3f}", f"{learnt['tau']:,.0f}",
-                     f"{learnt['test']:.3f}", f"{above[-1]:+.2f}", f"{learnt['tokens'] / shared['tokens']:.2f}",
-                     f"{works[-1]:.2f}"])  # fmt: skip
+    rows, summary = [], []
+    for kind in dict.fromkeys(name == "given" for name in complete):
+        above, works = [], []
+        for name in complete:
+            for sweep_name, learnt_name in PAIRS.items():
+                if (name == "given") != kind or f"{name}: {sweep_name}" not in of:
+                    continue
+                sweep, learnt = of[f"{name}: {sweep_name}"], of[f"{name}: {learnt_name}"]["learn"]
+                best, shared = best_of(sweep), sweep["inf"]
+                above.append(100 * (learnt["test"] / best["test"] - 1))
+                works.append(work(learnt) / shared["tokens"])
+                rows.append([
+                    f"{name}{sweep_name.removeprefix('sweep')}", f"{best['tau']:,.0f}", f"{best['test']:.3f}",
+                    f"{learnt['tau']:,.0f}", f"{learnt['test']:.3f}", f"{above[-1]:+.2f}",
+                    f"{learnt['tokens'] / shared['tokens']:.2f}", f"{works[-1]:.2f}",
+                ])  # fmt: skip
+        summary.append(
+            f"{'The given corpus' if kind else 'The embedded family'}: {np.mean(above):+.2f}% above the best of the "
+            f"sweep on test on average, {max(above):+.2f}% at worst. Training tokens and half of the scored ones, over those "
+            f"of the shared fit: {np.mean(works):.2f} on average, {max(works):.2f} at most."
+        )
     header = ["corpus", "best tau of the sweep", "its test perplexity", "tau learnt", "its test perplexity",
               "above the sweep, %", "training tokens / shared fit", "with scoring"]  # fmt: skip
     yield as_markdown([header, *rows])
-    yield (
-        f"Above the best of the sweep on test: {np.mean(above):+.2f}% on average, {max(above):+.2f}% at worst. "
-        f"Training tokens and half of the scored ones, over those of the shared fit: {np.mean(works):.2f} on average, "
-        f"{max(works):.2f} at most."
-    )
+    yield "\n\n".join(summary)
     spread = [["corpus", "variant", "tau", "validation perplexity", "test perplexity"]]
     for name in complete:
-        fits = {v: of[f"{name}: {v}"]["learn"] for v in VARIANTS if f"{name}: {v}" in of}
+        fits = {v: of[f"{name}: {v}"]["learn"] for v in VARIANTS if v not in PAIRS and f"{name}: {v}" in of}
         if len(fits) == 1:
             continue
         spread += [[name, v, f"{f['tau']:,.1f}", f"{f['validation']:.3f}", f"{f['test']:.3f}"] for v, f in fits.items()]

@@ -27,7 +27,7 @@ SETTINGS = [
     "train.bank=host", "train.batch_size=256", "train.micro_batch_size=128", "train.tasks_per_batch=128",
     "train.max_epochs=2", "train.patience=2", "search.taus=[100,1000,10000]", "search.num_trials=0",
     "search.baselines=[independent,shared]", "model.max_tokens=24", "lora.rank=8", "ray.max_concurrent=1",
-    "train.device=cpu",
+    "train.device=cpu", "lora.target_modules=null",
 ]  # fmt: skip
 
 

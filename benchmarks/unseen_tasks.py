@@ -117,9 +117,8 @@ def at_tau(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> di
 def run(settings: list[str]) -> None:
     """A row for each tau."""
     torch.set_num_threads(1)
-    config = load_config(
-        [*([] if any("data.path" in s for s in settings) else [EMBEDDED]), "train.device=cpu", *settings]
-    )
+    corpus_of = ["lora.target_modules=null"] if any("data.path" in s for s in settings) else [EMBEDDED]
+    config = load_config([*corpus_of, "train.device=cpu", *settings])
     corpus = tokenize_for(config, load_corpus(config.data), load_tokenizer(config.model, config.data))
     base = load_base(config.model, config.data)
     rows = []

@@ -86,10 +86,11 @@ class LoraConfig:
     """alpha of Eq. 3. Left out: the rank, so that the scale is 1 (sqrt(r) with `rslora`). `mora` has no alpha."""
     learning_rate_ratio: Positive = 16.0
     """With `lora_plus` only: learning rate of B divided by that of A."""
-    target_modules: list[str] | str | None = None
-    """Modules that get an adapter: a list of names (the ends of their paths), one regular expression, or `all-linear`.
-    Left out: PEFT's default for the architecture, else all linear layers of its blocks. Modules where an adapter would
-    have no effect are left out with a note; it is an error to name only such modules. See docs/adapters.md."""
+    target_modules: list[str] | str | None = "all-linear"
+    """Modules that get an adapter. `all-linear`: every linear layer but the head, routed experts and their routers. Or
+    a list of names (the ends of their paths), or one regular expression. null: PEFT's default for the architecture,
+    attention alone in many. Modules where an adapter would have no effect are left out with a note; it is an error to
+    name only such modules. See docs/adapters.md."""
 
     def __post_init__(self) -> None:
         check_bounds(self, "lora")
@@ -98,7 +99,7 @@ class LoraConfig:
             f"lora.alpha={self.alpha}: lora.variant=mora has no alpha, its scale is 1; drop lora.alpha",
         )
         targets = self.target_modules
-        require(targets != "", "lora.target_modules=: is empty; drop it for PEFT's default")
+        require(targets != "", "lora.target_modules=: is empty; drop it for all linear layers")
         if isinstance(targets, str):
             try:
                 re.compile(targets)

@@ -12,6 +12,8 @@ from bora_sweep.errors import InputError
 from bora_sweep.model.linear_modules import last_name, linear_modules, make_site, name_pattern, unfit_modules
 from bora_sweep.model.lora import Site
 
+ALL_LINEAR = "all-linear"
+"""The value of `lora.target_modules` for every linear layer but the head, routed experts and their routers."""
 ROUTING = re.compile(r"experts|gate|.*router|.*expert_gate")
 """Names of routed experts and of the modules that choose them."""
 
@@ -26,7 +28,7 @@ def find_sites(base: nn.Module, config: LoraConfig) -> tuple[Site, ...]:
             with a name can be adapted.
     """
     named, unfit, targets = _named_modules(base, config), unfit_modules(base), config.target_modules
-    for target in targets if isinstance(targets, list) else [targets or "all-linear"]:
+    for target in targets if isinstance(targets, list) else [targets or ALL_LINEAR]:
         matched = [name for name in named if not isinstance(targets, list) or _matches(name, [target])]
         if all(name in unfit for name in matched):
             why = f"{matched[0]} {unfit[matched[0]]}; leave it out" if matched else "the model has no linear layers"
@@ -40,8 +42,8 @@ def notes_on_sites(base: nn.Module, config: LoraConfig) -> list[str]:
     if config.target_modules is None and _peft_default(base) is None:
         names = ", ".join(dict.fromkeys(last_name(name) for name in named))
         notes.append(
-            f"lora.target_modules is not set and PEFT has no default for a {_model_type(base)} model: adapters are at "
-            f"all linear layers of the blocks, {names}"
+            f"lora.target_modules=null: PEFT has no default for a {_model_type(base)} model; adapters are at all "
+            f"linear layers, {names}"
         )
     for reason in dict.fromkeys(unfit[name] for name in named if name in unfit):
         names = ", ".join(dict.fromkeys(name_pattern(name) for name in named if unfit.get(name) == reason))
@@ -49,17 +51,24 @@ def notes_on_sites(base: nn.Module, config: LoraConfig) -> list[str]:
     experts = dict.fromkeys(name_pattern(name) for name, module in base.named_modules() if _is_experts(name, module))
     if experts:
         notes.append(f"no adapters at the routed experts, {', '.join(experts)}: their weights are in no linear layer")
+    routed = dict.fromkeys(
+        name_pattern(name) for name in linear_modules(base) if _is_routing(name) and name not in named
+    )
+    if routed and _targets_of(base, config) == ALL_LINEAR:
+        notes.append(
+            f"no adapters at routed experts and their routers, {', '.join(routed)}: {ALL_LINEAR} leaves them out; name "
+            "them in lora.target_modules to adapt them"
+        )
     return notes
 
 
 def _named_modules(base: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
-    """The modules that `config` names, including those that cannot be adapted; by default only those that can."""
-    targets = config.target_modules if config.target_modules is not None else _peft_default(base)
-    if targets is None:
-        return _linear_modules_of_blocks(base)
-    if targets == "all-linear":
+    """The modules that `config` names, including those that cannot be adapted."""
+    targets = _targets_of(base, config)
+    if targets == ALL_LINEAR:
         head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
-        return {name: module for name, module in linear_modules(base).items() if module is not head}
+        linear = linear_modules(base).items()
+        return {name: module for name, module in linear if module is not head and not _is_routing(name)}
     named = {name: module for name, module in base.named_modules() if _matches(name, targets)}
     if isinstance(targets, str):
         missing = [] if named else [targets]
@@ -75,6 +84,11 @@ def _named_modules(base: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     return named
 
 
+def _targets_of(base: nn.Module, config: LoraConfig) -> list[str] | str:
+    """`config.target_modules`; with null PEFT's default, if there is one."""
+    return config.target_modules or _peft_default(base) or ALL_LINEAR
+
+
 def _peft_default(base: nn.Module) -> list[str] | str | None:
     """PEFT's default targets in this architecture, without those that cannot be adapted; None if none is left."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
@@ -86,19 +100,9 @@ def _peft_default(base: nn.Module) -> list[str] | str | None:
     return [target for target in default if any(_matches(name, [target]) for name in fit)] or None
 
 
-def _linear_modules_of_blocks(base: nn.Module) -> dict[str, nn.Module]:
-    """The linear modules within the model's blocks, without routed experts and their routers."""
-    unfit, modules = unfit_modules(base), {}
-    for name, module in linear_modules(base).items():
-        path = name.split(".")
-        if any(map(str.isdecimal, path)) and not any(map(ROUTING.fullmatch, path)) and name not in unfit:
-            modules[name] = module
-    if not modules:
-        reasons = "; ".join(f"{name} {reason}" for name, reason in list(unfit.items())[:1])
-        raise InputError(
-            f"lora.target_modules: no linear layer of a {_model_type(base)} model can be adapted ({reasons})"
-        )
-    return modules
+def _is_routing(name: str) -> bool:
+    """Whether a module is a routed expert's, or chooses between experts."""
+    return any(map(ROUTING.fullmatch, name.split(".")))
 
 
 def _matches(name: str, targets: Sequence[str] | str) -> bool:

@@ -229,10 +229,40 @@ def test_a_mambas_sites_have_an_effect_and_load_in_peft():
 def test_a_family_without_default_targets_in_peft_gets_some_and_a_note():
     base = MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, num_experts_per_tok=1)).eval()
     assert "routed experts, model.layers.*.mlp.experts" in "".join(notes_on_sites(base, LoraConfig()))
+    pefts = LoraConfig(target_modules=None)
     base.config.model_type = "none_of_pefts"  # type: ignore[reportAttributeAccessIssue]
     assert adapted_sites(base, None) == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert "no default for a none_of_pefts model: adapters are at all linear" in notes_on_sites(base, LoraConfig())[0]
-    assert notes_on_sites(make_base("opt"), LoraConfig()) == []
+    assert "no default for a none_of_pefts model; adapters are at all linear" in notes_on_sites(base, pefts)[0]
+    assert notes_on_sites(make_base("opt"), LoraConfig()) == notes_on_sites(make_base("opt"), pefts) == []
+
+
+class RoutedBlock(torch.nn.Module):
+    """Experts as layers of their own, as models have them whose code is older."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(WIDTH, 2, bias=False)
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.gate(x).softmax(-1)
+        return sum(weight[..., k, None] * expert(x) for k, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
+def test_all_linear_leaves_out_experts_that_are_layers_with_their_router_unless_they_are_named():
+    base: Any = make_base("llama")
+    base.model.layers[0].mlp = RoutedBlock().to(base.dtype)
+    names = {site.name for site in find_sites(base, LoraConfig(target_modules="all-linear"))}
+    assert names == {site.name for site in find_sites(make_base("llama"), LoraConfig())} - {
+        f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    (note,) = notes_on_sites(base, LoraConfig())
+    assert (
+        "no adapters at routed experts and their routers, model.layers.*.mlp.gate, model.layers.*.mlp.experts.*" in note
+    )
+    named = LoraConfig(target_modules=r".*experts\.\d")
+    assert {site.name for site in find_sites(base, named)} == {f"model.layers.0.mlp.experts.{k}" for k in (0, 1)}
+    assert notes_on_sites(base, named) == []
 
 
 def test_a_decoder_without_its_encoder_has_no_adapters_of_cross_attention():
@@ -240,7 +270,8 @@ def test_a_decoder_without_its_encoder_has_no_adapters_of_cross_attention():
                         decoder_ffn_dim=32, max_position_embeddings=64)  # fmt: skip
     base = BartForCausalLM(config).eval()
     names = {site.name for site in find_sites(base, LoraConfig())}
-    assert names == {f"model.decoder.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")}
+    own = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
+    assert names == {f"model.decoder.layers.0.{name}" for name in own}
 
 
 def test_the_message_names_a_precision_in_which_a_model_does_not_run():

@@ -22,7 +22,7 @@ def layout() -> Layout:
 @pytest.mark.parametrize(("method", "theirs", "weight"), [("average", "linear", 1 / 9), ("ties", "ties", 1.0)])
 def test_a_merge_equals_that_of_peft(layout, method, theirs, weight):
     theta_KP = torch.randn(3, layout.num_parameters, dtype=torch.float64)
-    config = PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = PeftConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
     peft = get_peft_model(copy.deepcopy(make_base()), config, adapter_name="0").to(torch.float64)
     for index, theta_P in enumerate(theta_KP):
         if index:

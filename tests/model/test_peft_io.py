@@ -153,7 +153,9 @@ def test_missing_adapters_start_at_theta_and_missing_theta_at_the_mean(tmp_path)
 
 def test_a_fit_can_start_from_an_adapter_that_peft_wrote(tmp_path):
     base, config = make_base("gpt2", dtype=torch.float32), LoraConfig(variant="rslora", rank=3, alpha=7)
-    there = PeftConfig(r=3, lora_alpha=7, use_rslora=True, lora_dropout=0.1, init_lora_weights=False)
+    there = PeftConfig(
+        r=3, lora_alpha=7, use_rslora=True, lora_dropout=0.1, init_lora_weights=False, target_modules="all-linear"
+    )
     peft = get_peft_model(make_base("gpt2", dtype=torch.float32), there).eval()
     peft.save_pretrained(tmp_path)
     layout = make_layout(base, config)

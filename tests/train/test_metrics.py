@@ -37,7 +37,7 @@ from bora_sweep.trials.trial import Trial, run_pack, run_trial
 
 SETTINGS = [
     "lora.rank=2", "train.device=cpu", "train.batch_size=3", "train.max_epochs=3", "train.learning_rate=0.05",
-    "train.patience=2", "metric.max_new_tokens=6", "prior.tau=10",
+    "train.patience=2", "metric.max_new_tokens=6", "prior.tau=10", "lora.target_modules=null",
 ]  # fmt: skip
 ALL = "metrics=[accuracy,exact_match,rouge_l]"
 

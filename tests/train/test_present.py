@@ -162,7 +162,9 @@ class _StopAfter:
 @pytest.mark.parametrize(("place", "tau"), [("host", "10"), ("disk", "0")])
 def test_the_best_epoch_before_a_stop_is_not_lost(place, tau, tmp_path):
     """The fit gets no better after it, so that what it ends with is in the checkpoint alone."""
-    settings = settings_of(place, f"prior.tau={tau}", "train.learning_rate=0.3", "train.max_epochs=6")
+    settings = settings_of(
+        place, f"prior.tau={tau}", "train.learning_rate=0.3", "train.max_epochs=6", "lora.target_modules=null"
+    )
     whole = whole_fit(*settings)
     assert whole.state.best_epoch < whole.state.epoch
 

@@ -311,7 +311,7 @@ def test_tau_inf_equals_one_peft_lora_trained_on_everything(variant):
     trainer.pack.close()
 
     peft = get_peft_model(
-        copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        copy.deepcopy(base), PeftConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
     ).to(torch.float64).eval()  # fmt: skip
     weights = []
     for name, parts in layout.split(theta_P).items():
@@ -649,7 +649,8 @@ def test_large_tau_approaches_one_shared_adapter():
 
 def test_the_golden_curve():
     """Ten steps of a small model: a change of the numerics shows here. Made by this very test's fit."""
-    config = make_config("prior.tau=30", "train.batch_size=4", "train.max_epochs=2", "train.learning_rate=0.02")
+    settings = ["prior.tau=30", "train.batch_size=4", "train.max_epochs=2", "train.learning_rate=0.02"]
+    config = make_config(*settings, "lora.target_modules=[q_proj,v_proj]")
     reports = []
     fit(config, make_corpus(), make_base(), on_step=reports.append)
     curve = [report.nll_nats / report.num_tokens for report in reports]

@@ -13,6 +13,7 @@ from bora_sweep.trials.path import next_tau, run_path
 
 SETTINGS = [
     "lora.rank=2",
+    "lora.target_modules=null",
     "train.device=cpu",
     "train.batch_size=6",
     "train.max_epochs=6",
