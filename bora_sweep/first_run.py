@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bora_sweep.cards import GIGABYTE
-from bora_sweep.config import Config, Setting, flatten, load_config, with_values
+from bora_sweep.config import UNTRAINED, Config, Setting, flatten, load_config, with_values
 from bora_sweep.config.yaml import dump_list
 from bora_sweep.data.corpus import Corpus, load_corpus
 from bora_sweep.data.guess import guess_columns
@@ -27,6 +27,9 @@ from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.lengths import num_positions
 from bora_sweep.model.linear_modules import last_name
 from bora_sweep.train.memory import FitMemory
+from bora_sweep.train.methods.learn_tau import SCORING
+from bora_sweep.tune.numbering import new_numbering
+from bora_sweep.tune.points import LEARNT
 
 QUANTILE = 0.99
 """Share of the documents that `model.max_tokens` holds whole."""
@@ -39,6 +42,8 @@ EPOCHS = 20
 """Epochs of a fit in the estimate of time, where `train.max_epochs` allows it; early stopping decides how many."""
 CPU_WORK, GPU_WORK = 3e11, 1e14
 """Floating-point operations of a step up to which one is timed: some seconds."""
+ABOUT_RATE = "Serves every tau. Lower it where the report says that validation rose after an epoch or two."
+ABOUT_AUTO = "A range test chooses it when a run begins, and it serves every tau."
 FORMS = {"text": "running text", "prompt": "a prompt and its completion", "conversation": "a conversation"}
 
 
@@ -152,7 +157,7 @@ def _with_model(config: Config, given: set[str], corpus: Corpus, why: dict[str, 
     choose("train.batch_size", *_batch_size(len(tokenized.sequences("train"))))
     takes = [f"machine: {machine}"]
     try:
-        memory = FitMemory(config, base, layout, tokenized.longest)
+        memory = FitMemory(config, base, layout, tokenized.longest, num_groups=len(tokenized.groups))
     except InputError as error:
         takes.append(f"memory: not reckoned ({error})")
     else:
@@ -164,14 +169,26 @@ def _with_model(config: Config, given: set[str], corpus: Corpus, why: dict[str, 
                 rows,
                 f"As many documents at a time as fit into {_size(machine.bytes_of_a_fit)}.",
             )
-    choose(
-        "train.learning_rate", config.train.learning_rate,
-        "Serves every tau. Lower it where the report says that validation rose after an epoch or two.",
-    )  # fmt: skip
-    fits = config.search.num_trials + len(set(config.search.baselines) - {"zero_shot"})
+    rate = config.train.learning_rate
+    choose("train.learning_rate", rate, ABOUT_AUTO if rate == "auto" else ABOUT_RATE)
+    fits = trained_fits(config, len(corpus.tasks))
     choose("search.num_trials", config.search.num_trials, f"Values of tau. With the baselines {fits} fits are trained.")
-    takes += [_disk(layout, len(corpus.tasks), fits), _time(config, tokenized, base, machine, fits)]
+    rows = len(corpus.tasks) + len(tokenized.groups) + 1
+    takes += [_disk(layout, rows, fits), _time(config, tokenized, base, machine, fits)]
     return FirstRun(config, why, (*found, *tokenized.notes), tuple(takes))
+
+
+def trained_fits(config: Config, num_tasks: int) -> int:
+    """The fits that a sweep trains: not those that are merged or scored as they are.
+
+    Args:
+        config: The sweep's.
+        num_tasks: Of its corpus.
+    """
+    numbering, search = new_numbering(config), config.search
+    untrained = sum(point.method in UNTRAINED for point in numbering.given.values())
+    folds = 0 if search.unseen_folds is None else min(search.unseen_folds, num_tasks)
+    return numbering.num_fits(config) - untrained * search.seeds + folds
 
 
 def _about(corpus: Corpus) -> str:
@@ -216,8 +233,8 @@ def _memory(memory: FitMemory, machine: Machine, config: Config, rows: int, task
     return f"{text}; that is more than the {_size(machine.bytes_of_a_fit)} that each may fill: try {mends}"
 
 
-def _disk(layout: Layout, tasks: int, fits: int) -> str:
-    size = 4 * (tasks + 1) * layout.num_parameters
+def _disk(layout: Layout, rows: int, fits: int) -> str:
+    size = 4 * rows * layout.num_parameters
     return (
         f"disk: {_size(size)} of adapters for each of {fits} fits; while one runs, two checkpoints of four times that"
     )
@@ -235,11 +252,13 @@ def _time(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, machin
     train, validation = len(corpus.sequences("train")), len(corpus.sequences("validation"))
     epoch = seconds * (math.ceil(train / config.train.batch_size) + validation / config.train.batch_size / 3)
     epochs = min(EPOCHS, config.train.max_epochs)
-    whole = epoch * epochs * math.ceil(fits / machine.at_once)
+    questions = SCORING * config.search.seeds * config.search.baselines.count(LEARNT)
+    whole = epoch * epochs * math.ceil((fits + questions) / machine.at_once)
+    extra = "; the range test of the learning rate comes on top" if config.train.learning_rate == "auto" else ""
     return (
         f"time: a step took {seconds:.2g} s, so that an epoch takes about {_duration(epoch)}; {fits} fits of "
         f"{plural(epochs, 'epoch')} would take {_duration(whole)}, {machine.at_once} at once; early stopping decides "
-        "how many there are"
+        f"how many there are{extra}"
     )
 
 

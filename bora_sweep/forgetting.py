@@ -14,6 +14,7 @@ from typing import Any
 
 from bora_sweep.config import Config, Setting, with_values
 from bora_sweep.config.yaml import dump_list
+from bora_sweep.data.groups import is_groups_file, shorten_groups
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents, write_documents
 from bora_sweep.errors import InputError, one_line, plural
 from bora_sweep.model.peft_io import TASKS
@@ -134,7 +135,7 @@ def _forget_in_run(run: Folder, names: tuple[str, ...], places: dict[str, str]) 
             write_source(run, replace(source, refreshed=[task for task in source.refreshed if task not in asked.own]))
         if config is not None:
             config = with_values(config, data=data, prior=leaving.prior_without(asdict(config.prior)))
-        notes = _notes(run, config, rows)
+        notes = _about_groups(run, shorten_groups(run, asked.own), config) + _notes(run, config, rows)
         _remove_what_sums_up(run)
     if record is not None:
         write_documents(run, record.loc[~record["task"].isin(asked.tasks)])
@@ -246,12 +247,23 @@ def _own_data(run: Folder, config: Config, asked: _Request) -> dict[str, str] | 
 def _write_report_again(run: Folder, asked: _Request) -> list[str]:
     if asked.report is None:
         return []
-    remove_folder(run / REPORT)
+    for file in list_files(run / REPORT, "*"):
+        if file.is_dir():
+            remove_folder(file)
+        elif not is_groups_file(file):  # which another run may read, and is shortened by now
+            remove(file)
     try:
         write_report(run, against_paper=asked.report == "paper.md")
     except InputError as error:
         return [f"the report is gone, and cannot be written again: {one_line(error)}"]
     return ["the report is written again"]
+
+
+def _about_groups(run: Folder, shortened: Sequence[str], config: Config | None) -> list[str]:
+    notes = [f"rows of files of groups are gone: {', '.join(shortened)}"] if shortened else []
+    path = None if config is None else config.data.groups_path
+    is_outside = path is not None and not (isinstance(run, Path) and Path(path).is_relative_to(run.absolute()))
+    return [*notes, f"data.groups_path={path} is as it was"] if is_outside else notes
 
 
 def _notes(run: Folder, config: Config | None, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -280,7 +292,10 @@ def _notes(run: Folder, config: Config | None, rows: Sequence[dict[str, Any]]) -
         )
     if not isinstance(run, Path):
         notes.append(f"to fit anew, first copy {run}/config.yaml here")
-    others = "exports, copies, and runs whose data.split_from was this one are as they were"
+    others = (
+        "exports, copies, files of groups that were written elsewhere, and runs whose data.split_from was this one are "
+        "as they were"
+    )
     return [*notes, others, CARRIES if config.method != ADD else ADDED]
 
 

@@ -95,22 +95,12 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
     from bora_sweep.tune.watchdog import StopCheck
 
     config, run = prepared.config, prepared.run
-    if config.train.pass_tokens == "auto":
-        model = model or load_base(config.model, config.data)
-        config = with_measured_pass(config, prepared.corpus, model)
-        from_rank_zero(lambda: create_run(config, run))
-        console.print(about_pass(config))
-    if config.train.learning_rate == "auto":
-        model = model or load_base(config.model, config.data)
-        config, about_rate = with_chosen_rate(config, prepared.corpus, model)
-        from_rank_zero(lambda: create_run(config, run))
-        console.print(about_rate)
 
     def base() -> "PreTrainedModel":
         return load_base(config.model, config.data) if model is None else model
 
     def say_stopping() -> None:
-        console.print("stopping: writing a checkpoint … (Ctrl-C again to stop at once)")
+        console.print("stopping after this step … (Ctrl-C again to stop at once)")
 
     stop_asked = StopCheck(run)
     with defer_signals(say_stopping) as check_signal:
@@ -119,6 +109,16 @@ def run_fit(prepared: PreparedRun, console: Console, model: "PreTrainedModel | N
             check_signal()
             stop_asked()
 
+        if config.train.pass_tokens == "auto":
+            model = base()
+            config = with_measured_pass(config, prepared.corpus, model)
+            from_rank_zero(lambda: create_run(config, run))
+            console.print(about_pass(config))
+        if config.train.learning_rate == "auto":
+            model = base()
+            config, about_rate = with_chosen_rate(config, prepared.corpus, model, check_stop)
+            from_rank_zero(lambda: create_run(config, run))
+            console.print(about_rate)
         with FitProgress(config.train.max_epochs, console) as bar:
             place = prepared.corpus, base, run
             calls = {"on_step": bar.on_step, "on_epoch": bar.on_epoch, "check_stop": check_stop}

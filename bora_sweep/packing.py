@@ -7,7 +7,6 @@ The same run gives the same bytes: members are sorted, and have no owner and no 
 import io
 import json
 import os
-import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from bora_sweep.data.known_documents import DOCUMENTS as RECORD
 from bora_sweep.errors import InputError, one_line, plural, redact
 from bora_sweep.model.base import model_folder
 from bora_sweep.report import write_report
-from bora_sweep.runs.folder import ADD, FINGERPRINTS, FORGETTING, PACKED, config_of, trials_left_out
+from bora_sweep.runs.folder import ADD, FINGERPRINTS, PACKED, config_of, refuse_half_forgotten, trials_left_out
 from bora_sweep.runs.places import BASE, DATA, DOCUMENTS, INPUTS, MODEL, refuse_missing, value_of
 from bora_sweep.runs.results import SCHEMAS, Results, read_results
 from bora_sweep.runs.run_lock import read_driver
@@ -117,11 +116,7 @@ def _refuse_in_use(run: Folder) -> None:
     driver = read_driver(run)
     if driver is not None and driver.is_alive:
         raise InputError(f"{run}: process {driver.pid} on {driver.host} works on it; let it end, then pack it")
-    if exists(run / FORGETTING):
-        raise InputError(
-            f"{run}: tasks are being taken out of it, which was cut off; first run bora-sweep forget "
-            f"{shlex.quote(str(run))} again"
-        )
+    refuse_half_forgotten(run)
 
 
 class _Contents:

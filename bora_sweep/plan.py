@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bora_sweep.cards import GIGABYTE, USABLE, Card, read_card
-from bora_sweep.config import Config, Setting, load_config
+from bora_sweep.config import Config, Setting, SyntheticConfig, load_config
 from bora_sweep.errors import plural, require
 from bora_sweep.train.memory import MOST, MOST_FITS, FitMemory, StepMemory
 
@@ -120,6 +120,11 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
     fits = config.search.pack if isinstance(config.search.pack, int) else 1
     passes, usable = math.ceil(batch / rows), where.usable_bytes
     can_be_packed = config.can_be_packed and processes == 1
+    reckoned = memory.step(num_tasks, rows, passes=passes, fits=fits)
+    notes = [*_notes(config), *_note_on_bank(config, memory.host_bytes(num_tasks, fits))]
+    if 0 < config.tau < math.inf and config.train.independent == "separate":
+        separate = memory.step(num_tasks, rows, passes=max(2, passes)).peak
+        notes += _note_on_separate(reckoned.peak, separate, usable)
     return Plan(
         name=config.model.name or "",
         card=where,
@@ -131,19 +136,31 @@ def make_plan(settings: Sequence[Setting], card: str, tasks: int | None = None) 
         batch_size=batch,
         rows=rows,
         fits=fits,
-        memory=memory.step(num_tasks, rows, passes=passes, fits=fits),
+        memory=reckoned,
         least=memory.step(num_tasks, 1, passes=batch, fits=fits),
         most_tasks=memory.tasks_that_fit(usable, rows, passes=passes, fits=fits),
         most_rows=memory.rows_that_fit(usable, num_tasks, batch, fits=fits),
         most_fits=memory.fits_that_fit(usable, num_tasks, rows, passes=passes) if can_be_packed else 0,
-        notes=(*_notes(config), *_note_on_bank(config, memory.host_bytes(num_tasks, fits))),
+        notes=tuple(notes),
     )
 
 
 def _sizes_of_corpus(config: Config) -> tuple[int, int, int, int]:
-    """Tasks, groups, tokens of the longest document, and the largest token; without a corpus the settings' own."""
-    if config.data.kind == "synthetic":
-        return TASKS, config.data.synthetic.num_groups, config.model.max_tokens, 0
+    """Tasks, groups, tokens of the longest document, and the largest token; without a corpus the settings' own.
+
+    Raises:
+        InputError: Tasks are in groups, and nothing says in how many.
+    """
+    data = config.data
+    if data.kind == "synthetic":
+        key = "data.groups_path" if data.group_column is None else "data.group_column"
+        require(
+            not config.has_group_level or data.synthetic.num_groups > 1,
+            f"{key}: how many groups there are is in the documents; name their file, or say it by "
+            "data.synthetic.num_groups=…",
+        )
+        own = data.synthetic != SyntheticConfig()
+        return data.synthetic.num_tasks if own else TASKS, data.synthetic.num_groups, config.model.max_tokens, 0
     from bora_sweep.data.corpus import load_corpus
     from bora_sweep.data.known_documents import record_folders
     from bora_sweep.data.tokens import tokenize_for
@@ -173,6 +190,16 @@ def _notes(config: Config) -> list[str]:
     if config.metrics:
         notes.append("metrics: what scoring them takes is not counted")
     return notes
+
+
+def _note_on_separate(peak: int, separate: int, usable: int) -> list[str]:
+    """Of the fit at tau = 0, each task on its own, whose steps add up the bank's gradient whatever their passes."""
+    if peak > usable or separate <= usable:
+        return []
+    return [
+        f"tau = 0, which a sweep fits too, needs about {_gigabytes(separate - peak)} GB more; it goes on with fewer "
+        "documents at a time, which train.micro_batch_size can say from the start"
+    ]
 
 
 def _note_on_bank(config: Config, size: int) -> list[str]:

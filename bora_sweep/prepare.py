@@ -93,6 +93,7 @@ def prepare_sweep(settings: Sequence[Setting], resume: bool, console: Console) -
     config, run, before = _open_run(settings, "sweep", resume)
     _check_sweep(settings, config)
     numbering = _number_points(config, run, resume, console)
+    _check_points(config, numbering)
     check_run_tracker(config, run)
     corpus, tokenized, record = _read_corpus(config, run, resume, console)
     _check_unseen(config, tokenized)
@@ -120,6 +121,14 @@ def _number_points(config: Config, run: Folder, resume: bool, console: Console) 
     if added := more.num_fits(config) - numbering.num_fits(before):
         console.print(f"extended by {plural(added, 'fit')}: {more.num_fits(config):,} in all")
     return more
+
+
+def _check_points(config: Config, numbering: "Numbering") -> None:
+    """Refuse a sweep of which a fit could not have its settings."""
+    from bora_sweep.tune.points import Point, trial_config
+
+    for point in [*numbering.given.values(), Point(0, config.search.tau_low)]:
+        trial_config(config, point, 0)
 
 
 def _open_run(settings: Sequence[Setting], command: str, resume: bool) -> tuple[Config, Folder, "Fingerprints | None"]:

@@ -3,7 +3,7 @@
 Shapes: K tasks, P parameters of one adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +15,24 @@ from rich.progress import Progress
 
 from bora_sweep.config import Setting
 from bora_sweep.data.corpus import load_corpus
+from bora_sweep.data.groups import is_groups_file, write_groups
 from bora_sweep.data.known_documents import DOCUMENTS, record_folders
 from bora_sweep.data.tokens import TokenizedCorpus, tokenize_for
 from bora_sweep.errors import InputError
 from bora_sweep.model.base import load_base, load_tokenizer
-from bora_sweep.runs.folder import ADD
+from bora_sweep.model.layout import Part
+from bora_sweep.runs.folder import ADD, command_of, refuse_half_forgotten
 from bora_sweep.runs.places import given_places
-from bora_sweep.runs.results import write_table
-from bora_sweep.runs.storage import Folder, exists, folder_at, write_bytes
+from bora_sweep.runs.results import refuse_no_run, write_table
+from bora_sweep.runs.run_lock import run_lock
+from bora_sweep.runs.storage import Folder, exists, folder_at
 from bora_sweep.serve.load import LoadedTrial, load_trial
 from bora_sweep.similarity.adapters import deviation_cosines, product_gram
 from bora_sweep.similarity.clusters import FEWEST_TASKS, LEVEL, Clusters, find_clusters
 from bora_sweep.similarity.cosines import Cosines, cosines
 from bora_sweep.train.methods.task_gradients import fold_sums
 from bora_sweep.trials.fingerprints import check_base_model, check_documents
+from bora_sweep.tune.watchdog import StopCheck
 
 ALL_PAIRS = 1000
 """Tasks up to which the table `similarity` has every pair."""
@@ -86,28 +90,44 @@ def groups(
         found = bora_sweep.groups("runs/mine")
         found.sentence, found.groups, found.similarity
 
-    The tables `similarity` and `groups` of the run are written, which the report shows. Costs about an epoch.
+    The tables `similarity` and `groups` of the run are written, which the report shows. Costs about an epoch, during
+    which no other process may work on the run.
 
     Args:
         run: The run's folder; also `s3://…` and `gs://…`.
         out: Where a CSV file with the columns task and group goes, if there are groups; None: `RUN/report/groups.csv`.
+            An earlier file of groups is replaced.
         trial: The ID of a finished trial; `best`: the MAP fit that is best on validation.
         settings: Where the base and the documents are now, if they have moved, such as `data.path=…`.
         console: Shows progress; None: nothing is shown.
 
     Raises:
-        InputError: There is no such trial, `out` is a folder or in none, or the base or the documents cannot be read
-            or are not the run's.
+        InputError: There is no such trial, another process works on the run, `out` is no name of a CSV file, is in no
+            folder or is another file, or the base or the documents cannot be read or are not the run's.
+        Interrupted: `bora_sweep.stop` asked for it; nothing was written.
     """
-    folder = folder_at(run)
-    target = folder / "report" / "groups.csv" if out is None else folder_at(out)
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise InputError(f"{out}: need a file's name in a folder that exists, for the groups")
-    loaded = load_trial(folder, trial, given_places(settings, "groups"))
+    folder, places = folder_at(run), given_places(settings, "groups")
+    target = folder / "report" / "groups.csv" if out is None else _checked(folder_at(out))
+    refuse_no_run(folder)
+    with run_lock(folder, command_of(folder) or "sweep"):  # as `status` names it
+        refuse_half_forgotten(folder)
+        return _groups(folder, target, load_trial(folder, trial, places), console or Console(quiet=True))
+
+
+def _checked(out: Folder) -> Folder:
+    """Where the groups are to go, if they can."""
+    if not out.name.endswith(".csv") or out.is_dir() or (isinstance(out, Path) and not out.absolute().parent.is_dir()):
+        raise InputError(f"{out}: need a file's name that ends with .csv, in a folder that exists, for the groups")
+    if exists(out) and not is_groups_file(out):
+        raise InputError(f"{out}: is there already, and is no file of groups; give another name, or remove it")
+    return out
+
+
+def _groups(folder: Folder, target: Folder, loaded: LoadedTrial, console: Console) -> TaskGroups:
     corpus = _corpus(folder, loaded)
     if corpus.num_tasks < 2:
-        raise InputError(f"{run}: has one task; likeness takes two")
-    found = _similarities(loaded, corpus, console or Console(quiet=True))
+        raise InputError(f"{folder}: has one task; likeness takes two")
+    found = _similarities(loaded, corpus, console, StopCheck(folder))
     clusters = find_clusters(found.cosine_KK, found.error_KK, found.weight_K, loaded.config.train.seed)
     trial_id, tasks = loaded.row["trial_id"], list(corpus.tasks)
     grouped = _group_rows(clusters, tasks)
@@ -115,7 +135,7 @@ def groups(
     write_table(folder, "similarity", trial_id, pairs)
     write_table(folder, "groups", trial_id, grouped)
     if clusters.label_K is not None:
-        write_bytes(target, grouped[["task", "group"]].to_csv(index=False).encode())
+        write_groups(target, grouped)
     return TaskGroups(grouped, pairs, trial_id, None if clusters.label_K is None else target)
 
 
@@ -124,16 +144,18 @@ def adapter_cosines(loaded: LoadedTrial, tasks: Sequence[str]) -> np.ndarray:
     unknown_KK = np.full((len(tasks), len(tasks)), np.nan)
     if loaded.is_shared or loaded.lora.variant != "lora":
         return unknown_KK
-    K = len(tasks) + 1
-    theta_KP = torch.stack([*(loaded.theta_of[task] for task in tasks), loaded.mean_P]).numpy()
-    gram_KK, offset = np.zeros((K, K)), 0
-    part_of: dict[str, dict[str, np.ndarray]] = {}
+    adapters = [*(loaded.theta_of[task] for task in tasks), loaded.mean_P]
+    offset, place_of = 0, dict[str, dict[str, tuple[slice, Part]]]()
     for part, size in zip(loaded.layout.parts, loaded.layout.sizes, strict=True):
-        flat_KP = theta_KP[:, offset : offset + size]
-        part_of.setdefault(part.site.name, {})[part.kind] = flat_KP.reshape(K, *part.shape)
+        place_of.setdefault(part.site.name, {})[part.kind] = slice(offset, offset + size), part
         offset += size
-    for parts in part_of.values():
-        gram_KK += product_gram(parts["A"], parts["B"])
+    gram_KK = np.zeros((len(adapters), len(adapters)))
+    for places in place_of.values():  # a site at a time: of thousands of tasks all sites are gigabytes
+        A_KRI, B_KOR = (
+            torch.stack([theta_P[where].view(part.shape) for theta_P in adapters]).numpy()
+            for where, part in (places["A"], places["B"])
+        )
+        gram_KK += product_gram(A_KRI, B_KOR)
     return deviation_cosines(gram_KK)
 
 
@@ -149,14 +171,18 @@ def _corpus(run: Folder, loaded: LoadedTrial) -> TokenizedCorpus:
     return tokenize_for(config, corpus, load_tokenizer(config.model, config.data))
 
 
-def _similarities(loaded: LoadedTrial, corpus: TokenizedCorpus, console: Console) -> Cosines:
+def _similarities(
+    loaded: LoadedTrial, corpus: TokenizedCorpus, console: Console, check_stop: Callable[[], None]
+) -> Cosines:
     base = load_base(loaded.config.model, loaded.config.data)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         passed = bar.add_task("gradients", total=len(corpus.sequences("train")))
-        sums = fold_sums(
-            loaded.config, corpus, base, loaded.layout, loaded.mean_P,
-            lambda rows: bar.advance(passed, rows),
-        )  # fmt: skip
+
+        def after_pass(rows: int) -> None:
+            bar.advance(passed, rows)
+            check_stop()
+
+        sums = fold_sums(loaded.config, corpus, base, loaded.layout, loaded.mean_P, after_pass)
     return cosines(sums.score_KFQ, sums.tokens_KF)
 
 

@@ -275,6 +275,50 @@ def test_the_time_is_of_no_more_epochs_than_a_fit_may_have(model_folder, monkeyp
 
 
 @pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ([], 10),
+        (["search.num_trials=0", "search.baselines=[independent,shared,learnt]"], 3),
+        (["search.baselines=[independent,shared,average,ties,dare,vi,fedsa]"], 12),
+        (["search.taus=[10,30]", "search.seeds=2", "search.ranks=[2,4]"], 28),
+        (["search.learning_rates=[0.01,0.02]"], 14),
+        (["search.mode=path", "search.num_trials=3"], 5),
+        (["search.unseen_folds=2"], 12),
+        (["search.unseen_folds=20"], 13),
+        (["data.group_column=party", "search.baselines=[independent,shared,per_group]"], 11),
+    ],
+)
+def test_all_fits_that_a_sweep_trains_are_counted(settings, fits, speeches, model_folder):
+    frame = pd.read_csv(speeches)
+    frame.assign(party=frame["who"].isin(["ann"]).map(str)).to_csv(speeches, index=False)
+    given = ["data.text_column=said", "data.task_column=who", "train.device=cpu"]
+    made = look([f"data.path={speeches}", f"model.name={model_folder}", *given, *settings])
+    assert made.why["search.num_trials"].endswith(f"With the baselines {fits} fits are trained.")
+    assert any(f"adapters for each of {fits} fits" in line for line in made.takes)
+    size = 4 * (3 + 1 + 2 * ("data.group_column=party" in settings)) * make_plan([made.config], "l4").num_parameters
+    assert any(f"disk: {size / 1e6:,.1f} MB of adapters" in line for line in made.takes)
+
+
+@pytest.mark.usefixtures("speeches")
+def test_the_time_counts_the_questions_about_tau_and_names_the_range_test(model_folder, monkeypatch):
+    monkeypatch.setattr(first_run, "CPU_WORK", math.inf)
+    say(Machine(2, 100 * GB, (), 1), monkeypatch)
+    settings = ["data.path=speeches.csv", f"model.name={model_folder}", "train.device=cpu", "search.num_trials=0"]
+    took = {}
+    for name in ("fine_tuned", "learnt"):
+        with monkeypatch.context() as patch:
+            patch.setattr(first_run, "_step_seconds", lambda *_: 3600.0)
+            line = look([*settings, f"search.baselines=[independent,shared,{name}]"]).takes[-1]
+        assert "3 fits of" in line
+        took[name] = float(re.findall(r"would take ([\d.]+) h", line)[0])
+    assert took["learnt"] / took["fine_tuned"] == pytest.approx(4 / 3, rel=0.01)  # 3.8 rounded up, over 3
+    made = look([*settings, "search.num_trials=8", "train.learning_rate=auto"])
+    assert "the range test of the learning rate comes on top" in made.takes[-1]
+    assert "range test" in made.why["train.learning_rate"]
+    assert load_config([_written(made.to_yaml("x"), Path.cwd())]).train.learning_rate == "auto"
+
+
+@pytest.mark.parametrize(
     ("name", "says"),
     [
         ("empty.parquet", r"empty\.parquet: the file is empty; data\.path needs"),

@@ -21,6 +21,7 @@ import bora_sweep
 from bora_sweep.cli import main
 from bora_sweep.config import load_config, with_values
 from bora_sweep.data.corpus import load_corpus
+from bora_sweep.data.groups import shorten_groups, write_groups
 from bora_sweep.data.known_documents import DOCUMENTS, read_documents
 from bora_sweep.errors import InputError
 from bora_sweep.forgetting import forget
@@ -31,7 +32,7 @@ from bora_sweep.process import Interrupted
 from bora_sweep.report import write_report
 from bora_sweep.report.manager import write_manager
 from bora_sweep.runs import storage
-from bora_sweep.runs.folder import FORGETTING, config_of
+from bora_sweep.runs.folder import FORGETTING, config_of, create_run
 from bora_sweep.runs.results import SCHEMAS, read_results, trial_rows
 from bora_sweep.runs.run_lock import DRIVER_FILE, run_lock
 from bora_sweep.runs.storage import read_bytes, write_bytes
@@ -42,6 +43,7 @@ from bora_sweep.trials.trial import Trial, run_pack
 
 LEAVES = "zorro 'of' \"the\"/hills\nañd"
 """The task that leaves. Its documents' ids begin with `gone-`, and each of its prompts has the word zebra."""
+GROUPS = pd.DataFrame({"task": ["ann", LEAVES, "bob", "cid"], "group": ["x", "x", "y", "y"], "place": range(4)})
 SMALL = ["model.max_tokens=24", "lora.rank=2", "train.max_epochs=2", "train.device=cpu", "train.learning_rate=0.02"]
 TREATIES = {"000": {"prior": {"tau": 0.0}}, "001": {"prior": {"tau": math.inf}}, "002": {"prior": {"tau": 30.0}},
             "003": {"method": "vi"}, "004": {"method": "zero_shot"},
@@ -93,6 +95,8 @@ def begun(tmp_path_factory) -> Path:
             run_pack([failing], prepared.corpus, lambda: refuse_document(), run)
         write_report(run)
     write_bytes(run / "error.txt", f"in document 'gone-3' of {LEAVES!r}".encode())
+    write_groups(run / "report" / "groups.csv", GROUPS)
+    write_groups(run / "of mine" / "groups.csv", GROUPS)
     write_bytes(run / "optuna" / "journal.log", b"0.1")
     write_bytes(run / "results" / "task_scores" / ".000.parquet.7.part", b"gone-3")
     assert list((run / "trials" / "005").glob("checkpoint-*"))
@@ -147,7 +151,8 @@ def test_no_file_has_anything_of_it_but_its_name_in_the_configuration(reported):
     before = {file.relative_to(run) for file in run.rglob("*") if file.is_file() and re.search(
         "zorro|gone-|zebra", text_of(file))}  # fmt: skip
     assert {*map(str, before)} >= {
-        "documents.parquet", "fingerprints.json", "error.txt", "report/index.html", "trials/002/adapters.safetensors",
+        "report/groups.csv", "of mine/groups.csv", "documents.parquet", "fingerprints.json", "error.txt",
+        "report/index.html", "trials/002/adapters.safetensors",
         "results/trials/006.parquet", *(f"results/{table}/002.parquet" for table in
                                         ("task_scores", "document_scores", "predictions")),
     }  # fmt: skip
@@ -170,6 +175,50 @@ def test_no_file_has_anything_of_it_but_its_name_in_the_configuration(reported):
     gone = ("error.txt", "optuna", "tracking", FORGETTING, DRIVER_FILE, "results/curves/002.parquet")
     assert not [name for name in gone if (run / name).exists()]
     assert not list(run.rglob("*.part"))
+    assert "rows of files of groups are gone: of mine/groups.csv, report/groups.csv" in done.notes
+    assert any("files of groups that were written elsewhere" in note for note in done.notes)
+    for folder in ("report", "of mine"):
+        assert (run / folder / "groups.csv").read_text() == "task,group\nann,x\nbob,y\ncid,y\n"
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_groups_in_the_reports_folder_are_shortened_with_a_report_or_without(has_report, run):
+    write_groups(run / "report" / "groups.csv", GROUPS)
+    if has_report:
+        write_report(run)
+    forget(run, LEAVES)
+    assert (run / "report" / "groups.csv").read_text() == "task,group\nann,x\nbob,y\ncid,y\n"
+    assert (run / "report" / "report.md").exists() == has_report
+
+
+def test_a_file_of_groups_elsewhere_is_named_as_it_was(run, tmp_path):
+    write_groups(tmp_path / "groups.csv", GROUPS)
+    create_run(with_values(config_of(run), data={"groups_path": str(tmp_path / "groups.csv")}), run)
+    before = (tmp_path / "groups.csv").read_bytes()
+    assert f"data.groups_path={tmp_path / 'groups.csv'} is as it was" in forget(run, LEAVES).notes
+    assert (tmp_path / "groups.csv").read_bytes() == before
+
+
+def test_rows_of_files_of_groups_go_and_the_others_are_as_they_were(tmp_path):
+    """Names of any kind, an empty group, and other files of the same folder."""
+    names = [*HOSTILE, "NA", 'a "b"', "c,d", "line\r\nend", "é"]
+    table = pd.DataFrame({"task": names, "group": [*names[1:], None]})
+    write_groups(tmp_path / "a.csv", table)
+    others = {"b.csv": b"task,group,more\nNA,x,1\n", "c.csv": b"", "d.txt": b"task,group\nNA,x\n"}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    whole = (tmp_path / "a.csv").read_bytes()
+    assert shorten_groups(tmp_path, ["nobody"]) == []
+    assert (tmp_path / "a.csv").read_bytes() == whole
+    for number, name in enumerate(names):
+        assert shorten_groups(tmp_path, [name]) == ["a.csv"]
+        write_groups(tmp_path / "kept" / "a.csv", table[number + 1 :])
+        assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "kept" / "a.csv").read_bytes()
+        (tmp_path / "kept" / "a.csv").unlink()
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+    (tmp_path / "e.csv").write_bytes(b"task,group\n\xff,x\n")
+    with pytest.raises(InputError, match=r"e\.csv: .*no CSV in UTF-8"):
+        shorten_groups(tmp_path, ["a"])
 
 
 def test_what_stays_is_as_it_was_and_sums_are_over_it(run):
@@ -451,6 +500,9 @@ def test_a_run_in_an_object_store_is_shortened_as_on_disk(store, tmp_path, monke
         for tau in (0.0, 100.0):
             write_trial(place, tau, metrics=("accuracy",))
         write_bytes(place / "report" / "report.md", b"of bo")
+        write_bytes(place / "report" / "figures" / "a.png", b"of bo")
+        for folder in ("report", "mine"):
+            write_groups(place / folder / "groups.csv", pd.DataFrame({"task": ["bo", "cy"], "group": ["x", "y"]}))
         done = forget(place, "bo")
         assert "the report is written again" in done.notes
     one, other = (read_results(place) for place in places)
@@ -458,7 +510,9 @@ def test_a_run_in_an_object_store_is_shortened_as_on_disk(store, tmp_path, monke
         a, b = (getattr(results, table).drop(columns="run") for results in (one, other))
         pd.testing.assert_frame_equal(a, b)
         assert table in ("trials", "curves", "similarity", "groups") or set(a["task"]) == {"ada", "cy", "dee", "eve"}
-        assert [file.name for file in storage.list_files(places[1] / "report", "*")] == ["a"]
+        assert [file.name for file in storage.list_files(places[1] / "report", "*")] == ["a", "groups.csv"]
+    for folder in ("report", "mine"):
+        assert read_bytes(places[1] / folder / "groups.csv") == b"task,group\ncy,y\n"
     assert not storage.exists(places[1] / FORGETTING)
 
 

@@ -1,6 +1,8 @@
 """A run whose tasks are in groups, from the command line to what other commands make of it."""
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from pyarrow import parquet
 from tiny import make_frame
 
 from bora_sweep.cli import main
+from bora_sweep.first_run import trained_fits
 from bora_sweep.model.peft_io import GROUPS
-from bora_sweep.runs.results import trial_rows
+from bora_sweep.runs.folder import config_of
+from bora_sweep.runs.results import read_results, trial_rows
 from bora_sweep.train.checkpoint import load_adapters, save_adapters
 from bora_sweep.tune.trial_table import trial_label
 
@@ -73,6 +77,50 @@ def test_a_task_leaves_and_a_group_with_it_that_has_no_other(run, tmp_path):
     assert torch.equal(tensors["theta_GP"], before["theta_GP"][[1, 2]])
     assert main(["export", str(copy), str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / GROUPS).read_text())["tasks"] == {"cid": "y", "dot": "z"}
+
+
+@pytest.mark.parametrize("merge", [[], ["--merge"]], ids=["adapters", "merged"])
+def test_a_groups_folder_has_what_a_tasks_has(run, merge, tmp_path):
+    """The same files, and a card with the perplexity over the group's tasks and code that loads the folder."""
+    out = tmp_path / "out"
+    assert main(["export", str(run), str(out), *merge]) == 0
+    files = {name: {path.name for path in (out / name).iterdir()} for name in ("_group_y", "bob", "_global")}
+    assert files["_group_y"] == files["bob"] == files["_global"]
+    card = (out / "_group_y" / "README.md").read_text()
+    assert "for group y (Θ_g)" in card
+    assert "This is Θ_g of one group, for a task of that group" in card
+    assert '"_group_y"' in card or "'_group_y'" in card
+    scores = read_results(run).task_scores.query("task in ['bob', 'cid']")
+    sums = pd.DataFrame(scores.groupby("split")[["nll_nats", "num_tokens", "num_documents"]].sum()).to_dict("index")
+    shown = re.search(r"\| each task's own adapter \(τ = 30\) \| ([\d.,]+) \| ([\d.,]+) \|", card)
+    assert shown is not None
+    values = [math.exp(sums[split]["nll_nats"] / sums[split]["num_tokens"]) for split in ("validation", "test")]
+    assert [float(text.replace(",", "")) for text in shown.groups()] == pytest.approx(values, rel=1e-3)
+    assert f"| {sums['train']['num_documents']} ({sums['train']['num_tokens']} tokens) |" in card
+    assert "groups.json" in (out / "README.md").read_text()
+
+    before = (out / "_group_x" / "README.md").read_text(), (out / "_group_z" / "README.md").read_text()
+    assert main(["forget", str(out), "--task", "bob"]) == 0
+    card = (out / "_group_y" / "README.md").read_text()
+    assert "Perplexity" not in card
+    assert "Tasks have left" in card
+    assert before == ((out / "_group_x" / "README.md").read_text(), (out / "_group_z" / "README.md").read_text())
+    for path in out.rglob("*"):
+        if path.suffix == ".parquet":
+            assert "bob" not in pd.read_parquet(path).to_csv(), path
+        elif path.suffix in (".md", ".json") and path.name != "tokenizer.json":
+            assert "bob" not in path.read_text(), path
+
+
+def test_a_groups_card_at_the_limit_says_that_it_is_its_tasks_adapter(corpus_file, model_folder, groups_file, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    settings = [f"data.path={corpus_file}", f"data.groups_path={groups_file}", f"model.name={model_folder}", *SMALL]
+    assert main(["fit", *settings, "prior.tau=inf", "prior.tau_2=20", f"output={run}"]) == 0
+    assert main(["export", str(run), str(out)]) == 0
+    card = (out / "_group_y" / "README.md").read_text()
+    assert "the one adapter of its tasks" in card
+    assert "| this adapter (τ = ∞) |" in card
+    assert "each under this adapter" in card
 
 
 def test_a_task_leaves_an_export_and_a_group_with_it_that_has_no_other(run, tmp_path):
@@ -152,11 +200,16 @@ def test_a_fit_by_a_column_is_that_by_a_file(run, corpus_file, model_folder, tmp
 def test_a_sweep_has_fits_of_two_and_of_three_levels(corpus_file, model_folder, groups_file, tmp_path, capsys):
     run = tmp_path / "run"
     settings = [f"data.path={corpus_file}", f"data.groups_path={groups_file}", f"model.name={model_folder}", *SMALL]
-    sweep = ["search.num_trials=4", "search.baselines=[independent,shared,per_group]", f"output={run}"]
+    sweep = ["search.num_trials=4", "search.baselines=[independent,shared,per_group,learnt]", f"output={run}"]
     assert main(["sweep", *settings, *sweep]) == 0
-    labels = {trial_label(row) for row in trial_rows(run)}
+    rows = trial_rows(run)
+    assert len(rows) == trained_fits(config_of(run), len(GROUP_OF)) == 8
+    assert {row["status"] for row in rows} == {"finished"}
+    assert [row["tau_learnt"] for row in rows].count(True) == 1
+    assert len({row["train_tokens"] for row in rows}) == 1  # of an epoch, also where each group is its own fit
+    labels = {trial_label(row) for row in rows}
     assert {"tau = 0", "tau = inf", "tau = inf, tau_2 = 0"} <= labels
-    assert sum("tau_2" in label for label in labels) == 3
+    assert sum("tau_2" in label for label in labels) == 4
     assert "three levels (τ" in (run / "report" / "report.md").read_text()
     capsys.readouterr()
     assert main(["status", str(run)]) == 0

@@ -3,6 +3,7 @@
 import json
 import resource
 
+import pandas as pd
 import pytest
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
@@ -97,6 +98,42 @@ def test_a_fit_of_several_processes_is_planned_by_one_of_them(processes, tmp_pat
     assert f"{TASKS} tasks" in printed
     assert f"{processes} processes" in printed
     assert "search.pack" not in printed
+
+
+def test_groups_are_those_of_the_documents_or_as_said(corpus_file, model_folder, tmp_path):
+    frame = pd.read_parquet(corpus_file)
+    frame.assign(party=frame["task"].isin(["ann", "bob"]).map(str)).to_parquet(tmp_path / "parties.parquet")
+    settings = [f"model.name={model_folder}", *SMALL, "data.group_column=party"]
+    plan, two = make_plan([f"data.path={tmp_path / 'parties.parquet'}", *settings], "l4"), 2
+    alone = make_plan([f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL], "l4")
+    assert plan.memory.banks - alone.memory.banks == two * 3 * 4 * plan.num_parameters
+    with pytest.raises(InputError, match=r"data\.group_column: how many groups there are .*\.num_groups=…"):
+        make_plan(settings, "l4")
+    said = ["data.synthetic.num_groups=3", "data.synthetic.num_tasks=9"]
+    plan, alone = make_plan([*settings, *said], "l4"), make_plan([*settings[:-1], *said], "l4")
+    assert plan.tasks == alone.tasks == 9
+    assert plan.memory.banks - alone.memory.banks == 3 * 3 * 4 * plan.num_parameters
+
+
+def test_a_fit_that_learns_tau_is_planned_with_its_questions(model_folder):
+    """They score with smaller deviations, and are no fits of a pack."""
+    settings = [f"model.name={model_folder}", "model.max_tokens=4", "lora.rank=8", "lora.target_modules=all-linear"]
+    learnt, given = (make_plan([*settings, f"prior.tau={tau}"], "l4") for tau in ("learn", "100"))
+    assert learnt.memory.scoring > given.memory.scoring
+    assert learnt.memory.banks == given.memory.banks
+    assert (learnt.most_fits, given.most_fits > 0) == (0, True)
+
+
+def test_what_the_fit_at_tau_0_needs_beside_is_noted_where_it_does_not_fit(model_folder):
+    settings = [f"model.name={model_folder}", "model.dtype=float32", "model.max_tokens=16", "lora.rank=2"]
+    settings.append("lora.target_modules=[q_proj,v_proj]")
+    plan, apart = (make_plan([*settings, f"prior.tau={tau}"], "l4", tasks=500) for tau in ("100", "0"))
+    assert not any("tau = 0" in note for note in plan.notes)
+    between = (plan.memory.peak + apart.memory.peak) / 2
+    assert plan.memory.peak < between < apart.memory.peak
+    tight = make_plan(settings, f"{between / 0.9 / 1e9:.9f}GB", tasks=500)
+    assert tight.is_fitting
+    assert any("tau = 0, which a sweep fits too, needs about" in note for note in tight.notes)
 
 
 def test_settings_may_follow_the_card_and_a_large_batch_takes_no_memory(model_folder, capsys):

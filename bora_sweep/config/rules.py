@@ -228,7 +228,7 @@ def _check_learnt_tau(config: "Config") -> None:
         f"train.likelihood={train.likelihood}": train.likelihood == "documents",
         f"train.padding={train.padding}": train.padding == "scored",
         f"train.reported={train.reported}": train.reported == "best_epochs",
-        f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0,
+        f"prior.tau_2={prior.tau_2}": prior.tau_2 == 0 and config.tau < math.inf,  # inf: `per_group` of the same sweep
         f"method={config.method}": config.learns_tau and config.method != "map",
         f"search.unseen_folds={config.search.unseen_folds}": config.search.unseen_folds is not None,
     }

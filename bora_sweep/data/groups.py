@@ -1,6 +1,8 @@
 """Which group each task is in: by a column of the data, or by a file of its own."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +11,51 @@ import pyarrow as pa
 from bora_sweep.config import DataConfig
 from bora_sweep.data.read import read_file
 from bora_sweep.errors import InputError, and_more, plural
+from bora_sweep.runs.storage import Folder, exists, list_files, read_bytes, write_bytes
 
 _COLUMNS = ("task", "group")
+_HEADER = ",".join(_COLUMNS).encode()
+
+
+def write_groups(file: Folder, groups: pd.DataFrame) -> None:
+    """Write a file that `data.groups_path` reads.
+
+    Args:
+        file: Its name ends with `.csv`.
+        groups: Columns task and group, among others.
+    """
+    write_bytes(file, groups[[*_COLUMNS]].to_csv(index=False, lineterminator="\n").encode())
+
+
+def is_groups_file(file: Folder) -> bool:
+    """Whether it is a file as `write_groups` makes it, by its name and its first line."""
+    return file.name.endswith(".csv") and exists(file) and read_bytes(file).split(b"\n", 1)[0].strip() == _HEADER
+
+
+def shorten_groups(folder: Folder, tasks: Collection[str]) -> list[str]:
+    """Take tasks out of the files of groups that are anywhere in a folder.
+
+    Returns:
+        The paths of those that named one, within the folder.
+
+    Raises:
+        InputError: Such a file is not a CSV in UTF-8.
+    """
+    shortened = []
+    for file in filter(is_groups_file, list_files(folder, "**/*.csv")):
+        try:
+            rows = list(csv.reader(io.StringIO(read_bytes(file).decode(), newline="")))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(
+                f"{file}: begins as a file of groups, but is no CSV in UTF-8 ({error}); mend or remove it, and repeat"
+            ) from None
+        kept = [row for row in rows if not row or row[0] not in tasks]
+        if len(kept) < len(rows):
+            text = io.StringIO(newline="")
+            csv.writer(text, lineterminator="\n").writerows(kept)
+            write_bytes(file, text.getvalue().encode())
+            shortened.append(str(file)[len(str(folder)) :].lstrip("/"))
+    return shortened
 
 
 def groups_of(documents: pd.DataFrame, tasks: Sequence[str], config: DataConfig) -> tuple[tuple[str, ...], list[str]]:

@@ -92,11 +92,7 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
     run = folder_at(output) if output is not None else dated[-1].parent
     if not exists(run / "config.yaml"):
         raise InputError(f"output={run}: no config.yaml there, so no run to resume; drop --resume to begin one")
-    if exists(run / FORGETTING):
-        raise InputError(
-            f"output={run}: tasks are being taken out of this run, which was cut off; first run bora-sweep forget "
-            f"{shlex.quote(str(run))} again"
-        )
+    refuse_half_forgotten(run)
     _refuse_incomplete(run)
     if command_of(run) not in (command, None):
         again = f"bora-sweep {command_of(run)} --resume output={shlex.quote(str(run))}"
@@ -115,6 +111,19 @@ def reopen_run(settings: Sequence[Setting], command: str) -> tuple[Config, Folde
         )
     refuse_missing(run, config, [MODEL, *DOCUMENTS, *moved])  # the others are read at the beginning alone
     return config, run
+
+
+def refuse_half_forgotten(run: Folder) -> None:
+    """Refuse a run out of which tasks are being taken.
+
+    Raises:
+        InputError: That was cut off, and is to be finished first.
+    """
+    if exists(run / FORGETTING):
+        raise InputError(
+            f"{run}: tasks are being taken out of this run, which was cut off; first run bora-sweep forget "
+            f"{shlex.quote(str(run))} again"
+        )
 
 
 def _with_numbers(config: Config, before: Config) -> Config:

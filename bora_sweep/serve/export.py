@@ -138,9 +138,14 @@ def write_export(
                 if begun.documents is not None:  # each full model is used on its own
                     (out / name / DOCUMENTS).write_bytes(begun.documents)
         for group, name in group_names.items():
-            write(out / name, loaded.theta_g[group])
-            if merge and begun.documents is not None:
-                (out / name / DOCUMENTS).write_bytes(begun.documents)
+            merged = write(out / name, loaded.theta_g[group])
+            of_group = scores["task"].isin([task for task, own in loaded.group_of.items() if own == group])
+            own = replace(loaded.results, task_scores=scores.loc[of_group])
+            write_card(begun, out / name, own, task=None, group=group, merge=merged)
+            if merged is not None:
+                merges[name] = merged
+                if begun.documents is not None:
+                    (out / name / DOCUMENTS).write_bytes(begun.documents)
     except BaseException:
         for name in (GLOBAL, *own_names.values(), *group_names.values()):
             shutil.rmtree(out / name, ignore_errors=True)
@@ -273,6 +278,7 @@ def write_card(
     results: Results,
     *,
     task: str | None,
+    group: str | None = None,
     merge: Merge | None = None,
     bank: Sequence[str] = (),
 ) -> None:
@@ -281,20 +287,23 @@ def write_card(
     Args:
         begun: The export.
         folder: The folder.
-        results: Of the run; for a task its own rows of `task_scores` are enough.
-        task: None: Theta, or a bank.
+        results: Of the run; for a task its own rows of `task_scores` are enough, and for a group only its tasks'.
+        task: None: Theta, a group's adapter, or a bank.
+        group: Of a group's adapter.
         merge: Of a full model.
         bank: The tasks of a bank; empty for a single adapter.
     """
     loaded, data = begun.loaded, begun.loaded.config.data
+    example = bank[0] if bank else task or next((task for task, own in loaded.group_of.items() if own == group), None)
     exported = ExportedFolder(
         row=loaded.row,
         task=task,
         folder=folder.resolve().name,
         corpus="the embedded corpus" if data.path is None else Path(data.path).name,
         config=loaded.config,
-        text_format=_text_format(loaded, bank[0] if bank else task, begun.encoder),
+        text_format=_text_format(loaded, example, begun.encoder),
         merge=merge,
+        group=group,
         is_shared=loaded.is_shared and not bank,
         bank_tasks=len(bank),
     )

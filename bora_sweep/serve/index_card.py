@@ -7,7 +7,7 @@ import yaml
 
 from bora_sweep.config import Config
 from bora_sweep.model.peft_config import IN_PEFT
-from bora_sweep.model.peft_io import CARD, GLOBAL, TASKS
+from bora_sweep.model.peft_io import CARD, GLOBAL, GROUPS, TASKS
 from bora_sweep.serve.load import LoadedTrial
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
@@ -32,6 +32,10 @@ def index_card(loaded: LoadedTrial, *, merged: bool) -> str:
     what = "Full models" if merged else "Adapters"
     each = "the one of all tasks" if loaded.is_shared else "Θ, for a task that the fit has not seen"
     folders = f"`{TASKS}` names each task's folder. `{GLOBAL}/` is {each}."
+    if loaded.theta_g:
+        folders += (
+            f" `{GROUPS}` names each group's folder, with Θ_g, for a task of the group that the fit has not seen."
+        )
     lines = [
         f"---\n{front}---",
         f"# {what} of related tasks",

@@ -39,7 +39,7 @@ class ExportedFolder:
     row: dict[str, Any]
     """The trial's row of `trials`."""
     task: str | None
-    """None: the global adapter."""
+    """None: the global adapter, or a group's."""
     folder: str
     """The folder's name."""
     corpus: str
@@ -51,6 +51,8 @@ class ExportedFolder:
     """Of a full model; None: an adapter alone."""
     is_shared: bool = False
     """Whether all tasks have this one adapter."""
+    group: str | None = None
+    """Of a group's adapter."""
     bank_tasks: int = 0
     """Tasks of a bank; 0 for a single adapter."""
 
@@ -58,6 +60,11 @@ class ExportedFolder:
     def base(self) -> str | None:
         """What `from_pretrained` loads the base by; None: the embedded one."""
         return self.config.model.name
+
+    @property
+    def is_of_its_tasks(self) -> bool:
+        """Whether it is itself what its task has, or what its tasks have: at tau = inf those of a group are one."""
+        return self.task is not None or self.is_shared or (self.group is not None and self.row["tau"] == math.inf)
 
     @property
     def is_full(self) -> bool:
@@ -99,6 +106,8 @@ def model_card(exported: ExportedFolder, results: Results) -> str:
     """The card as Markdown."""
     name = "all tasks (Θ)" if exported.task is None else markdown_text(exported.task)
     kind = "Language model" if exported.is_full else "Adapter"
+    if exported.group is not None:
+        name = f"group {markdown_text(exported.group)} (Θ_g)"
     if exported.bank_tasks:
         name, kind = plural(exported.bank_tasks, "task"), "Adapters"
     parts = [
@@ -139,6 +148,9 @@ def _front_matter(exported: ExportedFolder) -> str:
 
 def _introduction(exported: ExportedFolder) -> str:
     which = "This is Θ, for a task that the fit has not seen." if exported.task is None else "This is one task's θ."
+    if exported.group is not None:
+        of = "the one adapter of its tasks, and " if exported.is_of_its_tasks else ""
+        which = f"This is Θ_g of one group, {of}for a task of that group that the fit has not seen."
     if exported.is_shared:
         which = "This is Θ, the one adapter of all tasks of the fit, and of those that it has not seen."
     if exported.bank_tasks:
@@ -176,10 +188,7 @@ def _facts(exported: ExportedFolder, results: Results) -> Table:
 
 def _perplexity_table(exported: ExportedFolder, results: Results) -> Table:
     """Perplexities of this task, or of all tasks with their own adapters; and those of the fits at tau = 0 and inf."""
-    row, name = (
-        exported.row,
-        "this adapter" if exported.task is not None or exported.is_shared else "each task's own adapter",
-    )
+    row, name = exported.row, "this adapter" if exported.is_of_its_tasks else "each task's own adapter"
     limit = f", {LIMITS[row['tau']]}" if row["method"] == "map" and _is_limit(row) else ""
     rows = [[f"{name} (τ = {_tau(row)}{limit})", *_perplexities(exported, results, row["trial_id"])]]
     trials = results.trials.to_dict("records")
@@ -233,11 +242,17 @@ def _caption(exported: ExportedFolder) -> str:
             "was only scored."
         )
     if exported.row["method"] == ADD:
-        over = "all tasks'" if exported.task is None else "this task's"
+        over = "this task's" if exported.task is not None else "all tasks'" if exported.group is None else "its tasks'"
         held = "Θ, Θ_g and τ" if exported.config.has_group_level else "Θ and τ"
         return (
             f"Over {over} documents. {held} are those of an earlier fit, of other tasks. Validation chose the epoch "
             "where documents were held out for it; test was only scored."
+        )
+    if exported.group is not None:
+        under = "this adapter" if exported.is_of_its_tasks else "its own adapter; Θ_g, which they share, was not scored"
+        return (
+            f"Over the documents of the group's tasks, each under {under}. Validation chose the epoch, and τ and τ₂ if "
+            "they were searched; test was only scored."
         )
     scored = (
         "Over all tasks' documents, each under this adapter."

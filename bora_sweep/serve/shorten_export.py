@@ -48,15 +48,17 @@ def shorten_export(out: Folder, tasks: Sequence[str]) -> list[str]:
     for name in {*names.values()} - {GLOBAL, *kept.values()}:  # tasks may share a folder
         remove_folder(out / name)
     if exists(out / GROUPS):
-        _shorten_groups(out, tasks)
+        notes += _shorten_groups(out, tasks)
     write_bytes(out / TASKS, json.dumps(kept, ensure_ascii=False, indent=2).encode())
     if exists(out / DOCUMENTS):
         _shorten_record(out, tasks)
     return notes
 
 
-def _shorten_groups(out: Folder, tasks: Sequence[str]) -> None:
+def _shorten_groups(out: Folder, tasks: Sequence[str]) -> list[str]:
     """Take tasks out of `groups.json`, and remove the adapters of groups that only they were in.
+
+    The cards of their groups lose what they sum up; of all groups, where one of the tasks is in none that is known.
 
     Raises:
         InputError: It names something else than folders of groups within, since it may come from anywhere.
@@ -67,15 +69,19 @@ def _shorten_groups(out: Folder, tasks: Sequence[str]) -> None:
         if not name.startswith(GROUP_PREFIX) or "/" in name or "\\" in name:
             raise InputError(f"{out / GROUPS}: gives {name!r}; need the plain name of a folder, {GROUP_PREFIX}…")
     kept = {task: group for task, group in before.items() if task not in tasks}
-    folders = {}
+    shorter = {before.get(task) for task in tasks}
+    folders, notes = {}, []
     for group, name in index["groups"].items():
         if group in before.values() and group not in kept.values():
             remove_folder(out / name)
             continue
         folders[group] = name
+        if group in shorter or None in shorter:
+            notes += _shorten_card(out / name / CARD, tasks)
         if exists(out / name / DOCUMENTS):
             _shorten_record(out / name, tasks)
     write_bytes(out / GROUPS, json.dumps({"groups": folders, "tasks": kept}, ensure_ascii=False, indent=2).encode())
+    return notes
 
 
 def _shorten_bank(out: Folder, tasks: Sequence[str]) -> list[str]:

@@ -96,6 +96,7 @@ class FitMemory:
         self.dtype = torch.promote_types(base.dtype, torch.float32)
         """Of the banks, their gradients and Adam's moments."""
         self._passes, self._gather = lru_cache(self._count_passes), lru_cache(self._count_gather)
+        self._scored_gather = lru_cache(self._count_scored_gather)
         quantization = config.model.quantization
         self._weights, self._dense = stored_bytes(base, quantization), dense_bytes(base, quantization)
         if config.train.shard_base:
@@ -127,8 +128,9 @@ class FitMemory:
             gather=accumulated + self._gather(held, rows, fits, accumulated > 0),
             forward=accumulated + forward,
             backward=accumulated + counted.backward(train) + self._dense,
-            update=gradient + self._update_copies(moving // fits),
+            update=gradient + self._update_copies(self._largest_bank(held)),
             scoring=max(
+                self._scored_gather(held, rows, fits),
                 counted.scoring(score) + self._dense,
                 counted.scored(score) + self._loss(counted, score, scores=False),
             ),
@@ -181,15 +183,23 @@ class FitMemory:
             bank += self.num_groups * theta
         return (bank + theta, 0) if example.mean_P.requires_grad else (bank, theta)
 
-    def _update_copies(self, moving: int) -> int:
+    def _largest_bank(self, num_tasks: int) -> int:
+        """Numbers of the largest bank of a fit: the optimiser takes one after another."""
+        (example,) = self._hierarchies(1, 1)
+        rows = 1 if example.task_KP is None else num_tasks
+        if isinstance(example, GroupedHierarchy):
+            rows = max(rows, self.num_groups)
+        return rows * self.layout.num_parameters
+
+    def _update_copies(self, bank: int) -> int:
         """Bytes of the optimiser's temporary copies, or of those of the prior's gradient.
 
         Args:
-            moving: Numbers of the fit's banks.
+            bank: Numbers of the fit's largest bank.
         """
-        numbers = self.copies * max(self.layout.num_parameters, min(moving, self.block))
+        numbers = self.copies * max(self.layout.num_parameters, min(bank, self.block))
         if self.config.solver == "adamw" and 0 < self.config.tau < math.inf:
-            numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * moving)
+            numbers = max(numbers, (2 if self.config.prior.parametrization == "centered" else 1) * bank)
         return numbers * self.dtype.itemsize
 
     def _loss(self, counted: PassBytes, rows: int, *, scores: bool) -> int:
@@ -236,6 +246,19 @@ class FitMemory:
             del each, theta_BP
             moving = [bank for hierarchy in hierarchies for bank in hierarchy.parameters() if bank.requires_grad]
             torch.autograd.grad(end, moving, allow_unused=True)  # to accumulate them here, autograd would copy them
+            return live.peak
+
+    def _count_scored_gather(self, num_tasks: int, rows: int, fits: int) -> int:
+        """Peak bytes while rows are gathered for scoring; where tau is learnt, with smaller deviations."""
+        hierarchies = self._hierarchies(num_tasks, fits)
+        for hierarchy in hierarchies if self.config.learns_tau else ():
+            hierarchy.deviation_factor = 0.5  # any number
+        task_B = torch.empty(2 * rows, dtype=torch.long, device="meta")
+        with torch.no_grad(), LiveBytes(bank for hierarchy in hierarchies for bank in hierarchy.parameters()) as live:
+            dtype = None if self.layout.variant.full_precision else self.base.dtype
+            each = [hierarchy.theta_BP(task_B, dtype) for hierarchy in hierarchies]
+            if fits > 1:
+                torch.cat([theta.expand(2 * rows, -1) for theta in each])
             return live.peak
 
     def _count_passes(self, shared: bool) -> PassBytes:

@@ -12,6 +12,7 @@ from bora_sweep.train.device import make_accelerator, wait_for
 from bora_sweep.train.make_trainer import make_trainer
 from bora_sweep.train.pack import Pack
 from bora_sweep.train.step import step
+from bora_sweep.trials.pass_cost import RATE
 
 GAIN = 1.1
 """The speed-up of each fit that doubling a pack must give."""
@@ -52,7 +53,7 @@ def step_seconds(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel,
         torch.OutOfMemoryError: Memory does not hold a single document of each fit.
     """
     accelerator = make_accelerator(config)
-    own = with_values(config, prior={"tau": 100.0}, method="map")
+    own = with_values(config, prior={"tau": 100.0}, method="map", train={"learning_rate": RATE})
     with Pack(own, corpus, base, accelerator) as pack:
         fits = [make_trainer(own, pack) for _ in range(size)]
         batches = sorted(fits[0].batches(epoch=1), key=lambda sequence_B: _padded_tokens(corpus, sequence_B))

@@ -17,6 +17,8 @@ from bora_sweep.train.step import add_likelihood_gradients
 REPEATS, TRIES = 5, 3
 WHOLE = 10**9
 """Tokens that no batch has, so that none is cut."""
+RATE = 1e-3
+"""Any: no time depends on it, and that of the configuration may not be known yet."""
 PART = 4
 """A pass of all rows is compared with one of so many times fewer."""
 
@@ -52,7 +54,7 @@ def measure_pass_tokens(config: Config, corpus: TokenizedCorpus, base: PreTraine
         corpus: The tokenised text.
         base: The base model.
     """
-    own = with_values(config, prior={"tau": 100.0}, method="map", train={"pass_tokens": WHOLE})
+    own = with_values(config, prior={"tau": 100.0}, method="map", train={"pass_tokens": WHOLE, "learning_rate": RATE})
     with Pack(own, corpus, base, make_accelerator(own)) as pack:
         train_C = corpus.sequences("train")
         by_length = train_C[np.argsort(-np.diff(corpus.offsets)[train_C], kind="stable")]

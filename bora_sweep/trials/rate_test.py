@@ -7,7 +7,7 @@ point at the rate that is chosen. A rate that is best at an end of those tried g
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from bora_sweep.config import Config, with_values
 from bora_sweep.data.tokens import TokenizedCorpus
 from bora_sweep.train.device import make_accelerator
-from bora_sweep.train.distributed.process_group import from_rank_zero
+from bora_sweep.train.distributed.process_group import from_rank_zero, sync_errors
 from bora_sweep.train.evaluate import score_sequences
 from bora_sweep.train.make_trainer import make_trainers
 from bora_sweep.train.pack import Pack
+from bora_sweep.train.state import no_op
 from bora_sweep.train.step import step
 from bora_sweep.train.trainer import Trainer
 
@@ -60,32 +61,41 @@ class RateTest:
         return text
 
 
-def with_chosen_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> tuple[Config, str]:
+def with_chosen_rate(
+    config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, check_stop: Callable[[], None] = no_op
+) -> tuple[Config, str]:
     """The configuration with `train.learning_rate` as a number, and what was tried, in words.
 
     Args:
         config: Of the fits; its rate is `auto`.
         corpus: The tokenised text.
         base: The base model.
+        check_stop: As for `choose_rate`.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
+        Interrupted: `check_stop` raised it.
     """
-    found = choose_rate(config, corpus, base)
+    found = choose_rate(config, corpus, base, check_stop)
     rate = from_rank_zero(lambda: found.rate)
     return with_values(config, train={"learning_rate": rate}), str(found)
 
 
-def choose_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) -> RateTest:
+def choose_rate(
+    config: Config, corpus: TokenizedCorpus, base: PreTrainedModel, check_stop: Callable[[], None] = no_op
+) -> RateTest:
     """The range test.
 
     Args:
         config: Of the fits; its tau and learning rate do not matter.
         corpus: The tokenised text.
         base: The base model.
+        check_stop: Called after each step and each scored batch. If it raises `Interrupted`, nothing is kept: the next
+            test begins anew.
 
     Raises:
         InputError: The configuration does not fit the model or the corpus.
+        Interrupted: `check_stop` raised it.
     """
     train = config.train
     rows = max(1, (train.micro_batch_size or train.batch_size) // len(FIRST))
@@ -93,7 +103,7 @@ def choose_rate(config: Config, corpus: TokenizedCorpus, base: PreTrainedModel) 
     one_for_all = {"tau": math.inf, "tau_2": math.inf if config.data.has_groups else None}
     shared = with_values(config, prior=one_for_all, method="map", train={**own, "learning_rate": rate_of(0)})
     with Pack(shared, corpus, base, make_accelerator(shared)) as pack:
-        fits = _Fits(shared, pack)
+        fits = _Fits(shared, pack, check_stop)
         most = min(max(PASSES * fits.num_batches, FEWEST), MOST)
         best = fits.best_of(FIRST, math.ceil(EARLY * most))
         around = [place for place in (best - 1, best, best + 1) if LOWEST <= place <= HIGHEST]
@@ -121,10 +131,11 @@ class _Fits:
     Args:
         config: Of the fits, but for the rate.
         pack: What they share.
+        check_stop: As for `choose_rate`.
     """
 
-    def __init__(self, config: Config, pack: Pack) -> None:
-        self.config, self.pack = config, pack
+    def __init__(self, config: Config, pack: Pack, check_stop: Callable[[], None]) -> None:
+        self.config, self.pack, self.check_stop = config, pack, check_stop
         validation = pack.corpus.sequences("validation")
         chosen = np.random.default_rng(config.train.seed).permutation(len(validation))[:MOST_VALIDATION]
         self.validation = validation[np.sort(chosen)]
@@ -161,6 +172,7 @@ class _Fits:
                     batches = self.batches_of(number // self.num_batches + 1)
                     _, tokens = step(self.pack, together, batches[number % self.num_batches], self.num_batches)
                     self.num_tokens += tokens * len(together)
+                    sync_errors(self.check_stop)
         for place, fit in zip(places, fits, strict=True):
             nats = math.nan if fit.state.diverged is not None else self._score([fit])[0]
             self.nats[place] = nats if math.isfinite(nats) else math.inf
@@ -172,5 +184,5 @@ class _Fits:
     def _score(self, fits: Sequence[Trainer]) -> list[float]:
         """Validation nats per token of each fit."""
         protocol, corpus = self.pack.protocol, self.pack.corpus
-        nll_SC = score_sequences(self.pack, fits, self.validation, make_batches=protocol.validation_batches)
+        nll_SC = score_sequences(self.pack, fits, self.validation, self.check_stop, protocol.validation_batches)
         return (nll_SC.sum(1) / corpus.num_tokens_C[self.validation].sum()).tolist()

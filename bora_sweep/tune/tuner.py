@@ -21,7 +21,7 @@ from bora_sweep.process import defer_signals
 from bora_sweep.runs.folder import create_run
 from bora_sweep.runs.requests import STOP_FILE, asked_to_try
 from bora_sweep.runs.results import SCHEMAS, objective, read_trial_row, trial_rows, write_table
-from bora_sweep.runs.storage import Folder, list_files, remove, write_bytes
+from bora_sweep.runs.storage import Folder, exists, list_files, remove, write_bytes
 from bora_sweep.trials.rows import initial_row
 from bora_sweep.tune.cluster import num_concurrent, process_resources, ray_cluster
 from bora_sweep.tune.inbox import Inbox
@@ -42,7 +42,10 @@ def run_tuner(config: Config, corpus: TokenizedCorpus, run: Folder, groups: Sequ
     with ray_cluster(config), tempfile.TemporaryDirectory(prefix="bora-sweep-tune-") as scratch:
         resources = process_resources(config)
         at_once = num_concurrent(config, resources)
-        config = _with_measured(config, corpus, run, resources, view)
+        measured = _with_measured(config, corpus, run, resources, view)
+        if measured is None:
+            return False
+        config = measured
         mirror = StudyMirror(run, config, groups, view.rows)
 
         def stop() -> None:
@@ -111,16 +114,28 @@ def _with_arguments(config: Config, corpus: TokenizedCorpus, run: Folder) -> Cal
 
 def _with_measured(
     config: Config, corpus: TokenizedCorpus, run: Folder, resources: dict[str, float], view: SweepView
-) -> Config:
-    """With numbers where settings are `auto`: measured where trials run, and written into the run's configuration."""
+) -> Config | None:
+    """With numbers where settings are `auto`: measured where trials run, and written into the run's configuration.
+
+    None where the run is to stop; what was not measured to its end is measured anew when the run is resumed.
+    """
     if "auto" not in (config.search.pack, config.train.pass_tokens, config.train.learning_rate):
         return config
+
+    def stop() -> None:
+        write_bytes(run / STOP_FILE, b"")
+        view.console.print("stopping after this step … (Ctrl-C again to stop at once)")
+
     measure = ray.remote(with_measured).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"])
-    config, notes = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
+    with defer_signals(stop):
+        measured = ray.get(measure.remote(config, corpus, _address(run), config.search.num_trials + 1))
+    if measured is None:
+        return None
+    config, notes = measured
     for note in notes:
         view.console.print(note)
     create_run(config, run)
-    return config
+    return None if exists(run / STOP_FILE) else config
 
 
 def _address(run: Folder) -> str:

@@ -148,8 +148,10 @@ def _record_error(run: Folder, trial_id: str, reason: str) -> None:
         write_table(run, "trials", trial_id, [{**row, "error": reason}])
 
 
-def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> tuple[Config, list[str]]:
+def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) -> tuple[Config, list[str]] | None:
     """The configuration with numbers where it has `auto`, for the machine that runs this, and what to say of them.
+
+    None where the run is to stop: Ray would take `Interrupted`, were it raised, for the end of the process.
 
     Args:
         config: The sweep's; `train.pass_tokens`, `train.learning_rate` and `search.pack` may be `auto`.
@@ -160,12 +162,15 @@ def with_measured(config: Config, corpus: TokenizedCorpus, run: str, most: int) 
     torch.set_num_threads(max(1, int(config.ray.cpus_per_trial)))
     limit_gpu_memory(config)
     base = cached_base(config.model, config.data, run)
-    notes = []
+    check_stop, notes = StopCheck(folder_at(run)), []
     if config.train.pass_tokens == "auto":
         config = with_measured_pass(config, corpus, base)
         notes.append(about_pass(config))
     if config.train.learning_rate == "auto":
-        config, about_rate = with_chosen_rate(config, corpus, base)
+        try:
+            config, about_rate = with_chosen_rate(config, corpus, base, check_stop)
+        except Interrupted:
+            return None
         notes.append(about_rate)
     if config.search.pack == "auto":
         config = with_values(config, search={"pack": choose_pack(config, corpus, base, most)})

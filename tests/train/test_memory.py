@@ -14,6 +14,7 @@ from bora_sweep.config import Config, load_config, with_values
 from bora_sweep.errors import InputError
 from bora_sweep.model import hierarchy, linear_cross_entropy
 from bora_sweep.model.adapted import AdaptedModel
+from bora_sweep.model.grouped_hierarchy import GroupedHierarchy
 from bora_sweep.model.hierarchy import Hierarchy
 from bora_sweep.model.layout import Layout, make_layout
 from bora_sweep.model.likelihood import Likelihood
@@ -21,6 +22,7 @@ from bora_sweep.model.linear_cross_entropy import CHUNK
 from bora_sweep.model.trial_logits import vocabulary_size
 from bora_sweep.train import optim
 from bora_sweep.train.memory import FitMemory, StepMemory
+from bora_sweep.train.methods.learn_tau import SMALLER
 from bora_sweep.train.optim import BLOCK_ELSEWHERE, make_optimizer, map_step
 
 QV = "[q_proj,v_proj]"
@@ -39,20 +41,23 @@ def make(family: str, dtype: torch.dtype, *settings: str) -> tuple[Config, PreTr
     return config, base, make_layout(base, config.lora)
 
 
+def make_hierarchy(config, base, layout, num_tasks: int, num_groups: int = 0) -> Hierarchy:
+    initial_P = layout.initial(base, 0, torch.promote_types(base.dtype, torch.float32))
+    common = {
+        "num_tasks": num_tasks, "tau": config.tau, "parametrization": config.prior.parametrization,
+        "global_update": config.global_update,
+    }  # fmt: skip
+    if not num_groups:
+        return Hierarchy(initial_P, **common)
+    groups = {"group_K": torch.arange(num_tasks) % num_groups, "num_groups": num_groups, "tau_2": config.tau_2}
+    return GroupedHierarchy(initial_P, **common, **groups)
+
+
 def measured_peak(
-    config, base, layout, num_tasks: int, rows: int, tokens: int, passes: int, path, fits: int = 1
+    config, base, layout, num_tasks: int, rows: int, tokens: int, passes: int, path, fits: int = 1, num_groups: int = 0
 ) -> int:
     """Peak bytes of a second step, without the weights, banks and moments that stay between steps."""
-    hierarchies = [
-        Hierarchy(
-            layout.initial(base, 0, torch.promote_types(base.dtype, torch.float32)),
-            num_tasks=num_tasks,
-            tau=config.prior.tau,
-            parametrization=config.prior.parametrization,
-            global_update=config.global_update,
-        )
-        for _ in range(fits)
-    ]
+    hierarchies = [make_hierarchy(config, base, layout, num_tasks, num_groups) for _ in range(fits)]
     optimizers = [make_optimizer(hierarchy, 1e-3, config.solver, 1000) for hierarchy in hierarchies]
     adapted = AdaptedModel(base, layout, checkpointed=config.train.gradient_checkpointing)
     likelihood = Likelihood(adapted, hierarchies)
@@ -161,6 +166,36 @@ def test_priors_solvers_variants_and_packs_are_reckoned(settings, case, tmp_path
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("tau", "tau_2", "num_groups", "case"),
+    [
+        ("100", "30", 3, {}),
+        ("100", "30", 60, {"num_tasks": 200, "rows": 2, "tokens": 8}),
+        ("100", "30", 60, {"num_tasks": 80, "rows": 16, "tokens": 4, "passes": 2}),
+        ("100", "30", 60, {"fits": 3, "num_tasks": 80, "rows": 2, "tokens": 8}),
+        ("100", "30", 8, {"num_tasks": 8, "rows": 64, "tokens": 4}),
+        ("inf", "30", 3, {}),
+        ("inf", "30", 60, {"num_tasks": 200, "rows": 2, "tokens": 8}),
+        ("inf", "30", 8, {"num_tasks": 8, "rows": 64, "tokens": 4}),
+        ("inf", "0", 60, {"num_tasks": 200, "rows": 2, "tokens": 8, "passes": 2}),
+    ],
+)
+def test_a_level_of_groups_is_reckoned(tau, tau_2, num_groups, case, dtype, tmp_path):
+    num_tasks, rows, tokens, passes, fits = (
+        {"num_tasks": 4, "rows": 8, "tokens": 64, "passes": 1, "fits": 1} | case
+    ).values()
+    settings = ["data.groups_path=groups.csv", f"prior.tau={tau}", f"prior.tau_2={tau_2}"]
+    config, base, layout = make("llama", dtype, "lora.target_modules=all-linear", *settings)
+    reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"], num_groups=num_groups)
+    parts = temporary(reckoned.step(num_tasks, rows, passes=passes, fits=fits))
+    measured = measured_peak(
+        config, base, layout, num_tasks, rows, tokens, passes, tmp_path / "trace.json", fits, num_groups
+    )
+    assert max(parts.values()) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3", "phi3", "gpt_neox", "bloom"])
 def test_other_families_are_counted_too(family, tmp_path):
     """Among them one whose head is no linear layer alone, and attention of other makes."""
@@ -193,18 +228,37 @@ def test_blocks_that_run_again_hold_no_more(family):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_scoring_is_reckoned_as_what_a_pass_without_gradients_allocates(tmp_path):
-    config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear")
-    hierarchy = Hierarchy(layout.initial(base, 0), num_tasks=4, tau=10.0, parametrization="noncentered")
-    likelihood, rows, tokens = Likelihood(AdaptedModel(base, layout), [hierarchy]), 16, 64
+@pytest.mark.parametrize(
+    ("settings", "num_tasks", "num_groups", "rows", "tokens"),
+    [
+        (["prior.tau=10"], 4, 0, 16, 64),
+        (["prior.tau=learn"], 4, 0, 16, 64),
+        (["prior.tau=10"], 4, 0, 64, 4),
+        (["prior.tau=learn"], 4, 0, 64, 4),
+        (["prior.tau=10"], 100, 0, 64, 4),
+        (["prior.tau=learn"], 100, 0, 64, 4),
+        (["data.groups_path=groups.csv", "prior.tau=10"], 4, 3, 64, 4),
+        (["data.groups_path=groups.csv", "prior.tau=learn"], 4, 3, 64, 4),
+        (["data.groups_path=groups.csv", "prior.tau=inf", "prior.tau_2=10"], 4, 3, 64, 4),
+    ],
+)
+def test_scoring_is_reckoned_as_what_a_pass_without_gradients_allocates(
+    settings, num_tasks, num_groups, rows, tokens, tmp_path
+):
+    """Where tau is learnt, the passes with smaller deviations take the most."""
+    config, base, layout = make("llama", torch.bfloat16, "lora.target_modules=all-linear", *settings)
+    hierarchy = make_hierarchy(config, base, layout, num_tasks, num_groups)
+    hierarchy.deviation_factor = SMALLER if config.learns_tau else None
+    likelihood = Likelihood(AdaptedModel(base, layout), [hierarchy])
     place_M = torch.arange(rows * tokens).view(rows, tokens)[:, 1:].flatten()
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        likelihood(torch.zeros(rows, tokens, dtype=torch.long), place_M, torch.arange(rows) % 4)
+        likelihood(torch.zeros(rows, tokens, dtype=torch.long), place_M, torch.arange(rows) % num_tasks)
     path = tmp_path / "trace.json"
     profiler.export_chrome_trace(str(path))
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
     sizes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
-    reckoned = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"]).step(4, rows // 2).scoring
+    memory = FitMemory(config, base, layout, tokens, chunk=CHUNK["cpu"], num_groups=num_groups)
+    reckoned = memory.step(num_tasks, rows // 2).scoring
     assert reckoned == pytest.approx(max(accumulate(sizes)), rel=0.03)
 
 
@@ -224,7 +278,7 @@ def test_copies_of_the_optimiser_are_a_number_of_blocks():
     without, three = (FitMemory(config, base, layout, 32, copies=copies).step(50, 8).update for copies in (0, 3))
     gradient = 4 * 51 * layout.num_parameters
     assert without == gradient
-    assert three == gradient + 3 * gradient
+    assert three == gradient + 3 * 4 * 50 * layout.num_parameters  # the tasks' bank; Theta is taken after it
 
 
 def test_it_grows_with_tasks_rows_tokens_and_fits():

@@ -9,6 +9,7 @@ import bora_sweep
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
 from bora_sweep.trials import pass_cost
+from bora_sweep.trials.pack_size import step_seconds
 from bora_sweep.trials.pass_cost import about_pass, fixed_tokens, with_measured_pass
 
 
@@ -36,6 +37,16 @@ def test_it_is_measured_once_and_only_where_it_is_asked_for():
     measured = with_measured_pass(config, corpus, base)
     assert measured.train.pass_tokens is None or 1 <= measured.train.pass_tokens <= 8 * corpus.longest
     assert with_measured_pass(measured, corpus, base) is measured
+
+
+@pytest.mark.parametrize("rate", ["auto", "0.01"])
+def test_it_and_the_size_of_a_pack_are_measured_before_a_rate_is_chosen(rate, monkeypatch):
+    monkeypatch.setattr(pass_cost, "fixed_tokens", lambda *_: 7)
+    config = load_config(["train.device=cpu", "lora.rank=2", "train.pass_tokens=auto", f"train.learning_rate={rate}"])
+    corpus, base = make_corpus(), make_base()
+    measured = with_measured_pass(config, corpus, base)
+    assert (measured.train.pass_tokens, measured.train.learning_rate) == (7, config.train.learning_rate)
+    assert step_seconds(measured, corpus, base, 2, repeats=1) > 0
 
 
 def test_what_cannot_be_measured_is_as_by_default_and_said(monkeypatch):

@@ -1,6 +1,8 @@
 """`train.learning_rate=auto`: the rate that short fits at tau = inf choose, and that a run keeps."""
 
 import math
+import os
+import signal
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,11 @@ import bora_sweep
 from bora_sweep.cli import main
 from bora_sweep.config import load_config
 from bora_sweep.errors import InputError
+from bora_sweep.process import Interrupted
+from bora_sweep.runs.requests import STOP_FILE
 from bora_sweep.trials import rate_test
 from bora_sweep.trials.rate_test import choose_rate, rate_of, vertex, with_chosen_rate
+from bora_sweep.tune.worker import with_measured
 
 SETTINGS = ["train.device=cpu", "lora.rank=2", "train.batch_size=8", "train.learning_rate=auto"]
 
@@ -24,7 +29,7 @@ def stub(monkeypatch, nats_at, calls=None):
         num_batches, num_tokens, base_nats = 8, 0, 5.0
         best_of = rate_test._Fits.best_of
 
-        def __init__(self, _config, _pack):
+        def __init__(self, _config, _pack, _check_stop):
             self.nats = {}
 
         def _advance(self, places, steps):
@@ -112,12 +117,16 @@ def test_what_it_does_not_go_with_is_refused(settings, said):
     assert said in str(error.value)
 
 
-def test_a_run_keeps_what_was_chosen_and_resumes_with_it(corpus_file, model_folder, tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = [
+@pytest.fixture
+def settings(corpus_file, model_folder, tmp_path) -> list[str]:
+    return [
         f"data.path={corpus_file}", f"model.name={model_folder}", "model.max_tokens=16", "lora.rank=2",
-        "train.max_epochs=1", "train.device=cpu", "train.learning_rate=auto", f"output={run}",
+        "train.max_epochs=1", "train.device=cpu", "train.learning_rate=auto", f"output={tmp_path / 'run'}",
     ]  # fmt: skip
+
+
+def test_a_run_keeps_what_was_chosen_and_resumes_with_it(settings, tmp_path, capsys):
+    run = tmp_path / "run"
     assert main(["fit", *settings]) == 0
     assert "train.learning_rate=auto:" in capsys.readouterr().err
     rate = load_config([run / "config.yaml"]).train.learning_rate
@@ -126,3 +135,73 @@ def test_a_run_keeps_what_was_chosen_and_resumes_with_it(corpus_file, model_fold
     assert main(["fit", "--resume", *settings]) == 0
     assert "train.learning_rate=auto:" not in capsys.readouterr().err
     assert load_config([run / "config.yaml"]).train.learning_rate == rate
+
+
+def counted_steps(monkeypatch, after_third) -> list[int]:
+    """The steps of a test from here on; calls `after_third` after the third."""
+    done, step = [], rate_test.step
+
+    def counted(*arguments):
+        result = step(*arguments)
+        done.append(len(done) + 1)
+        if len(done) == 3:
+            after_third()
+        return result
+
+    monkeypatch.setattr(rate_test, "step", counted)
+    return done
+
+
+def test_it_may_end_after_each_step_and_each_scored_batch():
+    """Wherever it is told to stop it does, and the base is as it was."""
+    config, corpus, base = load_config(SETTINGS), make_corpus(), make_base()
+    calls = []
+    whole = choose_rate(config, corpus, base, lambda: calls.append(1))
+    assert len(calls) > 2 * 16  # steps of all rates, and their scoring
+    for last in (1, 3, len(calls)):
+        left = iter(range(last - 1))
+
+        def stop(left=left) -> None:
+            if next(left, None) is None:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            choose_rate(config, corpus, base, stop)
+        assert not any(module._forward_hooks for module in base.modules())
+    assert choose_rate(config, corpus, base) == whole
+
+
+@pytest.mark.parametrize("asked_by", ["signal", "file"])
+def test_a_run_that_is_stopped_in_it_begins_it_anew(settings, asked_by, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+
+    def ask() -> None:
+        if asked_by == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            (run / STOP_FILE).touch()
+
+    monkeypatch.setattr("bora_sweep.runs.requests.POLL_SECONDS", 0)
+    with monkeypatch.context() as patched:
+        steps = counted_steps(patched, ask)
+        assert main(["fit", *settings]) == 130
+        assert steps == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert ("stopping after this step" in said) == (asked_by == "signal")
+    assert "--resume" in said
+    assert load_config([run / "config.yaml"]).train.learning_rate == "auto"
+    assert not (run / "trials").exists()
+
+    assert main(["fit", "--resume", f"output={run}"]) == 0
+    assert main(["fit", *settings[:-1], f"output={tmp_path / 'whole'}"]) == 0
+    rates = [load_config([tmp_path / name / "config.yaml"]).train.learning_rate for name in ("run", "whole")]
+    assert isinstance(rates[0], float)
+    assert rates[0] == rates[1]
+
+
+def test_the_process_that_measures_for_a_sweep_ends_where_the_run_is_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr("bora_sweep.tune.worker.cached_base", lambda *_: make_base())
+    config, corpus = load_config(SETTINGS), make_corpus()
+    assert with_measured(config, corpus, str(tmp_path), 1) is not None
+    (tmp_path / STOP_FILE).touch()
+    assert with_measured(config, corpus, str(tmp_path), 1) is None

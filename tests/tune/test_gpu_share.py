@@ -92,5 +92,7 @@ def test_each_process_of_a_trial_takes_its_share_before_it_loads_the_base(gpu, m
     assert seen == [1]
     worker.fit_trials(params, config, None, "run", **idle)
     packed = load_config(["ray.gpus_per_trial=0.5", "search.pack=auto"])
-    assert worker.with_measured(packed, None, "run", 4)[0].search.pack == 1  # type: ignore[arg-type]
+    measured = worker.with_measured(packed, None, "run", 4)  # type: ignore[arg-type]
+    assert measured is not None
+    assert measured[0].search.pack == 1
     assert len(gpu) == 1

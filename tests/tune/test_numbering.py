@@ -25,6 +25,8 @@ from bora_sweep.tune.numbering import (
 from bora_sweep.tune.points import LEARNT, EarlierTrial, Point, trial_config
 from bora_sweep.tune.search import TauSearch
 
+GROUPED = ["data.groups_path=groups.csv", "search.taus=[30]", "search.ranks=[2,4]", "search.learning_rates=[0.01]"]
+GROUPED += ["search.baselines=[zero_shot,independent,shared,per_group,learnt,fine_tuned,average,fedsa,task_prompt]"]
 Done = list[tuple[str, Point, float]]
 PACKED = pytest.param(["search.pack=3"], id="pack")
 PLAIN = pytest.param([], id="plain")
@@ -376,3 +378,15 @@ def test_a_fit_that_learns_tau_is_one_point_whatever_it_found():
         done += [(f["trial_id"], f["point"]["method"]) for f in fit["fits"]]
         search.on_trial_complete(f"t{len(done) - 1}", {f"objectives/{f['trial_id']}": 1.0 for f in fit["fits"]})
     assert [method for _, method in done] == ["map", "map", LEARNT]
+
+
+def test_each_fit_of_a_sweep_with_groups_can_have_its_settings():
+    """Among them one for each group on its own beside one that learns tau."""
+    config = make_config(*GROUPED)
+    configs = {point.method: trial_config(config, point, 0) for point in new_numbering(config).given.values()}
+    assert configs[LEARNT].learns_tau
+    assert configs[LEARNT].has_group_level
+    per_group = [point for point in new_numbering(config).given.values() if point.tau_2 == 0]
+    assert [trial_config(config, point, 0).is_by_group for point in per_group] == [True]
+    with pytest.raises(InputError, match=r"prior\.tau_2=0\.0 needs a tau that is a number"):
+        make_config(*GROUPED, "prior.tau_2=0")

@@ -1,16 +1,18 @@
 """Sweeps on Ray that go on with more, and that another terminal stops or tells a value."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from sweeps import SMALL, finish, here, numbers, start, wait_for
+from sweeps import SMALL, finish, here, numbers, start, wait_for, workers
 
 from bora_sweep.cli import main
 from bora_sweep.runs.folder import config_of
 from bora_sweep.runs.results import read_trial_row, trial_rows
+from bora_sweep.runs.run_lock import DRIVER_FILE
 from bora_sweep.tune.numbering import read_numbering
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -140,3 +142,21 @@ def test_fits_are_stopped_and_a_value_is_tried_and_the_sweep_is_stopped_and_resu
     capsys.readouterr()
     assert main(["stop", str(run), "--trial", "005"]) == 2
     assert "no process works on it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked_by", ["stop", "Ctrl-C"])
+def test_a_sweep_that_is_stopped_in_its_range_test_begins_no_trial(sources, tmp_path, asked_by):
+    run = tmp_path / "run"
+    process = start("sweep", *sources, "train.learning_rate=auto", "output=run", cwd=tmp_path)
+    if asked_by == "stop":
+        wait_for((run / DRIVER_FILE).exists, process)
+        assert main(["stop", str(run)]) == 0
+    else:
+        wait_for(lambda: workers(process.pid, "with_measured"), process)
+        process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert ("stopping after this step" in output) == (asked_by == "Ctrl-C")
+    assert "--resume output=" in output
+    assert config_of(run).train.learning_rate == "auto"
+    assert trial_rows(run) == []
