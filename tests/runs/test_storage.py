@@ -183,7 +183,13 @@ def full_disk(tmp_path):
 def test_a_full_disk_is_one_message_leaves_no_half_file_and_the_fit_goes_on(
     full_disk, corpus_file, model_folder, tmp_path, capsys
 ):
-    sources = [f"data.path={corpus_file}", f"model.name={model_folder}", *SMALL, "train.max_epochs=4"]
+    sources = [
+        f"data.path={corpus_file}",
+        f"model.name={model_folder}",
+        *SMALL,
+        "train.max_epochs=4",
+        "lora.target_modules=[q_proj]",
+    ]
     assert main(["fit", *sources, f"output={tmp_path / 'whole'}"]) == 0
     capsys.readouterr()
     ballast = full_disk / "ballast"
