@@ -13,7 +13,7 @@ help: ## what can be made
 sweep: .venv/installed ## the embedded sweep, from text to report: make sweep ARGS="search.num_trials=12"
 	$(BIN)/bora-sweep sweep conf/embedded.yaml $(ARGS)
 
-test: .venv/installed-dev ## the tests, in under five minutes on two cores
+test: .venv/installed-dev ## the quick tests: about fifteen minutes on two cores
 	.ci/test quick $(ARGS)
 
 test-all: test ## the tests, then the slow ones: browser, compiler, killed processes, many base models
