@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from bora_sweep.config import Config, Setting, explicit_settings, with_values
+from bora_sweep.config import Config, Setting, TrainConfig, explicit_settings, with_values
 from bora_sweep.errors import InputError, plural
 from bora_sweep.process import gc_paused
 from bora_sweep.runs.folder import new_run, reopen_run
@@ -127,8 +127,16 @@ def _check_points(config: Config, numbering: "Numbering") -> None:
     """Refuse a sweep of which a fit could not have its settings."""
     from bora_sweep.tune.points import Point, trial_config
 
+    config = _with_a_rate(config)
     for point in [*numbering.given.values(), Point(0, config.search.tau_low)]:
         trial_config(config, point, 0)
+
+
+def _with_a_rate(config: Config) -> Config:
+    """With a number in the place of the rate that the range test will choose, as the fits of the sweep have one."""
+    if config.train.learning_rate != "auto":
+        return config
+    return with_values(config, train={"learning_rate": TrainConfig().learning_rate})
 
 
 def _open_run(settings: Sequence[Setting], command: str, resume: bool) -> tuple[Config, Folder, "Fingerprints | None"]:
@@ -218,7 +226,7 @@ def _longest_corpus(config: Config, corpus: "TokenizedCorpus") -> "TokenizedCorp
     from bora_sweep.model.base import load_tokenizer
 
     encoder = Encoder(load_tokenizer(config.model, config.data))
-    return with_task_names(with_values(config, method="task_prompt"), corpus, encoder)
+    return with_task_names(with_values(_with_a_rate(config), method="task_prompt"), corpus, encoder)
 
 
 def _check_unseen(config: Config, corpus: "TokenizedCorpus") -> None:

@@ -3,11 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from bora_sweep.cli import main
+from bora_sweep.config.search import Baseline
+from bora_sweep.prepare import prepare_sweep
 from bora_sweep.runs.folder import config_of
 
 SMALL = ["model.max_tokens=16", "lora.rank=2", "train.max_epochs=1", "train.device=cpu"]
@@ -93,3 +97,15 @@ def test_documents_that_are_named_wrongly(command, arguments, says, corpus_file,
 def test_two_corpora_are_refused(command, corpus_file, capsys):
     assert main([*command, str(corpus_file), "other.csv"]) == 2
     assert f"other.csv: {corpus_file} names the documents already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["auto", "0.01"])
+def test_a_sweep_with_every_baseline_is_not_refused(rate, corpus_file, model_folder, tmp_path):
+    """Each fit's settings are checked before the first begins, also where the range test has not chosen the rate."""
+    names = ",".join(name for name in get_args(Baseline) if name != "per_group")
+    settings = [
+        f"data.path={corpus_file}", f"model.name={model_folder}", "train.device=cpu", f"train.learning_rate={rate}",
+        f"search.baselines=[{names}]", f"output={tmp_path / 'run'}",
+    ]  # fmt: skip
+    prepared = prepare_sweep(settings, False, Console(quiet=True))
+    assert prepared.config.train.learning_rate == (rate if rate == "auto" else float(rate))
